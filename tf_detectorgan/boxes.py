@@ -1,0 +1,116 @@
+"""Boxes. The only file that knows the order of a box's coordinates.
+
+A box is float32 (x0, y0, x1, y1): pixels of the stored image, origin at the image's top-left corner, x1 and y1
+edges (width = x1 - x0). Letters: N boxes, M boxes, H and W the image's height and width.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def from_xywh(boxes):
+    """COCO's (x, y, width, height) [..., 4] to ours, same unit and dtype."""
+    x, y, w, h = tf.unstack(tf.convert_to_tensor(boxes), axis=-1)
+    return tf.stack([x, y, x + w, y + h], axis=-1)
+
+
+def to_xywh(boxes):
+    """Inverse of `from_xywh`."""
+    x0, y0, x1, y1 = tf.unstack(tf.convert_to_tensor(boxes), axis=-1)
+    return tf.stack([x0, y0, x1 - x0, y1 - y0], axis=-1)
+
+
+def from_center(boxes):
+    """(center x, center y, width, height) [..., 4] to ours."""
+    cx, cy, w, h = tf.unstack(tf.convert_to_tensor(boxes), axis=-1)
+    return tf.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=-1)
+
+
+def to_center(boxes):
+    """Inverse of `from_center`."""
+    x0, y0, x1, y1 = tf.unstack(tf.convert_to_tensor(boxes), axis=-1)
+    return tf.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], axis=-1)
+
+
+def to_relative_yxyx(boxes, height, width):
+    """[..., 4] as fractions (y0, x0, y1, x1) of the image's edges: TensorFlow's crop and NMS order."""
+    x0, y0, x1, y1 = tf.unstack(tf.cast(boxes, tf.float32), axis=-1)
+    height, width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    return tf.stack([y0 / height, x0 / width, y1 / height, x1 / width], axis=-1)
+
+
+def area(boxes):
+    """Area in square pixels [...]; 0 for a box with no extent or padded with zeros."""
+    x0, y0, x1, y1 = tf.unstack(boxes, axis=-1)
+    return tf.maximum(x1 - x0, 0.0) * tf.maximum(y1 - y0, 0.0)
+
+
+def intersection(a, b):
+    """Pairwise overlap [..., N, M] in square pixels of a [..., N, 4] and b [..., M, 4]."""
+    a, b = tf.expand_dims(a, -2), tf.expand_dims(b, -3)
+    low = tf.maximum(a[..., :2], b[..., :2])
+    high = tf.minimum(a[..., 2:], b[..., 2:])
+    extent = tf.maximum(high - low, 0.0)
+    return extent[..., 0] * extent[..., 1]
+
+
+def iou(a, b):
+    """Pairwise intersection over the *union* [..., N, M]; 0 where both boxes are empty."""
+    overlap = intersection(a, b)
+    union = tf.expand_dims(area(a), -1) + tf.expand_dims(area(b), -2) - overlap
+    return tf.math.divide_no_nan(overlap, union)
+
+
+def iobb(detected, truth):
+    """Pairwise intersection over the *detected* box's area [..., N, M] (IoBB, Wang et al. 2017, section 4.2)."""
+    return tf.math.divide_no_nan(intersection(detected, truth), tf.expand_dims(area(detected), -1))
+
+
+def shift(boxes, dx, dy):
+    """Boxes [..., 4] moved right by dx and down by dy pixels (scalars or [...])."""
+    dx, dy = tf.cast(dx, boxes.dtype), tf.cast(dy, boxes.dtype)
+    return boxes + tf.stack([dx, dy, dx, dy], axis=-1)
+
+
+def clip(boxes, height, width):
+    """Boxes [..., 4] cut to the image [0, width] x [0, height]; height and width scalars or [...]."""
+    height, width = tf.cast(height, boxes.dtype), tf.cast(width, boxes.dtype)
+    x0, y0, x1, y1 = tf.unstack(boxes, axis=-1)
+    return tf.stack(
+        [
+            tf.clip_by_value(x0, 0.0, width),
+            tf.clip_by_value(y0, 0.0, height),
+            tf.clip_by_value(x1, 0.0, width),
+            tf.clip_by_value(y1, 0.0, height),
+        ],
+        axis=-1,
+    )
+
+
+def dilate(boxes, margin):
+    """Boxes [..., 4] grown on every side by `margin` pixels (scalar or [...])."""
+    margin = tf.cast(margin, boxes.dtype)
+    return boxes + tf.stack([-margin, -margin, margin, margin], axis=-1)
+
+
+def mask(boxes, height: int, width: int):
+    """1.0 where a pixel's centre lies in the box, else 0.0: [..., height, width] for boxes [..., 4]."""
+    x0, y0, x1, y1 = (v[..., None, None] for v in tf.unstack(boxes, axis=-1))
+    x = tf.range(width, dtype=boxes.dtype) + 0.5
+    y = tf.range(height, dtype=boxes.dtype)[:, None] + 0.5
+    return tf.cast((x >= x0) & (x < x1) & (y >= y0) & (y < y1), tf.float32)
+
+
+def feathered_mask(boxes, height: int, width: int, feather: float):
+    """Box mask whose edge falls from 1 to 0 linearly over `feather` pixels outside the box: [..., height, width].
+
+    1 in the whole box, 0 at more than `feather` pixels from it; corners are rounded (Euclidean distance).
+    """
+    x0, y0, x1, y1 = (v[..., None, None] for v in tf.unstack(boxes, axis=-1))
+    x = tf.range(width, dtype=boxes.dtype) + 0.5
+    y = tf.range(height, dtype=boxes.dtype)[:, None] + 0.5
+    dx = tf.maximum(tf.maximum(x0 - x, x - x1), 0.0)
+    dy = tf.maximum(tf.maximum(y0 - y, y - y1), 0.0)
+    distance = tf.sqrt(dx * dx + dy * dy)
+    return tf.clip_by_value(1.0 - distance / max(feather, 1e-6), 0.0, 1.0)

@@ -1,0 +1,79 @@
+"""Options of every command as frozen dataclasses. Each default is written here and nowhere else.
+
+`define_flags(Train)` makes absl flags of a dataclass's fields, `read_flags(Train)` fills it. Flags stop there: models,
+losses, data and metrics take plain keyword arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any, TypeVar, get_type_hints
+
+from absl import flags
+
+from tf_detectorgan.errors import InputError
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str, choices: Sequence[str] | None = None, low=None, high=None) -> Any:
+    """A dataclass field that is also a flag. `low` and `high` bound numbers (inclusive)."""
+    return dataclasses.field(
+        default=default, metadata={"help": help, "choices": choices, "low": low, "high": high}
+    )
+
+
+def define_flags(options: type) -> None:
+    """Defines one absl flag per field: bool, int, float, str, and comma-separated tuples of those."""
+    types = get_type_hints(options)
+    for field in dataclasses.fields(options):
+        kind, meta, name = types[field.name], field.metadata, field.name
+        if kind is bool:
+            flags.DEFINE_bool(name, field.default, meta["help"])
+        elif kind is int:
+            flags.DEFINE_integer(name, field.default, meta["help"], meta["low"], meta["high"])
+        elif kind is float:
+            flags.DEFINE_float(name, field.default, meta["help"], meta["low"], meta["high"])
+        elif kind is str and meta["choices"]:
+            flags.DEFINE_enum(name, field.default, meta["choices"], meta["help"])
+        elif kind is str:
+            flags.DEFINE_string(name, field.default, meta["help"])
+        else:
+            flags.DEFINE_list(name, ",".join(map(str, field.default)), meta["help"])
+
+
+def read_flags(options: type[T], values: flags.FlagValues = flags.FLAGS) -> T:
+    """The parsed flags as an `options` object.
+
+    Raises:
+      InputError: an item of a list flag is not of the field's type, or not among its choices.
+    """
+    types = get_type_hints(options)
+    arguments = {}
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        value = values[field.name].value
+        if isinstance(value, list):
+            value = _items(field, value, types[field.name].__args__[0])
+        arguments[field.name] = value
+    return options(**arguments)
+
+
+def _items(field: dataclasses.Field, items: list[str], kind: type) -> tuple:
+    try:
+        result = tuple(kind(item.strip()) for item in items if item.strip())
+    except ValueError as error:
+        raise InputError(
+            f"--{field.name}={','.join(items)}: every item must be {kind.__name__} ({error})"
+        ) from error
+    choices = field.metadata["choices"]
+    for item in result:
+        if choices and item not in choices:
+            raise InputError(f"--{field.name}: {item!r} is none of {', '.join(choices)}")
+    return result
+
+
+def to_json(options: Any) -> str:
+    """The options as sorted JSON, as written to `config.json`."""
+    return json.dumps(dataclasses.asdict(options), indent=2, sort_keys=True)
