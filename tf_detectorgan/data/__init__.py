@@ -1,0 +1,1 @@
+"""From files to tensors. This room never sees a network."""

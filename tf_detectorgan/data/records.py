@@ -1,0 +1,337 @@
+"""The record on disk: one schema for real, drawn and synthetic images, and the only file that reads or writes it.
+
+A prepared data set is one TFDS directory. Its splits are `{train,validation,test}_{labelled,clean,unboxed}`:
+labelled images have boxes, clean images are free of the object, unboxed images have the object but no boxes. A split
+without images is absent. Letters: H, W, C channels, k boxes, g groups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tf_detectorgan.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+STREAMS = ("labelled", "clean", "unboxed")
+SCHEMA = 1  # raised when the features below change; a directory of another schema is refused
+_TFRECORD_FRAME_BYTES = 16  # length, its checksum and the data's checksum around every record
+
+
+class Record(NamedTuple):
+    """One image with its boxes, as tensors; the fields are the features' names."""
+
+    image: tf.Tensor  # [H, W, C] float32 in [-1, 1]; black padding at the right or the bottom
+    image_id: tf.Tensor  # [] int64, unique in the data set
+    file_name: tf.Tensor  # [] string
+    groups: tf.Tensor  # [g] string: patient, scene, ...; a synthetic image has those of both parents
+    boxes: tf.Tensor  # [k, 4] float32, see boxes.py, stored pixels
+    labels: tf.Tensor  # [k] int32
+    valid_size: tf.Tensor  # [2] int32, height and width of the content inside the padding, stored pixels
+    source_size: tf.Tensor  # [2] int32, height and width of the file the image came from
+    provenance: tf.Tensor  # [] string, JSON of how a synthetic image was made, "" for others
+
+
+def features(
+    image_shape: tuple[int, int, int], bit_depth: int, class_names: Iterable[str]
+) -> tfds.features.FeaturesDict:
+    """The schema for images [H, W, C] of `bit_depth` 8 or 16 bits per channel."""
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(
+                shape=tuple(image_shape), dtype=_stored_dtype(bit_depth), encoding_format="png"
+            ),
+            "image_id": tfds.features.Scalar(np.int64),
+            "file_name": tfds.features.Text(),
+            "groups": tfds.features.Sequence(tfds.features.Text()),
+            "boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
+            "labels": tfds.features.Sequence(tfds.features.ClassLabel(names=list(class_names))),
+            "valid_size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
+            "source_size": tfds.features.Tensor(shape=(2,), dtype=np.int32),
+            "provenance": tfds.features.Text(),
+        }
+    )
+
+
+def _stored_dtype(bit_depth: int) -> type:
+    if bit_depth not in (8, 16):
+        raise InputError(f"bit depth {bit_depth}: images are stored with 8 or 16 bits per channel")
+    return {8: np.uint8, 16: np.uint16}[bit_depth]
+
+
+def bit_depth_of(schema: tfds.features.FeaturesDict) -> int:
+    """Bits per channel of the stored image, 8 or 16."""
+    return 8 * np.dtype(schema["image"].np_dtype).itemsize
+
+
+def to_stored(image: np.ndarray, bit_depth: int) -> np.ndarray:
+    """float32 [..] in [-1, 1] to the stored integers, rounded and clipped: the inverse of `to_float`."""
+    top = 2**bit_depth - 1
+    levels = np.rint((np.asarray(image, np.float64) + 1.0) * (top / 2.0))
+    return np.clip(levels, 0, top).astype(_stored_dtype(bit_depth))
+
+
+def to_float(image: tf.Tensor, bit_depth: int) -> tf.Tensor:
+    """Stored integers [..] to float32 in [-1, 1]."""
+    return tf.cast(image, tf.float32) * (2.0 / (2**bit_depth - 1)) - 1.0
+
+
+def encode(schema: tfds.features.FeaturesDict, example: Mapping[str, Any]) -> bytes:
+    """A serialized tf.train.Example of `Record`'s fields; `image` as stored integers or as floats in [-1, 1]."""
+    image = np.asarray(example["image"])
+    if np.issubdtype(image.dtype, np.floating):
+        image = to_stored(image, bit_depth_of(schema))
+    values = {
+        "image": image,
+        "image_id": int(example["image_id"]),
+        "file_name": tf.compat.as_text(np.asarray(example["file_name"]).item()),
+        "groups": [tf.compat.as_text(group) for group in np.asarray(example["groups"]).tolist()],
+        "boxes": np.asarray(example["boxes"], np.float32).reshape(-1, 4),
+        "labels": np.asarray(example["labels"], np.int64).reshape(-1).tolist(),
+        "valid_size": np.asarray(example["valid_size"], np.int32),
+        "source_size": np.asarray(example["source_size"], np.int32),
+        "provenance": tf.compat.as_text(np.asarray(example["provenance"]).item()),
+    }
+    return schema.serialize_example(schema.encode_example(values))
+
+
+def decode(schema: tfds.features.FeaturesDict, serialized: tf.Tensor) -> Record:
+    """Inverse of `encode` for one serialized Example ([] string), eagerly or inside tf.data."""
+    values = schema.deserialize_example(serialized)
+    values["image"] = to_float(values["image"], bit_depth_of(schema))
+    values["labels"] = tf.cast(values["labels"], tf.int32)
+    return Record(**values)
+
+
+def write_records(path, examples: Iterable[Mapping[str, Any]], schema: tfds.features.FeaturesDict) -> int:
+    """Writes examples (see `encode`) to one TFRecord file, under a temporary name until it is complete.
+
+    The schema goes beside it, into the same directory. Returns the number of examples.
+    """
+    path, count = Path(path), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with tf.io.TFRecordWriter(str(partial)) as writer:
+            for example in examples:
+                writer.write(encode(schema, example))
+                count += 1
+        schema.save_config(str(path.parent))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def read_features(directory) -> tfds.features.FeaturesDict:
+    """The schema that `write_records` put into `directory`.
+
+    Raises:
+      InputError: there is none, or it cannot be read.
+    """
+    try:
+        return tfds.features.FeaturesDict.from_config(str(directory))
+    except Exception as error:  # TFDS raises many kinds for a missing or broken features.json
+        raise InputError(
+            f"{Path(directory) / 'features.json'}: no readable record schema there ({error})"
+        ) from error
+
+
+def read_records(path) -> tf.data.Dataset:
+    """The serialized Examples ([] string) of one TFRecord file, in the order written; every record is checked first.
+
+    Raises:
+      InputError: the file is missing, truncated or damaged.
+    """
+    check_records(path)
+    return tf.data.TFRecordDataset(str(path))
+
+
+def check_records(path) -> tuple[int, str]:
+    """Reads a TFRecord file through and returns its number of records and a hash of their contents.
+
+    Raises:
+      InputError: the file is missing, truncated or damaged (a record's checksum does not fit).
+    """
+    path, count, digest = Path(path), 0, hashlib.sha256()
+    if not path.is_file():
+        raise InputError(f"{path}: no such record file; run the command that writes it again")
+    try:
+        for records in tf.data.TFRecordDataset(str(path)).batch(64).as_numpy_iterator():
+            for record in records:
+                digest.update(hashlib.sha256(record).digest())
+            count += len(records)
+    except tf.errors.DataLossError as error:
+        raise InputError(
+            f"{path}: truncated or damaged after record {count}; delete it and write it again"
+        ) from error
+    return count, digest.hexdigest()
+
+
+class Dataset:
+    """A prepared data set, opened by `open_dataset`."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder):
+        schema = builder.info.features
+        self.directory = Path(builder.data_dir)
+        self.name: str = builder.name
+        self.version: str = str(builder.version)
+        self.citation: str = builder.info.citation
+        self.features: tfds.features.FeaturesDict = schema
+        self.image_shape: tuple[int, int, int] = tuple(schema["image"].shape)
+        self.bit_depth: int = bit_depth_of(schema)
+        self.class_names: tuple[str, ...] = tuple(schema["labels"].feature.names)
+        self.max_boxes: int = max(int(builder.info.metadata["max_boxes"]), 1)
+        self._splits = builder.info.splits
+
+    def count(self, split: str) -> int:
+        """Number of images in a split, for example "train_labelled"; 0 when the split is absent."""
+        return int(self._splits[split].num_examples) if split in self._splits else 0
+
+    def serialized(self, split: str) -> tf.data.Dataset:
+        """The split's undecoded Examples ([] string), always in the same order; empty when the split is absent."""
+        if not self.count(split):
+            return tf.data.Dataset.from_tensor_slices(tf.zeros([0], tf.string))
+        return tf.data.TFRecordDataset([str(path) for path in self._splits[split].filepaths])
+
+    def decode(self, serialized: tf.Tensor) -> Record:
+        """One undecoded Example as a `Record`, inside tf.data."""
+        return decode(self.features, serialized)
+
+    def fingerprint(self) -> str:
+        """A hash over the schema and every record; reads all files, so call it once per run.
+
+        Raises:
+          InputError: a record file is missing, truncated or damaged.
+        """
+        digest = hashlib.sha256(f"{self.name} {self.version} {self.image_shape} {self.bit_depth}".encode())
+        digest.update(json.dumps(self.class_names).encode())
+        for split in sorted(self._splits):
+            for path, expected in zip(
+                self._splits[split].filepaths, self._splits[split].shard_lengths, strict=True
+            ):
+                count, contents = check_records(path)
+                if count != expected:
+                    raise InputError(
+                        f"{path}: {count} records instead of {expected}; prepare the data set again"
+                    )
+                digest.update(f"{split} {count} {contents}".encode())
+        return digest.hexdigest()
+
+    def check_sizes(self) -> None:
+        """Compares the record files' sizes with what was written: finds truncated files without reading them.
+
+        Raises:
+          InputError: a file is missing or has another size.
+        """
+        for split, info in self._splits.items():
+            paths = [Path(path) for path in info.filepaths]
+            for path in paths:
+                if not path.is_file():
+                    raise InputError(f"{path}: missing; prepare the data set again")
+            expected = info.num_bytes + _TFRECORD_FRAME_BYTES * info.num_examples
+            found = sum(path.stat().st_size for path in paths)
+            if found != expected:
+                raise InputError(
+                    f"{', '.join(map(str, paths))}: {found} bytes instead of {expected} (split {split}): "
+                    "truncated or changed; prepare the data set again"
+                )
+
+
+def open_dataset(data_dir) -> Dataset:
+    """Opens a directory that `prepare` wrote; cheap: reads the description and the file sizes, no image.
+
+    Raises:
+      InputError: the directory is missing, is no prepared data set, is incomplete or has another schema.
+    """
+    directory = Path(data_dir).expanduser()
+    if not is_dataset(directory):
+        raise InputError(
+            f"{directory}: no prepared data set (no dataset_info.json); write one by "
+            "`python -m tf_detectorgan.prepare --out=...`"
+        )
+    try:
+        builder = tfds.builder_from_directory(directory)
+        schema = builder.info.metadata.get("schema")
+    except Exception as error:  # TFDS raises many kinds for a broken description
+        raise InputError(
+            f"{directory}: the data set's description cannot be read ({error}); prepare it again"
+        ) from error
+    if schema != SCHEMA:
+        raise InputError(
+            f"{directory}: record schema {schema}, this program reads {SCHEMA}; prepare it again"
+        )
+    dataset = Dataset(builder)
+    dataset.check_sizes()
+    return dataset
+
+
+def is_dataset(directory) -> bool:
+    """Whether `directory` holds a TFDS data set."""
+    return (Path(directory) / "dataset_info.json").is_file()
+
+
+def describe(
+    builder: tfds.core.DatasetBuilder,
+    schema: tfds.features.FeaturesDict,
+    *,
+    max_boxes: int,
+    description: str,
+    citation: str = "",
+) -> tfds.core.DatasetInfo:
+    """The DatasetInfo of a builder of this project: order kept as yielded, schema version and max_boxes in it."""
+    return tfds.core.DatasetInfo(
+        builder=builder,
+        description=description,
+        features=schema,
+        citation=citation,
+        metadata=tfds.core.MetadataDict(schema=SCHEMA, max_boxes=max_boxes),
+        disable_shuffling=True,
+    )
+
+
+def build(make: Callable[[str], tfds.core.DatasetBuilder], out, *, overwrite: bool = False) -> None:
+    """Runs the builder `make(data_dir)` and puts its directory at `out`, whole or not at all.
+
+    The work happens in a temporary sibling of `out`, which is removed whatever happens.
+
+    Raises:
+      InputError: `out` exists and is not to be overwritten, or is no prepared data set.
+    """
+    out = Path(out).expanduser().absolute()
+    check_target(out, overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        builder = make(str(work / "new"))
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        if out.exists():
+            out.rename(work / "old")
+        Path(builder.data_dir).rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_target(out, overwrite: bool) -> None:
+    """Refuses to write over anything but a prepared data set, and over that only when asked.
+
+    Raises:
+      InputError: as said.
+    """
+    out = Path(out).expanduser()
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not is_dataset(out):
+        raise InputError(f"--out={out}: exists and is no prepared data set; choose another directory")
+    if not overwrite:
+        raise InputError(f"--out={out}: already holds a data set; use --overwrite to replace it")
