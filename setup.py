@@ -1,0 +1,76 @@
+"""Packaging of tf_detectorgan. Exact tested versions are in constraints.txt, which `make` installs with."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(
+    r'^__version__ = "([^"]+)"', (ROOT / "tf_detectorgan/__init__.py").read_text("utf-8"), re.MULTILINE
+).group(1)
+
+REQUIRES = [
+    # The framework; 2.21 is the release that every gradient of Eqn 3 was checked on.
+    "tensorflow>=2.21,<2.22",
+    # Models and optimizers; 3.12 is the first release whose `stateless_call` and seeds we rely on and test.
+    "keras>=3.12,<4",
+    # RetinaNet: backbone, anchors, box coding and non-maximum suppression (docs/decisions/0002).
+    "keras-cv>=0.9,<0.10",
+    # Data set builders and the TFRecord files that every room reads and writes.
+    "tensorflow-datasets>=4.9.10",
+    # tensorflow-datasets 4.9.10 imports it and does not declare it.
+    "importlib_resources>=6",
+    # Flags of every command, and flagfiles.
+    "absl-py>=2",
+    # `tf.summary` and the TensorBoard page; TensorFlow 2.21 no longer brings it.
+    "tensorboard>=2.20",
+    # The reference implementation of COCO average precision and recall.
+    "pycocotools>=2.0.8",
+    # Arrays at the border: files in, metrics and reports out.
+    "numpy>=1.26",
+    # Exact intervals for k of n, distance transforms and filters of the drawn X-rays.
+    "scipy>=1.13",
+    # Image files of any bit depth: reading, checking, writing.
+    "pillow>=11",
+    # Curves of the report.
+    "matplotlib>=3.9",
+    # Progress bars with the time that is left.
+    "tqdm>=4.66",
+    # The report's and the gallery's HTML pages.
+    "Jinja2>=3.1",
+]
+
+EXTRAS = {
+    # CUDA libraries as wheels.
+    "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
+    # Submits the jobs of k8s/ from Python.
+    "k8s": ["kubernetes>=31"],
+    # Everything `make test` runs; setuptools because a test reads this file.
+    "test": [
+        "pytest>=8",
+        "hypothesis>=6",
+        "ruff>=0.17,<0.18",
+        "mypy>=1.15",
+        "import-linter>=2.7",
+        "setuptools>=70",
+        "types-tqdm",
+    ],
+    # PyTorch beside which benchmarks/ measures our step time.
+    "bench": ["torch>=2.6"],
+}
+
+setup(
+    name="tf_detectorgan",
+    version=VERSION,
+    description="Synthetic images with exact boxes that make a detector better (DetectorGAN, ICCV 2019)",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["tf_detectorgan", "tf_detectorgan.*"]),
+    package_data={"tf_detectorgan": ["experiments/templates/*", "**/*.jinja", "**/*.html"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)
