@@ -1,0 +1,51 @@
+"""Free-response ROC: the share of objects found against the false marks per image, over all images, clean ones too."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tf_detectorgan.evaluation.average_precision import Matches
+
+RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per image
+
+
+def froc(matches: Matches, iou: float = 0.1) -> dict:
+    """Sensitivity at the seven rates and the curve, all classes pooled under one score threshold.
+
+    A detection is a true positive when COCO matches it to a truth box of its class at `iou`; every other one, a second
+    hit on the same object too, is a false positive. Equal scores pass the threshold together.
+
+    Returns:
+      {"iou", "sensitivity": {"0.125": s, ...}, "mean", "curve": {"fp_per_image", "sensitivity", "score"}}; a rate's s is
+      the best among thresholds with at most that many false positives per image. None without any truth box.
+
+    Raises:
+      ValueError: `iou` is none of the matches' thresholds.
+    """
+    if iou not in matches.thresholds:
+        raise ValueError(f"IoU {iou} was not matched; there are {matches.thresholds}")
+    t = matches.thresholds.index(iou)
+    truths = int(sum(found.truths.sum() for found in matches.classes))
+    empty: dict[str, list] = {"fp_per_image": [], "sensitivity": [], "score": []}
+    if truths == 0:
+        return {"iou": iou, "sensitivity": {f"{r:g}": None for r in RATES}, "mean": None, "curve": empty}
+    scores = np.concatenate([found.scores for found in matches.classes])
+    order = np.argsort(-scores, kind="mergesort")
+    scores, correct = scores[order], np.concatenate([found.correct[t] for found in matches.classes])[order]
+    last_of_tie = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)) if len(scores) else []
+    sensitivity = np.cumsum(correct)[last_of_tie] / truths
+    false_rate = np.cumsum(~correct)[last_of_tie] / len(matches.image_ids)
+    at_rates = {f"{r:g}": float(sensitivity[false_rate <= r].max(initial=0.0)) for r in RATES}
+    corner = np.diff(sensitivity, prepend=0.0) > 0  # the curve is flat in between
+    corner[-1:] = True
+    curve = {
+        "fp_per_image": false_rate[corner].tolist(),
+        "sensitivity": sensitivity[corner].tolist(),
+        "score": scores[last_of_tie][corner].tolist(),
+    }
+    return {
+        "iou": iou,
+        "sensitivity": at_rates,
+        "mean": float(np.mean(list(at_rates.values()))),
+        "curve": curve,
+    }

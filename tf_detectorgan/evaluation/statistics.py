@@ -1,0 +1,161 @@
+"""Intervals: a bootstrap over groups for AP and recall, paired between arms, and exact ones for k of n.
+
+Letters: I images, U groups, R resamples, K classes. A group (patient, scene) is drawn as a whole, never a box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.evaluation.average_precision import (
+    Matches,
+    average_precision,
+    by_name,
+    mean_over_classes,
+    weighted,
+)
+
+LEVEL = 0.95
+SMALL = 30  # groups with objects; below, the intervals are too narrow: docs/decisions/0021
+
+
+class Interval(NamedTuple):
+    """A value with the ends of its 95 % interval; None where nothing is defined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class Bootstrap(NamedTuple):
+    """AP and recall by IoU name ("0.1", "0.5:0.95"), on the whole set and on every resample; NaN where undefined."""
+
+    ap: dict[str, np.ndarray]  # [1 + R, K], row 0 is the whole set
+    recall: dict[str, np.ndarray]  # [1 + R, K]
+    image_ids: tuple[int, ...]
+    groups: int  # independent units that were drawn from
+    groups_with_truth: int
+    seed: int
+
+    def interval(self, measure: str, iou: str, label: int | None = None) -> Interval:
+        """Of measure "ap" or "recall": the mean over classes, or one class."""
+        values = getattr(self, measure)[iou]
+        return percentile_interval(mean_over_classes(values) if label is None else values[:, label])
+
+
+class Difference(NamedTuple):
+    """First arm minus second arm on the same images."""
+
+    interval: Interval
+    groups: int
+    groups_with_truth: int
+
+
+def exact_interval(k: int, n: int) -> Interval:
+    """Clopper-Pearson interval of the share k of n: covers at least 95 % of the time for independent trials."""
+    if not 0 <= k <= n:
+        raise ValueError(f"k of n needs 0 <= k <= n, got {k} of {n}")
+    if n == 0:
+        return Interval(None, None, None)
+    tail = (1 - LEVEL) / 2
+    low = float(stats.beta.ppf(tail, k, n - k + 1)) if k > 0 else 0.0
+    high = float(stats.beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
+    return Interval(k / n, low, high)
+
+
+def percentile_interval(values: np.ndarray) -> Interval:
+    """Value [0] with the 2.5 and 97.5 percentiles of the resamples [1:]; a resample without truth (NaN) is left out."""
+    if np.isnan(values[0]):
+        return Interval(None, None, None)
+    draws = values[1:][~np.isnan(values[1:])]
+    if not len(draws):
+        return Interval(float(values[0]), None, None)
+    low, high = np.percentile(draws, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return Interval(float(values[0]), float(low), float(high))
+
+
+def independent_units(groups: Sequence[Sequence[str]]) -> np.ndarray:
+    """Per image the number [I] of its unit, 0 .. U-1: images that share a group, directly or in a chain, share a unit.
+
+    An image without a group is a unit of its own.
+    """
+    parent = list(range(len(groups)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first: dict[str, int] = {}
+    for image, names in enumerate(groups):
+        for name in names:
+            parent[root(image)] = root(first.setdefault(name, image))
+    return np.unique([root(i) for i in range(len(groups))], return_inverse=True)[1]
+
+
+def bootstrap_ap(matches: Matches, resamples: int = 1000, seed: int = 0) -> Bootstrap:
+    """AP and recall of `resamples` sets of U groups drawn with replacement.
+
+    The same seed and groups give the same sets, so that two arms' rows belong together.
+    """
+    units = independent_units(matches.groups)
+    count = int(units.max()) + 1
+    drawn = (
+        np.random.default_rng(seed)
+        .multinomial(count, np.full(count, 1 / count), size=resamples)
+        .astype(np.int32)
+    )
+    ap, recall = weighted(matches, np.concatenate([np.ones((1, count), drawn.dtype), drawn])[:, units])
+    ap[0], recall[0] = average_precision(matches), matches.recall  # the published number is the library's
+    truths = sum(found.truths for found in matches.classes)
+    return Bootstrap(
+        by_name(ap, matches.thresholds, axis=1),
+        by_name(recall, matches.thresholds, axis=1),
+        matches.image_ids,
+        count,
+        len(np.unique(units[truths > 0])),
+        seed,
+    )
+
+
+def paired_difference(
+    first: Bootstrap, second: Bootstrap, measure: str = "ap", iou: str = "0.1"
+) -> Difference:
+    """Mean over classes of the first arm minus the second, resampled together.
+
+    Raises:
+      InputError: the arms were not evaluated on the same images and resamples.
+    """
+    a, b = (mean_over_classes(getattr(arm, measure)[iou]) for arm in (first, second))
+    if first.image_ids != second.image_ids or first.seed != second.seed or len(a) != len(b):
+        raise InputError("a paired comparison needs the same test images, seed and number of resamples")
+    return Difference(percentile_interval(a - b), first.groups, first.groups_with_truth)
+
+
+def sentence(first: str, second: str, difference: Difference) -> str:
+    """Such as "detectorgan − cut_paste = +0.03 [−0.01, +0.07], 80 groups: not shown"."""
+    value, low, high = difference.interval
+    if value is None or low is None or high is None:
+        return f"{first} − {second}: undefined, the test images hold no object"
+    if low > 0 or high < 0:
+        verdict = f"{first if low > 0 else second} is better"
+    else:
+        verdict = "not shown"
+    note = small_note(difference.groups_with_truth)
+    text = (
+        f"{first} − {second} = {value:+.2f} [{low:+.2f}, {high:+.2f}], {difference.groups} groups: {verdict}"
+    )
+    return text.replace("-0.", "−0.") + (f" ({note})" if note else "")
+
+
+def small_note(groups_with_truth: int) -> str:
+    """A warning for sets on which these intervals promise too much; empty when there are groups enough."""
+    if groups_with_truth >= SMALL:
+        return ""
+    return f"only {groups_with_truth} groups with objects: too few, the true interval is wider"
