@@ -73,6 +73,17 @@ def shift(boxes, dx, dy):
     return boxes + tf.stack([dx, dy, dx, dy], axis=-1)
 
 
+def affine(boxes, scale, offset):
+    """Boxes [..., 4] under point -> scale * point + offset; a negative scale mirrors.
+
+    `scale` and `offset` are [..., 2], (vertical, horizontal), and may have 1 where boxes have more.
+    """
+    x0, y0, x1, y1 = tf.unstack(boxes, axis=-1)
+    (sy, sx), (ty, tx) = tf.unstack(scale, axis=-1), tf.unstack(offset, axis=-1)
+    xa, xb, ya, yb = sx * x0 + tx, sx * x1 + tx, sy * y0 + ty, sy * y1 + ty
+    return tf.stack([tf.minimum(xa, xb), tf.minimum(ya, yb), tf.maximum(xa, xb), tf.maximum(ya, yb)], axis=-1)
+
+
 def clip(boxes, height, width):
     """Boxes [..., 4] cut to the image [0, width] x [0, height]; height and width scalars or [...]."""
     height, width = tf.cast(height, boxes.dtype), tf.cast(width, boxes.dtype)
@@ -102,8 +113,10 @@ def mask(boxes, height: int, width: int):
     return tf.cast((x >= x0) & (x < x1) & (y >= y0) & (y < y1), tf.float32)
 
 
-def feathered_mask(boxes, height: int, width: int, feather: float):
+def feathered_mask(boxes, height: int, width: int, feather):
     """Box mask whose edge falls from 1 to 0 linearly over `feather` pixels outside the box: [..., height, width].
+
+    `feather` is a positive scalar, or broadcasts against the result.
 
     1 in the whole box, 0 at more than `feather` pixels from it; corners are rounded (Euclidean distance).
     """
@@ -113,4 +126,4 @@ def feathered_mask(boxes, height: int, width: int, feather: float):
     dx = tf.maximum(tf.maximum(x0 - x, x - x1), 0.0)
     dy = tf.maximum(tf.maximum(y0 - y, y - y1), 0.0)
     distance = tf.sqrt(dx * dx + dy * dy)
-    return tf.clip_by_value(1.0 - distance / max(feather, 1e-6), 0.0, 1.0)
+    return tf.clip_by_value(1.0 - distance / feather, 0.0, 1.0)

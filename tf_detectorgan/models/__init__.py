@@ -1,0 +1,1 @@
+"""Networks. They see tensors only: never a file, a flag or a data set."""

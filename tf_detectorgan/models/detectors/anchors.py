@@ -1,0 +1,81 @@
+"""Anchors: laid out by KerasCV, matched to boxes, box offsets encoded and decoded. Letters: N images, K boxes, A anchors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import keras_cv
+import numpy as np
+import tensorflow as tf
+
+from tf_detectorgan import boxes as boxes_lib
+from tf_detectorgan.losses import BACKGROUND, IGNORED
+
+VARIANCE = (0.1, 0.1, 0.2, 0.2)  # KerasCV's RetinaNet, so that its own decoder reads our network
+POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4  # Lin et al. 2017, section 4.1
+
+
+class Targets(NamedTuple):
+    """What a detector should answer at each anchor."""
+
+    classes: tf.Tensor  # [N, A] int32: class, BACKGROUND or IGNORED
+    offsets: tf.Tensor  # [N, A, 4] (dy, dx, dh, dw) in units of VARIANCE
+
+
+def make_anchors(
+    height: int, width: int, strides: list[int], sizes: list[float], scales: list[float], ratios: list[float]
+) -> tf.Tensor:
+    """All anchors [A, 4] of an image, levels in order, then rows, columns, (scale, ratio).
+
+    `sizes` are the anchors' sides in pixels, one a stride; ratio is width over height.
+    """
+    levels = keras_cv.layers.AnchorGenerator(
+        bounding_box_format="xyxy", sizes=sizes, scales=scales, aspect_ratios=ratios, strides=strides
+    )(image_shape=(height, width, 1))
+    return tf.concat([tf.cast(level, tf.float32) for level in levels.values()], 0)
+
+
+def match(anchors, boxes, labels) -> Targets:
+    """Targets of boxes [N, K, 4] with labels [N, K] (-1: padding) at anchors [A, 4].
+
+    An anchor takes the class of the box that it overlaps most, from IoU 0.5 on; between 0.4 and 0.5 it is ignored. The best
+    anchor of a box is always positive: small objects would otherwise teach nothing.
+    """
+    anchors, boxes = tf.stop_gradient(anchors), tf.stop_gradient(boxes)
+    real = labels >= 0
+    overlap = tf.where(real[:, None, :], boxes_lib.iou(anchors[None], boxes), -1.0)  # [N, A, K]
+    best_box = tf.argmax(overlap, -1, output_type=tf.int32)
+    best_iou = tf.reduce_max(overlap, -1)
+    best_of_box = tf.reduce_max(overlap, 1, keepdims=True)
+    forced = real[:, None, :] & (overlap == best_of_box) & (overlap > 0)
+    best_box = tf.where(tf.reduce_any(forced, -1), tf.argmax(tf.cast(forced, tf.int32), -1, tf.int32), best_box)
+    positive = tf.reduce_any(forced, -1) | (best_iou >= POSITIVE_IOU)
+    classes = tf.where(positive, tf.gather(labels, best_box, batch_dims=1), BACKGROUND)
+    classes = tf.where(~positive & (best_iou >= NEGATIVE_IOU), IGNORED, classes)
+    offsets = encode(anchors, tf.gather(boxes, best_box, batch_dims=1))
+    return Targets(classes, tf.where(positive[..., None], offsets, 0.0))
+
+
+def encode(anchors, boxes):
+    """Offsets (dy, dx, dh, dw) [..., A, 4] that turn anchors [A, 4] into boxes [..., A, 4]."""
+    ax, ay, aw, ah = tf.unstack(boxes_lib.to_center(anchors), axis=-1)
+    bx, by, bw, bh = tf.unstack(boxes_lib.to_center(boxes), axis=-1)
+    bw, bh = tf.maximum(bw, 1e-3), tf.maximum(bh, 1e-3)
+    offsets = tf.stack([(by - ay) / ah, (bx - ax) / aw, tf.math.log(bh / ah), tf.math.log(bw / aw)], -1)
+    return offsets / tf.constant(VARIANCE)
+
+
+def decode(anchors, offsets):
+    """Inverse of `encode`: boxes [..., A, 4]."""
+    ax, ay, aw, ah = tf.unstack(boxes_lib.to_center(anchors), axis=-1)
+    dy, dx, dh, dw = tf.unstack(offsets * tf.constant(VARIANCE), axis=-1)
+    # An untrained network may ask for e^40 pixels; 1000/16 is Detectron2's bound.
+    dh, dw = tf.minimum(dh, np.log(1000 / 16)), tf.minimum(dw, np.log(1000 / 16))
+    return boxes_lib.from_center(tf.stack([ax + dx * aw, ay + dy * ah, aw * tf.exp(dw), ah * tf.exp(dh)], -1))
+
+
+def coverage(anchors, boxes) -> np.ndarray:
+    """Best IoU with any anchor, one value for each of boxes [M, 4]."""
+    if len(boxes) == 0:
+        return np.zeros(0, np.float32)
+    return tf.reduce_max(boxes_lib.iou(tf.cast(boxes, tf.float32), anchors), -1).numpy()

@@ -1,0 +1,60 @@
+"""DIS_globalX and DIS_globalY judge whole images, DIS_localX the object's crop. All are PatchGANs of logits.
+
+In the paper DIS_globalX judges *labelled* images (real y against G_X(x)), DIS_globalY clean ones (x against G_Y(y)).
+Letters: N images, H, W, C channels, S the crop's side.
+"""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from tf_detectorgan import boxes as boxes_lib
+from tf_detectorgan.models.layers import instance_normalization
+
+
+def patch_gan(
+    image_shape: tuple[int, int, int], *, filters: int = 64, layers: int = 3, name: str = "discriminator"
+) -> keras.Model:
+    """PatchGAN (Isola et al. 2017): C64-C128-C256-C512 with 4x4 kernels; `layers` of them have stride 2.
+
+    Each logit of the output [N, h, w, 1] sees a square of `receptive_field(layers)` pixels: 70 with 3 layers.
+    """
+
+    def leaky(x):
+        return keras.layers.LeakyReLU(negative_slope=0.2)(x)
+
+    inputs = keras.Input(image_shape)
+    x = leaky(keras.layers.Conv2D(filters, 4, 2, "same")(inputs))
+    for i in range(1, layers):
+        x = keras.layers.Conv2D(min(2**i, 8) * filters, 4, 2, "same", use_bias=False)(x)
+        x = leaky(instance_normalization()(x))
+    x = keras.layers.Conv2D(min(2**layers, 8) * filters, 4, 1, "same", use_bias=False)(x)
+    x = leaky(instance_normalization()(x))
+    x = keras.layers.Conv2D(1, 4, 1, "same")(x)
+    return keras.Model(inputs, x, name=name)
+
+
+def receptive_field(layers: int) -> int:
+    """Side of the input square that one logit of `patch_gan(layers=layers)` sees, in pixels."""
+    field = 1
+    for stride in [1, 1] + [2] * layers:  # from the output back to the input, kernels of 4
+        field = (field - 1) * stride + 4
+    return field
+
+
+def crop(images, boxes, size: int, context: float):
+    """The object crops [N, S, S, C] that DIS_localX sees: boxes [N, 4] of any size, resized bilinearly.
+
+    `context` widens the box on every side by that fraction of its longer side, so that the seam is judged too. The crop has
+    no second derivative (`tf.image.crop_and_resize`), and needs none: DIS_localX is outside Eqn 3.
+    """
+    height, width = images.shape[1:3]
+    margin = context * tf.reduce_max(boxes_lib.to_xywh(boxes)[:, 2:], -1)
+    relative = boxes_lib.to_relative_yxyx(boxes_lib.dilate(boxes, margin), height, width)
+    # crop_and_resize samples pixel i at i/(H-1): shift from edges to pixel centres.
+    scale = tf.constant([height, width, height, width], tf.float32)
+    relative = (relative * scale - [0.5, 0.5, 0.5, 0.5]) / (scale - 1.0)
+    return tf.image.crop_and_resize(
+        images, relative, tf.range(tf.shape(images)[0]), [size, size], extrapolation_value=0.0
+    )

@@ -1,0 +1,155 @@
+"""G_X inserts an object where the mask is set, G_Y removes it: CycleGAN's ResNet generator, and how its output is used.
+
+Letters: N images, H, W, C channels, M mask channels (one a class), K boxes. Images are float32 in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+
+from tf_detectorgan import boxes as boxes_lib
+from tf_detectorgan.batch import Insertion, Labelled
+from tf_detectorgan.models.layers import ReflectionPadding, instance_normalization
+
+
+def resnet_generator(
+    image_shape: tuple[int, int, int],
+    input_channels: int,
+    *,
+    filters: int = 64,
+    blocks: int | None = None,
+    residual: bool = False,
+    name: str = "generator",
+) -> keras.Model:
+    """c7s1-f, d2f, d4f, R4f x blocks, u2f, uf, c7s1-C (Zhu et al. 2017, appendix 7.2).
+
+    Args:
+      image_shape: (H, W, C); H and W divisible by 4.
+      input_channels: channels of the input [N, H, W, input_channels].
+      filters: f, 64 in the paper.
+      blocks: residual blocks; None takes the paper's 9, or 6 at up to 128 pixels.
+      residual: the output is an unbounded difference image, exactly zero before training; otherwise tanh.
+
+    Returns:
+      A model from [N, H, W, input_channels] to [N, H, W, C].
+    """
+    height, width, channels = image_shape
+    if height % 4 or width % 4:
+        raise ValueError(f"the generator needs height and width divisible by 4, got {height}x{width}")
+    if blocks is None:
+        blocks = 6 if max(height, width) <= 128 else 9
+
+    def conv(x, filters, size, strides=1, activate=True):
+        # No bias: the normalisation that follows would remove it.
+        x = keras.layers.Conv2D(filters, size, strides, "same" if strides > 1 else "valid", use_bias=False)(x)
+        x = instance_normalization()(x)
+        return keras.layers.ReLU()(x) if activate else x
+
+    inputs = keras.Input((height, width, input_channels))
+    x = conv(ReflectionPadding(3)(inputs), filters, 7)
+    x = conv(x, 2 * filters, 3, strides=2)
+    x = conv(x, 4 * filters, 3, strides=2)
+    for _ in range(blocks):
+        y = conv(ReflectionPadding(1)(x), 4 * filters, 3)
+        y = conv(ReflectionPadding(1)(y), 4 * filters, 3, activate=False)
+        x = keras.layers.Add()([x, y])
+    for f in (2 * filters, filters):
+        x = keras.layers.Conv2DTranspose(f, 3, 2, "same", use_bias=False)(x)
+        x = keras.layers.ReLU()(instance_normalization()(x))
+    x = keras.layers.Conv2D(
+        channels,
+        7,
+        activation=None if residual else "tanh",
+        kernel_initializer="zeros" if residual else "glorot_uniform",
+    )(ReflectionPadding(3)(x))
+    return keras.Model(inputs, x, name=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Composition:
+    """How a generator's output becomes an image.
+
+    Attributes:
+      compose: "full": the output is the image [paper]; "box": it is blended into the input by a feathered box mask.
+      condition: "mask": G_X sees the image and where to draw [paper]; "exemplar": it also sees the matched object pasted
+        there, and draws the difference to that, zero at first.
+      feather: width of the blend outside the box, as a fraction of the box's longer side (at least 2 pixels).
+      classes: number of classes; the mask has one channel each.
+    """
+
+    compose: str
+    condition: str
+    feather: float
+    classes: int
+
+    def input_channels(self, channels: int) -> int:
+        """Channels of G_X's input for images with `channels`."""
+        return (2 * channels if self.condition == "exemplar" else channels) + self.classes
+
+    def blend(self, boxes, height: int, width: int):
+        """alpha [N, H, W, 1] in [0, 1] of boxes [N, 4] (one each) or [N, K, 4] (their union)."""
+        if boxes.shape.rank == 2:
+            boxes = boxes[:, None]
+        extent = tf.reduce_max(boxes_lib.to_xywh(boxes)[..., 2:], -1)
+        feather = tf.maximum(2.0, self.feather * extent)[..., None, None]
+        alpha = boxes_lib.feathered_mask(boxes, height, width, feather)
+        alpha = tf.where((extent > 0)[..., None, None], alpha, 0.0)  # padded boxes have no extent
+        return tf.reduce_max(alpha, axis=1)[..., None]
+
+
+def class_mask(boxes, labels, classes: int, height: int, width: int):
+    """m: [N, H, W, classes], 1 inside boxes [N, K, 4] of labels [N, K] (label -1: none)."""
+    inside = boxes_lib.mask(boxes, height, width)  # [N, K, H, W]
+    one_hot = tf.one_hot(labels, classes)  # [N, K, classes]
+    return tf.reduce_max(inside[..., None] * one_hot[:, :, None, None, :], axis=1)
+
+
+def paste(x, exemplars, alpha):
+    """Feathered cut-and-paste of the exemplars [N, H, W, C] into x by alpha [N, H, W, 1].
+
+    The exemplar is first brightened or darkened as a whole so that its surroundings in the feather (where 0 < alpha < 1)
+    have x's mean: no step at the seam.
+    """
+    seam = tf.where((alpha > 0) & (alpha < 1), 1.0, 0.0)
+    offset = tf.math.divide_no_nan(
+        tf.reduce_sum(seam * (x - exemplars), [1, 2], keepdims=True), tf.reduce_sum(seam, [1, 2], keepdims=True)
+    )
+    return x + alpha * (tf.clip_by_value(exemplars + offset, -1.0, 1.0) - x)
+
+
+def insert(G_X, x, insertion: Insertion, composition: Composition):
+    """G_X(x, m): x [N, H, W, C] with one object drawn into `insertion.boxes`; same shape, in [-1, 1]."""
+    boxes, labels = insertion.boxes[:, None], insertion.labels[:, None]
+    return _draw(G_X, x, boxes, labels, insertion.exemplars, composition)
+
+
+def reinsert(G_X, image, y: Labelled, composition: Composition):
+    """G_X at y's own objects, drawn into `image` [N, H, W, C]: the second half of y's cycle, and y's identity."""
+    return _draw(G_X, image, y.boxes, y.labels, y.images, composition)
+
+
+def remove(G_Y, y, boxes, labels, composition: Composition):
+    """G_Y(y, m): y [N, H, W, C] without the objects in boxes [N, K, 4] of labels [N, K]."""
+    height, width = y.shape[1:3]
+    m = class_mask(boxes, labels, composition.classes, height, width)
+    drawn = G_Y(tf.concat([y, m], -1))
+    if composition.compose == "full":
+        return drawn
+    return y + composition.blend(boxes, height, width) * (drawn - y)
+
+
+def _draw(G_X, x, boxes, labels, exemplars, composition: Composition):
+    height, width = x.shape[1:3]
+    m = class_mask(boxes, labels, composition.classes, height, width)
+    alpha = composition.blend(boxes, height, width)
+    if composition.condition == "mask":
+        drawn = G_X(tf.concat([x, m], -1))
+        return drawn if composition.compose == "full" else x + alpha * (drawn - x)
+    pasted = paste(x, exemplars, alpha)
+    difference = G_X(tf.concat([x, pasted, m], -1))
+    if composition.compose == "box":
+        difference = alpha * difference
+    return tf.clip_by_value(pasted + difference, -1.0, 1.0)

@@ -1,0 +1,74 @@
+"""Layers that Keras lacks, or has with a wrong second derivative. Letters: N images, H, W, C channels, G groups."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+
+@keras.saving.register_keras_serializable(package="tf_detectorgan")
+class ExactGroupNormalization(keras.layers.Layer):
+    """Group normalisation (Wu & He 2018) whose derivatives of every order are exact.
+
+    Keras's normalisation layers use `tf.nn.moments`, which stops the gradient at the mean: right for a first
+    derivative, silently wrong for Eqn 3, which differentiates a gradient. Here mean and variance are plain `reduce_mean`s.
+
+    Args:
+      groups: G, divides C; -1 for one channel a group (instance normalisation).
+      epsilon: added to the variance.
+    """
+
+    def __init__(self, groups: int = 8, epsilon: float = 1e-5, **kwargs):
+        super().__init__(**kwargs)
+        self.groups = groups
+        self.epsilon = epsilon
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        if self.groups != -1 and channels % self.groups:
+            raise ValueError(f"groups={self.groups} does not divide {channels} channels")
+        self.gamma = self.add_weight(shape=(channels,), initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta")
+
+    def call(self, inputs):
+        """[N, H, W, C] to the same shape, float; each (image, group) has mean 0 and variance 1 before gamma, beta."""
+        deviation = inputs - self._group_mean(inputs)
+        variance = self._group_mean(deviation * deviation)
+        return deviation * (tf.math.rsqrt(variance + self.epsilon) * self.gamma) + self.beta
+
+    def _group_mean(self, x):
+        """[N, 1, 1, C]. Pixels first, then channels of a group: a reduction over both at once is slow on CPUs."""
+        mean = tf.reduce_mean(x, [1, 2])
+        if self.groups != -1:
+            channels = x.shape[-1]
+            mean = tf.reduce_mean(tf.reshape(mean, [-1, self.groups, channels // self.groups]), -1)
+            mean = tf.repeat(mean, channels // self.groups, axis=-1)
+        return mean[:, None, None, :]
+
+    def get_config(self):
+        return {**super().get_config(), "groups": self.groups, "epsilon": self.epsilon}
+
+
+@keras.saving.register_keras_serializable(package="tf_detectorgan")
+class ReflectionPadding(keras.layers.Layer):
+    """Mirrors `size` pixels at each edge: [N, H, W, C] to [N, H + 2 size, W + 2 size, C]."""
+
+    def __init__(self, size: int, **kwargs):
+        super().__init__(**kwargs)
+        self.size = size
+
+    def call(self, inputs):
+        border = [self.size, self.size]
+        return tf.pad(inputs, [[0, 0], border, border, [0, 0]], mode="REFLECT")
+
+    def compute_output_shape(self, input_shape):
+        n, h, w, c = input_shape
+        return n, h + 2 * self.size, w + 2 * self.size, c
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size}
+
+
+def instance_normalization(name: str | None = None) -> keras.layers.Layer:
+    """Keras's own; right wherever only a first derivative is taken (generators, discriminators)."""
+    return keras.layers.GroupNormalization(groups=-1, epsilon=1e-5, name=name)
