@@ -1,0 +1,27 @@
+"""One ordinary detector step on labelled images, real or synthetic."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from tf_detectorgan.batch import Labelled
+from tf_detectorgan.models.detectors.retinanet import RetinaNet, positives
+from tf_detectorgan.training import replicas
+
+
+def detector_step(
+    DET: RetinaNet, optimizer: keras.optimizers.Optimizer, labelled: Labelled, clipnorm: float
+) -> dict[str, tf.Tensor]:
+    """Applies one step on L_d, gradients clipped to the joint norm `clipnorm`. Returns this replica's share of L_d."""
+    targets = DET.targets(labelled)
+    normalizer = tf.maximum(replicas.total(positives(targets)), 1.0)
+    variables = DET.network.trainable_variables
+    with tf.GradientTape() as tape:
+        L_d = DET.loss(DET.weights, labelled.images, targets, normalizer)
+    gradients = tape.gradient(L_d, variables)
+    replicas.require_gradients(gradients, [v.path for v in variables], "L_d")
+    gradients, norm = tf.clip_by_global_norm(replicas.total(gradients), clipnorm)
+    # Keras sums over replicas when it applies; these gradients are summed already, before the clipping.
+    optimizer.apply([g / replicas.count() for g in gradients], variables)
+    return {"L_d": L_d, "gradient_norm": norm / replicas.count()}

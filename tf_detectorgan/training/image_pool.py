@@ -1,0 +1,46 @@
+"""The history of synthetic images that discriminators are trained on (Shrivastava et al. 2017, section 2.3).
+
+Letters: P images in the pool, N in the batch, H, W, C channels.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+class ImagePool(tf.Module):
+    """A pool of generated images with their boxes, in graph variables, so that it is part of the checkpoint.
+
+    One pool belongs to one replica; its variables are not mirrored. While the pool fills, images pass unchanged and are
+    stored. Then each image of a batch is, with probability 1/2, exchanged for a stored one, which it replaces.
+    """
+
+    def __init__(self, size: int, batch_size: int, image_shape: tuple[int, int, int], name: str = "image_pool"):
+        """`size` is rounded down to whole batches; 0 (or less than a batch) makes `exchange` the identity."""
+        super().__init__(name=name)
+        self.size = size // batch_size * batch_size
+        self.images = tf.Variable(tf.zeros([self.size, *image_shape]), trainable=False, name="images")
+        self.boxes = tf.Variable(tf.zeros([self.size, 4]), trainable=False, name="boxes")
+        self.stored = tf.Variable(0, trainable=False, name="stored")
+
+    def exchange(self, images, boxes, seed):
+        """Images [N, H, W, C] and boxes [N, 4] to show a discriminator.
+
+        Args:
+          seed: int32 [2], different at every step and replica; alone decides what is exchanged.
+        """
+        if not self.size:
+            return images, boxes
+        batch = images.shape[0]
+        filling = self.stored < self.size
+        order = tf.argsort(tf.random.stateless_uniform([self.size], seed))[:batch]
+        slots = tf.where(filling, self.stored + tf.range(batch), order)
+        coin = tf.random.stateless_uniform([batch], seed + 1) < 0.5
+        take = ~filling & coin
+        old_images, old_boxes = tf.gather(self.images, slots), tf.gather(self.boxes, slots)
+        keep = (filling | coin)[:, None]
+        self.images.scatter_nd_update(slots[:, None], tf.where(keep[..., None, None], images, old_images))
+        self.boxes.scatter_nd_update(slots[:, None], tf.where(keep, boxes, old_boxes))
+        self.stored.assign(tf.minimum(self.stored + batch, self.size))
+        take = take[:, None]
+        return tf.where(take[..., None, None], old_images, images), tf.where(take, old_boxes, boxes)
