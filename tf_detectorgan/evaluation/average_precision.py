@@ -1,4 +1,4 @@
-"""Average precision and recall by pycocotools, and the same numbers again under image weights, for the bootstrap.
+"""AP and recall by pycocotools, and the same numbers again under image weights, for the bootstrap.
 
 Letters: I images, K classes, T IoU thresholds, D detections of a class, R weightings, P correct detections.
 """
@@ -26,7 +26,7 @@ _CHUNK = 4_000_000  # numbers held at once by `weighted`
 
 
 class ClassMatches(NamedTuple):
-    """One class's detections over all images, best first; equal scores in the order of image ids, then as given."""
+    """One class's detections over all images, best first; equal scores by image id, then as given."""
 
     scores: np.ndarray  # [D] float64
     image: np.ndarray  # [D] int, index into Matches.image_ids
@@ -136,7 +136,7 @@ def average_precision(matches: Matches) -> np.ndarray:
 
 
 def weighted(matches: Matches, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """AP and recall [R, T, K] when image i counts weights[r, i] times (weights [R, I], >= 0); NaN without truth.
+    """AP and recall [R, T, K] when image i counts weights[r, i] >= 0 times; NaN without truth.
 
     With weights of 1 these are COCO's numbers. The interpolated precision at a recall is reached at a correct
     detection, so that of every detection only the running count is needed, and the rest only where P.
@@ -171,7 +171,7 @@ def _interpolate(true: np.ndarray, counted: np.ndarray, positives: np.ndarray):
 
 
 def by_name(per_threshold: np.ndarray, thresholds: Sequence[float], axis: int) -> dict[str, np.ndarray]:
-    """Splits `axis` (T) into {"0.1": ..., "0.5:0.95": mean over COCO's ten}, as far as the thresholds are there."""
+    """Splits `axis` (T) into {"0.1": ..., "0.5:0.95": mean over COCO's ten}, of the thresholds there are."""
     result = {f"{t:g}": np.take(per_threshold, thresholds.index(t), axis) for t in SINGLE if t in thresholds}
     if set(COCO_RANGE) <= set(thresholds):
         inside = [thresholds.index(t) for t in COCO_RANGE]

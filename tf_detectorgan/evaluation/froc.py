@@ -1,4 +1,4 @@
-"""Free-response ROC: the share of objects found against the false marks per image, over all images, clean ones too."""
+"""Free-response ROC: the share of objects found against false marks per image, clean images included."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per image
 def froc(matches: Matches, iou: float = 0.1) -> dict:
     """Sensitivity at the seven rates and the curve, all classes pooled under one score threshold.
 
-    A detection is a true positive when COCO matches it to a truth box of its class at `iou`; every other one, a second
-    hit on the same object too, is a false positive. Equal scores pass the threshold together.
+    A detection is a true positive when COCO matches it to a truth box of its class at `iou`; every other one,
+    even a second hit on the same object, is a false positive. Equal scores pass the threshold together.
 
     Returns:
-      {"iou", "sensitivity": {"0.125": s, ...}, "mean", "curve": {"fp_per_image", "sensitivity", "score"}}; a rate's s is
-      the best among thresholds with at most that many false positives per image. None without any truth box.
+      {"iou", "sensitivity": {"0.125": s, ...}, "mean", "curve": {"fp_per_image", "sensitivity", "score"}}.
+      A rate's s is the best among thresholds with at most that many false positives per image; None without
+      any truth box.
 
     Raises:
       ValueError: `iou` is none of the matches' thresholds.

@@ -15,9 +15,10 @@ IOBB_THRESHOLDS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def best_overlaps(truth: Truth, found: Found, label: int) -> tuple[float, float]:
-    """Largest (IoU, IoBB) of the top-scoring detection of a class with a truth box of that class; 0 without detection.
+    """Largest (IoU, IoBB) of a class's top-scoring detection with a truth box of that class.
 
-    IoU divides by the union, IoBB by the *detected* box. Of equal scores the first in the list is taken.
+    Zeros without a detection. IoU divides by the union, IoBB by the *detected* box. Of equal scores the first
+    in the list is taken.
     """
     candidates = np.flatnonzero(np.asarray(found.labels) == label)
     if not len(candidates):
@@ -32,7 +33,7 @@ def best_overlaps(truth: Truth, found: Found, label: int) -> tuple[float, float]
 
 
 def localization(truth: Sequence[Truth], found: Sequence[Found], class_names: Sequence[str]) -> list[dict]:
-    """Per class {"iou": {"0.1": {k, n, value, low, high}}, "iobb": {...}}; n images with truth boxes of the class.
+    """Per class {"iou": {"0.1": {k, n, value, low, high}}, "iobb": {...}}; n images hold the class.
 
     The intervals are Clopper-Pearson's, exact for independent images. docs/decisions/0020 has the definition.
     """

@@ -23,7 +23,7 @@ def evaluate(
     resamples: int = 1000,
     main_iou: float = 0.1,
 ) -> dict:
-    """AP, recall, localization accuracy and FROC (at `main_iou`) with intervals; None where nothing is defined.
+    """AP, recall, localization accuracy and FROC (at `main_iou`) with intervals; None where undefined.
 
     Raises:
       InputError: truth and detections do not fit together (`records.paired`).

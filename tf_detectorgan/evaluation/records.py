@@ -1,4 +1,4 @@
-"""What evaluation is given: truth and detections per image as NumPy, and their JSON. I images, k truth boxes, d detections."""
+"""What evaluation is given: truth (k boxes) and detections (d boxes) per image, NumPy, and their JSON."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def paired(
     """Truth and detections of the same images side by side, by ascending image id.
 
     Raises:
-      InputError: no image at all; an id twice; ids that are only on one side; a label without a class name; shapes that
-        do not agree; a box or score that is not finite; a box whose width or height is negative.
+      InputError: no image at all; an id twice; ids on one side only; a label without a class name; shapes
+        that do not agree; a box or score that is not finite; a box whose width or height is negative.
     """
     truth_by_id, found_by_id = _by_id("truth", truth), _by_id("detections", found)
     if not truth_by_id:
@@ -60,7 +60,7 @@ def paired(
     lonely = sorted(truth_by_id.keys() ^ found_by_id.keys())
     if lonely:
         raise InputError(
-            f"truth and detections are of different images: {len(lonely)} ids on one side only, first {lonely[:5]}"
+            f"truth and detections are of different images: {len(lonely)} ids on one side only, {lonely[:5]}"
         )
     for side, items in (("truth", truth), ("detections", found)):
         for item in items:
@@ -114,7 +114,7 @@ def to_coco_results(found: Sequence[Found]) -> list[dict]:
 
 
 def from_coco_results(results: Sequence[dict], image_ids: Iterable[int]) -> list[Found]:
-    """Inverse of `to_coco_results`. `image_ids` are all images looked at: one without a detection is in no result.
+    """Inverse of `to_coco_results`. `image_ids`: all images looked at, as some have no detection.
 
     Raises:
       InputError: a result of an image that is not among `image_ids`, or without one of COCO's four keys.
@@ -167,7 +167,7 @@ def truth_from_json(items: Sequence[dict]) -> list[Truth]:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes JSON so that `path` is at every moment absent, the old file or the whole new one. NaN is refused."""
+    """Writes JSON; `path` is at every moment absent, the old file or the whole new one. NaN is refused."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -1,6 +1,6 @@
 """Intervals: a bootstrap over groups for AP and recall, paired between arms, and exact ones for k of n.
 
-Letters: I images, U groups, R resamples, K classes. A group (patient, scene) is drawn as a whole, never a box.
+Letters: I images, U groups, R resamples, K classes. A group (patient, scene) is drawn whole, never a box.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Interval(NamedTuple):
 
 
 class Bootstrap(NamedTuple):
-    """AP and recall by IoU name ("0.1", "0.5:0.95"), on the whole set and on every resample; NaN where undefined."""
+    """AP and recall by IoU name ("0.1", "0.5:0.95") on the whole set and on resamples; NaN: undefined."""
 
     ap: dict[str, np.ndarray]  # [1 + R, K], row 0 is the whole set
     recall: dict[str, np.ndarray]  # [1 + R, K]
@@ -57,7 +57,7 @@ class Difference(NamedTuple):
 
 
 def exact_interval(k: int, n: int) -> Interval:
-    """Clopper-Pearson interval of the share k of n: covers at least 95 % of the time for independent trials."""
+    """Clopper-Pearson interval of the share k of n: covers at least 95 % of the time if independent."""
     if not 0 <= k <= n:
         raise ValueError(f"k of n needs 0 <= k <= n, got {k} of {n}")
     if n == 0:
@@ -69,7 +69,7 @@ def exact_interval(k: int, n: int) -> Interval:
 
 
 def percentile_interval(values: np.ndarray) -> Interval:
-    """Value [0] with the 2.5 and 97.5 percentiles of the resamples [1:]; a resample without truth (NaN) is left out."""
+    """Value [0] with the 2.5 and 97.5 percentiles of the resamples [1:]; NaN (no truth drawn) is left out."""
     if np.isnan(values[0]):
         return Interval(None, None, None)
     draws = values[1:][~np.isnan(values[1:])]
@@ -80,9 +80,9 @@ def percentile_interval(values: np.ndarray) -> Interval:
 
 
 def independent_units(groups: Sequence[Sequence[str]]) -> np.ndarray:
-    """Per image the number [I] of its unit, 0 .. U-1: images that share a group, directly or in a chain, share a unit.
+    """Per image the number [I] of its unit, 0 .. U-1.
 
-    An image without a group is a unit of its own.
+    Images that share a group, directly or in a chain, share a unit; one without a group is its own unit.
     """
     parent = list(range(len(groups)))
 

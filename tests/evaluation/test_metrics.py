@@ -1,0 +1,118 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan.batch import Detections
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.evaluation import (
+    Found,
+    Truth,
+    evaluate,
+    found_of,
+    from_coco_results,
+    to_coco_results,
+    truth_from_json,
+    truth_to_json,
+    write_json,
+)
+
+
+@pytest.fixture
+def pair():
+    rng = np.random.default_rng(0)
+    truth, found = [], []
+    for i in range(20):
+        boxes = np.tile(rng.uniform(0, 50, (i % 3, 2)), 2) + [0, 0, 12, 9]
+        truth.append(Truth(i, (f"patient {i // 2}",), boxes, rng.integers(0, 2, i % 3), (64, 80)))
+        found.append(
+            Found(
+                i,
+                (boxes + 1).astype(np.float32),
+                rng.random(i % 3).astype(np.float32),
+                np.array(truth[-1].labels),
+            )
+        )
+    return truth, found
+
+
+def test_evaluate_is_json_and_agrees_with_its_parts(pair):
+    truth, found = pair
+    result = evaluate(truth, found, ["nodule", "mass", "never"], resamples=50)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert list(result["ap"]) == ["0.1", "0.2", "0.3", "0.5", "0.75", "0.5:0.95"]
+    # every object is found, shifted by one pixel: 11 * 8 of 2 * 108 - 88
+    assert result["ap"]["0.5"] == pytest.approx({"value": 1.0, "low": 1.0, "high": 1.0})
+    assert result["ap"]["0.75"]["value"] == 0.0
+    assert result["recall"]["0.1"]["value"] == 1.0
+    assert result["froc"]["sensitivity"]["0.125"] == 1.0
+    assert result["per_class"]["never"]["ap"]["0.1"] == {"value": None, "low": None, "high": None}
+    assert result["per_class"]["never"]["localization"]["iou"]["0.1"]["n"] == 0
+    boxes = sum(len(t.labels) for t in truth)
+    assert result["counts"] == {
+        "images": 20,
+        "images_with_truth": 13,
+        "groups": 10,
+        "groups_with_truth": 10,
+        "boxes": boxes,
+        "detections": boxes,
+    }
+    assert sum(result["per_class"][c]["boxes"] for c in ("nodule", "mass")) == boxes
+    assert "only 10 groups" in result["note"]
+    assert set(result["precision_recall"]["0.1"]) == {"nodule", "mass"}
+
+
+def test_the_mean_is_over_classes_not_over_boxes(pair):
+    truth, found = pair
+    found = [f._replace(scores=f.scores[f.labels == 0], boxes=f.boxes[f.labels == 0]) for f in found]
+    found = [f._replace(labels=np.zeros(len(f.scores), int)) for f in found]
+    result = evaluate(truth, found, ["nodule", "mass"], resamples=10)
+    assert result["ap"]["0.1"]["value"] == pytest.approx(0.5)
+    assert result["per_class"]["mass"]["ap"]["0.1"]["value"] == 0.0
+
+
+def test_coco_results_there_and_back(pair):
+    _, found = pair
+    back = from_coco_results(json.loads(json.dumps(to_coco_results(found))), [f.image_id for f in found])
+    for one, other in zip(found, back, strict=True):
+        for name in ("image_id", "boxes", "scores", "labels"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_coco_results_are_xywh_from_category_1():
+    result = to_coco_results([Found(3, np.array([[1.0, 2, 5, 10]]), np.array([0.5]), np.array([0]))])
+    assert result == [{"image_id": 3, "category_id": 1, "bbox": [1.0, 2.0, 4.0, 8.0], "score": 0.5}]
+    with pytest.raises(InputError, match="image 3, which is not in the truth"):
+        from_coco_results(result, [4])
+    with pytest.raises(InputError, match="detection 0 has no score"):
+        from_coco_results([{"image_id": 3, "category_id": 1, "bbox": [0, 0, 1, 1]}], [3])
+
+
+def test_truth_json_there_and_back(pair):
+    truth, _ = pair
+    for one, other in zip(truth, truth_from_json(json.loads(json.dumps(truth_to_json(truth)))), strict=True):
+        assert (one.image_id, one.groups, one.size) == (other.image_id, other.groups, other.size)
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+        np.testing.assert_array_equal(one.labels, other.labels)
+
+
+def test_padding_is_dropped_from_a_batch():
+    batch = Detections(
+        tf.constant([[[0.0, 0, 4, 4], [1, 1, 2, 2]], [[0, 0, 0, 0], [0, 0, 0, 0]]]),
+        tf.constant([[0.9, 0.1], [0.0, 0.0]]),
+        tf.constant([[0, 1], [-1, -1]]),
+    )
+    first, second = found_of([7, 8], batch)
+    assert (first.image_id, first.labels.tolist(), second.image_id, len(second.scores)) == (7, [0, 1], 8, 0)
+    with pytest.raises(ValueError):
+        found_of([7], batch)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "metrics.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]

@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.evaluation import Found, Truth
+from tf_detectorgan.evaluation.average_precision import THRESHOLDS, match, mean_over_classes
+from tf_detectorgan.evaluation.statistics import (
+    Difference,
+    Interval,
+    bootstrap_ap,
+    exact_interval,
+    independent_units,
+    paired_difference,
+    percentile_interval,
+    sentence,
+)
+
+BOX, AWAY = [0.0, 0, 10, 10], [50.0, 50, 60, 60]
+
+
+def images(hits, groups=None, thresholds=THRESHOLDS):
+    """One object per image, found where `hits`, else a mark elsewhere."""
+    truth = [
+        Truth(i, (f"g{i if groups is None else groups[i]}",), np.array([BOX]), np.array([0]), (99, 99))
+        for i in range(len(hits))
+    ]
+    found = [
+        Found(i, np.array([BOX if hit else AWAY]), np.array([0.5 + i / 1000]), np.array([0]))
+        for i, hit in enumerate(hits)
+    ]
+    return match(truth, found, ["a"], thresholds)
+
+
+def test_exact_interval_by_hand():
+    """0 of n: the upper end p solves (1-p)^n = 0.025; n of n mirrors it."""
+    assert exact_interval(0, 20) == (0.0, 0.0, pytest.approx(1 - 0.025 ** (1 / 20)))
+    assert exact_interval(20, 20) == (1.0, pytest.approx(0.025 ** (1 / 20)), 1.0)
+    assert exact_interval(0, 0) == (None, None, None)
+    with pytest.raises(ValueError, match="3 of 2"):
+        exact_interval(3, 2)
+
+
+def test_units_are_joined_through_shared_groups():
+    units = independent_units([("a",), ("b",), ("a", "c"), (), ("c",), ()])
+    assert units[0] == units[2] == units[4]
+    assert len(set(units)) == 4
+    assert units.max() == 3
+
+
+def test_the_interval_of_recall_is_that_of_resampled_groups():
+    """Recall of groups of one image is a plain mean; its bootstrap is numpy's choice with replacement."""
+    hits = np.random.default_rng(0).random(60) < 0.5
+    got = bootstrap_ap(images(hits), resamples=4000, seed=1).interval("recall", "0.1")
+    means = np.random.default_rng(2).choice(hits, (4000, 60)).mean(axis=1)
+    assert got.value == pytest.approx(hits.mean())
+    np.testing.assert_allclose(got[1:], np.percentile(means, [2.5, 97.5]), atol=0.02)
+
+
+def test_groups_are_drawn_whole():
+    """30 groups of 4 images that agree are 30 independent trials, not 120: the interval is twice as wide."""
+    hits = np.repeat(np.arange(30) % 2 == 0, 4)
+    grouped = bootstrap_ap(images(hits, np.repeat(np.arange(30), 4)), seed=0)
+    alone = bootstrap_ap(images(hits), seed=0)
+    assert (grouped.groups, alone.groups) == (30, 120)
+    width = [i.high - i.low for i in (b.interval("recall", "0.1") for b in (grouped, alone))]
+    assert width[0] / width[1] == pytest.approx(2.0, rel=0.15)
+
+
+def test_coverage_of_the_bootstrap():
+    """The true recall 0.6 lies in about 95 % of the intervals: of 100 sets at least 86 (less: p < 0.001)."""
+    rng, inside = np.random.default_rng(5), 0
+    for seed in range(100):
+        low, high = bootstrap_ap(images(rng.random(60) < 0.6, thresholds=(0.1,)), 200, seed).interval(
+            "recall", "0.1"
+        )[1:]
+        inside += low <= 0.6 <= high
+    assert 86 <= inside <= 100
+
+
+def test_same_seed_same_numbers():
+    matches = images(np.arange(40) % 3 == 0)
+    one, two, other = (bootstrap_ap(matches, 100, seed).ap["0.1"] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one, two)
+    assert (one[1:] != other[1:]).any()
+    assert (one[0] == other[0]).all()
+
+
+def test_paired_difference_sees_what_two_intervals_hide():
+    """The arms differ in 6 of 60 images: their own intervals overlap widely, the paired one excludes 0."""
+    hits = np.random.default_rng(0).random(60) < 0.5
+    better = hits.copy()
+    better[np.flatnonzero(~hits)[:6]] = True
+    a, b = (bootstrap_ap(images(h), seed=0) for h in (better, hits))
+    assert a.interval("recall", "0.1").low < b.interval("recall", "0.1").high
+    difference = paired_difference(a, b, "recall", "0.1")
+    assert difference.interval.value == pytest.approx(0.1)
+    assert 0 < difference.interval.low < 0.1 < difference.interval.high
+    rows = mean_over_classes(a.recall["0.1"]) - mean_over_classes(b.recall["0.1"])
+    assert difference.interval == percentile_interval(rows)
+    back = paired_difference(b, a, "recall", "0.1").interval
+    np.testing.assert_allclose(back, [-difference.interval[i] for i in (0, 2, 1)])
+
+
+def test_an_arm_against_itself_differs_by_exactly_nothing():
+    arm = bootstrap_ap(images(np.arange(30) % 2 == 0))
+    assert paired_difference(arm, arm).interval == (0.0, 0.0, 0.0)
+    assert sentence("a", "a", paired_difference(arm, arm)).endswith("30 groups: not shown")
+
+
+def test_different_images_cannot_be_paired():
+    one, two = bootstrap_ap(images([True] * 5)), bootstrap_ap(images([True] * 6))
+    with pytest.raises(InputError, match="same test images"):
+        paired_difference(one, two)
+
+
+def test_resamples_without_any_object_are_left_out():
+    matches = images([True, False])
+    clean = matches._replace(classes=(matches.classes[0]._replace(truths=np.array([1, 0])),))
+    interval = bootstrap_ap(clean, 50).interval("recall", "0.1")
+    assert None not in interval
+    assert not np.isnan(interval).any()
+    assert percentile_interval(np.array([np.nan, 1.0])) == (None, None, None)
+    assert percentile_interval(np.array([0.5, np.nan])) == (0.5, None, None)
+
+
+def test_sentences():
+    def text(value, low, high, groups=80):
+        return sentence("detectorgan", "cut_paste", Difference(Interval(value, low, high), groups, groups))
+
+    assert text(0.03, -0.01, 0.07) == "detectorgan − cut_paste = +0.03 [−0.01, +0.07], 80 groups: not shown"
+    assert text(0.03, 0.01, 0.07).endswith("80 groups: detectorgan is better")
+    assert text(-0.03, -0.07, -0.01).endswith("[−0.07, −0.01], 80 groups: cut_paste is better")
+    assert "only 13 groups with objects: too few" in text(0.15, 0.01, 0.2, groups=13)
+    assert "undefined" in text(None, None, None)
