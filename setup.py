@@ -13,9 +13,9 @@ VERSION = re.search(
 REQUIRES = [
     # The framework; 2.21 is the release that every gradient of Eqn 3 was checked on.
     "tensorflow>=2.21,<2.22",
-    # Models and optimizers; 3.12 is the first release whose `stateless_call` and seeds we rely on and test.
+    # Networks and optimizers; DET runs on W' by `stateless_call`, and TensorFlow 2.21 asks for 3.12.
     "keras>=3.12,<4",
-    # RetinaNet: backbone, anchors, box coding and non-maximum suppression (docs/decisions/0002).
+    # RetinaNet: the model, its ResNet backbone and the layout of its anchors (docs/decisions/0002).
     "keras-cv>=0.9,<0.10",
     # Data set builders and the TFRecord files that every room reads and writes.
     "tensorflow-datasets>=4.9.10",
