@@ -18,10 +18,19 @@ from tf_detectorgan.errors import InputError
 T = TypeVar("T")
 
 
-def option(default: Any, help: str, choices: Sequence[str] | None = None, low=None, high=None) -> Any:
-    """A dataclass field that is also a flag. `low` and `high` bound numbers (inclusive)."""
+UNSET: Any = object()
+
+
+def option(default: Any, help: str, choices: Sequence[str] | None = None, low=None, high=None, paper=UNSET) -> Any:
+    """A dataclass field that is also a flag.
+
+    `low` and `high` bound numbers (inclusive). `paper` is the value under --recipe=paper, where it differs from ours.
+    """
+    if paper is not UNSET:
+        help = f"{help} With --recipe=paper the default is {paper}."
     return dataclasses.field(
-        default=default, metadata={"help": help, "choices": choices, "low": low, "high": high}
+        default=default,
+        metadata={"help": help, "choices": choices, "low": low, "high": high, "paper": paper},
     )
 
 
@@ -52,8 +61,11 @@ def read_flags(options: type[T], values: flags.FlagValues = flags.FLAGS) -> T:
     """
     types = get_type_hints(options)
     arguments = {}
+    paper = "recipe" in types and values["recipe"].value == "paper"
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         value = values[field.name].value
+        if paper and values[field.name].using_default_value and field.metadata["paper"] is not UNSET:
+            value = field.metadata["paper"]
         if isinstance(value, list):
             value = _items(field, value, types[field.name].__args__[0])
         arguments[field.name] = value
@@ -72,6 +84,22 @@ def _items(field: dataclasses.Field, items: list[str], kind: type) -> tuple:
         if choices and item not in choices:
             raise InputError(f"--{field.name}: {item!r} is none of {', '.join(choices)}")
     return result
+
+
+def from_json(options: type[T], text: str, source: str) -> T:
+    """Inverse of `to_json`; `source` is the file's name, for errors.
+
+    Raises:
+      InputError: a field is missing or unknown: another version of this package wrote the file.
+    """
+    values = json.loads(text)
+    known = {field.name for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    if set(values) != known:
+        raise InputError(
+            f"{source}: was written by another version (missing {sorted(known - set(values))}, unknown "
+            f"{sorted(set(values) - known)}); use that version, or a new --run_dir"
+        )
+    return options(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def to_json(options: Any) -> str:

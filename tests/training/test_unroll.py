@@ -1,0 +1,143 @@
+"""Eqn 3 against central differences in float64, a step written by hand, and Keras's own optimizer."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan.batch import Labelled
+from tf_detectorgan.models.detectors import retinanet
+from tf_detectorgan.training import unroll
+
+SHAPE = (32, 32, 1)
+
+
+def _detector(width=16):
+    keras.utils.set_random_seed(0)
+    return retinanet.small(SHAPE, 2, sizes=(8.0, 16.0, 24.0), width=width)
+
+
+def _labelled(seed, n=2, dtype=tf.float64):
+    rng = np.random.default_rng(seed)
+    images = tf.constant(rng.uniform(-1, 1, (n, *SHAPE)), dtype)
+    corner = rng.integers(0, 16, (n, 2, 2)).astype(np.float32)
+    boxes = np.concatenate([corner, corner + rng.integers(6, 14, (n, 2, 2))], -1).astype(np.float32)
+    labels = np.array([[0, 1], [1, -1]], np.int32)[:n]
+    return Labelled(images, tf.constant(boxes * (labels[..., None] >= 0)), tf.constant(labels))
+
+
+@pytest.fixture
+def float64():
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx("float32")
+
+
+def _optimizer(DET, momentum, clipnorm=None):
+    optimizer = keras.optimizers.SGD(0.05, momentum=momentum, global_clipnorm=clipnorm)
+    optimizer.build(DET.network.trainable_variables)
+    return optimizer
+
+
+@pytest.mark.parametrize("momentum,clipnorm", [(0.0, None), (0.9, 0.5)])
+def test_gradient_equals_central_differences(float64, momentum, clipnorm):
+    DET, y, syn, y2 = _detector(), _labelled(1), _labelled(2), _labelled(3)
+    optimizer = _optimizer(DET, momentum, clipnorm)
+    # A live state that is not zero, so that momentum enters.
+    unroll.commit(DET, optimizer, unroll.lookahead(DET, optimizer, y, syn, None).update)
+
+    @tf.function
+    def ahead(x_syn):
+        look = unroll.lookahead(DET, optimizer, y, syn._replace(images=x_syn), y2)
+        return look.L_real_ahead, look.L_syn, look.d_L_real_ahead, look.d_L_syn
+
+    _, _, d_ahead, d_syn = ahead(syn.images)
+    assert d_ahead.dtype == tf.float64
+    for seed in range(2):
+        v = tf.constant(np.random.default_rng(seed).normal(size=syn.images.shape))
+        h = 1e-7  # at 1e-5 some ReLU of the thousands lies between the two points
+        plus, minus = ahead(syn.images + h * v), ahead(syn.images - h * v)
+        for k, exact in ((0, d_ahead), (1, d_syn)):
+            central = (plus[k] - minus[k]) / (2 * h)
+            np.testing.assert_allclose(tf.reduce_sum(exact * v), central, rtol=1e-5)
+
+
+def test_gradient_equals_a_step_written_by_hand():
+    """One linear 'detector' L(W; x, t) = (W x - t)^2 / 2, where Eqn 3 can be worked out on paper.
+
+    W' = W - lr [(W y - t) y + (W s - t) s];  dL(W'; y2)/ds = (W' y2 - t) y2 * (-lr) (2 W s - t).
+    """
+    W, y, s, y2, t, lr = 0.7, 0.3, -0.4, 1.1, 0.5, 0.1
+    w = tf.constant(W, tf.float64)
+    with tf.GradientTape() as outer:
+        x = tf.constant(s, tf.float64)
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(w)
+            loss = (w * y - t) ** 2 / 2 + (w * x - t) ** 2 / 2
+        update = unroll.sgd([w], [], [inner.gradient(loss, w)], learning_rate=tf.constant(lr, tf.float64), momentum=0.0, global_clipnorm=None)
+        ahead = (update.W[0] * y2 - t) ** 2 / 2
+    W_ahead = W - lr * ((W * y - t) * y + (W * s - t) * s)
+    np.testing.assert_allclose(update.W[0], W_ahead, rtol=1e-12)
+    expected = (W_ahead * y2 - t) * y2 * -lr * (2 * W * s - t)
+    np.testing.assert_allclose(outer.gradient(ahead, x), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("momentum,clipnorm", [(0.0, None), (0.9, None), (0.9, 1.0)])
+def test_committed_steps_equal_keras_sgd(momentum, clipnorm):
+    DET, y, syn = _detector(), _labelled(1, dtype=tf.float32), _labelled(2, dtype=tf.float32)
+    start = [w.numpy() for w in DET.weights]
+    optimizer = _optimizer(DET, momentum, clipnorm)
+    for _ in range(3):
+        unroll.commit(DET, optimizer, unroll.lookahead(DET, optimizer, y, syn, None).update)
+    ours = [w.numpy() for w in DET.weights]
+    for w, value in zip(DET.weights, start, strict=True):
+        w.assign(value)
+    keras_optimizer = _optimizer(DET, momentum, clipnorm)
+    variables = DET.network.trainable_variables
+    for _ in range(3):
+        with tf.GradientTape() as tape:
+            loss = unroll._loss(DET, DET.weights, y.images, y) + unroll._loss(DET, DET.weights, syn.images, syn)
+        keras_optimizer.apply(tape.gradient(loss, variables), variables)
+    assert int(optimizer.iterations) == int(keras_optimizer.iterations) == 3
+    for a, b in zip(ours, DET.weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_lookahead_moves_nothing():
+    DET, y = _detector(), _labelled(1, dtype=tf.float32)
+    optimizer = _optimizer(DET, 0.9)
+    before = [v.numpy() for v in [*DET.weights, *(m.value for m in optimizer.momentums)]]
+    unroll.lookahead(DET, optimizer, y, _labelled(2, dtype=tf.float32), _labelled(3, dtype=tf.float32))
+    after = [v.numpy() for v in [*DET.weights, *(m.value for m in optimizer.momentums)]]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_keras_norm_would_be_wrong(float64):
+    """Why `ExactGroupNormalization` exists: the same oracle fails by more than 1e-4 with Keras's own layer."""
+
+    def error(layer):
+        keras.utils.set_random_seed(1)
+        layer.build((None, 4, 4, 8))
+        rng = np.random.default_rng(0)
+        x, v = (tf.constant(rng.normal(size=(2, 4, 4, 8))) for _ in range(2))
+        w, target = tf.constant(rng.normal(size=(8,))), tf.constant(rng.normal(size=(2, 4, 4, 8)))
+
+        def ahead(x):
+            with tf.GradientTape() as tape:
+                tape.watch(w)
+                loss = tf.reduce_mean((layer(x * w) - target) ** 2)
+            stepped = w - 0.5 * tape.gradient(loss, w)
+            return tf.reduce_mean((layer(x[:, ::-1] * stepped) - target) ** 2)
+
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = ahead(x)
+        exact = tf.reduce_sum(tape.gradient(value, x) * v)
+        central = (ahead(x + 1e-5 * v) - ahead(x - 1e-5 * v)) / 2e-5
+        return float(abs(exact - central) / abs(central))
+
+    from tf_detectorgan.models.layers import ExactGroupNormalization
+
+    assert error(ExactGroupNormalization(groups=4)) < 1e-6
+    assert error(keras.layers.GroupNormalization(groups=4)) > 1e-4

@@ -1,0 +1,68 @@
+"""What a phase leaves on disk: numbered checkpoints while it runs, `done.json` when it is finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes to a temporary name, then renames: readers see the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class PhaseDirectory:
+    """Checkpoints of one phase. `parts` are named trackable objects: networks, optimizers, pools."""
+
+    def __init__(self, path: Path, parts: dict[str, Any]):
+        self.path = path
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="phase_step")
+        self._checkpoint = tf.train.Checkpoint(step=self.step, **parts)
+        self._manager = tf.train.CheckpointManager(self._checkpoint, str(path), max_to_keep=2)
+
+    def restore(self) -> int:
+        """Loads the newest checkpoint, if any; returns the number of finished steps."""
+        if self._manager.latest_checkpoint:
+            status = self._checkpoint.restore(self._manager.latest_checkpoint)
+            status.assert_existing_objects_matched()
+        return int(self.step)
+
+    def save(self, step: int) -> None:
+        """Saves after `step` finished steps."""
+        self.step.assign(step)
+        self._manager.save(checkpoint_number=step)
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Marks the phase as done."""
+        write_text(self.path / "done.json", json.dumps(record, indent=2, sort_keys=True))
+
+
+def finished(path: Path) -> dict[str, Any] | None:
+    """The record of a finished phase, or None."""
+    file = path / "done.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def load(path: Path, parts: dict[str, Any]) -> None:
+    """Loads `parts` from the newest checkpoint of a finished phase (other parts of it are left alone)."""
+    newest = tf.train.latest_checkpoint(str(path))
+    if newest is None:
+        raise FileNotFoundError(f"{path} holds no checkpoint")
+    tf.train.Checkpoint(**parts).restore(newest).assert_existing_objects_matched().expect_partial()
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 over the newest checkpoint's files, 16 hex digits: provenance of synthetic images."""
+    newest = tf.train.latest_checkpoint(str(path))
+    digest = hashlib.sha256()
+    for file in sorted(Path(newest).parent.glob(Path(newest).name + ".*")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

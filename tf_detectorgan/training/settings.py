@@ -1,0 +1,99 @@
+"""Everything that `train` can be told, and the arms of the paper as rows of one table."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from tf_detectorgan.config import option
+
+
+class Arm(NamedTuple):
+    """One way to make synthetic images. Signs multiply --lambda_real and --lambda_syn."""
+
+    images: str  # "none", "paste" (no learning) or "generator"
+    detector: bool  # DET takes part in the joint phase
+    real_sign: float
+    syn_sign: float
+    title: str
+
+
+ARMS = {
+    "real_only": Arm("none", False, 0, 0, "real images only"),
+    "cut_paste": Arm("paste", False, 0, 0, "feathered cut-and-paste"),
+    "cyclegan_bbox": Arm("generator", False, 0, 0, "CycleGAN + BboxLoss"),
+    "acgan": Arm("generator", True, 0, -1, "ACGAN-like: minimises L_syn"),
+    "detectorgan_no_unroll": Arm("generator", True, 0, 1, "DetectorGAN without Eqn 3"),
+    "detectorgan": Arm("generator", True, 1, 1, "DetectorGAN"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Options of `python -m tf_detectorgan.train`. Steps are optimizer steps, sizes pixels of the prepared images."""
+
+    run_dir: str = option("runs/phantom", "Where everything of this run is written; call again to resume.")
+    data_dir: str = option("", "A data set made by tf_detectorgan.prepare; empty: the built-in phantom.")
+    phantom_size: int = option(64, "Side of the built-in phantom's images.", low=32, high=1024)
+    phantom_train_images: int = option(57, "Labelled training images of the built-in phantom.", low=1)
+    arm: tuple[str, ...] = option(("detectorgan",), f"Arms to run: {', '.join(ARMS)}.", choices=tuple(ARMS))
+    seed: int = option(0, "Every random number follows from it.", low=0)
+    recipe: str = option("ours", "Defaults of the method.", choices=("ours", "paper"))
+    distribution: str = option(
+        "auto", "auto: all GPUs, or one device; mirrored: MirroredStrategy.", choices=("auto", "one", "mirrored")
+    )
+
+    generator_filters: int = option(64, "Filters of the generators' first layer.", low=1)
+    generator_blocks: int = option(0, "Residual blocks; 0: 9, or 6 at up to 128 pixels.", low=0)
+    discriminator_filters: int = option(64, "Filters of the discriminators' first layer.", low=1)
+    compose: str = option("box", "full: G's output is the image. box: blended near the box.", ("full", "box"), paper="full")
+    condition: str = option(
+        "exemplar", "What G_X sees: image and mask, or also the matched object.", ("mask", "exemplar"), paper="mask"
+    )
+    feather: float = option(0.25, "Width of the blend around a box, in box sides.", low=0.0)
+    crop_size: int = option(32, "Side of the crops that DIS_localX sees.", low=16)
+    crop_context: float = option(0.25, "Surroundings of the box in those crops, in box sides.", low=0.0)
+
+    gan_loss: str = option("lsgan", "Adversarial loss; log is Eqn 4.", ("log", "lsgan", "hinge"), paper="log")
+    lambda_global: float = option(1.0, "Weight of DIS_globalX and DIS_globalY.", low=0.0)
+    lambda_local: float = option(1.0, "Weight of DIS_localX.", low=0.0)
+    lambda_bbox: float = option(1.0, "Weight of BboxLoss.", low=0.0)
+    lambda_cycle: float = option(10.0, "Weight of the cycle loss.", low=0.0)
+    lambda_identity: float = option(5.0, "Weight of the identity loss.", low=0.0)
+    lambda_real: float = option(1.0, "Weight of L~_real, Eqn 3.", low=0.0)
+    lambda_syn: float = option(0.05, "Weight of L_syn, which G_X maximises.", low=0.0, paper=1.0)
+    syn_cap: float = option(5.0, "L_syn above this is worth nothing more to G_X.", low=0.0)
+    unroll_real: str = option("fresh", "Images of L~_real: a fresh draw, or those of L_real.", ("fresh", "same"))
+
+    detector: str = option("retinanet_small", "DET.", ("retinanet_small", "retinanet_resnet50"))
+    anchor_sizes: tuple[float, ...] = option((), "Anchor sides, one a pyramid level; empty: the detector's own.")
+    anchor_scales: tuple[float, ...] = option((), "Multiples of the sizes; empty: the detector's own.")
+    anchor_ratios: tuple[float, ...] = option((), "Widths over heights; empty: the detector's own.")
+
+    placement: str = option("matched_shift", "Where to insert.", ("matched_shift", "uniform", "file"))
+    placement_file: str = option("", "Boxes for --placement=file (CSV or JSON).")
+    max_shift: float = option(0.15, "Largest shift of the matched box, in image sides.", low=0.0, high=1.0)
+    match_top_k: int = option(5, "Draw the matched image among this many best ones.", low=1, paper=1)
+    exemplar_flip: bool = option(True, "Insert objects mirrored half of the time.", paper=False)
+    augment: bool = option(True, "Flip, shift, scale and light changes for detectors, the same in all arms.")
+
+    gan_steps: int = option(20000, "Steps of pretrain_gan.", low=0)
+    joint_steps: int = option(10000, "Steps of the joint phase.", low=0)
+    pretrain_detector_steps: int = option(2000, "Steps of pretrain_detector.", low=0)
+    final_steps: int = option(5000, "Steps of final_detector, the same for all arms.", low=1)
+    gan_batch: int = option(4, "Images of each stream a step, over all devices.", low=1)
+    detector_batch: int = option(16, "Images a step of a detector alone, over all devices.", low=1)
+    gan_learning_rate: float = option(2e-4, "Adam's, constant, then linearly to 0 over the joint phase.", low=0.0)
+    joint_detector_learning_rate: float = option(0.01, "SGD's (momentum 0.9) of DET in the joint phase.", low=0.0)
+    detector_learning_rate: float = option(1e-3, "AdamW's of a detector alone: warm-up, then a cosine to 0.", low=0.0)
+    weight_decay: float = option(1e-4, "AdamW's of a detector alone.", low=0.0)
+    clipnorm: float = option(10.0, "Largest norm of a detector's gradient.", low=0.0)
+    pool_size: int = option(50, "Synthetic images that discriminators remember.", low=0)
+
+    synthetic_count: int = option(1000, "Synthetic images an arm makes.", low=1)
+    synthetic_fraction: float = option(0.5, "Share of them in a batch of final_detector.", low=0.0, high=1.0)
+
+    log_every: int = option(50, "Steps between two rows of scalars.", low=1)
+    image_every: int = option(500, "Steps between two pictures.", low=1)
+    checkpoint_every: int = option(500, "Steps between two checkpoints.", low=1)
+    validate_every: int = option(500, "Steps between two APs on the validation split.", low=1)
