@@ -1,4 +1,4 @@
-"""What is imported is declared, what is shipped is packed, what the documents tell a reader to type exists."""
+"""What is imported is declared, what is shipped is packed, what the documents say to type exists."""
 
 import ast
 import re
