@@ -1,0 +1,105 @@
+"""Random changes of an image that its boxes follow. Only ever applied to training images.
+
+Letters: N images, S stored side, C channels, K padded boxes, D draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+from tf_detectorgan import boxes as box_ops
+from tf_detectorgan.data.resampling import resample, valid_mask
+
+DRAWS = 7  # random numbers that one image needs
+MIN_AREA = 0.25  # a box of which less than this share is still in the image is dropped: not recognisable
+MIN_SIDE = 1.0  # pixels; the same for a box of which only a sliver remains
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What may happen to an image; all False and 0 leaves it as it is, bit by bit."""
+
+    flip: bool = True  # left and right swapped in half of the images
+    vertical_flip: bool = False
+    shift: float = 0.1  # at most this fraction of the content's side
+    scale: float = 0.1  # zoom about the centre by 1 +- scale
+    intensity: float = 0.1  # brightness by +- intensity (the range has length 2), contrast by 1 +- intensity
+
+    def __post_init__(self):
+        for field, top in (("shift", 1.0), ("scale", 0.9), ("intensity", 1.0)):
+            if not 0.0 <= getattr(self, field) <= top:
+                raise ValueError(f"augmentation: {field}={getattr(self, field)} is not within 0 and {top}")
+
+
+IDENTITY = Augmentation(flip=False, shift=0.0, scale=0.0, intensity=0.0)
+FLIP = dataclasses.replace(IDENTITY, flip=True)
+
+
+def augment(images, boxes, labels, valid_sizes, draws, options: Augmentation):
+    """Augmented images with their boxes; the padding stays where and as it is.
+
+    Boxes are cut to the content and dropped by `MIN_AREA` and `MIN_SIDE`; an image that would lose its last
+    box is neither shifted nor zoomed.
+
+    Args:
+      images: [N, S, S, C] float32 in [-1, 1].
+      boxes: [N, K, 4] float32.
+      labels: [N, K] int32, -1 where padded.
+      valid_sizes: [N, 2] int32.
+      draws: [N, DRAWS] float32 in [0, 1).
+      options: what to do.
+
+    Returns:
+      (images, boxes, labels) of the same shapes, padded boxes last.
+    """
+    if options.flip or options.vertical_flip or options.shift or options.scale:
+        scale, offset = _map(boxes, labels, valid_sizes, draws, options)
+        moved = resample(images, scale, offset, valid_sizes)
+        images = tf.where(valid_mask(valid_sizes, images.shape[1]), moved, images)
+        boxes, labels = _padded_last(*_move_boxes(boxes, labels, valid_sizes, scale, offset))
+    if options.intensity:
+        images = _change_intensity(images, valid_sizes, draws[:, 5:7], options.intensity)
+    return images, boxes, labels
+
+
+def _map(boxes, labels, valid_sizes, draws, options):
+    """The map point -> scale * point + offset of each image: [N, 2], [N, 2]."""
+    sizes = tf.cast(valid_sizes, tf.float32)
+    signed = 2.0 * draws[:, 2:5] - 1.0
+    zoom = 1.0 + options.scale * signed[:, :1]
+    move = (1.0 - zoom) * sizes / 2.0 + options.shift * signed[:, 1:] * sizes
+    _, kept = _move_boxes(boxes, labels, valid_sizes, tf.repeat(zoom, 2, axis=1), move)
+    loses_all = tf.reduce_any(labels >= 0, 1) & ~tf.reduce_any(kept >= 0, 1)
+    zoom = tf.where(loses_all[:, None], 1.0, zoom)
+    move = tf.where(loses_all[:, None], 0.0, move)
+    mirror = (draws[:, :2] < 0.5) & tf.constant([options.vertical_flip, options.flip])
+    # Mirrored first: zoom * (size - point) + move.
+    return tf.where(mirror, -zoom, zoom), tf.where(mirror, zoom * sizes + move, move)
+
+
+def _move_boxes(boxes, labels, valid_sizes, scale, offset):
+    """Boxes under the map, cut to the content; dropped ones are zeros with label -1."""
+    sizes = tf.cast(valid_sizes, tf.float32)
+    moved = box_ops.affine(boxes, scale[:, None], offset[:, None])
+    cut = box_ops.clip(moved, sizes[:, :1], sizes[:, 1:])
+    sides = box_ops.to_xywh(cut)[..., 2:]
+    keep = (labels >= 0) & (box_ops.area(cut) >= MIN_AREA * box_ops.area(moved))
+    keep &= tf.reduce_all(sides >= MIN_SIDE, -1)
+    return tf.where(keep[..., None], cut, 0.0), tf.where(keep, labels, -1)
+
+
+def _padded_last(boxes, labels):
+    order = tf.argsort(tf.cast(labels < 0, tf.int32), axis=1, stable=True)
+    return tf.gather(boxes, order, batch_dims=1), tf.gather(labels, order, batch_dims=1)
+
+
+def _change_intensity(images, valid_sizes, draws, amount):
+    inside = valid_mask(valid_sizes, images.shape[1])
+    content = tf.where(inside, images, 0.0)
+    pixels = tf.cast(tf.reduce_prod(valid_sizes, axis=1), tf.float32)[:, None, None, None] * images.shape[3]
+    mean = tf.reduce_sum(content, axis=(1, 2, 3), keepdims=True) / pixels
+    brightness, contrast = tf.unstack(amount * (2.0 * draws - 1.0)[:, :, None, None, None], axis=1)
+    changed = mean + (1.0 + contrast) * (images - mean) + brightness
+    return tf.where(inside, tf.clip_by_value(changed, -1.0, 1.0), images)

@@ -1,0 +1,46 @@
+"""Random numbers without state: each is a function of the seed, the stream it is for and a running number.
+
+Nothing here remembers anything, so the numbers of step t are the same in an uninterrupted and a resumed run.
+Letters: N images, D draws per image, K candidates.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+# Append only: the place in the list goes into the seed.
+STREAMS = ("x", "y", "u", "y2", "real", "synthetic", "clean", "synthesis")
+_PURPOSES = ("order", "draws")
+
+
+def _seed(seed: int, stream: str, purpose: str, *numbers) -> tf.Tensor:
+    state = tf.constant([seed, STREAMS.index(stream) * len(_PURPOSES) + _PURPOSES.index(purpose)], tf.int64)
+    for number in numbers:
+        state = tf.random.experimental.stateless_fold_in(state, tf.cast(number, tf.int64), alg="philox")
+    return state
+
+
+def uniforms(seed: int, stream: str, number, count: int) -> tf.Tensor:
+    """`count` independent numbers in [0, 1), float32 [count], for element `number` of a stream."""
+    return tf.random.stateless_uniform([count], _seed(seed, stream, "draws", number), alg="philox")
+
+
+def shuffled(values, seed: int, stream: str, *numbers) -> tf.Tensor:
+    """`values` [K, ...] in random order; `numbers` (epoch, block) say which shuffle of the stream it is."""
+    return tf.random.experimental.stateless_shuffle(
+        values, _seed(seed, stream, "order", *numbers), alg="philox"
+    )
+
+
+def pick(draw, count) -> tf.Tensor:
+    """A number of 0..count-1 from a draw in [0, 1): int32, shaped like `draw` and `count` (at least 1)."""
+    count = tf.cast(count, tf.int32)
+    # draw * count may round up to count.
+    return tf.minimum(tf.cast(draw * tf.cast(count, tf.float32), tf.int32), count - 1)
+
+
+def pick_true(draw, candidates) -> tf.Tensor:
+    """Index [N] int32 of a True entry of `candidates` [N, K], each equally likely, by `draw` [N]."""
+    rank = tf.cumsum(tf.cast(candidates, tf.int32), axis=-1)
+    chosen = pick(draw, rank[:, -1]) + 1
+    return tf.argmax(candidates & (rank == chosen[:, None]), axis=-1, output_type=tf.int32)

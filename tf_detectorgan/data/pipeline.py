@@ -1,0 +1,291 @@
+"""From undecoded records to batches. The batch of step t is a function of (seed, t) alone (decision 0030).
+
+Records are drawn by number (streams.py), every random number of an image is a function of that number
+(draws.py), and all steps below work on whole batches of one static shape. So a run that resumes at step t
+sees what it would have seen, on any number of threads.
+Letters: N images, S stored side, C channels, K = dataset.max_boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tf_detectorgan.batch import Batch, Labelled, Synthesis
+from tf_detectorgan.data import augmentation, draws, placement, placement_file, streams
+from tf_detectorgan.data.augmentation import Augmentation
+from tf_detectorgan.data.placement import Placement
+from tf_detectorgan.data.records import Dataset
+from tf_detectorgan.errors import InputError
+
+# One draw chooses a box: of a labelled image (y_boxes), or of a clean image's rows in a placement file.
+_DRAWS = augmentation.DRAWS + placement.DRAWS + 1
+
+
+class EvaluationBatch(NamedTuple):
+    """Images to be judged, with their truth; the last batch is filled up with images that are not `real`."""
+
+    images: tf.Tensor  # [N, S, S, C]
+    image_ids: tf.Tensor  # [N] int64
+    groups: tf.Tensor  # [N] string
+    valid_sizes: tf.Tensor  # [N, 2] int32
+    boxes: tf.Tensor  # [N, K, 4]
+    labels: tf.Tensor  # [N, K] int32, -1 where padded
+    real: tf.Tensor  # [N] bool
+
+
+class _Drawn(NamedTuple):
+    """A batch of decoded records with their numbers in the stream and their random numbers."""
+
+    numbers: tf.Tensor  # [N] int64
+    images: tf.Tensor
+    image_ids: tf.Tensor
+    groups: tf.Tensor
+    boxes: tf.Tensor
+    labels: tf.Tensor
+    valid_sizes: tf.Tensor
+    draws: tf.Tensor  # [N, _DRAWS]
+
+    def augmented(self, options: Augmentation) -> _Drawn:
+        mine = self.draws[:, : augmentation.DRAWS]
+        changed = augmentation.augment(self.images, self.boxes, self.labels, self.valid_sizes, mine, options)
+        return self._replace(images=changed[0], boxes=changed[1], labels=changed[2])
+
+    @property
+    def labelled(self) -> Labelled:
+        return Labelled(self.images, self.boxes, self.labels)
+
+
+def joint_batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    steps: int,
+    placement: Placement,
+    unroll_real: str = "fresh",
+    augment: Mapping[str, Augmentation] | None = None,
+) -> tf.data.Dataset:
+    """The `Batch` of each step from `start_step` to `steps` - 1.
+
+    Args:
+      dataset: with train_clean, train_labelled and, if there is one, train_unboxed; without it, u is y.
+      batch_size: N, of each stream.
+      seed: of everything drawn here.
+      start_step: the first step wanted.
+      steps: of the whole run.
+      placement: where objects go into x.
+      unroll_real: "fresh" draws y2 by another seed, "same" makes it y.
+      augment: what is done to the streams x, y, u, y2; those not named are only flipped. The reference of x is
+        chosen after x is augmented.
+
+    Raises:
+      InputError: a split is missing or `placement.file` is bad.
+      ValueError: `unroll_real` or a stream in `augment` is unknown.
+    """
+    chosen = dict.fromkeys(("x", "y", "u", "y2"), augmentation.FLIP)
+    unknown = set(augment or {}) - set(chosen)
+    if unknown or unroll_real not in ("fresh", "same"):
+        raise ValueError(
+            f"unroll_real={unroll_real!r} is not fresh or same, or no streams: {sorted(unknown)}"
+        )
+    chosen.update(augment or {})
+    labelled = _open(dataset, "train_labelled")
+    sources = {"x": _open(dataset, "train_clean"), "y": labelled}
+    if dataset.count("train_unboxed"):
+        sources["u"] = _open(dataset, "train_unboxed")
+    if unroll_real == "fresh":
+        sources["y2"] = labelled
+    place = _Placer(dataset, placement)
+
+    def assemble(drawn: dict[str, _Drawn]) -> Batch:
+        drawn["x"] = place.with_given_boxes(drawn["x"])
+        drawn = {name: stream.augmented(chosen[name]) for name, stream in drawn.items()}
+        insertion, _ = place(drawn["x"])
+        y = drawn["y"]
+        y_boxes = tf.gather(y.boxes, draws.pick_true(y.draws[:, -1], y.labels >= 0), batch_dims=1)
+        u, y2 = drawn.get("u", y), drawn.get("y2", y)
+        return Batch(drawn["x"].images, insertion, y.labelled, y_boxes, u.images, y2.labelled)
+
+    drawn = {
+        name: _drawn(dataset, source, seed, name, batch_size, start_step * batch_size)
+        for name, source in sources.items()
+    }
+    return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
+
+
+def labelled_batches(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    steps: int,
+    augment: Augmentation,
+    synthetic: tf.data.Dataset | None = None,
+    synthetic_fraction: float = 0.5,
+    clean_fraction: float = 0.0,
+) -> tf.data.Dataset:
+    """The `Labelled` batch of each step from `start_step` to `steps` - 1, for training a detector.
+
+    Every batch has exactly round(fraction * batch_size) synthetic and clean images; the others are from
+    train_labelled. The kinds are spread evenly over the batch, so that each replica gets its share.
+
+    Args:
+      dataset: the real images.
+      batch_size: N.
+      seed: of everything drawn here.
+      start_step: the first step wanted.
+      steps: of the whole run.
+      augment: what is done to all images.
+      synthetic: serialized Examples of the same schema (`records.read_records`), None: no synthetic images.
+      synthetic_fraction: share of the batch; without effect if `synthetic` is None.
+      clean_fraction: share of images from train_clean, which have no box.
+
+    Raises:
+      InputError: there are no images of a kind that is wanted.
+      ValueError: the fractions leave no place for real images, or are negative.
+    """
+    counts = {
+        "synthetic": 0 if synthetic is None else round(synthetic_fraction * batch_size),
+        "clean": round(clean_fraction * batch_size),
+    }
+    counts["real"] = batch_size - sum(counts.values())
+    if min(counts.values()) < 0 or not counts["real"]:
+        raise ValueError(f"{synthetic_fraction=}, {clean_fraction=}: {counts['real']} real images in a batch")
+    counts = {kind: count for kind, count in counts.items() if count}
+    sources = {"real": _open(dataset, "train_labelled")}
+    if "clean" in counts:
+        sources["clean"] = _open(dataset, "train_clean")
+    if synthetic is not None and "synthetic" in counts:
+        sources["synthetic"] = streams.open_source(synthetic, "the synthetic set")
+    # Image j of a kind wants the place (j + 1/2) / count of the batch.
+    order = np.argsort(
+        np.concatenate([(np.arange(count) + 0.5) / count for count in counts.values()]), kind="stable"
+    )
+
+    def assemble(drawn: dict[str, _Drawn]) -> Labelled:
+        columns = zip(*(drawn[kind].augmented(augment).labelled for kind in counts), strict=True)
+        return Labelled(*(tf.gather(tf.concat(column, axis=0), order) for column in columns))
+
+    drawn = {
+        kind: _drawn(dataset, sources[kind], seed, kind, count, start_step * count)
+        for kind, count in counts.items()
+    }
+    return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
+
+
+def evaluation_batches(dataset: Dataset, splits: Sequence[str], batch_size: int) -> tf.data.Dataset:
+    """`EvaluationBatch`es with each image of `splits` ("test_labelled", "test_clean", ...) once, in order.
+
+    Raises:
+      InputError: the splits have no image.
+    """
+    total = sum(dataset.count(split) for split in splits)
+    if not total:
+        raise InputError(f"no images in {', '.join(splits)} of {dataset.name}: nothing to evaluate")
+    strings = dataset.serialized(splits[0])
+    for split in splits[1:]:
+        strings = strings.concatenate(dataset.serialized(split))
+    strings = strings.concatenate(strings.take(1).repeat(-total % batch_size))
+
+    def assemble(numbers, images, image_ids, groups, boxes, labels, valid_sizes) -> EvaluationBatch:
+        return EvaluationBatch(images, image_ids, groups, valid_sizes, boxes, labels, numbers < total)
+
+    decoded = _mapped(strings.enumerate(), lambda number, one: (number, *_decode(dataset, one)))
+    return _finished(_mapped(decoded.batch(batch_size, drop_remainder=True), assemble))
+
+
+def synthesis_batches(
+    dataset: Dataset, *, count: int, batch_size: int, seed: int, start: int, placement: Placement
+) -> tf.data.Dataset:
+    """`Synthesis` batches of the images numbered `start` to `count` - 1; `Synthesis.seeds` are the numbers.
+
+    Image i is a function of (seed, i) alone, whatever `start`, `count` and `batch_size` are. The last batch is filled
+    up with the images that would come next: leave out those with a number of `count` or more.
+    The backgrounds are train_clean in random order, each once before any comes again; none is augmented.
+
+    Raises:
+      InputError: a split is missing or `placement.file` is bad.
+    """
+    source = _open(dataset, "train_clean")
+    place = _Placer(dataset, placement)
+
+    def assemble(x: _Drawn) -> Synthesis:
+        insertion, chosen = place(place.with_given_boxes(x))
+        matched_groups = tf.gather(place.references.groups, chosen)
+        return Synthesis(
+            x.images,
+            insertion,
+            background_ids=x.image_ids,
+            matched_ids=tf.gather(place.references.image_ids, chosen),
+            groups=tf.stack([x.groups, matched_groups], axis=1),
+            valid_sizes=x.valid_sizes,
+            seeds=x.numbers,
+        )
+
+    drawn = _drawn(dataset, source, seed, "synthesis", batch_size, start)
+    return _finished(_mapped(drawn, assemble), -((start - count) // batch_size))
+
+
+class _Placer:
+    """`placement.insertions` with its references and, in mode "file", its rows."""
+
+    def __init__(self, dataset: Dataset, options: Placement):
+        self.options = options
+        self.references = placement.reference_table(dataset)
+        self.table = placement_file.read_placements(options.file, dataset) if options.file else None
+
+    def with_given_boxes(self, x: _Drawn) -> _Drawn:
+        """In mode "file": x with its box, so that augmentation moves it along."""
+        if self.table is None:
+            return x
+        given = placement_file.look_up(self.table, x.image_ids, x.draws[:, -1])
+        boxes = tf.concat([given.boxes[:, None], x.boxes[:, 1:]], axis=1)
+        return x._replace(boxes=boxes, labels=tf.concat([given.labels[:, None], x.labels[:, 1:]], axis=1))
+
+    def __call__(self, x: _Drawn):
+        given = None if self.table is None else placement.Given(x.boxes[:, 0], x.labels[:, 0])
+        mine = x.draws[:, augmentation.DRAWS : augmentation.DRAWS + placement.DRAWS]
+        return placement.insertions(x.images, x.valid_sizes, self.references, mine, self.options, given)
+
+
+def _open(dataset, split):
+    return streams.open_source(dataset.serialized(split), f"split {split} of {dataset.name}")
+
+
+def _drawn(dataset, source, seed, stream, batch_size, start) -> tf.data.Dataset:
+    """Endless `_Drawn` batches of a stream from element `start` on."""
+
+    def decode(number, serialized):
+        return _Drawn(number, *_decode(dataset, serialized), draws.uniforms(seed, stream, number, _DRAWS))
+
+    drawn = _mapped(streams.endless(source, seed, stream, start), decode)
+    return drawn.batch(batch_size, drop_remainder=True)
+
+
+def _decode(dataset, serialized):
+    """image, image_id, group, boxes, labels, valid_size of one record, of static shape."""
+    record = dataset.decode(serialized)
+    image = tf.ensure_shape(record.image, dataset.image_shape)
+    boxes, labels = placement.padded_boxes(record, dataset.max_boxes)
+    valid_size = tf.ensure_shape(record.valid_size, [2])
+    return image, record.image_id, record.groups[0], boxes, labels, valid_size
+
+
+def _mapped(dataset, function):
+    return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _finished(dataset, count: int | None = None):
+    options = tf.data.Options()
+    options.deterministic = True
+    # A strategy splits each batch among its replicas; nobody drops or repeats records.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    if count is not None:
+        dataset = dataset.take(max(count, 0))
+    return dataset.with_options(options).prefetch(2)

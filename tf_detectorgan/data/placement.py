@@ -1,0 +1,231 @@
+"""Where an object goes into a clean image, and what it should look like there.
+
+For a clean image x a *reference* is chosen: a labelled training image, one of its boxes, and a map that moves
+that box into x. The moved box is where G_X inserts, the moved image is the exemplar. Same map for both, so
+they agree.
+Letters: N clean images, L references, S stored side, C channels, K padded boxes, F descriptor length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tf_detectorgan import boxes as box_ops
+from tf_detectorgan.batch import Insertion
+from tf_detectorgan.data import draws as random
+from tf_detectorgan.data.records import Dataset, Record
+from tf_detectorgan.data.resampling import resample, valid_mask
+from tf_detectorgan.errors import InputError
+
+MODES = ("matched_shift", "uniform", "file")
+DRAWS = 6  # random numbers that one insertion needs
+DESCRIPTOR_SIDE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How boxes are placed.
+
+    matched_shift: the most similar reference, its box shifted at random (the paper).
+    uniform: any reference, its box anywhere in the image.
+    file: the box is read from `file` (see placement_file.py); the most similar reference with an object of
+      that class, the object resampled to the box's size.
+    """
+
+    mode: str = "matched_shift"
+    max_shift: float = 0.15  # of the content's side, for matched_shift
+    top_k: int = 1  # the reference is drawn among the k most similar; 1 is the paper
+    exemplar_flip: bool = False  # the reference is mirrored (left, right) in half of the cases
+    exemplar_scale: tuple[float, float] = (1.0, 1.0)  # size of the inserted object; (1, 1) copies its pixels
+    file: str = ""
+
+    def __post_init__(self):
+        if self.mode not in MODES:
+            raise InputError(f"placement {self.mode!r} is none of {', '.join(MODES)}")
+        if (self.mode == "file") != bool(self.file):
+            raise InputError(f"placement {self.mode} with file {self.file!r}: 'file' needs one, others none")
+        if not 0.0 <= self.max_shift <= 1.0:
+            raise InputError(f"max_shift={self.max_shift}: a fraction of the image side is within 0 and 1")
+        if self.top_k < 1:
+            raise InputError(f"top_k={self.top_k}: at least 1 reference is needed")
+        if len(self.exemplar_scale) != 2 or not 0.0 < self.exemplar_scale[0] <= self.exemplar_scale[1]:
+            raise InputError(f"exemplar_scale={self.exemplar_scale}: must be two positive numbers low,high")
+
+
+class Given(NamedTuple):
+    """Boxes that were decided elsewhere, one per clean image."""
+
+    boxes: tf.Tensor  # [N, 4]
+    labels: tf.Tensor  # [N] int32
+
+
+@dataclasses.dataclass(frozen=True)
+class References:
+    """The labelled training images with what is needed to choose among them; pixels stay undecoded."""
+
+    serialized: tf.Tensor  # [L] string
+    decode: Callable[[tf.Tensor], Record]
+    descriptors: tf.Tensor  # [L, F]
+    boxes: tf.Tensor  # [L, K, 4]
+    labels: tf.Tensor  # [L, K] int32, -1 where padded
+    valid_sizes: tf.Tensor  # [L, 2] int32
+    image_ids: tf.Tensor  # [L] int64
+    groups: tf.Tensor  # [L] string
+
+
+def descriptors(images, valid_sizes) -> tf.Tensor:
+    """What similarity is measured on: [N, F] of length 1, from [N, S, S, C] and [N, 2].
+
+    The image minus its content's mean, averaged over a 16x16 grid; padding counts as the mean: it says
+    nothing. A product of two descriptors is the cosine similarity (decision 0032).
+    """
+    inside = valid_mask(valid_sizes, images.shape[1])
+    pixels = tf.cast(tf.reduce_prod(valid_sizes, axis=1), tf.float32)[:, None, None, None]
+    mean = tf.reduce_sum(tf.where(inside, images, 0.0), axis=(1, 2), keepdims=True) / pixels
+    small = tf.image.resize(tf.where(inside, images - mean, 0.0), [DESCRIPTOR_SIDE] * 2, method="area")
+    flat = tf.reshape(small, [-1, DESCRIPTOR_SIDE * DESCRIPTOR_SIDE * images.shape[3]])
+    return tf.math.divide_no_nan(flat, tf.norm(flat, axis=1, keepdims=True))
+
+
+def padded_boxes(record: Record, max_boxes: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """A record's boxes [max_boxes, 4] and labels [max_boxes], padded with zeros and -1."""
+    rows = [[0, max_boxes - tf.shape(record.labels)[0]]]
+    boxes = tf.ensure_shape(tf.pad(record.boxes, rows + [[0, 0]]), [max_boxes, 4])
+    return boxes, tf.ensure_shape(tf.pad(record.labels, rows, constant_values=-1), [max_boxes])
+
+
+def reference_table(dataset: Dataset, split: str = "train_labelled") -> References:
+    """Reads the labelled images once and describes them.
+
+    Raises:
+      InputError: there are none, or one has no box.
+    """
+
+    def describe(serialized):
+        record = dataset.decode(serialized)
+        image = tf.ensure_shape(record.image, dataset.image_shape)
+        descriptor = descriptors(image[None], record.valid_size[None])[0]
+        boxes, labels = padded_boxes(record, dataset.max_boxes)
+        return serialized, descriptor, boxes, labels, record.valid_size, record.image_id, record.groups[0]
+
+    rows = list(dataset.serialized(split).map(describe, num_parallel_calls=tf.data.AUTOTUNE).batch(64))
+    if not rows:
+        raise InputError(f"split {split} has no images: nothing to take objects from")
+    columns = [tf.concat(column, axis=0) for column in zip(*rows, strict=True)]
+    references = References(columns[0], dataset.decode, *columns[1:])
+    empty = tf.reduce_all(references.labels < 0, axis=1)
+    if tf.reduce_any(empty):
+        which = references.image_ids[empty].numpy().tolist()
+        raise InputError(f"split {split}: images {which[:5]} have no box; every labelled image needs one")
+    return references
+
+
+def insertions(
+    images, valid_sizes, references: References, draws, options: Placement, given: Given | None = None
+) -> tuple[Insertion, tf.Tensor]:
+    """Chooses a reference for each clean image and moves it there; every box lies inside the valid content.
+
+    Args:
+      images: [N, S, S, C] float32, clean, as they will be used (already mirrored or not).
+      valid_sizes: [N, 2] int32.
+      references: what to choose from.
+      draws: [N, DRAWS] float32 in [0, 1).
+      options: how.
+      given: the boxes, in mode "file".
+
+    Returns:
+      (Insertion, [N] int32 index of the reference).
+    """
+    low, high = options.exemplar_scale
+    zoom = low + (high - low) * draws[:, 0]
+    flip = (draws[:, 1] < 0.5) & options.exemplar_flip
+    candidates = _candidates(references, valid_sizes, zoom, given)
+    chosen = _choose(images, valid_sizes, references, candidates, draws[:, 2], options)
+    box_index = random.pick_true(draws[:, 3], tf.gather(candidates, chosen, batch_dims=1))
+    boxes = tf.gather(tf.gather(references.boxes, chosen), box_index, batch_dims=1)
+    labels = tf.gather(tf.gather(references.labels, chosen), box_index, batch_dims=1)
+
+    sizes = tf.gather(references.valid_sizes, chosen)
+    scale, offset = _mirror(flip, tf.cast(sizes, tf.float32))
+    boxes = box_ops.affine(boxes, scale, offset)
+    if given is None:
+        zoom, move = _shift(boxes, valid_sizes, zoom, draws[:, 4:6], options)
+        target = box_ops.affine(boxes, zoom, move)
+        limits = tf.cast(valid_sizes, tf.float32)
+        target = box_ops.clip(target, limits[:, 0], limits[:, 1])  # by rounding errors at most
+    else:
+        zoom, move = _onto(boxes, given.boxes)
+        target = given.boxes
+    images = _decoded(references, chosen, images.shape)
+    exemplars = resample(images, zoom * scale, zoom * offset + move, sizes)
+    return Insertion(target, labels, exemplars), chosen
+
+
+def _candidates(references, valid_sizes, zoom, given):
+    """Which boxes may be used for which clean image: bool [N, L, K], at least one for each image."""
+    usable = references.labels >= 0
+    if given is None:
+        # One pixel of room, so that a whole-pixel shift exists whatever the box's fraction.
+        room = tf.cast(valid_sizes, tf.float32) - 1.0
+        sides = box_ops.to_xywh(references.boxes)[..., 2:]
+        width, height = (zoom[:, None, None] * sides[None, :, :, axis] for axis in (0, 1))
+        fits = (height <= room[:, 0, None, None]) & (width <= room[:, 1, None, None])
+    else:
+        fits = references.labels == given.labels[:, None, None]
+    fits &= usable
+    return tf.where(tf.reduce_any(fits, axis=(1, 2), keepdims=True), fits, usable)
+
+
+def _choose(images, valid_sizes, references, candidates, draw, options):
+    """Index of a reference [N] int32: among the most similar ones that have a candidate box."""
+    similarity = tf.matmul(descriptors(images, valid_sizes), references.descriptors, transpose_b=True)
+    allowed = tf.reduce_any(candidates, axis=2)
+    similarity = tf.where(allowed, similarity, -2.0)  # below every cosine
+    total = references.labels.shape[0]
+    best = total if options.mode == "uniform" else min(options.top_k, total)
+    ranked = tf.math.top_k(similarity, best).indices
+    available = tf.minimum(tf.reduce_sum(tf.cast(allowed, tf.int32), axis=1), best)
+    return tf.gather(ranked, random.pick(draw, available), batch_dims=1)
+
+
+def _mirror(flip, sizes):
+    """The map [N, 2], [N, 2] that swaps left and right of content of `sizes` where `flip` [N] says so."""
+    flips = tf.stack([tf.zeros_like(flip), flip], axis=1)
+    return tf.where(flips, -1.0, 1.0), tf.where(flips, sizes, 0.0)
+
+
+def _shift(boxes, valid_sizes, zoom, draws, options):
+    """The map [N, 2], [N, 2] of a random whole-pixel shift that keeps boxes [N, 4] inside the valid content.
+
+    A box that does not fit is shrunk until it does.
+    """
+    x, y, width, height = tf.unstack(box_ops.to_xywh(boxes), axis=1)
+    start, extent = tf.stack([y, x], axis=1), tf.stack([height, width], axis=1)
+    limits = tf.cast(valid_sizes, tf.float32)
+    zoom = tf.minimum(zoom, tf.reduce_min((limits - 1.0) / extent, axis=1))[:, None]
+    first = tf.math.ceil(-start)
+    last = tf.floor(limits - (start + extent) - (zoom - 1.0) * extent)
+    reach = limits if options.mode == "uniform" else tf.floor(options.max_shift * limits)
+    # Where the reach ends before the content begins: the nearest place inside.
+    first, last = tf.clip_by_value(-reach, first, last), tf.clip_by_value(reach, first, last)
+    shift = first + tf.cast(random.pick(draws, last - first + 1.0), tf.float32)
+    # The box keeps its top-left corner under the zoom; exactly `shift` where zoom is 1.
+    return tf.repeat(zoom, 2, axis=1), shift + (1.0 - zoom) * start
+
+
+def _onto(boxes, targets):
+    """The map [N, 2], [N, 2] of boxes [N, 4] onto targets [N, 4]."""
+    x, y, width, height = tf.unstack(box_ops.to_xywh(boxes), axis=1)
+    to_x, to_y, to_width, to_height = tf.unstack(box_ops.to_xywh(targets), axis=1)
+    zoom = tf.stack([to_height / height, to_width / width], axis=1)
+    return zoom, tf.stack([to_y, to_x], axis=1) - zoom * tf.stack([y, x], axis=1)
+
+
+def _decoded(references, chosen, shape):
+    serialized = tf.gather(references.serialized, chosen)
+    images = tf.map_fn(lambda one: references.decode(one).image, serialized, fn_output_signature=tf.float32)
+    return tf.ensure_shape(images, shape)

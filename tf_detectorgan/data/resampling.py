@@ -1,0 +1,48 @@
+"""Moves, mirrors and scales image content. The same map, given to `boxes.affine`, moves the boxes along.
+
+The map is axis-aligned: a point (continuous coordinate, pixel i has its centre at i + 0.5) goes to
+scale * point + offset. It only ever reads *valid* content: padding at the right and the bottom is not dragged
+in.
+Letters: N images, S the stored side, C channels. Pairs are (vertical, horizontal), as in `valid_sizes`.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def resample(images, scale, offset, valid_sizes) -> tf.Tensor:
+    """Bilinear image of the map; beyond the valid content its edge is repeated.
+
+    A whole-pixel shift or mirror copies pixels bit by bit.
+
+    Args:
+      images: [N, S, S, C] float32.
+      scale: [N, 2] float32, negative to mirror, not 0.
+      offset: [N, 2] float32 in pixels.
+      valid_sizes: [N, 2] int32, height and width of the content of `images`.
+
+    Returns:
+      [N, S, S, C] float32.
+    """
+    for axis in (0, 1):
+        images = _along(images, axis + 1, scale[:, axis], offset[:, axis], valid_sizes[:, axis])
+    return images
+
+
+def _along(images, axis, scale, offset, size):
+    centre = tf.range(images.shape[axis], dtype=tf.float32) + 0.5
+    source = (centre - offset[:, None]) / scale[:, None] - 0.5
+    last = tf.cast(size, tf.float32)[:, None] - 1.0
+    source = tf.clip_by_value(source, 0.0, last)
+    low = tf.floor(source)
+    fraction = (source - low)[:, :, None, None] if axis == 1 else (source - low)[:, None, :, None]
+    first = tf.gather(images, tf.cast(low, tf.int32), axis=axis, batch_dims=1)
+    second = tf.gather(images, tf.cast(tf.minimum(low + 1.0, last), tf.int32), axis=axis, batch_dims=1)
+    return first + fraction * (second - first)  # exactly `first` where the fraction is 0
+
+
+def valid_mask(valid_sizes, side: int) -> tf.Tensor:
+    """True on the content, False on the padding: bool [N, side, side, 1]."""
+    rows, columns = (tf.sequence_mask(valid_sizes[:, axis], side) for axis in (0, 1))
+    return (rows[:, :, None] & columns[:, None, :])[..., None]

@@ -1,0 +1,79 @@
+"""Endless, reshuffled passes over undecoded records that can start anywhere.
+
+Element p of a stream is a function of (seed, stream, p) alone. Each record comes once per epoch, that is once
+among the elements e * count to (e + 1) * count - 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import tensorflow as tf
+
+from tf_detectorgan.data import draws
+from tf_detectorgan.errors import InputError
+
+MEMORY_LIMIT = 512 * 2**20  # bytes of undecoded records of one stream that may be held in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Undecoded records to draw from: held in memory, or read in blocks where they are too large for that."""
+
+    strings: tf.data.Dataset  # of serialized Examples ([] string), in a fixed order
+    count: int
+    held: tf.Tensor | None  # [count] string, all of `strings`; None: too large
+    block: int  # records that are shuffled together where they are not held
+
+
+def open_source(strings: tf.data.Dataset, name: str, memory_limit: int = MEMORY_LIMIT) -> Source:
+    """Reads the records once: into memory if they fit into `memory_limit` bytes, else only to count them.
+
+    Raises:
+      InputError: there is no record.
+    """
+    held: list[bytes] = []
+    size = count = 0
+    for chunk in strings.batch(64).as_numpy_iterator():
+        count += len(chunk)
+        size += sum(map(len, chunk))
+        if size <= memory_limit:
+            held.extend(chunk)
+        else:
+            held.clear()
+    if not count:
+        raise InputError(f"{name}: no images there; prepare a data set that has some")
+    block = max(memory_limit // 2 * count // size, 1)
+    return Source(strings, count, tf.constant(held) if held else None, block)
+
+
+def endless(source: Source, seed: int, stream: str, start: int) -> tf.data.Dataset:
+    """Pairs (p, serialized Example) for p = start, start + 1, ...; skipped elements are never decoded."""
+    first_epoch, within = divmod(start, source.count)
+    epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
+    if source.held is not None:
+        held = source.held  # held by the closure: never copied into a graph
+
+        def one_epoch(epoch):
+            return tf.data.Dataset.from_tensor_slices(
+                draws.shuffled(tf.range(source.count), seed, stream, epoch)
+            )
+
+        strings = epochs.flat_map(one_epoch).skip(within).map(lambda index: held[index])
+    else:
+        strings = epochs.flat_map(lambda epoch: _by_blocks(source, seed, stream, epoch)).skip(within)
+    return strings.enumerate(start)
+
+
+def _by_blocks(source, seed, stream, epoch):
+    """One epoch, shuffled in blocks whose borders differ from epoch to epoch (decision 0031)."""
+    # Numbered below 0, as the elements' own draws are numbered from 0.
+    draw = draws.uniforms(seed, stream, -1 - epoch, 1)[0]
+    border = 1 + tf.cast(draws.pick(draw, source.block), tf.int64)
+    blocks = source.strings.take(border).batch(source.block)
+    blocks = blocks.concatenate(source.strings.skip(border).batch(source.block))
+    return blocks.enumerate().flat_map(
+        lambda number, block: tf.data.Dataset.from_tensor_slices(
+            draws.shuffled(block, seed, stream, epoch, number)
+        )
+    )
