@@ -33,7 +33,7 @@ def froc(matches: Matches, iou: float = 0.1) -> dict:
     scores = np.concatenate([found.scores for found in matches.classes])
     order = np.argsort(-scores, kind="mergesort")
     scores, correct = scores[order], np.concatenate([found.correct[t] for found in matches.classes])[order]
-    last_of_tie = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)) if len(scores) else []
+    last_of_tie = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))[: len(scores)]
     sensitivity = np.cumsum(correct)[last_of_tie] / truths
     false_rate = np.cumsum(~correct)[last_of_tie] / len(matches.image_ids)
     at_rates = {f"{r:g}": float(sensitivity[false_rate <= r].max(initial=0.0)) for r in RATES}

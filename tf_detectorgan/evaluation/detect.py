@@ -1,0 +1,46 @@
+"""A detector over a whole split: what it finds, beside the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tf_detectorgan.batch import Detections
+from tf_detectorgan.data.pipeline import evaluation_batches
+from tf_detectorgan.data.records import Dataset
+from tf_detectorgan.evaluation.average_precision import average_precision, match, mean_over_classes
+from tf_detectorgan.evaluation.records import Found, Truth, found_of
+
+
+def detect_split(
+    detect: Callable[..., Detections], dataset: Dataset, split: str, batch_size: int
+) -> tuple[list[Truth], list[Found]]:
+    """Truth and detections of every image of `split` ("validation", "test"), labelled and clean, in order.
+
+    `detect` maps images [N, H, W, C] to Detections.
+    """
+    streams = [f"{split}_{kind}" for kind in ("labelled", "clean") if dataset.count(f"{split}_{kind}")]
+    truth, found = [], []
+    for batch in evaluation_batches(dataset, streams or [f"{split}_labelled"], batch_size):
+        real = np.flatnonzero(batch.real)
+        answers = found_of(batch.image_ids.numpy(), detect(batch.images))
+        found += [answers[i] for i in real]
+        for i in real:
+            present = batch.labels[i].numpy() >= 0
+            truth.append(
+                Truth(
+                    image_id=int(batch.image_ids[i]),
+                    groups=(batch.groups[i].numpy().decode(),),
+                    boxes=batch.boxes[i].numpy()[present],
+                    labels=batch.labels[i].numpy()[present],
+                    size=tuple(int(v) for v in batch.valid_sizes[i]),
+                )
+            )
+    return truth, found
+
+
+def quick_ap(truth: list[Truth], found: list[Found], class_names, ious=(0.1, 0.5)) -> dict[str, float]:
+    """AP at a few IoUs, mean over classes, without intervals: for curves during training."""
+    values = mean_over_classes(average_precision(match(truth, found, class_names, ious)))
+    return {f"ap@{iou:g}": float(value) for iou, value in zip(ious, values, strict=True)}

@@ -1,0 +1,1 @@
+"""Runs read back: numbers to a page."""

@@ -1,0 +1,281 @@
+"""One page about one run: which arm is better, how sure that is, and what the images look like."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import os
+import platform
+import re
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+import tf_detectorgan
+from tf_detectorgan import boxes as box_ops
+from tf_detectorgan.evaluation.average_precision import RANGE_NAME, match
+from tf_detectorgan.evaluation.records import Found
+from tf_detectorgan.evaluation.statistics import bootstrap_ap, paired_difference, sentence
+from tf_detectorgan.experiments import figures
+from tf_detectorgan.experiments.run_results import Run, read_run
+from tf_detectorgan.gallery import environment, image_uri
+
+PACKAGES = ("keras", "keras-cv", "numpy", "pycocotools")
+EXAMPLES = 8  # test images shown
+GUESSES = 3  # detections shown per image, the best by score
+
+
+class Column(NamedTuple):
+    """A column of the headline table: where its {value, low, high} lies in the metrics."""
+
+    title: str
+    path: tuple[str, ...]
+
+
+class Cell(NamedTuple):
+    """One number of the headline table, as text."""
+
+    value: str
+    interval: str  # "[0.21, 0.40]"
+    best: bool
+
+
+def write_report(run_dir: str | os.PathLike) -> Path:
+    """Writes `report.html` (needs no other file) and `report.md` into the run directory; returns the former.
+
+    Raises:
+      InputError: no arm has been evaluated.
+    """
+    run = read_run(run_dir)
+    first = next(iter(run.arms.values())).metrics
+    columns, rows = headline(run)
+    metrics = {name: arm.metrics for name, arm in run.arms.items()}
+    content = {
+        "title": f"DetectorGAN run: {run.directory.resolve().name}",
+        "columns": [column.title for column in columns],
+        "rows": rows,
+        "missing": run.missing,
+        "counts": first["counts"],
+        "class_names": first["class_names"],
+        "notes": sorted({arm.metrics["note"] for arm in run.arms.values()} - {""}),
+        "comparisons": comparisons(run),
+        "unpaired": [name for name, arm in run.arms.items() if arm.found is None],
+        "classes": _per_class(run, _name(first["main_iou"])),
+        "main_iou": _name(first["main_iou"]),
+        "localization": _localization(run),
+        "froc": {name: arm.metrics["froc"]["sensitivity"] for name, arm in run.arms.items()},
+        "resamples": first["bootstrap"]["resamples"],
+        "config": run.config,
+        "data_card": run.data_card,
+        "timings": [(phase, duration(seconds)) for phase, seconds in run.timings.items()],
+        "total": duration(sum(run.timings.values())),
+        "versions": versions(),
+        "galleries": [
+            (name, arm.contact_sheet, arm.gallery) for name, arm in run.arms.items() if arm.contact_sheet
+        ],
+        "directory": run.directory,
+    }
+    templates = environment()
+    templates.filters |= {"md": markdown_text, "png": _file_uri, "number": _number}
+    pictures = {
+        "plots": [*(figures.precision_recall(metrics, iou) for iou in first["precision_recall"])]
+        + [figures.free_response(metrics)],
+        "examples": examples(run),
+    }
+    page = run.directory / "report.html"
+    _replace(page, templates.get_template("report.html").render(content | pictures))
+    _replace(page.with_suffix(".md"), templates.get_template("report.md").render(content))
+    return page
+
+
+def result_table(run_dir: str | os.PathLike) -> str:
+    """The headline table as plain text for a terminal; `*` marks the highest value of a column."""
+    run = read_run(run_dir)
+    columns, rows = headline(run)
+    lines = [["arm", *(column.title for column in columns)]]
+    for name, cells in rows:
+        lines.append(
+            [name, *(f"{c.value}{'*' if c.best else ''} {c.interval}".strip() for c in cells)],
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = [
+        "  ".join(field.ljust(w) for field, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]
+    text.insert(1, "-" * max(map(len, text)))
+    counts = next(iter(run.arms.values())).metrics["counts"]
+    text.append(
+        f"{counts['images']} test images of {counts['groups']} groups, {counts['boxes']} objects; "
+        "[95 % interval over groups, one training]; * highest value"
+    )
+    if run.missing:
+        text.append(f"not evaluated: {', '.join(run.missing)}")
+    return "\n".join(text)
+
+
+def headline(run: Run) -> tuple[list[Column], list[tuple[str, list[Cell]]]]:
+    """Columns, and per arm its cells; the highest value of each column (ties too) is marked."""
+    main = _name(next(iter(run.arms.values())).metrics["main_iou"])
+    columns = [
+        *(Column(f"AP@{iou}", ("ap", iou)) for iou in dict.fromkeys([main, "0.1", "0.5", RANGE_NAME])),
+        Column(f"recall@{main}", ("recall", main)),
+        Column(f"localization T(IoU) {main}", ("localization", "iou", main)),
+    ]
+    values = {
+        name: [_look_up(arm.metrics, column.path) for column in columns] for name, arm in run.arms.items()
+    }
+    tops = [
+        max((v["value"] for v in column if v["value"] is not None), default=None)
+        for column in zip(*values.values(), strict=True)
+    ]
+    rows = [
+        (name, [_cell(v, top, len(values) > 1) for v, top in zip(numbers, tops, strict=True)])
+        for name, numbers in values.items()
+    ]
+    return columns, rows
+
+
+def comparisons(run: Run) -> list[tuple[str, list[str]]]:
+    """Per AP threshold a sentence for each pair of arms with detections, the later arm minus the earlier."""
+    ready = {name: arm for name, arm in run.arms.items() if arm.found is not None}
+    if len(ready) < 2:
+        return []
+    first = next(iter(ready.values())).metrics
+    ious = tuple(dict.fromkeys([first["main_iou"], 0.5]))
+    draws = {
+        name: bootstrap_ap(
+            match(run.truth, arm.found or [], arm.metrics["class_names"], ious),
+            first["bootstrap"]["resamples"],
+            first["bootstrap"]["seed"],
+        )
+        for name, arm in ready.items()
+    }
+    pairs = list(itertools.combinations(reversed(ready), 2))
+    return [
+        (
+            f"AP@{iou:g}",
+            [sentence(a, b, paired_difference(draws[a], draws[b], "ap", _name(iou))) for a, b in pairs],
+        )
+        for iou in ious
+    ]
+
+
+def examples(run: Run) -> list[dict]:
+    """Test images with truth boxes and each arm's best detections; images with objects come first."""
+    by_id = {t.image_id: t for t in run.truth}
+    shown = sorted(run.samples, key=lambda i: (len(by_id[i].labels) == 0, i))
+    shown = [
+        *shown[: EXAMPLES - 1],
+        *shown[EXAMPLES - 1 :][-1:],
+    ]  # the last one is a clean image if there is one
+    found = {
+        name: {f.image_id: f for f in arm.found} for name, arm in run.arms.items() if arm.found is not None
+    }
+    return [
+        {
+            "image_id": image_id,
+            "uri": image_uri(run.samples[image_id]),
+            "size": run.samples[image_id].shape[:2],
+            "truth": box_ops.to_xywh(by_id[image_id].boxes).numpy().tolist(),
+            "arms": {name: _guesses(per_image[image_id]) for name, per_image in found.items()},
+        }
+        for image_id in shown
+    ]
+
+
+def _guesses(found: Found) -> list[tuple[list[float], float]]:
+    best = np.argsort(-found.scores, kind="stable")[:GUESSES]
+    return list(
+        zip(box_ops.to_xywh(found.boxes).numpy()[best].tolist(), found.scores[best].tolist(), strict=True)
+    )
+
+
+def _localization(run: Run) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """(title, threshold, [(arm's share, its "k of n")]) for every T of either kind."""
+    kinds = next(iter(run.arms.values())).metrics["localization"]
+    return [
+        (
+            {"iou": "T(IoU)", "iobb": "T(IoBB)"}[kind],
+            threshold,
+            [
+                (_number(share["value"]), f"{share['k']} of {share['n']}")
+                for share in (arm.metrics["localization"][kind][threshold] for arm in run.arms.values())
+            ],
+        )
+        for kind in kinds
+        for threshold in kinds[kind]
+    ]
+
+
+def _per_class(run: Run, iou: str) -> list[tuple[str, int, list[str]]]:
+    """(class, its boxes, AP per arm), when there are several classes."""
+    names = next(iter(run.arms.values())).metrics["class_names"]
+    if len(names) < 2:
+        return []
+    result = []
+    for name in names:
+        parts = [arm.metrics["per_class"][name] for arm in run.arms.values()]
+        result.append((name, parts[0]["boxes"], [_number(part["ap"][iou]["value"]) for part in parts]))
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Versions that the report is written with."""
+    result = {
+        "tf_detectorgan": tf_detectorgan.__version__,
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,  # its distribution has several names
+    }
+    for package in PACKAGES:
+        try:
+            result[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            result[package] = "not installed"
+    return result
+
+
+def duration(seconds: float) -> str:
+    """As 47 s, 12 min 05 s or 3 h 20 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def markdown_text(text: object) -> str:
+    """Text that Markdown shows as it is, also inside a table."""
+    return re.sub(r"([\\`*<>\[\]|])", r"\\\1", " ".join(str(text).split()))
+
+
+def _cell(number: dict, top: float | None, several: bool) -> Cell:
+    interval = "" if number["low"] is None else f"[{number['low']:.2f}, {number['high']:.2f}]"
+    return Cell(_number(number["value"]), interval, several and top is not None and number["value"] == top)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _name(iou: float) -> str:
+    return f"{iou:g}"
+
+
+def _look_up(metrics: dict, path: Sequence[str]) -> dict:
+    for key in path:
+        metrics = metrics.get(key, {})
+    return metrics or {"value": None, "low": None, "high": None}
+
+
+def _file_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
