@@ -75,7 +75,7 @@ def color_difference(signed: np.ndarray, scale: float) -> np.ndarray:
 
 
 def crop(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
-    """The box and around it a quarter of its size, at least SURROUND pixels, cut at the borders: [h, w, C]."""
+    """The box and a quarter of its size, at least SURROUND pixels, around it, inside the image: [h, w, C]."""
     return image[_surround(image.shape, box)]
 
 
@@ -189,5 +189,5 @@ def _boxed(image: np.ndarray, box: Sequence[float]) -> Image.Image:
     picture = _fit(image)
     ratio = picture.width / image.shape[1]
     outline = np.round(np.asarray(box_ops.dilate(np.asarray(box, np.float32) * ratio, 2.0))).tolist()
-    ImageDraw.Draw(picture).rectangle(outline, outline=BOX_COLOR, width=1)
+    ImageDraw.Draw(picture).rectangle(outline, outline=BOX_COLOR, width=2)
     return picture

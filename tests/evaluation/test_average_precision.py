@@ -163,7 +163,7 @@ def test_names_of_the_thresholds():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change, message",
     [
         ({"image_id": 8}, "different images"),
         ({"boxes": np.array([[5.0, 0, 3, 9]])}, "ends before it begins"),
