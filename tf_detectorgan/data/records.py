@@ -1,13 +1,15 @@
-"""The record on disk: one schema for real, drawn and synthetic images, and the only file that reads or writes it.
+"""The record on disk: one schema for real, drawn and synthetic images; only this file reads or writes it.
 
 A prepared data set is one TFDS directory. Its splits are `{train,validation,test}_{labelled,clean,unboxed}`:
-labelled images have boxes, clean images are free of the object, unboxed images have the object but no boxes. A split
-without images is absent. Letters: H, W, C channels, k boxes, g groups.
+labelled images have boxes, clean images are free of the object, unboxed images have the object but no boxes.
+A split without images is absent. Letters: H, W, C channels, k boxes, g groups.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from absl import logging
 
 from tf_detectorgan.errors import InputError
 
@@ -87,7 +90,7 @@ def to_float(image: tf.Tensor, bit_depth: int) -> tf.Tensor:
 
 
 def encode(schema: tfds.features.FeaturesDict, example: Mapping[str, Any]) -> bytes:
-    """A serialized tf.train.Example of `Record`'s fields; `image` as stored integers or as floats in [-1, 1]."""
+    """A serialized tf.train.Example of `Record`'s fields; `image` as stored integers or floats in [-1, 1]."""
     image = np.asarray(example["image"])
     if np.issubdtype(image.dtype, np.floating):
         image = to_stored(image, bit_depth_of(schema))
@@ -148,7 +151,7 @@ def read_features(directory) -> tfds.features.FeaturesDict:
 
 
 def read_records(path) -> tf.data.Dataset:
-    """The serialized Examples ([] string) of one TFRecord file, in the order written; every record is checked first.
+    """The serialized Examples ([] string) of one TFRecord file, in the order written, all checked first.
 
     Raises:
       InputError: the file is missing, truncated or damaged.
@@ -173,7 +176,7 @@ def check_records(path) -> tuple[int, str]:
             count += len(records)
     except tf.errors.DataLossError as error:
         raise InputError(
-            f"{path}: truncated or damaged after record {count}; delete it and write it again"
+            f"{path}: truncated or damaged, at the earliest in record {count}; delete it and write it again"
         ) from error
     return count, digest.hexdigest()
 
@@ -199,7 +202,7 @@ class Dataset:
         return int(self._splits[split].num_examples) if split in self._splits else 0
 
     def serialized(self, split: str) -> tf.data.Dataset:
-        """The split's undecoded Examples ([] string), always in the same order; empty when the split is absent."""
+        """The split's undecoded Examples ([] string) in a fixed order; empty when the split is absent."""
         if not self.count(split):
             return tf.data.Dataset.from_tensor_slices(tf.zeros([0], tf.string))
         return tf.data.TFRecordDataset([str(path) for path in self._splits[split].filepaths])
@@ -239,7 +242,7 @@ class Dataset:
             for path in paths:
                 if not path.is_file():
                     raise InputError(f"{path}: missing; prepare the data set again")
-            expected = info.num_bytes + _TFRECORD_FRAME_BYTES * info.num_examples
+            expected = int(info.num_bytes) + _TFRECORD_FRAME_BYTES * info.num_examples
             found = sum(path.stat().st_size for path in paths)
             if found != expected:
                 raise InputError(
@@ -289,7 +292,7 @@ def describe(
     description: str,
     citation: str = "",
 ) -> tfds.core.DatasetInfo:
-    """The DatasetInfo of a builder of this project: order kept as yielded, schema version and max_boxes in it."""
+    """The DatasetInfo of a builder of this project: keeps the order, holds schema version and max_boxes."""
     return tfds.core.DatasetInfo(
         builder=builder,
         description=description,
@@ -313,13 +316,27 @@ def build(make: Callable[[str], tfds.core.DatasetBuilder], out, *, overwrite: bo
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     try:
-        builder = make(str(work / "new"))
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        tfds.disable_progress_bar()  # our builders show their own
+        with _quiet():
+            builder = make(str(work / "new"))
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
         if out.exists():
             out.rename(work / "old")
         Path(builder.data_dir).rename(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Drops what TFDS says: a download of unknown size, the builder's settings."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def check_target(out, overwrite: bool) -> None:

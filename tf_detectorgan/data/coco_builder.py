@@ -1,0 +1,123 @@
+"""Writes checked COCO sources as records: divides them into splits, resizes, pads."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from tf_detectorgan.data import records, resize, splits
+from tf_detectorgan.data.coco import Source
+from tf_detectorgan.errors import InputError
+
+
+def divide(
+    sources: Sequence[Source], shares: Sequence[float], seed: int, train_images: int, split_key: str
+) -> tuple[dict[str, list[Source]], int]:
+    """The sources of every split that is not empty, and the number of labelled training images left out.
+
+    Args:
+      sources: checked images.
+      shares: of training, validation, test; not used where the images carry their split.
+      seed: of the division.
+      train_images: number of labelled training images to keep, 0 for all.
+      split_key: the key by which images carry their split, "" for none.
+
+    Raises:
+      InputError: a group is in two splits, or there are no labelled or no clean training images.
+    """
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for source in sources:
+        counts[source.group][source.stream] += 1
+    training_only = {source.group for source in sources if source.training_only}
+    if split_key:
+        found: dict[str, set[str]] = defaultdict(set)
+        for source in sources:
+            found[source.group].add(source.split or "train")
+        split_of = splits.given(found, split_key)
+    else:
+        split_of = splits.assign(counts, shares, seed, training_only)
+    result: dict[str, list[Source]] = {f"{part}_{s}": [] for part in records.SPLITS for s in records.STREAMS}
+    for source in sources:
+        part = split_of[source.group]
+        if part == "train" or not source.training_only:
+            result[f"{part}_{source.stream}"].append(source)
+    for stream, hint in (("labelled", "no box"), ("clean", "no image without the object")):
+        if not result[f"train_{stream}"]:
+            raise InputError(
+                f"no training images are {stream} ({hint} in the training split): nothing to learn from"
+            )
+    labelled = result["train_labelled"]
+    if train_images:
+        groups: dict[str, list[int]] = defaultdict(list)
+        for source in labelled:
+            groups[source.group].append(source.image_id)
+        kept = splits.keep_exactly(groups, train_images, seed)
+        result["train_labelled"] = [source for source in labelled if source.image_id in kept]
+    return {split: rows for split, rows in result.items() if rows}, len(labelled) - len(
+        result["train_labelled"]
+    )
+
+
+@dataclasses.dataclass
+class CocoConfig(tfds.core.BuilderConfig):
+    """What to write: the sources of every split, and the form of the images."""
+
+    plan: dict[str, list[Source]] = dataclasses.field(default_factory=dict, repr=False)
+    class_names: Sequence[str] = ()
+    image_size: int = 0  # longer side after resizing; 0: the files' own sizes
+    channels: int = 1
+    citation: str = ""
+
+
+class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Images with COCO annotations, resized and padded to squares."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        config = self.builder_config
+        sources = [source for rows in config.plan.values() for source in rows]
+        longest = config.image_size or max(max(s.height, s.width) for s in sources)
+        self._side = 32 * math.ceil(longest / 32)  # the networks halve an image up to five times
+        self._bit_depth = max(s.bit_depth for s in sources)
+        return records.describe(
+            self,
+            records.features((self._side, self._side, config.channels), self._bit_depth, config.class_names),
+            max_boxes=max(len(s.boxes) for s in sources),
+            description="Images with COCO annotations",
+            citation=config.citation,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {
+            split: self._generate_examples(split, rows) for split, rows in self.builder_config.plan.items()
+        }
+
+    def _generate_examples(self, split: str, sources: Sequence[Source]) -> Iterator[tuple[int, dict]]:
+        for number, source in enumerate(tqdm(sources, desc=f"writing {split}", unit="image")):
+            yield number, self._example(source)
+
+    def _example(self, source: Source) -> dict:
+        longest = self.builder_config.image_size or max(source.height, source.width)
+        height, width = resize.target_size(source.height, source.width, longest)
+        pixels = resize.convert(resize.read_image(source.path), self.builder_config.channels, self._bit_depth)
+        pixels = np.rint(resize.pad(resize.resize(pixels, height, width), self._side))
+        scale = np.array([width / source.width, height / source.height] * 2)
+        return {
+            "image": pixels.astype({8: np.uint8, 16: np.uint16}[self._bit_depth]),
+            "image_id": source.image_id,
+            "file_name": source.file_name,
+            "groups": [source.group],
+            "boxes": (np.array(source.boxes, np.float64).reshape(-1, 4) * scale).astype(np.float32),
+            "labels": source.labels,
+            "valid_size": np.array([height, width], np.int32),
+            "source_size": np.array([source.height, source.width], np.int32),
+            "provenance": "",
+        }

@@ -1,0 +1,85 @@
+"""The built-in data set: drawn chest X-rays in the streams that the method needs. No download, no network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from tf_detectorgan.data import records
+from tf_detectorgan.data.chest_film import draw, patient
+
+CLASS_NAMES = ("nodule",)
+
+
+@dataclasses.dataclass
+class PhantomConfig(tfds.core.BuilderConfig):
+    """Numbers of images per split and stream, and how to draw them."""
+
+    name: str = "default"  # TFDS wants another name for other settings
+    size: int = 64  # pixels
+    seed: int = 0
+    train_images: int = 57
+    clean_images: int = 600
+    unboxed_images: int = 200
+    validation_images: int = 100
+    test_images: int = 300
+    test_clean_images: int = 100
+
+
+class Phantom(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Drawn chest X-rays with exact boxes around faint nodules."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+    BUILDER_CONFIGS = [PhantomConfig()]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        size = self.builder_config.size
+        return records.describe(
+            self,
+            records.features((size, size, 1), 8, CLASS_NAMES),
+            max_boxes=2,
+            description=f"Drawn chest X-rays, {dataclasses.asdict(self.builder_config)}",
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Images per split."""
+        config = self.builder_config
+        wanted = {
+            "train_labelled": config.train_images,
+            "train_clean": config.clean_images,
+            "train_unboxed": config.unboxed_images,
+            "validation_labelled": config.validation_images,
+            "test_labelled": config.test_images,
+            "test_clean": config.test_clean_images,
+        }
+        return {split: count for split, count in wanted.items() if count}
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(split, count) for split, count in self.counts().items()}
+
+    def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict]]:
+        config, (part, stream) = self.builder_config, split.rsplit("_", 1)
+        # Every split counts from its own base, so a larger split begins with the smaller one's images.
+        base = 1_000_000 * (len(records.STREAMS) * records.SPLITS.index(part) + records.STREAMS.index(stream))
+        for index in tqdm(range(base, base + count), desc=f"drawing {split}", unit="image"):
+            image, boxes = draw(config.seed, index, config.size, nodule=stream != "clean")
+            boxes = boxes if stream == "labelled" else boxes[:0]
+            yield (
+                index,
+                {
+                    "image": records.to_stored(2.0 * image[..., None] - 1.0, 8),
+                    "image_id": index,
+                    "file_name": f"phantom_{index:07d}.png",
+                    "groups": [f"patient_{patient(index):07d}"],
+                    "boxes": boxes,
+                    "labels": np.zeros(len(boxes), np.int64).tolist(),
+                    "valid_size": np.array([config.size, config.size], np.int32),
+                    "source_size": np.array([config.size, config.size], np.int32),
+                    "provenance": "",
+                },
+            )

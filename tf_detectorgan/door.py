@@ -1,0 +1,62 @@
+"""What every command does at its door: flags in, one line and an exit code out when the input is at fault."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from absl import app, flags, logging
+
+from tf_detectorgan import config
+from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, Interrupted
+
+T = TypeVar("T")
+
+
+def run(options: type[T], main: Callable[[T], None]) -> None:
+    """Defines the flags of `options`, reads them (also from --flagfile), calls `main` and exits.
+
+    Exit codes: 0; 78 bad input; 75 interrupted, with everything saved; 130 Ctrl-C; 143 SIGTERM.
+    """
+    config.define_flags(options)
+    app.run(lambda _: sys.exit(guard(options, main)), flags_parser=_parse)
+
+
+def guard(options: type[T], main: Callable[[T], None]) -> int:
+    """Calls `main` with the parsed flags and turns its errors into one line on stderr and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        main(config.read_flags(options))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except Interrupted as error:
+        print(f"interrupted: {error}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    if len(rest) > 1:
+        print(f"error: {rest[1]!r} is no flag; write --name=value", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    if flags.FLAGS["verbosity"].using_default_value:
+        # absl's own default, INFO, fills the screen with the libraries' notes
+        flags.FLAGS["verbosity"].value = logging.WARNING
+        flags.FLAGS["verbosity"].using_default_value = False
+    return rest
+
+
+def _terminate(number: int, frame: object) -> None:
+    """Leaves through every `finally`, so that no half-written file stays behind."""
+    sys.exit(128 + number)

@@ -1,0 +1,178 @@
+"""Makes a prepared data set (TFRecords, split by groups) of a COCO folder, or of drawn chest X-rays.
+
+python -m tf_detectorgan.prepare --images=photos --annotations=photos/boxes.json --out=data/photos
+python -m tf_detectorgan.prepare --dataset=phantom --out=data/phantom
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tf_detectorgan import door
+from tf_detectorgan.config import option
+from tf_detectorgan.data import coco, coco_builder, phantom, records, splits
+from tf_detectorgan.errors import InputError
+
+_SMALL_BOX = 2.0  # stored pixels: below this side no network of ours can see the object
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Options of `prepare`."""
+
+    dataset: str = option("coco", "where the images come from", choices=("coco", "phantom"))
+    out: str = option("", "directory to write; must not exist")
+    overwrite: bool = option(False, "replace --out if it is a prepared data set")
+    seed: int = option(0, "of the division into splits, and of the drawn images", low=0)
+    train_images: int = option(0, "labelled training images to keep; 0: all (phantom: 57)", low=0)
+    image_size: int = option(128, "longer side in pixels; 0: the files' own sizes", low=0, high=4096)
+
+    images: str = option("", "coco: directory of the images; default: that of --annotations")
+    annotations: str = option("", "coco: the json file")
+    splits: tuple[float, ...] = option((0.7, 0.1, 0.2), "coco: shares of training, validation, test")
+    group_key: str = option(coco.Keys.group, "coco: key of an image that names its group (patient, scene)")
+    exclude_key: str = option(coco.Keys.exclude, "coco: images where this key is true are left out")
+    split_key: str = option("", "coco: key of an image that names its split, instead of --splits")
+    train_only: str = option("", "coco: key=value of images that must stay out of validation and test")
+    label_filter: tuple[str, ...] = option((), "coco: names of the categories to keep; default: all")
+    channels: str = option("auto", "coco: auto is 1 if all images are grey", choices=("auto", "1", "3"))
+    skip_bad: bool = option(False, "coco: leave out bad images and boxes, with a counted summary")
+
+    phantom_clean_images: int = option(600, "phantom: clean training images", low=1)
+    phantom_unboxed_images: int = option(200, "phantom: training images with nodules, boxes withheld", low=0)
+    phantom_validation_images: int = option(100, "phantom: labelled validation images", low=0)
+    phantom_test_images: int = option(300, "phantom: labelled test images", low=0)
+    phantom_test_clean_images: int = option(100, "phantom: clean test images", low=0)
+
+
+def prepare(options: Prepare) -> None:
+    """Checks everything, writes the data set and prints what it holds.
+
+    Raises:
+      InputError: the options, the annotation file or an image is at fault; nothing is written then.
+    """
+    if not options.out:
+        raise InputError("--out= is missing: the directory to write")
+    records.check_target(options.out, options.overwrite)
+    build = _build_phantom if options.dataset == "phantom" else _build_coco
+    notes = build(options)
+    dataset = records.open_dataset(options.out)
+    print(summary(dataset))
+    for note in notes + _warnings(dataset):
+        print(f"note: {note}")
+
+
+def _build_phantom(options: Prepare) -> list[str]:
+    if not 64 <= options.image_size <= 512:
+        raise InputError(f"--image_size={options.image_size}: the phantom is drawn at 64 to 512 pixels")
+    config = phantom.PhantomConfig(
+        name="prepared",
+        size=options.image_size,
+        seed=options.seed,
+        train_images=options.train_images or phantom.PhantomConfig.train_images,
+        clean_images=options.phantom_clean_images,
+        unboxed_images=options.phantom_unboxed_images,
+        validation_images=options.phantom_validation_images,
+        test_images=options.phantom_test_images,
+        test_clean_images=options.phantom_test_clean_images,
+    )
+    records.build(
+        lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config),
+        options.out,
+        overwrite=options.overwrite,
+    )
+    return []
+
+
+def _build_coco(options: Prepare) -> list[str]:
+    if not options.annotations:
+        raise InputError("--annotations= is missing: the COCO json file")
+    splits.check_shares(options.splits)
+    annotations = Path(options.annotations).expanduser()
+    images = Path(options.images).expanduser() if options.images else annotations.parent
+    if not images.is_dir():
+        raise InputError(f"--images={images}: no such directory")
+    folder = coco.read_folder(
+        annotations,
+        images,
+        keys=coco.Keys(options.group_key, options.exclude_key, options.split_key, options.train_only),
+        label_filter=options.label_filter,
+        skip_bad=options.skip_bad,
+    )
+    plan, dropped = coco_builder.divide(
+        folder.sources, options.splits, options.seed, options.train_images, options.split_key
+    )
+    grey = all(source.grey for source in folder.sources)
+    config = coco_builder.CocoConfig(
+        name="prepared",
+        plan=plan,
+        class_names=folder.class_names,
+        image_size=options.image_size,
+        channels={"auto": 1 if grey else 3, "1": 1, "3": 3}[options.channels],
+    )
+    records.build(
+        lambda data_dir: coco_builder.Coco(data_dir=data_dir, config=config),
+        options.out,
+        overwrite=options.overwrite,
+    )
+    notes = list(folder.notes)
+    if dropped:
+        notes.append(f"{dropped} labelled training images left out by --train_images={options.train_images}")
+    notes += [f"skipped {count} x {reason}" for reason, count in sorted(folder.skipped.items())]
+    return notes
+
+
+def _contents(dataset: records.Dataset, split: str) -> tuple[np.ndarray, list[int], set[str]]:
+    """Boxes [n, 4], labels and groups of a split, read without decoding an image."""
+    boxes, labels, groups = [np.zeros([0, 4])], list[int](), set[str]()
+    for serialized in dataset.serialized(split).as_numpy_iterator():
+        feature = tf.train.Example.FromString(serialized).features.feature
+        boxes.append(np.array(feature["boxes"].float_list.value).reshape(-1, 4))
+        labels += feature["labels"].int64_list.value
+        groups |= {group.decode() for group in feature["groups"].bytes_list.value}
+    return np.concatenate(boxes), labels, groups
+
+
+def summary(dataset: records.Dataset) -> str:
+    """A table of what every split holds; box sizes are the root of the area, in stored pixels."""
+    height, width, channels = dataset.image_shape
+    rows = [f"{'split':<22}{'images':>8}{'groups':>8}{'boxes':>8}   box size 5% / 50% / 95%, boxes per class"]
+    for split in (f"{part}_{stream}" for part in records.SPLITS for stream in records.STREAMS):
+        if not dataset.count(split):
+            continue
+        boxes, labels, groups = _contents(dataset, split)
+        row = f"{split:<22}{dataset.count(split):>8}{len(groups):>8}{len(boxes):>8}"
+        if len(boxes):
+            sizes = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+            row += "   " + " / ".join(f"{q:.1f}" for q in np.quantile(sizes, (0.05, 0.5, 0.95)))
+            row += ", " + ", ".join(f"{n} {labels.count(i)}" for i, n in enumerate(dataset.class_names))
+        rows.append(row)
+    form = f"{height} x {width} x {channels}, {dataset.bit_depth} bit"
+    return "\n".join(rows + [f"{dataset.directory}: images of {form}"])
+
+
+def _warnings(dataset: records.Dataset) -> list[str]:
+    """What the user should think about before training on this set."""
+    notes = []
+    for split in (f"{part}_labelled" for part in records.SPLITS):
+        boxes, labels, _ = _contents(dataset, split)
+        small = int((np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) < _SMALL_BOX).sum())
+        if small:
+            notes.append(
+                f"{split}: {small} of {len(boxes)} boxes are under {_SMALL_BOX:g} px wide or high: "
+                "use a larger --image_size"
+            )
+        missing = [name for i, name in enumerate(dataset.class_names) if i not in labels]
+        if missing and dataset.count(split):
+            notes.append(f"{split}: no box of {', '.join(missing)}")
+        if not dataset.count(split):
+            notes.append(f"{split}: no images")
+    return notes
+
+
+if __name__ == "__main__":
+    door.run(Prepare, prepare)
