@@ -88,7 +88,7 @@ class RetinaNet:
         """L_d: (focal + smooth L1) summed over the images, divided by `normalizer` positive anchors (scalar)."""
         logits, offsets = self.outputs(W, images)
         per_image = losses.focal(logits, targets.classes) + losses.smooth_l1(
-            offsets, targets.offsets, targets.classes
+            offsets, tf.cast(targets.offsets, offsets.dtype), targets.classes
         )
         return tf.reduce_sum(per_image) / tf.cast(normalizer, per_image.dtype)
 

@@ -1,0 +1,154 @@
+"""Synthetic images with exact boxes: TFRecord of the data set's own schema, PNGs with a COCO file, and a gallery."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from tqdm import tqdm
+
+from tf_detectorgan import boxes as boxes_lib
+from tf_detectorgan import gallery
+from tf_detectorgan.batch import Insertion, Synthesis
+from tf_detectorgan.data import records
+from tf_detectorgan.data.pipeline import synthesis_batches
+from tf_detectorgan.data.placement import Placement
+from tf_detectorgan.data.records import Dataset
+
+GALLERY = 24  # images shown
+
+
+def synthesize(
+    insert: Callable[[tf.Tensor, Insertion], tf.Tensor],
+    dataset: Dataset,
+    directory: Path,
+    *,
+    count: int,
+    batch_size: int,
+    seed: int,
+    placement: Placement,
+    method: str,
+    checkpoint: str,
+) -> None:
+    """Writes `count` synthetic images to `directory`, which appears when all are finished.
+
+    Args:
+      insert: (x [N, H, W, C], Insertion) -> images in [-1, 1].
+      dataset: where backgrounds and matched objects come from (training split).
+      directory: gets synthetic.tfrecord, annotations.json (COCO), images/*.png, gallery.html, contact_sheet.png.
+      count: images.
+      batch_size: images a call of `insert`.
+      seed: image i is a function of (seed, i).
+      placement: where to insert.
+      method, checkpoint: written into each image's provenance.
+    """
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "images").mkdir(parents=True)
+    batches = synthesis_batches(
+        dataset, count=count, batch_size=batch_size, seed=seed, start=0, placement=placement
+    )
+    coco: dict[str, list] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(dataset.class_names)],
+    }
+    shown: list[dict[str, Any]] = []
+    origin = {"method": method, "checkpoint": checkpoint, "seed": seed}
+
+    def examples() -> Iterator[dict[str, Any]]:
+        with tqdm(total=count, desc=f"synthesize {method}", unit="image", dynamic_ncols=True) as bar:
+            for batch in batches:
+                images = records.to_stored(insert(batch.x, batch.insertion).numpy(), dataset.bit_depth)
+                for i in np.flatnonzero(batch.seeds.numpy() < count):
+                    example = _example(batch, i, images[i], origin)
+                    _add_to_coco(coco, example)
+                    _save_png(partial / example["file_name"], example["image"])
+                    if len(shown) < GALLERY:
+                        shown.append(_gallery_entry(batch, i, example, dataset.bit_depth))
+                    yield example
+                    bar.update()
+
+    records.write_records(partial / "synthetic.tfrecord", examples(), dataset.features)
+    (partial / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
+    gallery.write_gallery(partial, shown, f"Synthetic images: {method}")
+    gallery.contact_sheet(shown[:8], partial / "contact_sheet.png")
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
+
+
+def _example(batch: Synthesis, i: int, image: np.ndarray, origin: dict[str, Any]) -> dict[str, Any]:
+    box = batch.insertion.boxes[i].numpy()
+    number = int(batch.seeds[i])
+    provenance = {
+        **origin,
+        "number": number,
+        "background_id": int(batch.background_ids[i]),
+        "matched_id": int(batch.matched_ids[i]),
+        "box": [round(float(v), 3) for v in box],
+    }
+    size = batch.valid_sizes[i].numpy()
+    return {
+        "image": image,
+        "image_id": number + 1,
+        "file_name": f"images/{number:06d}.png",
+        "groups": list(dict.fromkeys(g.decode() for g in batch.groups[i].numpy())),
+        "boxes": box[None],
+        "labels": batch.insertion.labels[i].numpy()[None],
+        "valid_size": size,
+        "source_size": size,
+        "provenance": json.dumps(provenance, sort_keys=True),
+    }
+
+
+def _add_to_coco(coco: dict[str, list], example: dict[str, Any]) -> None:
+    x, y, w, h = (float(v) for v in boxes_lib.to_xywh(example["boxes"][0]))
+    height, width = example["image"].shape[:2]
+    coco["images"].append(
+        {
+            "id": example["image_id"],
+            "file_name": example["file_name"],
+            "width": width,
+            "height": height,
+            "groups": example["groups"],
+            "provenance": json.loads(example["provenance"]),
+        }
+    )
+    coco["annotations"].append(
+        {
+            "id": example["image_id"],
+            "image_id": example["image_id"],
+            "category_id": int(example["labels"][0]) + 1,
+            "bbox": [x, y, w, h],
+            "area": w * h,
+            "iscrowd": 0,
+        }
+    )
+
+
+def _save_png(path: Path, image: np.ndarray) -> None:
+    """uint8 or uint16 grey, or uint8 colour (Pillow has no 16-bit colour: TensorFlow writes that)."""
+    if image.dtype == np.uint16 and image.shape[-1] == 3:
+        path.write_bytes(tf.io.encode_png(image).numpy())
+    else:
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(path)
+
+
+def _gallery_entry(batch: Synthesis, i: int, example: dict[str, Any], bit_depth: int) -> dict[str, Any]:
+    def eight_bits(image):
+        return records.to_stored(np.asarray(image), 8)
+
+    ids = json.loads(example["provenance"])
+    return {
+        "background": eight_bits(batch.x[i]),
+        "inserted": (example["image"] // (1 if bit_depth == 8 else 257)).astype(np.uint8),
+        "matched": eight_bits(batch.insertion.exemplars[i]),
+        "box": example["boxes"][0],
+        "caption": f"{example['file_name']}: background {ids['background_id']}, object of {ids['matched_id']}",
+    }

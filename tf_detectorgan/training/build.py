@@ -1,0 +1,166 @@
+"""From settings to players: networks, optimizers, pools, on one device or several."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from tf_detectorgan.data.augmentation import Augmentation
+from tf_detectorgan.data.placement import Placement
+from tf_detectorgan.data.records import Dataset
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.models import detectors
+from tf_detectorgan.models.detectors.retinanet import RetinaNet
+from tf_detectorgan.models.discriminators import patch_gan
+from tf_detectorgan.models.generators import Composition, resnet_generator
+from tf_detectorgan.training.image_pool import ImagePool
+from tf_detectorgan.training.joint_step import Objective, Players
+from tf_detectorgan.training.settings import Arm, Train
+
+LOCAL_LAYERS = 2  # of DIS_localX: its crops are smaller than 70 pixels
+WARM_UP = 0.05  # share of a detector's steps
+
+
+def strategy(settings: Train) -> tf.distribute.Strategy:
+    """auto: MirroredStrategy when there are several GPUs, else the default one."""
+    gpus = tf.config.list_logical_devices("GPU")
+    if settings.distribution == "mirrored":
+        devices = gpus or tf.config.list_logical_devices("CPU")
+        chosen = tf.distribute.MirroredStrategy([d.name for d in devices])
+    elif settings.distribution == "auto" and len(gpus) > 1:
+        chosen = tf.distribute.MirroredStrategy()
+    else:
+        chosen = tf.distribute.get_strategy()
+    for name in ("gan_batch", "detector_batch"):
+        if getattr(settings, name) % chosen.num_replicas_in_sync:
+            raise InputError(
+                f"--{name}={getattr(settings, name)} is not divisible by {chosen.num_replicas_in_sync} devices"
+            )
+    return chosen
+
+
+def composition(settings: Train, classes: int) -> Composition:
+    return Composition(settings.compose, settings.condition, settings.feather, classes)
+
+
+def objective(settings: Train, arm: Arm, classes: int) -> Objective:
+    """The arm's signs times the settings' weights."""
+    return Objective(
+        gan_loss=settings.gan_loss,
+        lambda_global=settings.lambda_global,
+        lambda_local=settings.lambda_local,
+        lambda_bbox=settings.lambda_bbox,
+        lambda_cycle=settings.lambda_cycle,
+        lambda_identity=settings.lambda_identity,
+        lambda_real=arm.real_sign * settings.lambda_real,
+        lambda_syn=arm.syn_sign * settings.lambda_syn,
+        syn_cap=settings.syn_cap,
+        crop_size=settings.crop_size,
+        crop_context=settings.crop_context,
+        composition=composition(settings, classes),
+    )
+
+
+def placement(settings: Train) -> Placement:
+    return Placement(
+        mode=settings.placement,
+        max_shift=settings.max_shift,
+        top_k=settings.match_top_k,
+        exemplar_flip=settings.exemplar_flip,
+        file=settings.placement_file,
+    )
+
+
+def augmentation(settings: Train) -> Augmentation:
+    """Of detector training, in every arm."""
+    return Augmentation() if settings.augment else Augmentation(flip=False, shift=0.0, scale=0.0, intensity=0.0)
+
+
+def players(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -> Players:
+    """G_X, G_Y and the discriminators with their optimizers, all built. Seeds Keras's initialisers."""
+    keras.utils.set_random_seed(settings.seed)
+    shape, classes = dataset.image_shape, len(dataset.class_names)
+    composed = composition(settings, classes)
+    crop_shape = (settings.crop_size, settings.crop_size, shape[2])
+    with chosen.scope():
+        rate = ConstantThenLinear(settings.gan_learning_rate, settings.gan_steps, settings.joint_steps)
+        common = {"filters": settings.generator_filters, "blocks": settings.generator_blocks or None}
+        G_X = resnet_generator(
+            shape,
+            composed.input_channels(shape[2]),
+            residual=settings.condition == "exemplar",
+            name="G_X",
+            **common,
+        )
+        G_Y = resnet_generator(shape, shape[2] + classes, name="G_Y", **common)
+        width = settings.discriminator_filters
+        DIS_globalX = patch_gan(shape, filters=width, name="DIS_globalX")
+        DIS_localX = patch_gan(crop_shape, filters=width, layers=LOCAL_LAYERS, name="DIS_localX")
+        DIS_globalY = patch_gan(shape, filters=width, name="DIS_globalY")
+        generator_optimizer = keras.optimizers.Adam(rate, beta_1=0.5)
+        generator_optimizer.build(G_X.trainable_variables + G_Y.trainable_variables)
+        discriminator_optimizer = keras.optimizers.Adam(rate, beta_1=0.5)
+        discriminator_optimizer.build(
+            [v for net in (DIS_globalX, DIS_localX, DIS_globalY) for v in net.trainable_variables]
+        )
+    batch = settings.gan_batch // chosen.num_replicas_in_sync
+    pools = [
+        [ImagePool(settings.pool_size, batch, shape) for _ in range(chosen.num_replicas_in_sync)]
+        for _ in range(2)
+    ]
+    return Players(
+        G_X, G_Y, DIS_globalX, DIS_localX, DIS_globalY, generator_optimizer, discriminator_optimizer, *pools
+    )
+
+
+def detector(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -> RetinaNet:
+    """DET with fresh weights, the same for the same seed."""
+    keras.utils.set_random_seed(settings.seed + 1)
+    with chosen.scope():
+        return detectors.build(
+            settings.detector,
+            dataset.image_shape,
+            len(dataset.class_names),
+            sizes=settings.anchor_sizes,
+            scales=settings.anchor_scales,
+            ratios=settings.anchor_ratios,
+        )
+
+
+def joint_detector_optimizer(settings: Train, DET: RetinaNet, chosen) -> keras.optimizers.SGD:
+    """SGD with momentum: the update U of Eqn 3."""
+    with chosen.scope():
+        optimizer = keras.optimizers.SGD(
+            settings.joint_detector_learning_rate, momentum=0.9, global_clipnorm=settings.clipnorm
+        )
+        optimizer.build(DET.network.trainable_variables)
+    return optimizer
+
+
+def alone_detector_optimizer(settings: Train, DET: RetinaNet, steps: int, chosen) -> keras.optimizers.AdamW:
+    """AdamW with warm-up and a cosine to zero, for a detector trained alone."""
+    warm_up = max(1, int(WARM_UP * steps))
+    with chosen.scope():
+        rate = keras.optimizers.schedules.CosineDecay(
+            0.0, max(1, steps - warm_up), warmup_target=settings.detector_learning_rate, warmup_steps=warm_up
+        )
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay)
+        optimizer.build(DET.network.trainable_variables)
+    return optimizer
+
+
+@keras.saving.register_keras_serializable(package="tf_detectorgan")
+class ConstantThenLinear(keras.optimizers.schedules.LearningRateSchedule):
+    """CycleGAN's schedule: `rate` for `constant` steps, then linearly to 0 over `decay` steps."""
+
+    def __init__(self, rate: float, constant: int, decay: int):
+        self.rate, self.constant, self.decay = rate, constant, decay
+
+    def __call__(self, step):
+        past = tf.cast(step, tf.float32) - self.constant
+        return self.rate * tf.clip_by_value(1.0 - past / max(1, self.decay), 0.0, 1.0)
+
+    def get_config(self):
+        return {"rate": self.rate, "constant": self.constant, "decay": self.decay}
+
+

@@ -1,0 +1,124 @@
+"""The outer loop: restore, draw, step, log, save. Nothing in here knows what is being trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from tf_detectorgan import checkpoints
+from tf_detectorgan.checkpoints import PhaseDirectory
+from tf_detectorgan.errors import Interrupted
+
+
+class StopSignal:
+    """Remembers SIGTERM and SIGINT, so that a step is finished and saved before the process ends."""
+
+    def __init__(self):
+        self.received: str | None = None
+
+    def install(self) -> StopSignal:
+        """Takes over both signals; a second one ends the process at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number, frame):
+        self.received = signal.Signals(number).name
+        signal.signal(number, signal.SIG_DFL)
+
+
+@dataclasses.dataclass
+class Every:
+    """Steps between two rows of scalars, two checkpoints, and two calls of `inspect`."""
+
+    log: int
+    checkpoint: int
+    inspect: int
+
+
+def run_phase(
+    name: str,
+    *,
+    directory: Path,
+    parts: dict[str, Any],
+    steps: int,
+    step: Callable[[Any, int], dict[str, tf.Tensor]],
+    batches: Callable[[int], Iterator],
+    scalars: Callable[[int, dict[str, float]], None],
+    every: Every,
+    stop: StopSignal,
+    inspect: Callable[[int, Any], None] | None = None,
+) -> None:
+    """Runs a phase from its newest checkpoint to `steps`, then marks it as done.
+
+    Args:
+      name: shown in the progress bar.
+      directory: the phase's checkpoints.
+      parts: everything trainable or stateful, by name.
+      steps: of the whole phase.
+      step: (batch, step number) -> scalars.
+      batches: start step -> batches from there on.
+      scalars: receives (finished steps, values).
+      every: how often to do what.
+      stop: looked at after every step.
+      inspect: receives (finished steps, batch): pictures, validation.
+
+    Raises:
+      Interrupted: a signal came; the finished steps are saved.
+      FloatingPointError: a scalar is not finite; nothing of it is saved.
+    """
+    phase = PhaseDirectory(directory, parts)
+    start, began = phase.restore(), time.monotonic()
+    source = iter(batches(start)) if start < steps else None
+    done = start
+    with tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True) as bar:
+        while done < steps:
+            batch = next(source)  # type: ignore[arg-type]
+            values = step(batch, done)
+            done += 1
+            bar.update()
+            saving = done % every.checkpoint == 0 or done == steps or stop.received
+            if saving or done % every.log == 0:
+                row = _finite({k: float(v) for k, v in values.items()}, name, done)
+                row["steps_per_second"] = (done - start) / (time.monotonic() - began)
+                scalars(done, row)
+                bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in _SHOWN})
+            if inspect is not None and (done % every.inspect == 0 or done == steps):
+                inspect(done, batch)
+            if saving:
+                phase.save(done)
+            if stop.received and done < steps:
+                raise Interrupted(f"{stop.received} in {name}: {done} of {steps} steps are saved")
+    if steps == 0:
+        phase.save(0)
+    seconds = time.monotonic() - began
+    phase.finish({"steps": steps, "seconds": round(seconds, 1), "seconds_cover_steps_from": start})
+
+
+_SHOWN = ("L_d", "L_real", "L_syn", "L_real_ahead", "L_localX", "L_bbox")
+
+
+def _finite(row: dict[str, float], name: str, step: int) -> dict[str, float]:
+    for key, value in row.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{name}: {key} is {value} at step {step}; the last checkpoint is from before: resume with a lower "
+                "learning rate or lambda in a new --run_dir"
+            )
+    return row
+
+
+def skip_finished(name: str, directory: Path) -> bool:
+    """True, with one line for the user, when a phase needs no work."""
+    record = checkpoints.finished(directory)
+    if record is not None:
+        print(f"{name}: done before ({record.get('steps', record.get('count'))})")
+    return record is not None

@@ -1,0 +1,407 @@
+"""The phases of a run, in order. Each is skipped when done and resumed when half done.
+
+    pretrain_gan -> pretrain_detector -> joint -> synthesize -> final_detector -> evaluate
+
+The first two are shared by all arms of a run; the others are an arm's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_detectorgan import checkpoints
+from tf_detectorgan import evaluation as ev
+from tf_detectorgan.batch import Batch, Insertion, Labelled
+from tf_detectorgan.data import pipeline, records
+from tf_detectorgan.data.records import Dataset
+from tf_detectorgan.evaluation.detect import detect_split, quick_ap
+from tf_detectorgan.models.detectors.retinanet import RetinaNet
+from tf_detectorgan.models.generators import insert, paste, remove
+from tf_detectorgan.synthesis import synthesize
+from tf_detectorgan.training import build, summaries
+from tf_detectorgan.training.detector_step import detector_step
+from tf_detectorgan.training.joint_step import SQUARED, Objective, Players, joint_step
+from tf_detectorgan.training.loop import Every, StopSignal, run_phase, skip_finished
+from tf_detectorgan.training.settings import ARMS, Arm, Train
+
+SAMPLES = 8  # test images kept for the report's pictures
+
+
+@dataclasses.dataclass
+class Run:
+    """One run directory, and what its phases share: data, devices, and networks that are traced once."""
+
+    settings: Train
+    dataset: Dataset
+    stop: StopSignal
+    initial_weights: list[np.ndarray] = dataclasses.field(init=False, default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.settings.run_dir)
+
+    def arm_path(self, arm: str) -> Path:
+        return self.path / "arms" / arm
+
+    @functools.cached_property
+    def strategy(self) -> tf.distribute.Strategy:
+        return build.strategy(self.settings)
+
+    @functools.cached_property
+    def players(self) -> Players:
+        return build.players(self.settings, self.dataset, self.strategy)
+
+    @functools.cached_property
+    def detector(self) -> RetinaNet:
+        """The one detector network: every phase that uses it first loads or resets its weights."""
+        DET = build.detector(self.settings, self.dataset, self.strategy)
+        self.initial_weights = [w.numpy() for w in DET.weights]
+        return DET
+
+    @functools.cached_property
+    def detect(self) -> Callable:
+        return tf.function(self.detector.detect)
+
+    @functools.cached_property
+    def final_optimizer(self):
+        return build.alone_detector_optimizer(
+            self.settings, self.detector, self.settings.final_steps, self.strategy
+        )
+
+    @functools.cached_property
+    def final_step(self) -> Callable:
+        return _detector_function(self, self.final_optimizer)
+
+    @functools.cached_property
+    def every(self) -> Every:
+        s = self.settings
+        return Every(s.log_every, s.checkpoint_every, min(s.image_every, s.validate_every))
+
+    def writer(self, arm: str, phase: str) -> summaries.Writer:
+        return summaries.Writer(self.path / "tensorboard" / arm, phase)
+
+    def distributed(self, batches: tf.data.Dataset) -> Iterator:
+        if self.strategy.num_replicas_in_sync == 1:
+            return iter(batches)
+        return iter(self.strategy.experimental_distribute_dataset(batches))
+
+
+def pretrain_gan(run: Run) -> None:
+    """CycleGAN with BboxLoss, without a detector: what every generator arm starts from."""
+    directory = run.path / "shared" / "pretrain_gan"
+    if skip_finished("pretrain_gan", directory):
+        return
+    objective = build.objective(run.settings, ARMS["cyclegan_bbox"], len(run.dataset.class_names))
+    _train_generators(run, "shared", "pretrain_gan", directory, objective, 0, run.settings.gan_steps)
+
+
+def pretrain_detector(run: Run) -> None:
+    """DET on the real labelled images: where the joint phase's DET starts."""
+    directory = run.path / "shared" / "pretrain_detector"
+    if skip_finished("pretrain_detector", directory):
+        return
+    steps = run.settings.pretrain_detector_steps
+    _reset(run)
+    optimizer = build.alone_detector_optimizer(run.settings, run.detector, steps, run.strategy)
+    step = _detector_function(run, optimizer)
+    _train_detector(run, "shared", "pretrain_detector", directory, optimizer, step, steps, None)
+
+
+def joint(run: Run, name: str) -> None:
+    """DetectorGAN proper; for `cyclegan_bbox` the same steps without a detector."""
+    arm, directory = ARMS[name], run.arm_path(name) / "joint"
+    if arm.images != "generator" or skip_finished(f"{name}/joint", directory):
+        return
+    objective = build.objective(run.settings, arm, len(run.dataset.class_names))
+    checkpoints.load(run.path / "shared" / "pretrain_gan", _player_parts(run.players))
+    players = run.players
+    if arm.detector:
+        checkpoints.load(run.path / "shared" / "pretrain_detector", {"DET": run.detector.network})
+        optimizer = build.joint_detector_optimizer(run.settings, run.detector, run.strategy)
+        players = dataclasses.replace(players, DET=run.detector, detector_optimizer=optimizer)
+    s = run.settings
+    _train_generators(
+        run, name, "joint", directory, objective, s.gan_steps, s.joint_steps, players
+    )
+
+
+def make_images(run: Run, name: str) -> None:
+    """The arm's synthetic images."""
+    arm, directory = ARMS[name], run.arm_path(name) / "synthetic"
+    if arm.images == "none" or skip_finished(f"{name}/synthetic", directory):
+        return
+    s = run.settings
+    method, checkpoint = insertion_of(run, name, arm)
+    synthesize(
+        method,
+        run.dataset,
+        directory,
+        count=s.synthetic_count,
+        batch_size=min(32, s.synthetic_count),
+        seed=s.seed,
+        placement=build.placement(s),
+        method=name,
+        checkpoint=checkpoint,
+    )
+    checkpoints.write_text(directory / "done.json", json.dumps({"count": s.synthetic_count}))
+
+
+def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[tf.Tensor, Insertion], tf.Tensor], str]:
+    """How the arm inserts an object, as a graph, and the hash of the weights it uses ("" for none)."""
+    composed = build.composition(run.settings, len(run.dataset.class_names))
+    if arm.images == "paste":
+
+        @tf.function
+        def cut_and_paste(x, insertion):
+            alpha = composed.blend(insertion.boxes, *x.shape[1:3])
+            return paste(x, insertion.exemplars, alpha)
+
+        return cut_and_paste, ""
+    joint_directory = run.arm_path(name) / "joint"
+    checkpoints.load(joint_directory, {"G_X": run.players.G_X})
+
+    @tf.function
+    def generate(x, insertion):
+        return insert(run.players.G_X, x, insertion, composed)
+
+    return generate, checkpoints.fingerprint(joint_directory)
+
+
+def final_detector(run: Run, name: str) -> None:
+    """A fresh detector on real and synthetic images; the same steps and batches of equal size in every arm."""
+    directory = run.arm_path(name) / "final_detector"
+    if skip_finished(f"{name}/final_detector", directory):
+        return
+    synthetic = None
+    if ARMS[name].images != "none":
+        synthetic = records.read_records(run.arm_path(name) / "synthetic" / "synthetic.tfrecord")
+    _reset(run)
+    for variable in run.final_optimizer.variables:
+        variable.assign(tf.zeros_like(variable))
+    _train_detector(
+        run,
+        name,
+        "final_detector",
+        directory,
+        run.final_optimizer,
+        run.final_step,
+        run.settings.final_steps,
+        synthetic,
+    )
+
+
+def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
+    """The final detector on the test split; writes metrics.json and detections.json."""
+    directory = run.arm_path(name) / "evaluation"
+    metrics_file = directory / ("metrics.json" if split == "test" else f"metrics_{split}.json")
+    if metrics_file.exists():
+        return json.loads(metrics_file.read_text(encoding="utf-8"))
+    checkpoints.load(run.arm_path(name) / "final_detector", {"DET": run.detector.network})
+    truth, found = detect_split(run.detect, run.dataset, split, run.settings.detector_batch)
+    suffix = "" if split == "test" else f"_{split}"
+    ev.write_json(directory / f"detections{suffix}.json", ev.to_coco_results(found))
+    ev.write_json(run.path / f"truth{suffix}.json", ev.truth_to_json(truth))
+    metrics = ev.evaluate(truth, found, run.dataset.class_names, seed=run.settings.seed)
+    ev.write_json(metrics_file, metrics)
+    if split == "test":
+        _keep_samples(run)
+    return metrics
+
+
+def run_arms(run: Run, after: Callable[[str], None] = lambda arm: None) -> None:
+    """All phases of all chosen arms; `after` is called when an arm is finished."""
+    arms = run.settings.arm
+    if any(ARMS[a].images == "generator" for a in arms):
+        pretrain_gan(run)
+    if any(ARMS[a].detector for a in arms):
+        pretrain_detector(run)
+    for name in arms:
+        joint(run, name)
+        make_images(run, name)
+        final_detector(run, name)
+        evaluate(run, name)
+        after(name)
+
+
+def _player_parts(players: Players) -> dict[str, Any]:
+    """The trackable parts that `joint_step` changes, by name."""
+    parts = {f.name: getattr(players, f.name) for f in dataclasses.fields(players)}
+    if players.DET is None:
+        del parts["DET"], parts["detector_optimizer"]
+    else:
+        parts["DET"] = players.DET.network
+    return parts
+
+
+def _train_generators(
+    run: Run,
+    arm: str,
+    phase: str,
+    directory: Path,
+    objective: Objective,
+    first_step: int,
+    steps: int,
+    players: Players | None = None,
+) -> None:
+    players = players or run.players
+    s, writer = run.settings, run.writer(arm, phase)
+    function = _joint_function(run, players, objective)
+
+    def batches(start: int) -> Iterator:
+        return run.distributed(
+            pipeline.joint_batches(
+                run.dataset,
+                batch_size=s.gan_batch,
+                seed=s.seed,
+                start_step=first_step + start,
+                steps=first_step + steps,
+                placement=build.placement(s),
+                unroll_real=s.unroll_real,
+            )
+        )
+
+    def step(batch, number: int):
+        return function(batch, tf.constant([s.seed, first_step + number], tf.int32))
+
+    def inspect(done: int, batch) -> None:
+        if done % s.image_every == 0 or done == steps:
+            first = run.strategy.experimental_local_results(batch.x)[0]
+            local = tf.nest.map_structure(lambda v: run.strategy.experimental_local_results(v)[0], batch)
+            assert first.shape[0]
+            writer.image("insertions", done, _picture(run, players, local, objective))
+        if players.DET is not None and (done % s.validate_every == 0 or done == steps):
+            writer.scalars(done, _validation(run))
+
+    run_phase(
+        f"{arm}/{phase}" if arm != "shared" else phase,
+        directory=directory,
+        parts=_player_parts(players),
+        steps=steps,
+        step=step,
+        batches=batches,
+        scalars=writer.scalars,
+        every=run.every,
+        stop=run.stop,
+        inspect=inspect,
+    )
+    _assert_one_trace(function)
+
+
+def _joint_function(run: Run, players: Players, objective: Objective) -> Callable:
+    """`joint_step` as one graph over all replicas; squared norms become norms after they are summed."""
+
+    @tf.function
+    def function(batch: Batch, seed):
+        shares = run.strategy.run(joint_step, args=(players, objective, batch, seed))
+        values = {k: run.strategy.reduce("SUM", v, axis=None) for k, v in shares.items()}
+        rates = {
+            "learning_rate/generators": players.generator_optimizer.learning_rate,
+            "learning_rate/discriminators": players.discriminator_optimizer.learning_rate,
+        }
+        if players.detector_optimizer is not None:
+            rates["learning_rate/DET"] = players.detector_optimizer.learning_rate
+        norms = {
+            k.replace(SQUARED, "gradient_at_x_syn/"): tf.sqrt(v)
+            for k, v in values.items()
+            if k.startswith(SQUARED)
+        }
+        losses = {k: v for k, v in values.items() if not k.startswith(SQUARED)}
+        return losses | norms | {k: tf.convert_to_tensor(v) for k, v in rates.items()}
+
+    return function
+
+
+def _detector_function(run: Run, optimizer) -> Callable:
+    @tf.function
+    def function(labelled: Labelled):
+        shares = run.strategy.run(
+            detector_step, args=(run.detector, optimizer, labelled, run.settings.clipnorm)
+        )
+        values = {k: run.strategy.reduce("SUM", v, axis=None) for k, v in shares.items()}
+        return values | {"learning_rate": tf.convert_to_tensor(optimizer.learning_rate)}
+
+    return function
+
+
+def _train_detector(run, arm, phase, directory, optimizer, function, steps, synthetic) -> None:
+    s, writer = run.settings, run.writer(arm, phase)
+
+    def batches(start: int) -> Iterator:
+        return run.distributed(
+            pipeline.labelled_batches(
+                run.dataset,
+                batch_size=s.detector_batch,
+                seed=s.seed,
+                start_step=start,
+                steps=steps,
+                augment=build.augmentation(s),
+                synthetic=synthetic,
+                synthetic_fraction=s.synthetic_fraction,
+            )
+        )
+
+    def inspect(done: int, batch) -> None:
+        if done % s.validate_every == 0 or done == steps:
+            writer.scalars(done, _validation(run))
+
+    run_phase(
+        f"{arm}/{phase}" if arm != "shared" else phase,
+        directory=directory,
+        parts={"DET": run.detector.network, "optimizer": optimizer},
+        steps=steps,
+        step=lambda batch, number: function(batch),
+        batches=batches,
+        scalars=writer.scalars,
+        every=run.every,
+        stop=run.stop,
+        inspect=inspect,
+    )
+    _assert_one_trace(function)
+
+
+def _assert_one_trace(function) -> None:
+    traces = function.experimental_get_tracing_count()
+    if traces > 1:
+        raise RuntimeError(f"the step was traced {traces} times; its inputs must keep one shape and type")
+
+
+def _validation(run: Run) -> dict[str, float]:
+    """AP on the validation split, or nothing where there is none."""
+    if not run.dataset.count("validation_labelled"):
+        return {}
+    truth, found = detect_split(run.detect, run.dataset, "validation", run.settings.detector_batch)
+    return {f"validation_{k}": v for k, v in quick_ap(truth, found, run.dataset.class_names).items()}
+
+
+def _picture(run: Run, players: Players, batch: Batch, objective: Objective):
+    composed = objective.composition
+    x_syn = insert(players.G_X, batch.x, batch.insertion, composed)
+    y_clean = remove(players.G_Y, batch.y.images, batch.y.boxes, batch.y.labels, composed)
+    return summaries.insertion_picture(batch.x, batch.insertion, x_syn, batch.y, y_clean)
+
+
+def _reset(run: Run) -> None:
+    """Gives the detector its first weights back: no arm starts from another's."""
+    weights = run.detector.weights  # builds it, and remembers its first weights, when nobody has yet
+    for w, value in zip(weights, run.initial_weights, strict=True):
+        w.assign(value)
+
+
+def _keep_samples(run: Run) -> None:
+    file = run.path / "evaluation_samples.npz"
+    if file.exists():
+        return
+    batch = next(iter(pipeline.evaluation_batches(run.dataset, ["test_labelled"], SAMPLES)))
+    keep = batch.real.numpy()
+    temporary = file.with_suffix(".partial.npz")
+    np.savez_compressed(temporary, images=batch.images.numpy()[keep], image_id=batch.image_ids.numpy()[keep])
+    shutil.move(temporary, file)
