@@ -31,7 +31,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Seeds Python, NumPy and TensorFlow, so that a test's numbers do not depend on the tests before it."""
+    """Seeds Python, NumPy and TensorFlow, resets Keras: no test's numbers depend on the tests before it."""
+    keras.config.set_floatx("float32")
+    keras.utils.clear_session(free_memory=False)  # else a float64 test's dtype policy outlives it
     keras.utils.set_random_seed(0)
     return 0
 

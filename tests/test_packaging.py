@@ -4,7 +4,6 @@ import ast
 import re
 import runpy
 import sys
-from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,8 @@ INDIRECT = {
     "importlib-resources": "tensorflow-datasets imports it without declaring it",
     "tensorboard": "tf.summary's operations live in it, and it shows the runs",
 }
-# Imported from names that several distributions provide.
-PROVIDERS = {"tensorflow": "tensorflow"}
+# Imported by another name than the distribution's.
+PROVIDERS = {"absl": "absl-py", "PIL": "pillow"}
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +48,12 @@ def imports(path):
 
 def third_party(paths):
     """Canonical names of the distributions that the files import, each with one file that does."""
-    distributions = packages_distributions()
     found = {}
     for path in paths:
         for module, _ in imports(path):
             top = module.split(".")[0]
             if top not in sys.stdlib_module_names and top != PACKAGE.name:
-                provider = PROVIDERS.get(top) or distributions.get(top, [top])[0]
-                found[canonicalize_name(provider)] = path.relative_to(ROOT)
+                found[canonicalize_name(PROVIDERS.get(top, top))] = path.relative_to(ROOT)
     return found
 
 
