@@ -48,7 +48,9 @@ def match(anchors, boxes, labels) -> Targets:
     best_iou = tf.reduce_max(overlap, -1)
     best_of_box = tf.reduce_max(overlap, 1, keepdims=True)
     forced = real[:, None, :] & (overlap == best_of_box) & (overlap > 0)
-    best_box = tf.where(tf.reduce_any(forced, -1), tf.argmax(tf.cast(forced, tf.int32), -1, tf.int32), best_box)
+    # The best anchor of several boxes belongs to the one that it overlaps most.
+    best_forced = tf.argmax(tf.where(forced, overlap, -1.0), -1, tf.int32)
+    best_box = tf.where(tf.reduce_any(forced, -1), best_forced, best_box)
     positive = tf.reduce_any(forced, -1) | (best_iou >= POSITIVE_IOU)
     classes = tf.where(positive, tf.gather(labels, best_box, batch_dims=1), BACKGROUND)
     classes = tf.where(~positive & (best_iou >= NEGATIVE_IOU), IGNORED, classes)
