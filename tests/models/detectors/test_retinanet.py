@@ -1,0 +1,227 @@
+"""DET: outputs in the order of its anchors, decoded like KerasCV, and no norm that breaks Eqn 3."""
+
+import keras
+import keras_cv
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan import losses
+from tf_detectorgan.batch import Labelled
+from tf_detectorgan.models import detectors
+from tf_detectorgan.models.detectors import anchors as anchors_lib
+from tf_detectorgan.models.detectors import retinanet
+from tf_detectorgan.models.layers import ExactGroupNormalization
+
+HEIGHT, WIDTH, STRIDES = 32, 48, (4, 8, 16)
+
+
+def coordinate_detector(classes=2):
+    """A RetinaNet whose features are the means of an image [32, 48, 2] over each cell."""
+    image = keras.Input((HEIGHT, WIDTH, 2))
+    levels = {
+        level: keras.layers.AveragePooling2D(stride, name=level)(image)
+        for level, stride in zip(("P3", "P4", "P5"), STRIDES, strict=True)
+    }
+    backbone = keras.Model(image, list(levels.values()))
+    backbone.pyramid_level_inputs = {level: level for level in levels}
+    features = {level: keras.Input(tensor.shape[1:], name=level) for level, tensor in levels.items()}
+    pyramid = keras.Model(features, [keras.layers.Activation("linear")(f) for f in features.values()])
+    return retinanet.RetinaNet(
+        (HEIGHT, WIDTH, 2),
+        classes,
+        backbone=backbone,
+        pyramid=pyramid,
+        head_filters=2,
+        head_layers=0,
+        strides=STRIDES,
+        sizes=(1.0, 2.0, 4.0),
+        scales=(1.0, 1.5),
+        ratios=(0.5, 1.0, 2.0),
+    )
+
+
+def test_outputs_are_in_the_order_of_the_anchors():
+    """The image holds each pixel's own (x, y). The heads repeat it and number a cell's anchors."""
+    DET = coordinate_detector()
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+    box_head, class_head = DET.network.box_head.layers[-1], DET.network.classification_head.layers[-1]
+    kernel, bias = np.zeros((3, 3, 2, 6 * 4)), np.zeros(6 * 4)
+    kernel[1, 1, 0, 0::4] = kernel[1, 1, 1, 1::4] = 1
+    bias[2::4] = range(6)
+    box_head.set_weights([kernel, bias])
+    class_head.set_weights([np.zeros((3, 3, 2, 6 * 2)), np.arange(12.0)])
+    logits, offsets = DET.outputs(DET.weights, tf.constant(np.stack([x, y], -1)[None], tf.float32))
+
+    anchors = DET.anchors.numpy()
+    assert offsets.shape[1] == logits.shape[1] == len(anchors) == 6 * (8 * 12 + 4 * 6 + 2 * 3)
+    np.testing.assert_allclose(offsets[0, :, :2], (anchors[:, :2] + anchors[:, 2:]) / 2, atol=1e-4)
+    kinds = offsets[0, :, 2].numpy().astype(int)
+    width, height = anchors[:, 2] - anchors[:, 0], anchors[:, 3] - anchors[:, 1]
+    np.testing.assert_allclose(width / height, np.array([0.5, 1, 2])[kinds % 3], rtol=1e-4)
+    level = np.repeat([1.0, 2.0, 4.0], [6 * 96, 6 * 24, 6 * 6])
+    np.testing.assert_allclose(np.sqrt(width * height), level * np.array([1, 1.5])[kinds // 3], rtol=1e-4)
+    np.testing.assert_array_equal(logits[0], kinds[:, None] * 2 + [[0, 1]])
+
+
+def test_detect_equals_keras_cv(monkeypatch):
+    """The same answers, decoded and suppressed by KerasCV's own classes from the same raw outputs."""
+    DET, rng = coordinate_detector(), np.random.default_rng(0)
+    count = len(DET.anchors)
+    images = tf.zeros([2, HEIGHT, WIDTH, 2])
+    logits = tf.constant(rng.normal(-3, 2, (2, count, 2)), tf.float32)
+    # No box leaves the image (anchors are a quarter of a cell wide): only ours would be clipped.
+    offsets = tf.constant(rng.uniform(-1, 1, (2, count, 4)), tf.float32)
+    monkeypatch.setattr(DET, "outputs", lambda W, images: (logits, offsets))
+    ours = DET.detect(images)
+
+    DET.network.prediction_decoder = keras_cv.layers.MultiClassNonMaxSuppression(
+        "xyxy",
+        from_logits=True,
+        iou_threshold=retinanet.NMS_IOU,
+        confidence_threshold=retinanet.MIN_SCORE,
+        max_detections=retinanet.MAX_DETECTIONS,
+        max_detections_per_class=retinanet.MAX_DETECTIONS,
+    )
+    theirs = DET.network.decode_predictions({"box": offsets, "classification": logits}, images)
+    assert ours.boxes.shape == (2, retinanet.MAX_DETECTIONS, 4)
+    np.testing.assert_array_equal(theirs["num_detections"], np.sum(ours.labels >= 0, 1))
+    np.testing.assert_array_equal(ours.labels, theirs["classes"])
+    np.testing.assert_allclose(ours.scores, theirs["confidence"], rtol=1e-5)
+    np.testing.assert_allclose(ours.boxes, theirs["boxes"], atol=1e-3)
+
+
+def test_detect_by_hand(monkeypatch):
+    """Three anchors answer for one place: the best of each class stays; all other anchors say nothing."""
+    DET = coordinate_detector()
+    logits = np.full((1, len(DET.anchors), 2), -20.0, np.float32)
+    chosen = 6 * (3 * 12 + 5)  # row 3, column 5 of the first level: centre (22, 14)
+    logits[0, chosen + 1], logits[0, chosen + 2] = [2, -20], [1, 3]
+    logits[0, chosen + 4] = [-1, -20]
+    offsets = np.zeros((1, len(DET.anchors), 4), np.float32)
+    # Whatever the anchor's shape: 20 px wide and 40 px high.
+    for k in (1, 2, 4):
+        size = DET.anchors[chosen + k].numpy()
+        offsets[0, chosen + k, 2:] = np.log([40 / (size[3] - size[1]), 20 / (size[2] - size[0])]) / 0.2
+    monkeypatch.setattr(DET, "outputs", lambda W, images: (tf.constant(logits), tf.constant(offsets)))
+    found = DET.detect(tf.zeros([1, HEIGHT, WIDTH, 2]))
+    np.testing.assert_array_equal(found.labels[0, :3], [1, 0, -1])
+    np.testing.assert_allclose(found.scores[0, :3], [tf.sigmoid(3.0), tf.sigmoid(2.0), 0], rtol=1e-5)
+    # 40 px high around 14 would be -6 to 34: cut to the image.
+    np.testing.assert_allclose(found.boxes[0, :2], [[12, 0, 32, 32]] * 2, atol=1e-3)
+
+
+def test_loss_is_focal_plus_smooth_l1_over_the_positives():
+    """All logits 0 and all offsets 0: what remains is arithmetic on the targets."""
+    DET = coordinate_detector()
+    W = [tf.zeros_like(w) for w in DET.weights]
+    boxes = tf.constant([[[2.0, 3, 7, 9], [10, 10, 30, 30]], [[40, 20, 47, 30], [0, 0, 0, 0]]])
+    labelled = Labelled(tf.zeros([2, HEIGHT, WIDTH, 2]), boxes, tf.constant([[1, 0], [1, -1]]))
+    targets = DET.targets(labelled)
+    classes, offsets = targets.classes.numpy(), np.abs(targets.offsets.numpy())
+    positive, background = (classes >= 0).sum(), (classes == losses.BACKGROUND).sum()
+    assert positive == retinanet.positives(targets) >= 3
+    focal = np.log(2) / 4 * (positive * (0.25 + 0.75) + background * 2 * 0.75)
+    smooth = np.where(offsets < 1, offsets**2 / 2, offsets - 0.5).sum()
+    np.testing.assert_allclose(
+        DET.loss(W, labelled.images, targets, retinanet.positives(targets)),
+        (focal + smooth) / positive,
+        rtol=1e-5,
+    )
+
+
+@pytest.fixture(scope="module")
+def small():
+    keras.utils.set_random_seed(0)
+    return retinanet.small((32, 48, 1), 2, sizes=(4.0, 8.0, 16.0), width=16)
+
+
+def test_outputs_run_on_the_weights_given(small):
+    """As the network itself would with these weights, which stay what they are."""
+    images = tf.random.normal([2, 32, 48, 1])
+    before = [w.numpy() for w in small.weights]
+    other = [w + 0.01 * tf.random.normal(w.shape) for w in small.weights]
+    logits, offsets = small.outputs(other, images)
+    assert all(np.array_equal(a, w) for a, w in zip(before, small.weights, strict=True))
+    clone = keras.models.clone_model(small.network)
+    clone.set_weights(other)
+    expected = clone({"images": images})
+    np.testing.assert_allclose(logits, expected["classification"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(offsets, expected["box"], rtol=1e-5, atol=1e-6)
+    assert len(logits[0]) == len(small.anchors)
+
+
+def test_every_weight_takes_part(small):
+    """The gradient reaches all weights, so nothing in the network is left over."""
+    labelled = Labelled(
+        tf.random.normal([1, 32, 48, 1]), tf.constant([[[8.0, 8, 16, 16]]]), tf.constant([[1]])
+    )
+    W = [tf.convert_to_tensor(w) for w in small.weights]
+    with tf.GradientTape() as tape:
+        tape.watch(W)
+        loss = small.loss(W, labelled.images, small.targets(labelled), 1.0)
+    gradients = tape.gradient(loss, W)
+    assert all(g is not None and np.abs(g).max() > 0 for g in gradients)
+
+
+def test_an_untrained_detector_doubts(small):
+    """Lin et al. 2017: every anchor starts near probability 0.01 (exactly where the features are 0)."""
+    logits, _ = small.outputs(small.weights, tf.random.normal([2, 32, 48, 1]))
+    assert 0.005 < float(tf.reduce_mean(tf.sigmoid(logits))) < 0.02
+
+
+def layers_of(layer):
+    """The layer and all below it, once each."""
+    return {id(part): part for part in layer._flatten_layers(include_self=True, recursive=True)}.values()
+
+
+# Keras's norms stop the gradient at the mean (layers.py); none of their modules may occur in a detector.
+KERAS_NORMS = tuple(
+    vars(keras.layers)[name]
+    for name in ("BatchNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization",
+                 "SpectralNormalization", "UnitNormalization", "Normalization")
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["retinanet_small", pytest.param("retinanet_resnet50", marks=pytest.mark.slow)]
+)
+def test_no_registered_detector_has_a_norm_of_keras(name):
+    side = 64
+    DET = detectors.build(name, (side, side, 1), 2)
+    parts = list(layers_of(DET.network))
+    assert not [part.name for part in parts if isinstance(part, KERAS_NORMS)]
+    convolutions = sum(isinstance(part, keras.layers.Conv2D) for part in parts)
+    norms = sum(isinstance(part, ExactGroupNormalization) for part in parts)
+    assert convolutions > norms >= {"retinanet_small": 11, "retinanet_resnet50": 53}[name]
+    assert not DET.network.non_trainable_variables  # no moving averages either
+    # As many answers as anchors, also where a level has fewer pixels than its stride (64 px at stride 128).
+    logits, offsets = DET.outputs(DET.weights, tf.zeros([1, side, side, 1]))
+    assert offsets.shape[1:] == DET.anchors.shape
+    assert logits.shape[1:] == (len(DET.anchors), 2)
+
+
+def test_every_registered_detector_is_walked():
+    assert set(detectors.DETECTORS) == {
+        "retinanet_small",
+        "retinanet_resnet50",
+    }  # the parameters of the test above
+
+
+def test_build_passes_anchors_on():
+    DET = detectors.build("retinanet_small", (32, 32, 1), 1, sizes=(4.0, 6.0, 10.0), ratios=(1.0,), scales=())
+    expected = anchors_lib.make_anchors(32, 32, [4, 8, 16], [4.0, 6.0, 10.0], [1.0, 1.26, 1.59], [1.0])
+    np.testing.assert_array_equal(DET.anchors, expected)
+
+
+@pytest.mark.parametrize(
+    "make,message",
+    [
+        (lambda: retinanet.small((40, 32, 1), 1), "divisible by 16, got 40x32"),
+        (lambda: retinanet.resnet50((48, 64, 1), 1), "divisible by 32, got 48x64"),
+        (lambda: retinanet.small((32, 32, 1), 1, sizes=(8.0,)), "must be 3 numbers"),
+    ],
+)
+def test_impossible_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
