@@ -103,7 +103,7 @@ def _build_coco(options: Prepare) -> list[str]:
         label_filter=options.label_filter,
         skip_bad=options.skip_bad,
     )
-    plan, dropped = coco_builder.divide(
+    plan, left_out = coco_builder.divide(
         folder.sources, options.splits, options.seed, options.train_images, options.split_key
     )
     grey = all(source.grey for source in folder.sources)
@@ -119,9 +119,7 @@ def _build_coco(options: Prepare) -> list[str]:
         options.out,
         overwrite=options.overwrite,
     )
-    notes = list(folder.notes)
-    if dropped:
-        notes.append(f"{dropped} labelled training images left out by --train_images={options.train_images}")
+    notes = folder.notes + left_out
     notes += [f"skipped {count} x {reason}" for reason, count in sorted(folder.skipped.items())]
     return notes
 

@@ -194,27 +194,17 @@ def _images(
     if only_key and not any(only_key in row for row in rows):
         raise InputError(f"--train_only={keys.training_only}: no image of {file} has the key {only_key!r}")
     sources: dict[int, Source] = {}
+    ambiguous: set[int] = set()  # ids of two files: whose are the boxes?
     excluded = 0
     for index, row in enumerate(rows):
-        number, name = row.get("id"), row.get("file_name")
-        if not isinstance(number, int) or isinstance(number, bool) or not isinstance(name, str):
-            problems.add(
-                "image without id or file_name", f"images[{index}]: id {number!r}, file_name {name!r}"
-            )
-        elif number in sources:
-            problems.add(
-                "duplicate image id", f"image id {number} is given twice: {sources[number].file_name}, {name}"
-            )
-        elif row.get(keys.exclude):
+        if row.get(keys.exclude):
             excluded += 1
-        elif grouped and row.get(keys.group) is None:
-            problems.add("image without group", f"{name} (image {number}): no {keys.group!r}")
-        elif keys.split and row.get(keys.split) not in _SPLIT_NAMES:
-            problems.add(
-                "unknown split",
-                f"{name} (image {number}): {keys.split} {row.get(keys.split)!r} is not train, val or test",
-            )
+        elif (fault := _image_fault(index, row, sources, keys, grouped)) is not None:
+            problems.add(*fault)
+            if fault[0] == "duplicate image id" and row["file_name"] != sources[row["id"]].file_name:
+                ambiguous.add(row["id"])
         else:
+            number, name = row["id"], row["file_name"]
             sources[number] = Source(
                 image_id=number,
                 file_name=name,
@@ -230,7 +220,25 @@ def _images(
         notes.append(f"{excluded} images left out because of their key {keys.exclude!r}")
     if only_key and not any(s.training_only for s in sources.values()):
         raise InputError(f"--train_only={keys.training_only}: no image of {file} has this value")
-    return sources
+    return {number: source for number, source in sources.items() if number not in ambiguous}
+
+
+def _image_fault(
+    index: int, row: Mapping, sources: Mapping[int, Source], keys: Keys, grouped: bool
+) -> tuple[str, str] | None:
+    """What is wrong with an image entry, as (reason, sentence); None when it is good."""
+    number, name = row.get("id"), row.get("file_name")
+    if not isinstance(number, int) or isinstance(number, bool) or not isinstance(name, str):
+        return "image without id or file_name", f"images[{index}]: id {number!r}, file_name {name!r}"
+    if number in sources:
+        first = sources[number].file_name
+        return "duplicate image id", f"image id {number} is given twice: {first}, {name}"
+    if grouped and row.get(keys.group) is None:
+        return "image without group", f"{name} (image {number}): no {keys.group!r}"
+    if keys.split and str(row.get(keys.split)) not in _SPLIT_NAMES:
+        found = row.get(keys.split)
+        return "unknown split", f"{name} (image {number}): {keys.split} {found!r} is not train, val or test"
+    return None
 
 
 def _inspect(source: Source, problems: Problems) -> bool:

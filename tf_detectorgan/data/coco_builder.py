@@ -18,8 +18,8 @@ from tf_detectorgan.errors import InputError
 
 def divide(
     sources: Sequence[Source], shares: Sequence[float], seed: int, train_images: int, split_key: str
-) -> tuple[dict[str, list[Source]], int]:
-    """The sources of every split that is not empty, and the number of labelled training images left out.
+) -> tuple[dict[str, list[Source]], list[str]]:
+    """The sources of every split that is not empty, and notes on the images left out.
 
     Args:
       sources: checked images.
@@ -52,6 +52,9 @@ def divide(
             raise InputError(
                 f"no training images are {stream} ({hint} in the training split): nothing to learn from"
             )
+    notes = []
+    if lost := len(sources) - sum(map(len, result.values())):
+        notes.append(f"{lost} images with incomplete boxes left out of validation and test")
     labelled = result["train_labelled"]
     if train_images:
         groups: dict[str, list[int]] = defaultdict(list)
@@ -59,9 +62,9 @@ def divide(
             groups[source.group].append(source.image_id)
         kept = splits.keep_exactly(groups, train_images, seed)
         result["train_labelled"] = [source for source in labelled if source.image_id in kept]
-    return {split: rows for split, rows in result.items() if rows}, len(labelled) - len(
-        result["train_labelled"]
-    )
+        if len(kept) < len(labelled):
+            notes.append(f"{len(labelled) - len(kept)} labelled training images left out by --train_images")
+    return {split: rows for split, rows in result.items() if rows}, notes
 
 
 @dataclasses.dataclass

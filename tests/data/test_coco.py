@@ -1,0 +1,319 @@
+import collections
+import json
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tf_detectorgan.data import coco, coco_builder, records
+from tf_detectorgan.errors import InputError
+
+
+def write_png(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tf.io.encode_png(pixels).numpy())
+
+
+class Folder:
+    """A COCO folder of six 40 x 20 images: 1 to 3 have a box, 4 to 6 are clean; patients have two images."""
+
+    def __init__(self, root):
+        self.root = root
+        self.file = root / "annotations.json"
+        self.document = {
+            "categories": [{"id": 7, "name": "crack"}, {"id": 3, "name": "hole"}],
+            "images": [
+                {
+                    "id": i,
+                    "file_name": f"images/{i}.png",
+                    "width": 40,
+                    "height": 20,
+                    "split_group": f"p{i // 2}",
+                }
+                for i in range(1, 7)
+            ],
+            "annotations": [
+                {"id": 10 + i, "image_id": i, "category_id": (7, 3)[i % 2], "bbox": [4.0, 5.0, 8.0, 10.0]}
+                for i in range(1, 4)
+            ],
+        }
+        for image in self.document["images"]:
+            write_png(root / image["file_name"], np.full((20, 40, 1), 10 * image["id"], np.uint8))
+
+    def read(self, **options):
+        self.file.write_text(json.dumps(self.document))
+        return coco.read_folder(self.file, self.root, **{"keys": coco.Keys()} | options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path)
+
+
+def test_a_good_folder_is_read_as_it_is(folder):
+    result = folder.read()
+    assert result.class_names == ["hole", "crack"]  # in the order of the category ids
+    assert [s.boxes for s in result.sources] == [[(4, 5, 12, 15)]] * 3 + [[]] * 3
+    assert [s.labels for s in result.sources] == [[0], [1], [0], [], [], []]
+    assert [s.stream for s in result.sources] == ["labelled"] * 3 + ["clean"] * 3
+    assert [s.group for s in result.sources] == ["p0", "p1", "p1", "p2", "p2", "p3"]
+    assert not result.skipped
+
+
+def box(values):
+    def change(folder):
+        folder.document["annotations"][1]["bbox"] = values
+
+    return change
+
+
+def edit(kind, index, **changes):
+    def change(folder):
+        folder.document[kind][index] |= changes
+
+    return change
+
+
+def repeat(kind):
+    def change(folder):
+        folder.document[kind].append(dict(folder.document[kind][0]))
+
+    return change
+
+
+def file(contents):
+    def change(folder):
+        path = folder.root / "images/2.png"
+        path.unlink() if contents is None else path.write_bytes(contents)
+
+    return change
+
+
+NAN, INFINITY = float("nan"), float("inf")
+BAD_ROWS = {  # reason: (what is done to the folder, what the message must hold)
+    "missing image": (file(None), ["images/2.png", "image 2"]),
+    "undecodable image": (file(b"no image"), ["images/2.png", "image 2"]),
+    "undecodable image ": (file(b""), ["images/2.png", "image 2"]),
+    "image of another size": (edit("images", 1, width=41), ["images/2.png", "image 2", "width 41", "40"]),
+    "box outside the image": (box([4, 5, 38.5, 10]), ["annotation 12", "image 2", "38.5", "2.5 px"]),
+    "box outside the image ": (box([-1.5, 5, 8, 10]), ["annotation 12", "-1.5", "1.5 px"]),
+    "zero-area box": (box([4, 5, 0, 10]), ["annotation 12", "[4, 5, 0, 10]"]),
+    "zero-area box ": (box([40.0, 5, 0.5, 10]), ["annotation 12", "[40.0, 5, 0.5, 10]"]),
+    "negative box size": (box([4, 5, -8, 10]), ["annotation 12", "[4, 5, -8, 10]"]),
+    "NaN or infinite box": (box([4, NAN, 8, 10]), ["annotation 12", "nan"]),
+    "NaN or infinite box ": (box([4, 5, INFINITY, 10]), ["annotation 12", "inf"]),
+    "malformed box": (box([4, 5, 8]), ["annotation 12", "[4, 5, 8]"]),
+    "malformed box ": (box([4, 5, "8", 10]), ["annotation 12", "'8'"]),
+    "malformed box  ": (box(None), ["annotation 12", "None"]),
+    "unknown category": (edit("annotations", 1, category_id=99), ["annotation 12", "99", "[3, 7]"]),
+    "unknown image id": (edit("annotations", 1, image_id=77), ["annotation 12", "77"]),
+    "duplicate image id": (repeat("images"), ["image id 1", "images/1.png"]),
+    "duplicate annotation id": (repeat("annotations"), ["annotation 11"]),
+    "image without id or file_name": (edit("images", 1, id="two"), ["images[1]", "'two'"]),
+    "image without group": (edit("images", 1, split_group=None), ["images/2.png", "split_group"]),
+    "clean image with boxes": (edit("images", 1, clean=True), ["images/2.png", "image 2", "boxes 1"]),
+}
+
+
+@pytest.mark.parametrize("reason", BAD_ROWS)
+def test_a_bad_row_is_an_error_with_file_id_and_value_and_can_be_skipped(folder, reason):
+    change, expected = BAD_ROWS[reason]
+    change(folder)
+    with pytest.raises(InputError) as caught:
+        folder.read()
+    for part in [str(folder.file), "--skip_bad", *expected]:
+        assert part in str(caught.value)
+    result = folder.read(skip_bad=True)
+    assert result.skipped[reason.strip()] == 1
+    # A picture whose box was skipped shows an object: it must never pass for a clean one. (A box without its
+    # picture tells of none.)
+    clean = {s.image_id for s in result.sources if s.stream == "clean"}
+    assert clean == ({2, 4, 5, 6} if reason == "unknown image id" else {4, 5, 6})
+
+
+def test_two_files_with_one_id_are_both_skipped(folder):
+    edit("images", 1, id=1)(folder)
+    assert [s.image_id for s in folder.read(skip_bad=True).sources] == [3, 4, 5, 6]
+
+
+def test_all_problems_are_found_at_once_and_ten_are_shown(folder):
+    for image in folder.document["images"]:
+        (folder.root / image["file_name"]).unlink()
+    for number in range(20, 28):
+        folder.document["annotations"].append(
+            {"id": number, "image_id": 99, "category_id": 3, "bbox": [0, 0, 1, 1]}
+        )
+    with pytest.raises(InputError, match=r"14 problems(.|\n)*and 4 more") as caught:
+        folder.read()
+    assert len(str(caught.value).splitlines()) == 12
+
+
+@pytest.mark.parametrize(
+    "contents, expected",
+    [
+        (None, "cannot be read"),
+        ("", "is empty"),
+        ("{", "not JSON"),
+        ("[]", "'images'"),
+        ('{"images": [], "annotations": [], "categories": []}', "'images' is empty"),
+        ('{"images": [{"id": 1}], "annotations": 3, "categories": []}', "'annotations'"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "'categories' is empty"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": [{"id": "x"}]}', "category"),
+    ],
+)
+def test_a_file_that_is_no_coco_file_is_refused_even_when_bad_rows_are_skipped(tmp_path, contents, expected):
+    path = tmp_path / "boxes.json"
+    if contents is not None:
+        path.write_text(contents)
+    with pytest.raises(InputError, match=re.escape(expected)) as caught:
+        coco.read_folder(path, tmp_path, keys=coco.Keys(), skip_bad=True)
+    assert "boxes.json" in str(caught.value)
+
+
+def test_a_box_up_to_a_pixel_outside_is_clipped(folder):
+    box([-1.0, 5, 42.0, 15.9])(folder)
+    assert folder.read().sources[1].boxes == [(0, 5, 40, 20)]
+
+
+def test_streams_follow_the_clean_key_and_crowds_are_neither_boxes_nor_clean(folder):
+    edit("images", 3, clean=False)(folder)
+    edit("images", 4, clean=True)(folder)
+    edit("annotations", 0, iscrowd=1)(folder)
+    result = folder.read()
+    streams = [s.stream for s in result.sources]
+    assert streams == ["unboxed", "labelled", "labelled", "unboxed", "clean", "clean"]
+    assert result.sources[0].training_only
+    assert any("iscrowd" in note for note in result.notes)
+
+
+def test_a_label_filter_makes_images_of_other_classes_clean(folder):
+    edit("images", 1, clean=False)(folder)
+    result = folder.read(label_filter=["hole"])
+    assert result.class_names == ["hole"]
+    assert [s.stream for s in result.sources] == ["labelled", "clean", "labelled", "clean", "clean", "clean"]
+    with pytest.raises(InputError, match="'holes' is none of"):
+        folder.read(label_filter=["holes"])
+
+
+def test_excluded_images_are_left_out_with_their_boxes(folder):
+    edit("images", 1, exclude=True)(folder)
+    result = folder.read()
+    assert [s.image_id for s in result.sources] == [1, 3, 4, 5, 6]
+    assert any("1 images left out" in note for note in result.notes)
+
+
+def test_without_groups_every_image_is_its_own_but_a_wrong_key_is_refused(folder):
+    with pytest.raises(InputError, match="--group_key=patient"):
+        folder.read(keys=coco.Keys(group="patient"))
+    for image in folder.document["images"]:
+        del image["split_group"]
+    result = folder.read()
+    assert len({s.group for s in result.sources}) == 6
+    assert any("its own group" in note for note in result.notes)
+
+
+def test_a_group_in_two_given_splits_is_an_error_naming_both(folder):
+    for image, part in zip(
+        folder.document["images"], ["train", "val", "train", "train", "test", "test"], strict=True
+    ):
+        image["part"] = part
+    keys = coco.Keys(split="part")
+    with pytest.raises(InputError, match="'p1'.*train and validation"):
+        coco_builder.divide(folder.read(keys=keys).sources, (0.7, 0.1, 0.2), 0, 0, "part")
+    folder.document["images"][1]["part"] = "train"
+    folder.document["images"][4]["part"] = "train"
+    plan, _ = coco_builder.divide(folder.read(keys=keys).sources, (0.7, 0.1, 0.2), 0, 0, "part")
+    assert {split: [s.image_id for s in rows] for split, rows in plan.items()} == {
+        "train_labelled": [1, 2, 3],
+        "train_clean": [4, 5],
+        "test_clean": [6],
+    }
+    folder.document["images"][0]["part"] = "training"
+    with pytest.raises(InputError, match=r"images/1.png.*'training'"):
+        folder.read(keys=keys)
+
+
+@pytest.mark.parametrize("only", ["no_such=nih", "source=no_such"])
+def test_a_train_only_condition_that_holds_nowhere_is_refused(folder, only):
+    edit("images", 1, source="nih")(folder)
+    with pytest.raises(InputError, match=f"--train_only={only}"):
+        folder.read(keys=coco.Keys(training_only=only))
+
+
+def test_nothing_to_learn_from_is_an_error(folder):
+    sources = folder.read().sources
+    with pytest.raises(InputError, match="no training images are clean"):
+        coco_builder.divide(sources[:3], (1.0, 0.0, 0.0), 0, 0, "")
+    with pytest.raises(InputError, match="no training images are labelled"):
+        coco_builder.divide(sources[3:], (1.0, 0.0, 0.0), 0, 0, "")
+
+
+def source(number, group, boxes, training_only):
+    one = coco.Source(number, f"{number}.png", None, group, None, training_only, None, 20, 40)
+    one.boxes, one.labels = [(0.0, 0.0, 1.0, 1.0)] * boxes, [0] * boxes
+    return one
+
+
+@given(
+    images=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2), st.booleans()), min_size=8, max_size=80),
+    seed=st.integers(0, 20),
+)
+@settings(max_examples=80)
+def test_splits_never_share_a_group_and_lose_no_image(images, seed):
+    sources = [source(i, f"g{g}", boxes, only) for i, (g, boxes, only) in enumerate(images)]
+    sources += [source(1000, "l", 1, True), source(1001, "c", 0, True)]
+    plan, notes = coco_builder.divide(sources, (0.5, 0.2, 0.3), seed, 1, "")
+    groups = collections.defaultdict(set)
+    for split, rows in plan.items():
+        for row in rows:
+            groups[row.group].add(split.split("_")[0])
+            assert not row.training_only or split.startswith("train")
+    assert all(len(parts) == 1 for parts in groups.values())
+    left_out = sum(int(note.split()[0]) for note in notes)
+    assert sum(map(len, plan.values())) + left_out == len(sources)
+    assert len(plan["train_labelled"]) == 1
+
+
+def build(folder, out, **form):
+    result = folder.read()
+    plan, _ = coco_builder.divide(result.sources, (1.0, 0.0, 0.0), 0, 0, "")
+    config = coco_builder.CocoConfig(name="test", plan=plan, class_names=result.class_names, **form)
+    records.build(lambda data_dir: coco_builder.Coco(data_dir=data_dir, config=config), out)
+    dataset = records.open_dataset(out)
+    rows = [dataset.decode(s) for split in plan for s in dataset.serialized(split)]
+    return dataset, {int(row.image_id): row for row in rows}
+
+
+def test_what_is_written_equals_the_source_by_hand(folder, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 100, 1)).astype(np.uint8)
+    write_png(folder.root / "images/2.png", pixels)
+    edit("images", 1, width=100, height=50)(folder)
+    box([10, 20, 30.5, 25])(folder)
+    dataset, rows = build(folder, tmp_path / "set", image_size=50, channels=1)
+    assert dataset.image_shape == (64, 64, 1)  # the next multiple of 32
+    row = rows[2]
+    np.testing.assert_array_equal(row.boxes, [[5, 10, 20.25, 22.5]])  # halved
+    np.testing.assert_array_equal(row.labels, [1])
+    np.testing.assert_array_equal(row.valid_size, [25, 50])
+    np.testing.assert_array_equal(row.source_size, [50, 100])
+    assert row.file_name.numpy() == b"images/2.png"
+    assert row.groups.numpy().tolist() == [b"p1"]
+    stored = records.to_stored(row.image.numpy(), 8)
+    means = pixels[..., 0].reshape(25, 2, 50, 2).mean((1, 3))
+    np.testing.assert_allclose(stored[:25, :50, 0], means, atol=0.5 + 1e-4)
+    assert stored[25:].max() == stored[:, 50:].max() == 0
+    np.testing.assert_array_equal(rows[1].boxes, [[5, 6.25, 15, 18.75]])  # 40 x 20 grown to 50 x 25
+    np.testing.assert_array_equal(records.to_stored(rows[1].image.numpy(), 8)[:25, :50], 10)
+
+
+def test_16_bit_colour_among_8_bit_grey_is_kept_without_loss(folder, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (20, 40, 3)).astype(np.uint16)
+    write_png(folder.root / "images/2.png", pixels)
+    dataset, rows = build(folder, tmp_path / "set", image_size=0, channels=3)
+    assert (dataset.image_shape, dataset.bit_depth) == ((64, 64, 3), 16)
+    np.testing.assert_array_equal(records.to_stored(rows[2].image.numpy(), 16)[:20, :40], pixels)
+    np.testing.assert_array_equal(records.to_stored(rows[1].image.numpy(), 16)[:20, :40], 257 * 10)
+    np.testing.assert_array_equal(rows[2].boxes, [[4, 5, 12, 15]])

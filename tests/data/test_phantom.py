@@ -1,0 +1,147 @@
+import collections
+
+import numpy as np
+import pytest
+
+from tf_detectorgan.data import chest_film, phantom, records
+
+
+def test_the_same_seed_draws_the_same_bytes_and_another_does_not():
+    image, boxes = chest_film.draw(3, 5, 64, nodule=True)
+    again, same_boxes = chest_film.draw(3, 5, 64, nodule=True)
+    assert image.tobytes() == again.tobytes()
+    assert boxes.tobytes() == same_boxes.tobytes()
+    assert chest_film.draw(4, 5, 64, nodule=True)[0].tobytes() != image.tobytes()
+    assert chest_film.draw(3, 4, 64, nodule=True)[0].tobytes() != image.tobytes()
+
+
+def test_another_size_is_the_same_patient_with_the_same_boxes():
+    for index in range(20):
+        small, small_boxes = chest_film.draw(0, index, 64, nodule=True)
+        large, large_boxes = chest_film.draw(0, index, 128, nodule=True)
+        np.testing.assert_allclose(large_boxes, 2 * small_boxes, rtol=1e-6)
+        shrunk = large.reshape(64, 2, 64, 2).mean((1, 3))
+        assert np.corrcoef(shrunk.ravel(), small.ravel())[0, 1] > 0.98
+
+
+def test_boxes_are_tight_around_the_drawn_profile():
+    size = 512
+    v, u = np.meshgrid(*[(np.arange(size) + 0.5) / size] * 2, indexing="ij")
+    seen = 0
+    for index in range(40):
+        _, nodules = chest_film.film(0, index, 64, nodule=True)
+        _, boxes = chest_film.draw(0, index, 64, nodule=True)
+        for nodule, (x0, y0, x1, y1) in zip(nodules, boxes * (size / 64), strict=True):
+            profile = nodule.profile(u, v)
+            rows, columns = np.nonzero(profile > chest_film.BOX_THRESHOLD * nodule.contrast)
+            extent = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            # A pixel's centre lies inside the box, so its edge is at most half a pixel outside ...
+            assert (extent - [x0, y0, x1, y1] >= [-0.51] * 2 + [-1.5] * 2).all()
+            # ... and the contour's tip can be thinner than a pixel: at most one and a half pixels are lost.
+            np.testing.assert_allclose(extent, [x0, y0, x1, y1], atol=1.5)
+            assert 0.05 * size < x1 - x0 < 0.25 * size
+            seen += 1
+    assert seen > 40  # some films have two
+
+
+def test_the_nodule_is_all_that_differs_from_the_clean_film():
+    for index in range(20):
+        clean, none = chest_film.draw(0, index, 128, nodule=False)
+        image, boxes = chest_film.draw(0, index, 128, nodule=True)
+        assert none.shape == (0, 4)
+        difference = image - clean
+        far = np.ones([128, 128], bool)
+        for x0, y0, x1, y1 in boxes:
+            inside = difference[round(y0) : round(y1), round(x0) : round(x1)]
+            assert inside.max() > 0.02
+            margin = 0.75 * max(x1 - x0, y1 - y0)
+            low_y, low_x = max(int(y0 - margin), 0), max(int(x0 - margin), 0)
+            far[low_y : int(y1 + margin), low_x : int(x1 + margin)] = False
+        assert np.abs(difference[far]).max() < 0.01
+        assert 0 <= image.min() < image.max() <= 1
+
+
+def test_boxes_lie_in_the_image_and_do_not_overlap():
+    for index in range(200):
+        _, nodules = chest_film.film(1, index, 64, nodule=True)
+        assert 1 <= len(nodules) <= 2
+        corners = np.array([n.box() for n in nodules])
+        assert corners.min() > 0
+        assert corners.max() < 1
+        if len(nodules) == 2:
+            a, b = corners
+            assert (np.minimum(a[2:], b[2:]) <= np.maximum(a[:2], b[:2])).any()
+
+
+def test_three_patients_have_four_images(monkeypatch):
+    assert [chest_film.patient(i) for i in range(8)] == [0, 1, 1, 3, 4, 5, 5, 7]
+    assert (chest_film.draw(0, 1, 64, nodule=False)[0] != chest_film.draw(0, 2, 64, nodule=False)[0]).any()
+    view = chest_film.View(0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.02, 0)
+    monkeypatch.setattr(chest_film, "_draw_view", lambda rng: view)
+    films = [chest_film.draw(0, i, 64, nodule=False)[0] for i in range(3)]
+    np.testing.assert_array_equal(films[1], films[2])
+    assert (films[0] != films[2]).any()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    out = tmp_path_factory.mktemp("phantom") / "set"
+    config = phantom.PhantomConfig(
+        name="test",
+        train_images=7,
+        clean_images=6,
+        unboxed_images=5,
+        validation_images=4,
+        test_images=3,
+        test_clean_images=2,
+    )
+    records.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), out)
+    return records.open_dataset(out)
+
+
+def test_streams_have_what_they_are_named_for(dataset):
+    boxes = {}
+    for split, count in (
+        ("train_labelled", 7),
+        ("train_clean", 6),
+        ("train_unboxed", 5),
+        ("validation_labelled", 4),
+        ("test_labelled", 3),
+        ("test_clean", 2),
+    ):
+        rows = [dataset.decode(serialized) for serialized in dataset.serialized(split)]
+        assert len(rows) == dataset.count(split) == count
+        boxes[split] = [len(row.boxes) for row in rows]
+        for row in rows:
+            index, nodule = int(row.image_id), not split.endswith("clean")
+            image, drawn = chest_film.draw(0, index, 64, nodule)
+            np.testing.assert_allclose(row.image[..., 0], 2 * image - 1, atol=1 / 255 + 1e-6)
+            np.testing.assert_array_equal(row.boxes, drawn if split.endswith("labelled") else drawn[:0])
+    assert all(count >= 1 for split in boxes if split.endswith("labelled") for count in boxes[split])
+
+
+def test_no_patient_is_in_two_splits_and_no_image_twice(dataset):
+    splits_of, ids = collections.defaultdict(set), []
+    for split in (
+        "train_labelled",
+        "train_clean",
+        "train_unboxed",
+        "validation_labelled",
+        "test_labelled",
+        "test_clean",
+    ):
+        for serialized in dataset.serialized(split):
+            record = dataset.decode(serialized)
+            ids.append(int(record.image_id))
+            splits_of[record.groups.numpy()[0]].add(split.split("_")[0])
+    assert len(ids) == len(set(ids)) == 27
+    assert {len(found) for found in splits_of.values()} == {1}
+
+
+def test_a_larger_training_set_begins_with_the_smaller_one():
+    def ids(count):
+        builder = phantom.Phantom.__new__(phantom.Phantom)
+        builder.__dict__["_builder_config"] = phantom.PhantomConfig(name="x", train_images=count)
+        return [row["image_id"] for _, row in builder._generate_examples("train_labelled", count)]
+
+    assert ids(5)[:3] == ids(3)

@@ -1,0 +1,74 @@
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+import pytest
+from absl import flags
+
+from tf_detectorgan import config, door
+from tf_detectorgan.errors import InputError, Interrupted
+
+
+@dataclass(frozen=True)
+class Options:
+    size: int = config.option(3, "a size", low=1)
+
+
+@pytest.fixture(autouse=True)
+def parsed(monkeypatch):
+    monkeypatch.setattr(config, "read_flags", lambda options: options())
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (InputError("boxes.json: the file is empty"), 78, "error: boxes.json: the file is empty"),
+        (Interrupted("saved at step 7"), 75, "interrupted: saved at step 7"),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
+    ],
+)
+def test_an_expected_end_is_one_line_and_an_exit_code(capsys, error, code, line):
+    def main(options):
+        assert options.size == 3
+        raise error
+
+    assert door.guard(Options, main) == code
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_success_is_silent_and_a_fault_of_ours_keeps_its_traceback(capsys):
+    assert door.guard(Options, lambda options: None) == 0
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ZeroDivisionError):
+        door.guard(Options, lambda options: 1 / 0)
+
+
+def test_sigterm_leaves_through_finally():
+    cleaned = []
+
+    def main(options):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            cleaned.append(True)
+
+    with pytest.raises(SystemExit) as caught:
+        door.guard(Options, main)
+    assert caught.value.code == 143
+    assert cleaned
+
+
+@pytest.mark.parametrize("argument, expected", [("--sise=3", "sise"), ("3", "'3' is no flag")])
+def test_a_wrong_flag_is_bad_input(capsys, monkeypatch, argument, expected):
+    values = flags.FlagValues()
+    flags.DEFINE_integer("size", 3, "a size", flag_values=values)
+    monkeypatch.setattr(flags, "FLAGS", values)
+    with pytest.raises(SystemExit) as caught:
+        door._parse(["prepare", argument])
+    assert caught.value.code == 78
+    assert expected in capsys.readouterr().err

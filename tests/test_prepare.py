@@ -1,0 +1,176 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan.data import coco_builder, records
+from tf_detectorgan.errors import EXIT_BAD_INPUT, InputError
+from tf_detectorgan.prepare import Prepare, prepare
+
+COMMAND = [sys.executable, "-m", "tf_detectorgan.prepare"]
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    """30 images of 15 patients, every second one with a box."""
+    images, rows = [], []
+    for number in range(30):
+        pixels = np.full((30, 30, 1), 5 * number, np.uint8)
+        (tmp_path / f"{number}.png").write_bytes(tf.io.encode_png(pixels).numpy())
+        images.append({"id": number, "file_name": f"{number}.png", "split_group": number // 2})
+        if number % 2:
+            rows.append({"id": number, "image_id": number, "category_id": 1, "bbox": [3, 6, 9, 1.5]})
+    path = tmp_path / "boxes.json"
+    path.write_text(
+        json.dumps({"images": images, "annotations": rows, "categories": [{"id": 1, "name": "spot"}]})
+    )
+    return path
+
+
+def options(file, **changes):
+    return Prepare(**{"annotations": str(file), "out": str(file.parent / "out")} | changes)
+
+
+def test_prepare_writes_the_set_and_says_what_it_holds(annotations, capsys):
+    prepare(options(annotations, train_images=5, image_size=32))
+    dataset = records.open_dataset(annotations.parent / "out")
+    counts = [dataset.count(f"{part}_labelled") for part in records.SPLITS]
+    assert counts[0] == 5
+    assert sum(counts[1:]) in (4, 5)  # 30 % of 15
+    assert sum(dataset.count(f"{part}_clean") for part in records.SPLITS) == 15
+    said = capsys.readouterr().out
+    assert "spot 5" in said
+    assert "labelled training images left out by --train_images" in said
+    assert "5 of 5 boxes are under 2 px" in said
+
+
+def test_an_existing_set_is_replaced_only_when_asked_and_anything_else_never(annotations):
+    out = annotations.parent / "out"
+    prepare(options(annotations))
+    first = records.open_dataset(out).fingerprint()
+    with pytest.raises(InputError, match="--overwrite"):
+        prepare(options(annotations, seed=1))
+    assert records.open_dataset(out).fingerprint() == first
+    prepare(options(annotations, seed=1, overwrite=True))
+    assert records.open_dataset(out).fingerprint() != first
+    other = annotations.parent / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="no prepared data set"):
+        prepare(options(annotations, out=str(other), overwrite=True))
+    assert (other / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_interrupted_prepare_leaves_nothing(annotations, monkeypatch):
+    before = sorted(os.listdir(annotations.parent))
+    example, calls = coco_builder.Coco._example, []
+
+    def stopped(self, source):
+        calls.append(source)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return example(self, source)
+
+    monkeypatch.setattr(coco_builder.Coco, "_example", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(options(annotations))
+    assert len(calls) == 20
+    assert sorted(os.listdir(annotations.parent)) == before
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"out": ""}, "--out="),
+        ({"annotations": ""}, "--annotations="),
+        ({"images": "/no/such/place"}, "--images=/no/such/place"),
+        ({"splits": (0.5, 0.2)}, "--splits=0.5,0.2"),
+        ({"train_images": 57}, "--train_images=57"),
+        ({"dataset": "phantom", "image_size": 16}, "--image_size=16"),
+    ],
+)
+def test_options_that_cannot_be_met_are_refused_before_anything_is_written(annotations, changes, expected):
+    before = sorted(os.listdir(annotations.parent))
+    with pytest.raises(InputError, match=expected):
+        prepare(options(annotations, **changes))
+    assert sorted(os.listdir(annotations.parent)) == before
+
+
+def test_the_phantom_is_prepared_by_the_same_command(tmp_path, capsys):
+    small = {f"phantom_{name}_images": 2 for name in ("clean", "unboxed", "validation", "test", "test_clean")}
+    prepare(Prepare(dataset="phantom", out=str(tmp_path / "set"), image_size=64, train_images=4, **small))
+    assert records.open_dataset(tmp_path / "set").count("train_labelled") == 4
+    assert "nodule" in capsys.readouterr().out
+
+
+def test_the_command_ends_with_one_line_and_the_code_for_bad_input(annotations):
+    annotations.write_text("")
+    flagfile = annotations.parent / "bad.flags"
+    flagfile.write_text(f"# comment\n--annotations={annotations}\n--out={annotations.parent / 'out'}\n")
+    done = subprocess.run(
+        [*COMMAND, f"--flagfile={flagfile}"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == EXIT_BAD_INPUT
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == [f"error: --annotations={annotations}: the file is empty"]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_terminated_command_leaves_nothing(tmp_path):
+    process = subprocess.Popen(
+        [
+            *COMMAND,
+            "--dataset=phantom",
+            "--image_size=64",
+            "--train_images=5000",
+            f"--out={tmp_path / 'set'}",
+        ],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 100
+        while not list(tmp_path.rglob("*incomplete*")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_real_tiles_keep_groups_apart_and_boxes_in_place(real_data, tmp_path):
+    source = real_data("magnetic_tile_defects")
+    prepare(Prepare(annotations=str(source / "annotations.json"), out=str(tmp_path / "set"), train_images=57))
+    dataset = records.open_dataset(tmp_path / "set")
+    assert dataset.class_names == ("Blowhole", "Break", "Crack")
+    document = json.loads((source / "annotations.json").read_text())
+    images = {image["id"]: image for image in document["images"]}
+    boxes: dict[int, list] = {}
+    for row in document["annotations"]:
+        x, y, w, h = row["bbox"]
+        boxes.setdefault(row["image_id"], []).append([x, y, x + w, y + h])
+    groups: dict[str, str] = {}
+    for split in (f"{part}_{stream}" for part in records.SPLITS for stream in records.STREAMS):
+        for serialized in dataset.serialized(split):
+            record = dataset.decode(serialized)
+            image = images[int(record.image_id)]
+            assert record.groups.numpy()[0].decode() == image["split_group"]
+            assert groups.setdefault(image["split_group"], split.split("_")[0]) == split.split("_")[0]
+            scale = 128 / max(image["width"], image["height"])
+            # Sides are whole pixels after resizing: half a pixel of 128 at most.
+            np.testing.assert_allclose(
+                record.boxes, np.reshape(boxes.get(image["id"], []), (-1, 4)) * scale, atol=0.51
+            )
+    assert dataset.count("train_labelled") == 57
