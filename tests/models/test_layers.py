@@ -1,0 +1,98 @@
+"""Our layers against Keras's, NumPy's and central differences."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan.models import layers
+
+
+@pytest.fixture
+def float64():
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx("float32")
+
+
+def images(seed, shape=(2, 5, 7, 12)):
+    return tf.constant(np.random.default_rng(seed).normal(3, 2, shape))
+
+
+def with_random_weights(layer, channels=12):
+    layer.build((None, None, None, channels))
+    rng = np.random.default_rng(9)
+    layer.set_weights([rng.normal(1, 0.5, channels), rng.normal(0, 1, channels)])
+    return layer
+
+
+@pytest.mark.parametrize("groups", [1, 3, 12, -1])
+def test_group_normalization_equals_keras_up_to_the_first_derivative(float64, groups):
+    ours = with_random_weights(layers.ExactGroupNormalization(groups, epsilon=1e-5))
+    keras_layer = with_random_weights(keras.layers.GroupNormalization(groups, epsilon=1e-5))
+    x, v = images(0), images(1)
+    results = []
+    for layer in (ours, keras_layer):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            out = layer(x)
+            value = tf.reduce_sum(out * v)
+        results.append([out, *tape.gradient(value, [x, *layer.trainable_variables])])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("groups", [3, -1])
+def test_second_derivative_equals_central_differences(float64, groups):
+    """d/dx of (first derivative along v), along v: the derivative that Eqn 3 needs."""
+    x, v, w = images(0), images(1), images(2)
+
+    def slope(layer, point):
+        with tf.GradientTape() as tape:
+            tape.watch(point)
+            value = tf.reduce_sum(layer(point) ** 2 * w)
+        return tf.reduce_sum(tape.gradient(value, point) * v)
+
+    def error(layer):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            first = slope(layer, x)
+        exact = tf.reduce_sum(tape.gradient(first, x) * v)
+        central = (slope(layer, x + 1e-5 * v) - slope(layer, x - 1e-5 * v)) / 2e-5
+        return float(tf.abs(exact - central) / tf.abs(central))
+
+    assert error(with_random_weights(layers.ExactGroupNormalization(groups))) < 1e-7
+    assert error(with_random_weights(keras.layers.GroupNormalization(groups))) > 1e-4
+
+
+def test_group_normalization_by_hand():
+    """Channels (1, 3) of one pixel: mean 2, variance 1, so (-1, 1); then gamma 2 and beta 5."""
+    layer = layers.ExactGroupNormalization(groups=1, epsilon=0.0)
+    layer.build((None, 1, 1, 2))
+    layer.set_weights([np.array([2.0, 2.0]), np.array([5.0, 5.0])])
+    np.testing.assert_allclose(layer(tf.constant([[[[1.0, 3.0]]]])), [[[[3.0, 7.0]]]])
+
+
+def test_groups_must_divide():
+    with pytest.raises(ValueError, match="groups=8 does not divide 12 channels"):
+        layers.ExactGroupNormalization(8).build((None, None, None, 12))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_reflection_padding_is_undone_by_slicing(size):
+    x = tf.cast(images(0), tf.float32)
+    layer = layers.ReflectionPadding(size)
+    padded = layer(x)
+    np.testing.assert_array_equal(padded[:, size:-size, size:-size], x)
+    mirrored = np.pad(x, [(0, 0), (size, size), (size, size), (0, 0)], mode="reflect")
+    np.testing.assert_array_equal(padded, mirrored)
+    assert layer.compute_output_shape(x.shape) == padded.shape
+
+
+@pytest.mark.parametrize("layer", [layers.ExactGroupNormalization(3, 1e-3), layers.ReflectionPadding(2)])
+def test_layers_survive_saving(tmp_path, layer):
+    inputs = keras.Input((4, 4, 6))
+    model = keras.Model(inputs, layer(inputs))
+    model.save(tmp_path / "model.keras")
+    x = tf.random.normal([1, 4, 4, 6])
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "model.keras")(x), model(x))
