@@ -1,0 +1,229 @@
+"""Generators and how their output becomes an image: identities at the start, nothing outside the box."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan.batch import Insertion, Labelled
+from tf_detectorgan.models import generators
+from tf_detectorgan.models.generators import Composition
+
+SIDE, CLASSES = 32, 2
+SHAPE = (SIDE, SIDE, 1)
+
+
+def noise(seed, n=2, channels=1):
+    values = np.random.default_rng(seed).uniform(-1, 1, (n, SIDE, SIDE, channels))
+    return tf.constant(values, tf.float32)
+
+
+INSERTION = Insertion(
+    tf.constant([[4.0, 6.0, 12.0, 14.0], [15.0, 8.0, 27.0, 14.0]]), tf.constant([0, 1]), noise(5)
+)
+LABELLED = Labelled(
+    noise(6),
+    tf.constant([[[2.0, 2, 8, 9], [20, 20, 26, 28]], [[10, 10, 16, 16], [0, 0, 0, 0]]]),
+    tf.constant([[0, 1], [1, -1]]),
+)
+
+
+def composition(compose, condition):
+    return Composition(compose, condition, feather=0.25, classes=CLASSES)
+
+
+def generator(composed, trained=True):
+    """G_X of the recipe; `trained` gives its last layer weights that change every pixel."""
+    keras.utils.set_random_seed(0)
+    G_X = generators.resnet_generator(
+        SHAPE, composed.input_channels(1), filters=4, blocks=1, residual=composed.condition == "exemplar"
+    )
+    if trained:
+        last = G_X.layers[-1]
+        last.set_weights([np.random.default_rng(0).normal(0, 0.3, w.shape) for w in last.get_weights()])
+    return G_X
+
+
+def remover():
+    keras.utils.set_random_seed(1)
+    return generators.resnet_generator(SHAPE, 1 + CLASSES, filters=4, blocks=1)
+
+
+def far_from(boxes, feather):
+    """[H, W] bool: pixels `feather` * side (at least 2) pixels or more from all boxes [K, 4]."""
+    y, x = np.mgrid[:SIDE, :SIDE] + 0.5
+    far = np.ones((SIDE, SIDE), bool)
+    for x0, y0, x1, y1 in np.asarray(boxes):
+        if x1 > x0:
+            distance = np.hypot(np.clip(x, x0, x1) - x, np.clip(y, y0, y1) - y)
+            far &= distance >= max(2.0, feather * max(x1 - x0, y1 - y0))
+    return far
+
+
+@pytest.mark.parametrize("side,given,expected", [(16, None, 6), (128, None, 6), (132, None, 9), (16, 2, 2)])
+def test_blocks_by_size(side, given, expected):
+    G = generators.resnet_generator((side, side, 1), 2, filters=1, blocks=given)
+    assert sum(isinstance(layer, keras.layers.Add) for layer in G.layers) == expected
+
+
+def test_shapes_and_widths_are_cyclegans():
+    """c7s1-f, d2f, d4f, R4f, u2f, uf, c7s1-C: kernel sizes, strides and filters layer by layer."""
+    G = generators.resnet_generator((32, 48, 3), 5, filters=4, blocks=1)
+    found = [
+        (layer.kernel_size[0], layer.strides[0], layer.filters)
+        for layer in G.layers
+        if isinstance(layer, (keras.layers.Conv2D, keras.layers.Conv2DTranspose))
+    ]
+    assert found == [
+        (7, 1, 4),
+        (3, 2, 8),
+        (3, 2, 16),
+        (3, 1, 16),
+        (3, 1, 16),
+        (3, 2, 8),
+        (3, 2, 4),
+        (7, 1, 3),
+    ]
+    out = G(tf.random.normal([2, 32, 48, 5]) * 100)
+    assert out.shape == (2, 32, 48, 3)
+    assert np.abs(out).max() <= 1
+
+
+def test_sides_must_be_divisible_by_4():
+    with pytest.raises(ValueError, match="divisible by 4, got 30x32"):
+        generators.resnet_generator((30, 32, 1), 2)
+
+
+def test_class_mask_has_one_channel_a_class():
+    """Boxes of two classes that overlap in one pixel: each in its own channel; padding nowhere."""
+    boxes = tf.constant(
+        [[[0.0, 0, 2, 2], [1, 0, 3, 1], [0, 0, 0, 0]], [[0, 0, 4, 4], [0, 0, 0, 0], [0, 0, 0, 0]]]
+    )
+    labels = tf.constant([[0, 1, -1], [-1, -1, -1]])
+    mask = generators.class_mask(boxes, labels, 2, 3, 4).numpy()
+    assert mask.shape == (2, 3, 4, 2)
+    np.testing.assert_array_equal(mask[0, :, :, 0], [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(mask[0, :, :, 1], [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(mask[1], np.zeros((3, 4, 2)))  # label -1: not a box, whatever its corners
+
+
+def test_input_channels_count_what_the_generator_is_fed():
+    for condition, expected in (("mask", 3 + 2), ("exemplar", 2 * 3 + 2)):
+        assert Composition("box", condition, 0.25, 2).input_channels(3) == expected
+
+
+def test_blend_by_hand():
+    """Box of 16 x 8: feather 4. Centres at 0.5, 1.5, 2.5, 3.5 px from its right edge have 1 - d/4."""
+    alpha = (
+        composition("box", "mask")
+        .blend(tf.constant([[4.0, 8.0, 20.0, 16.0]]), SIDE, SIDE)[0, :, :, 0]
+        .numpy()
+    )
+    np.testing.assert_allclose(alpha[10, 18:26], [1, 1, 0.875, 0.625, 0.375, 0.125, 0, 0], atol=1e-6)
+    np.testing.assert_array_equal(alpha[8:16, 4:20], np.ones((8, 16)))
+    np.testing.assert_allclose(alpha[16, 20], 1 - np.hypot(0.5, 0.5) / 4, atol=1e-6)  # round corners
+    np.testing.assert_array_equal(alpha[far_from([[4, 8, 20, 16]], 0.25)], 0)
+    small = (
+        composition("box", "mask").blend(tf.constant([[4.0, 8.0, 6.0, 10.0]]), SIDE, SIDE)[0, :, :, 0].numpy()
+    )
+    np.testing.assert_allclose(small[8, 5:10], [1, 0.75, 0.25, 0, 0], atol=1e-6)  # at least 2 pixels
+
+
+def test_blend_of_many_boxes_is_their_union_and_padding_is_nothing():
+    composed = composition("box", "mask")
+    union = composed.blend(LABELLED.boxes, SIDE, SIDE)
+    first, second = (composed.blend(LABELLED.boxes[:, k], SIDE, SIDE) for k in (0, 1))
+    np.testing.assert_array_equal(union, np.maximum(first, second))
+    np.testing.assert_array_equal(second[1], np.zeros(SHAPE))  # a padded box would else mark the corner
+
+
+def test_paste_offset_by_hand():
+    """Background 0.2, object 0.9 in surroundings of 0.5: brightened by -0.3, so the object is 0.6."""
+    boxes = tf.constant([[8.0, 8.0, 16.0, 16.0]])
+    alpha = composition("box", "exemplar").blend(boxes, SIDE, SIDE)
+    x = tf.fill([1, SIDE, SIDE, 1], 0.2)
+    exemplar = np.full((1, SIDE, SIDE, 1), 0.5, np.float32)
+    exemplar[:, 8:16, 8:16] = 0.9
+    pasted = generators.paste(x, tf.constant(exemplar), alpha)[0, :, :, 0].numpy()
+    np.testing.assert_allclose(pasted[8:16, 8:16], np.full((8, 8), 0.6), atol=1e-6)
+    outside = np.ones((SIDE, SIDE), bool)
+    outside[8:16, 8:16] = False
+    np.testing.assert_allclose(pasted[outside], 0.2, atol=1e-6)  # no step at the seam
+
+
+def test_paste_stays_in_range_and_needs_no_seam():
+    """On white, clipped at 1; with alpha 0 or 1 only, there is no seam to measure: nothing is brightened."""
+    x, exemplars = tf.fill([1, SIDE, SIDE, 1], 1.0), noise(3, 1)
+    alpha = composition("box", "exemplar").blend(tf.constant([[8.0, 8.0, 16.0, 16.0]]), SIDE, SIDE)
+    assert np.abs(generators.paste(x, exemplars, alpha)).max() <= 1
+    np.testing.assert_allclose(generators.paste(x, exemplars, tf.ones_like(x)), exemplars, atol=1e-6)
+    np.testing.assert_array_equal(generators.paste(x, exemplars, tf.zeros_like(x)), x)
+
+
+def test_an_untrained_residual_generator_pastes():
+    composed, x = composition("box", "exemplar"), noise(1)
+    G_X = generator(composed, trained=False)
+    drawn = generators.insert(G_X, x, INSERTION, composed)
+    alpha = composed.blend(INSERTION.boxes, SIDE, SIDE)
+    np.testing.assert_array_equal(drawn, generators.paste(x, INSERTION.exemplars, alpha))
+    assert not np.array_equal(drawn, x)
+
+
+@pytest.mark.parametrize("condition", ["mask", "exemplar"])
+def test_box_changes_nothing_far_from_the_box(condition):
+    """insert, reinsert and remove, bitwise; and they do change what is in the box."""
+    composed, x, G_Y = composition("box", condition), noise(1), remover()
+    G_X = generator(composed)
+    cases = [
+        (x, INSERTION.boxes[:, None], generators.insert(G_X, x, INSERTION, composed)),
+        (x, LABELLED.boxes, generators.reinsert(G_X, x, LABELLED, composed)),
+        (x, LABELLED.boxes, generators.remove(G_Y, x, LABELLED.boxes, LABELLED.labels, composed)),
+    ]
+    for before, boxes, after in cases:
+        for i in range(2):
+            far = far_from(boxes[i], 0.25)
+            assert 0 < far.sum() < SIDE * SIDE
+            np.testing.assert_array_equal(after[i].numpy()[far], before[i].numpy()[far])
+            for x0, y0, x1, y1 in boxes[i].numpy().astype(int):
+                inside = np.s_[y0:y1, x0:x1]
+                assert np.all(after[i].numpy()[inside] != before[i].numpy()[inside])
+
+
+@pytest.mark.parametrize("condition", ["mask", "exemplar"])
+def test_images_whose_boxes_are_all_padding_stay_as_they_are(condition):
+    composed, x = composition("box", condition), noise(1)
+    nothing = Labelled(noise(6), tf.zeros([2, 3, 4]), tf.fill([2, 3], -1))
+    np.testing.assert_array_equal(generators.reinsert(generator(composed), x, nothing, composed), x)
+    np.testing.assert_array_equal(generators.remove(remover(), x, nothing.boxes, nothing.labels, composed), x)
+
+
+def test_full_is_the_generators_own_output():
+    """The paper: G_X(x, m) and G_Y(y, m), nothing blended."""
+    composed, x = composition("full", "mask"), noise(1)
+    G_X, G_Y = generator(composed), remover()
+    m = generators.class_mask(INSERTION.boxes[:, None], INSERTION.labels[:, None], CLASSES, SIDE, SIDE)
+    np.testing.assert_array_equal(generators.insert(G_X, x, INSERTION, composed), G_X(tf.concat([x, m], -1)))
+    m = generators.class_mask(LABELLED.boxes, LABELLED.labels, CLASSES, SIDE, SIDE)
+    removed = generators.remove(G_Y, x, LABELLED.boxes, LABELLED.labels, composed)
+    np.testing.assert_array_equal(removed, G_Y(tf.concat([x, m], -1)))
+
+
+def test_full_exemplar_adds_the_difference_everywhere():
+    composed, x = composition("full", "exemplar"), noise(1)
+    G_X = generator(composed)
+    boxes = INSERTION.boxes
+    m = generators.class_mask(boxes[:, None], INSERTION.labels[:, None], CLASSES, SIDE, SIDE)
+    pasted = generators.paste(x, INSERTION.exemplars, composed.blend(boxes, SIDE, SIDE))
+    expected = tf.clip_by_value(pasted + G_X(tf.concat([x, pasted, m], -1)), -1, 1)
+    drawn = generators.insert(G_X, x, INSERTION, composed)
+    np.testing.assert_array_equal(drawn, expected)
+    assert np.abs(drawn).max() <= 1
+    assert np.mean(drawn.numpy() != x.numpy()) > 0.95
+
+
+def test_images_of_a_batch_do_not_see_each_other():
+    composed, x = composition("box", "exemplar"), noise(1)
+    G_X = generator(composed)
+    both = generators.insert(G_X, x, INSERTION, composed)
+    alone = generators.insert(G_X, x[1:], Insertion(*(v[1:] for v in INSERTION)), composed)
+    np.testing.assert_allclose(both[1:], alone, atol=1e-4)
