@@ -70,10 +70,11 @@ def _map(boxes, labels, valid_sizes, draws, options):
     signed = 2.0 * draws[:, 2:5] - 1.0
     zoom = 1.0 + options.scale * signed[:, :1]
     move = (1.0 - zoom) * sizes / 2.0 + options.shift * signed[:, 1:] * sizes
-    _, kept = _move_boxes(boxes, labels, valid_sizes, tf.repeat(zoom, 2, axis=1), move)
-    loses_all = tf.reduce_any(labels >= 0, 1) & ~tf.reduce_any(kept >= 0, 1)
-    zoom = tf.where(loses_all[:, None], 1.0, zoom)
-    move = tf.where(loses_all[:, None], 0.0, move)
+    if options.shift or options.scale:
+        _, kept = _move_boxes(boxes, labels, valid_sizes, tf.repeat(zoom, 2, axis=1), move)
+        loses_all = tf.reduce_any(labels >= 0, 1) & ~tf.reduce_any(kept >= 0, 1)
+        zoom = tf.where(loses_all[:, None], 1.0, zoom)
+        move = tf.where(loses_all[:, None], 0.0, move)
     mirror = (draws[:, :2] < 0.5) & tf.constant([options.vertical_flip, options.flip])
     # Mirrored first: zoom * (size - point) + move.
     return tf.where(mirror, -zoom, zoom), tf.where(mirror, zoom * sizes + move, move)

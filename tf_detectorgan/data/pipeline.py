@@ -80,8 +80,8 @@ def joint_batches(
       steps: of the whole run.
       placement: where objects go into x.
       unroll_real: "fresh" draws y2 by another seed, "same" makes it y.
-      augment: what is done to the streams x, y, u, y2; those not named are only flipped. The reference of x is
-        chosen after x is augmented.
+      augment: what is done to the streams x, y, u, y2; those not named are only flipped. The reference of x
+        is chosen after x is augmented.
 
     Raises:
       InputError: a split is missing or `placement.file` is bad.
@@ -205,9 +205,9 @@ def synthesis_batches(
 ) -> tf.data.Dataset:
     """`Synthesis` batches of the images numbered `start` to `count` - 1; `Synthesis.seeds` are the numbers.
 
-    Image i is a function of (seed, i) alone, whatever `start`, `count` and `batch_size` are. The last batch is filled
-    up with the images that would come next: leave out those with a number of `count` or more.
-    The backgrounds are train_clean in random order, each once before any comes again; none is augmented.
+    Image i is a function of (seed, i) alone, whatever `start`, `count` and `batch_size` are. The last batch
+    is filled up with the images that would come next: leave out those with a number of `count` or more. The
+    backgrounds are train_clean in random order, each once before any comes again; none is augmented.
 
     Raises:
       InputError: a split is missing or `placement.file` is bad.
@@ -268,7 +268,7 @@ def _drawn(dataset, source, seed, stream, batch_size, start) -> tf.data.Dataset:
     return drawn.batch(batch_size, drop_remainder=True)
 
 
-def _decode(dataset, serialized):
+def _decode(dataset, serialized) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """image, image_id, group, boxes, labels, valid_size of one record, of static shape."""
     record = dataset.decode(serialized)
     image = tf.ensure_shape(record.image, dataset.image_shape)
@@ -278,6 +278,7 @@ def _decode(dataset, serialized):
 
 
 def _mapped(dataset, function):
+    function = tf.autograph.experimental.do_not_convert(function)  # no tensor decides a branch: traced faster
     return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 

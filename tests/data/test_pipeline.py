@@ -1,0 +1,303 @@
+import collections
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan.data import pipeline, streams
+from tf_detectorgan.data.augmentation import IDENTITY, Augmentation
+from tf_detectorgan.data.placement import Placement
+from tf_detectorgan.errors import InputError
+
+B, STEPS = 4, 12
+
+
+@pytest.fixture(scope="module")
+def dataset(make_dataset):
+    return make_dataset(padded=True)  # 7 clean, 5 labelled, 4 unboxed, 5 + 2 for testing
+
+
+def joint(dataset, start_step=0, steps=STEPS, **changes):
+    arguments = {"batch_size": B, "seed": 3, "placement": Placement(top_k=2), **changes}
+    return list(pipeline.joint_batches(dataset, start_step=start_step, steps=steps, **arguments))
+
+
+def labelled(dataset, start_step=0, steps=STEPS, **changes):
+    arguments = {"batch_size": B, "seed": 3, "augment": Augmentation(), **changes}
+    return list(pipeline.labelled_batches(dataset, start_step=start_step, steps=steps, **arguments))
+
+
+def synthesis(dataset, start=0, count=14, **changes):
+    arguments = {"batch_size": B, "seed": 3, "placement": Placement(), **changes}
+    return list(pipeline.synthesis_batches(dataset, start=start, count=count, **arguments))
+
+
+def assert_same(one, other):
+    """Bit by bit."""
+    one, other = tf.nest.flatten(one), tf.nest.flatten(other)
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other, strict=True):
+        assert a.numpy().tobytes() == b.numpy().tobytes() if a.dtype != tf.string else tf.reduce_all(a == b)
+
+
+def identify(dataset, images, split):
+    """Ids of undecorated images by their pixels."""
+    decoded = dataset.serialized(split).map(dataset.decode)
+    table = {record.image.numpy().tobytes(): int(record.image_id) for record in decoded}
+    return [table[image.numpy().tobytes()] for image in images]
+
+
+PLAIN = dict.fromkeys(("x", "y", "u", "y2"), IDENTITY)
+
+
+# Made once: a data set of batches costs seconds to trace.
+@pytest.fixture(scope="module")
+def uninterrupted(dataset):
+    return joint(dataset)
+
+
+@pytest.fixture(scope="module")
+def plain(dataset):
+    return joint(dataset, augment=PLAIN)
+
+
+@pytest.fixture(scope="module")
+def synthesized(dataset):
+    return synthesis(dataset)
+
+
+def test_joint_batches_resume_bit_by_bit(dataset, uninterrupted):
+    tf.random.set_seed(1234)  # of no influence
+    resumed = joint(dataset, start_step=7)
+    assert len(resumed) == STEPS - 7
+    assert_same(resumed, uninterrupted[7:])
+
+
+def test_joint_batches_are_the_same_on_one_thread(dataset, uninterrupted):
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    options.autotune.enabled = False
+    batches = pipeline.joint_batches(
+        dataset, batch_size=B, seed=3, start_step=0, steps=STEPS, placement=Placement(top_k=2)
+    )
+    assert_same(list(batches.with_options(options)), uninterrupted)
+
+
+def test_records_too_large_for_memory_come_once_per_epoch_too(dataset, monkeypatch):
+    size = len(dataset._strings["train_clean"][0])
+    monkeypatch.setattr(streams.open_source, "__defaults__", (3 * size,))
+    whole = joint(dataset, steps=4, augment=PLAIN)
+    ids = [i for batch in whole for i in identify(dataset, batch.x, "train_clean")]
+    assert sorted(ids[:7]) == sorted(ids[7:14]) == list(range(7))
+
+
+def test_each_stream_shows_each_record_once_per_epoch(dataset, plain):
+    seen = collections.defaultdict(list)
+    for batch in plain:
+        seen["x"] += identify(dataset, batch.x, "train_clean")
+        seen["y"] += identify(dataset, batch.y.images, "train_labelled")
+        seen["y2"] += identify(dataset, batch.y2.images, "train_labelled")
+        seen["u"] += identify(dataset, batch.u, "train_unboxed")
+    for stream, first, count in [("x", 0, 7), ("y", 100, 5), ("y2", 100, 5), ("u", 200, 4)]:
+        epochs = [seen[stream][i : i + count] for i in range(0, STEPS * B - count + 1, count)]
+        assert all(sorted(epoch) == list(range(first, first + count)) for epoch in epochs), stream
+        assert len(set(map(tuple, epochs))) > 1, stream
+    assert seen["y"] != seen["y2"]
+
+
+def test_y_boxes_are_boxes_of_y_each_in_turn(uninterrupted):
+    taken = set()
+    for batch in uninterrupted:
+        for boxes, labels, box in zip(batch.y.boxes, batch.y.labels, batch.y_boxes, strict=True):
+            match = np.flatnonzero((boxes.numpy() == box.numpy()).all(axis=1) & (labels.numpy() >= 0))
+            taken.add((int(tf.reduce_sum(tf.cast(labels >= 0, tf.int32))), int(match[0])))
+    assert taken == {(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)}
+
+
+def test_without_unboxed_images_u_is_y_and_same_makes_y2_y(make_dataset):
+    batch = joint(make_dataset(unboxed=0), steps=1, unroll_real="same")[0]
+    assert_same(batch.u, batch.y.images)
+    assert_same(batch.y2, batch.y)
+
+
+def test_augmentation_is_chosen_per_stream(dataset, uninterrupted, plain):
+    """Those not named are flipped."""
+    mixed = joint(dataset, augment={"x": IDENTITY, "y2": IDENTITY})
+    for flipped, same, some in zip(uninterrupted, plain, mixed, strict=True):
+        assert_same((same.x, same.y2), (some.x, some.y2))
+        assert_same((flipped.y, flipped.u), (some.y, some.u))
+    for part in ("x", "y", "u", "y2"):
+        ours, theirs = (
+            tf.concat([tf.nest.flatten(getattr(batch, part))[0] for batch in batches], 0)
+            for batches in (uninterrupted, plain)
+        )
+        share = np.mean((ours.numpy() != theirs.numpy()).any(axis=(1, 2, 3)))
+        assert 0.2 < share < 0.8, part
+
+
+def test_wrong_names_are_refused(dataset):
+    with pytest.raises(ValueError, match="sometimes"):
+        joint(dataset, unroll_real="sometimes")
+    with pytest.raises(ValueError, match="z"):
+        joint(dataset, augment={"z": IDENTITY})
+
+
+@pytest.mark.parametrize("split", ["clean", "labelled"])
+def test_a_missing_split_is_named(make_dataset, split):
+    with pytest.raises(InputError, match=f"train_{split}"):
+        joint(make_dataset(**{split: 0}))
+
+
+def test_no_batch_makes_a_function_trace_again(dataset, uninterrupted, synthesized):
+    evaluation = pipeline.evaluation_batches(dataset, ["test_labelled", "test_clean"], B)
+    assert all(spec.shape.is_fully_defined() for spec in tf.nest.flatten(evaluation.element_spec))
+    for batches in (uninterrupted, labelled(dataset, steps=3), synthesized, list(evaluation)):
+        look = tf.function(lambda batch: tf.reduce_sum(batch[0]))
+        assert len([look(batch) for batch in batches]) > 1
+        assert look.experimental_get_tracing_count() == 1
+
+
+def serialized_synthetic(make_dataset):
+    """The labelled images of another set with ids 900 and up."""
+    other = make_dataset(labelled=6, padded=True)
+    for i, example in enumerate(other.examples["train_labelled"]):
+        example["image"] = np.full_like(example["image"], 10 * (i + 1))
+    changed = type(other)(32, {"synthetic": other.examples["train_labelled"]})
+    return changed.serialized("synthetic")
+
+
+def kinds_of(batch):
+    """r, s or c of each image: synthetic ones are grey, clean ones have no box."""
+    grey = [np.ptp(image.numpy()) == 0 for image in batch.images]
+    empty = (batch.labels.numpy() < 0).all(axis=1)
+    return "".join("s" if g else "c" if e else "r" for g, e in zip(grey, empty, strict=True))
+
+
+def test_the_mixture_is_exact_evenly_spread_and_resumes_bit_by_bit(dataset, make_dataset):
+    mixture = {
+        "synthetic": serialized_synthetic(make_dataset),
+        "batch_size": 8,
+        "clean_fraction": 0.25,
+        "augment": dataclasses.replace(Augmentation(), intensity=0.0),
+    }
+    batches = labelled(dataset, **mixture)
+    for batch in batches:
+        kinds = kinds_of(batch)
+        assert [kinds[:4].count(kind) for kind in "src"] == [2, 1, 1]
+        assert [kinds[4:].count(kind) for kind in "src"] == [2, 1, 1]
+    assert_same(labelled(dataset, start_step=4, **mixture), batches[4:])
+
+
+def test_no_synthetic_images_means_real_ones_only(dataset):
+    for batch in labelled(dataset, synthetic_fraction=0.5):
+        assert kinds_of(batch) == "rrrr"
+
+
+def test_labelled_batches_show_each_record_once_per_epoch_with_its_boxes(dataset):
+    batches = labelled(dataset, steps=5, augment=IDENTITY)
+    ids = [i for batch in batches for i in identify(dataset, batch.images, "train_labelled")]
+    assert all(sorted(ids[i : i + 5]) == list(range(100, 105)) for i in range(0, 20, 5))
+    rows = itertools.chain.from_iterable(zip(batch.boxes, batch.labels, strict=True) for batch in batches)
+    for i, (boxes, labels) in zip(ids, rows, strict=True):
+        example = dataset.examples["train_labelled"][i - 100]
+        count = len(example["labels"])
+        np.testing.assert_array_equal(boxes[:count], example["boxes"])
+        assert labels.numpy().tolist() == [*example["labels"], *[-1] * (3 - count)]
+        assert not np.any(boxes[count:])
+
+
+@pytest.mark.parametrize("fractions", [(1.0, 0.0), (0.5, 0.5), (0.9, 0.5), (-0.5, 0.0)])
+def test_a_batch_without_room_for_real_images_is_refused(dataset, fractions):
+    synthetic = dataset.serialized("train_labelled")
+    with pytest.raises(ValueError, match="synthetic_fraction"):
+        labelled(dataset, synthetic=synthetic, synthetic_fraction=fractions[0], clean_fraction=fractions[1])
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 10])
+def test_evaluation_shows_each_image_once_in_order(dataset, batch_size):
+    batches = list(pipeline.evaluation_batches(dataset, ["test_labelled", "test_clean"], batch_size))
+    real = tf.concat([batch.real for batch in batches], 0)
+    ids = tf.boolean_mask(tf.concat([batch.image_ids for batch in batches], 0), real).numpy().tolist()
+    assert ids == [300, 301, 302, 303, 304, 400, 401]
+    assert len(real) == -(-7 // batch_size) * batch_size
+    batch = batches[0]
+    assert identify(dataset, batch.images[:4], "test_labelled") == ids[:4]
+    np.testing.assert_array_equal(batch.boxes[1, 0], dataset.examples["test_labelled"][1]["boxes"][0])
+    assert batch.groups.numpy()[:2].tolist() == [b"group300", b"group301"]
+
+
+def test_evaluation_of_nothing_is_an_error(dataset):
+    with pytest.raises(InputError, match="validation_labelled"):
+        pipeline.evaluation_batches(dataset, ["validation_labelled"], 2)
+
+
+@pytest.mark.parametrize("split", ["train_clean", "train_labelled"])
+def test_evaluation_skips_an_absent_split(dataset, split):
+    batches = pipeline.evaluation_batches(dataset, ["validation_labelled", split], 7)
+    assert int(tf.reduce_sum(tf.cast(next(iter(batches)).real, tf.int32))) == dataset.count(split)
+
+
+def images_of(batches, count):
+    """{seed: parts of that image}."""
+    rows = {}
+    for batch in batches:
+        for i, number in enumerate(batch.seeds.numpy().tolist()):
+            if number < count:
+                rows[number] = tf.nest.map_structure(lambda part: part[i], batch)  # noqa: B023
+    return rows
+
+
+def test_synthetic_image_i_depends_on_seed_and_i_alone(dataset, synthesized):
+    whole = images_of(synthesized, 14)
+    assert sorted(whole) == list(range(14))
+    for start, batch_size in [(3, 4), (0, 3)]:
+        part = images_of(synthesis(dataset, start=start, batch_size=batch_size), 14)
+        assert sorted(part) == list(range(start, 14))
+        for number, image in part.items():
+            assert_same(image, whole[number])
+
+
+def test_synthesis_names_the_parents(dataset, synthesized):
+    rows = images_of(synthesized, 14)
+    backgrounds = [int(row.background_ids) for row in rows.values()]
+    assert sorted(backgrounds[:7]) == sorted(backgrounds[7:]) == list(range(7))
+    assert identify(dataset, [row.x for row in rows.values()], "train_clean") == backgrounds
+    for row in rows.values():
+        parents = int(row.background_ids), int(row.matched_ids)
+        assert row.groups.numpy().tolist() == [b"group%d" % parent for parent in parents]
+        assert row.valid_sizes.numpy().tolist() == list(
+            dataset.examples["train_clean"][parents[0]]["valid_size"]
+        )
+        assert int(row.insertion.labels) in dataset.examples["train_labelled"][parents[1] - 100]["labels"]
+
+
+def test_boxes_of_a_file_follow_the_flipped_image(dataset, plain, tmp_path):
+    path = tmp_path / "boxes.csv"
+    rows = [f"{i}.png,2,4,12,8,nodule" for i in range(7)]
+    path.write_text("file_name,x,y,w,h,label\n" + "\n".join(rows))
+    options = Placement("file", file=str(path))
+    flipped = joint(dataset, placement=options)
+    seen = set()
+    for before, after in zip(plain, flipped, strict=True):
+        ids = identify(dataset, before.x, "train_clean")
+        mirrored = (before.x.numpy() != after.x.numpy()).any(axis=(1, 2, 3))
+        for i, box, is_mirrored in zip(ids, after.insertion.boxes, mirrored, strict=True):
+            width = dataset.examples["train_clean"][i]["valid_size"][1]
+            # Half of the original's pixels.
+            np.testing.assert_allclose(box, [width - 7, 2, width - 1, 6] if is_mirrored else [1, 2, 7, 6])
+            seen.add(bool(is_mirrored))
+        assert not after.insertion.labels.numpy().any()
+    assert seen == {True, False}
+
+
+def test_a_joint_batch_splits_among_replicas(dataset, uninterrupted):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    batches = pipeline.joint_batches(
+        dataset, batch_size=B, seed=3, start_step=0, steps=2, placement=Placement(top_k=2)
+    )
+    for batch, whole in zip(strategy.experimental_distribute_dataset(batches), uninterrupted, strict=False):
+        parts = [strategy.experimental_local_results(part) for part in tf.nest.flatten(batch)]
+        assert [part.shape[0] for part in parts[0]] == [B // 2, B // 2]
+        assert_same([tf.concat(part, 0) for part in parts], tf.nest.flatten(whole))

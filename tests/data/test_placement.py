@@ -1,0 +1,244 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan.data import placement
+from tf_detectorgan.data.placement import DRAWS, Placement, insertions, reference_table
+from tf_detectorgan.errors import InputError
+
+S, N = 32, 30
+
+
+def columns(examples, *fields):
+    return [np.stack([example[field] for example in examples]) for field in fields]
+
+
+class Scene:
+    """Clean images, references and what to compare with; `place(options)` runs many draws."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+        self.table = reference_table(dataset)
+        clean, self.labelled = dataset.examples["train_clean"], dataset.examples["train_labelled"]
+        decoded = dataset.serialized("train_labelled").map(lambda one: dataset.decode(one).image)
+        self.decoded = list(decoded.as_numpy_iterator())
+        pick = np.arange(N) % len(clean)
+        images, sizes = columns(clean, "image", "valid_size")
+        self.images = tf.constant(images[pick] / 127.5 - 1.0, tf.float32)
+        self.sizes = tf.constant(sizes[pick], tf.int32)
+        self.draws = np.random.default_rng(1).uniform(0, 1, (N, DRAWS)).astype(np.float32)
+
+    def place(self, options, **changes):
+        call = {"images": self.images, "valid_sizes": self.sizes, "draws": self.draws, **changes}
+        insertion, chosen = insertions(references=self.table, options=options, **call)
+        return *(part.numpy() for part in insertion), chosen.numpy()
+
+
+@pytest.fixture(scope="module")
+def square(make_dataset):
+    return Scene(make_dataset(side=S))
+
+
+@pytest.fixture(scope="module")
+def padded(make_dataset):
+    return Scene(make_dataset(side=S, clean=20, labelled=9, padded=True))
+
+
+@pytest.fixture(params=["square", "padded"])
+def scene(request):
+    return request.getfixturevalue(request.param)
+
+
+OPTIONS = {
+    "paper": Placement(),
+    "top_k": Placement(top_k=3),
+    "uniform": Placement("uniform"),
+    "flip": Placement(exemplar_flip=True, top_k=3),
+    "scaled": Placement(exemplar_scale=(0.5, 2.5), exemplar_flip=True),
+    "far": Placement(max_shift=1.0),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_boxes_lie_inside_the_valid_content(scene, options):
+    boxes, labels, _, _ = scene.place(options)
+    sizes = scene.sizes.numpy()
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] <= sizes[:, ::-1]).all()
+    assert (boxes[:, 2:] - boxes[:, :2] >= 1).all()
+    assert set(labels) <= {0, 1}
+
+
+@pytest.mark.parametrize("name", ["paper", "top_k", "uniform", "far"])
+def test_the_box_is_a_references_box_moved_by_whole_pixels(scene, name):
+    boxes, labels, _, chosen = scene.place(OPTIONS[name])
+    for box, label, index, size in zip(boxes, labels, chosen, scene.sizes.numpy(), strict=True):
+        reference = scene.labelled[index]
+        shifts = box - reference["boxes"]
+        fits = [
+            np.allclose(shift, np.tile(np.rint(shift[:2]), 2), atol=1e-5) and kind == label
+            for shift, kind in zip(shifts, reference["labels"], strict=True)
+        ]
+        assert any(fits), (box, reference["boxes"])
+        if name == "paper" and scene.dataset.examples["train_clean"][0]["valid_size"] == (S, S):
+            reach = np.floor(np.float32(0.15) * size[::-1])
+            assert (np.abs(shifts[fits][:, :2]) <= reach + 1e-5).any(axis=0).all()
+
+
+@pytest.mark.parametrize("name", ["paper", "uniform"])
+def test_the_exemplar_shows_the_references_pixels_in_the_box(scene, name):
+    boxes, _, exemplars, chosen = scene.place(OPTIONS[name])
+    compared = 0
+    for box, exemplar, index in zip(boxes, exemplars, chosen, strict=True):
+        reference = scene.labelled[index]
+        decoded = scene.decoded[index]
+        shifts = box - reference["boxes"]
+        whole = np.abs(shifts - np.tile(np.rint(shifts[:, :2]), 2)).max(axis=1) < 1e-5
+        sides = np.stack([box[2] - box[0], box[3] - box[1]])
+        dx, dy = np.rint(shifts[np.flatnonzero(whole)[0], :2]).astype(int)
+        x0, y0, x1, y1 = np.rint(np.concatenate([np.ceil(box[:2]), np.floor(box[2:])])).astype(int)
+        assert (sides >= 1).all()
+        np.testing.assert_array_equal(exemplar[y0:y1, x0:x1], decoded[y0 - dy : y1 - dy, x0 - dx : x1 - dx])
+        compared += (x1 - x0) * (y1 - y0)
+    assert compared > 10 * N
+
+
+def test_beyond_the_reference_its_edge_is_repeated(padded):
+    boxes, _, exemplars, chosen = padded.place(OPTIONS["far"])
+    for exemplar, index in zip(exemplars, chosen, strict=True):
+        h, w = padded.labelled[index]["valid_size"]
+        decoded = padded.decoded[index]
+        assert np.isin(exemplar, decoded[:h, :w]).all(), "padding was copied"
+
+
+def test_a_mirrored_exemplar_mirrors_image_and_box(square):
+    draws = square.draws.copy()
+    draws[:, 1] = 0.0  # mirrored, all of them
+    boxes, _, exemplars, chosen = square.place(Placement(exemplar_flip=True, max_shift=0.0), draws=draws)
+    for box, exemplar, index in zip(boxes, exemplars, chosen, strict=True):
+        decoded = square.decoded[index]
+        np.testing.assert_array_equal(exemplar, decoded[:, ::-1])
+        given = square.labelled[index]["boxes"]
+        mirrored = np.stack([S - given[:, 2], given[:, 1], S - given[:, 0], given[:, 3]], axis=1)
+        assert (np.abs(mirrored - box).max(axis=1) < 1e-5).any()
+
+
+def test_the_most_similar_reference_is_chosen(square):
+    """A clean image that is a reference under a little noise and other brightness finds that reference."""
+    picks = np.arange(len(square.labelled))
+    images = columns(square.labelled, "image")[0] / 127.5 - 1.0
+    images = 0.5 * images + 0.2 + np.random.default_rng(0).normal(0, 0.02, images.shape)
+    sizes = columns(square.labelled, "valid_size")[0]
+    changes = {"images": tf.constant(images, tf.float32), "valid_sizes": tf.constant(sizes, tf.int32)}
+    *_, chosen = square.place(Placement(), draws=square.draws[picks], **changes)
+    assert chosen.tolist() == picks.tolist()
+    *_, chosen = square.place(Placement("uniform"), draws=square.draws[picks], **changes)
+    assert chosen.tolist() != picks.tolist()
+
+
+def test_top_k_draws_among_the_k_best(square):
+    ranks = square.draws.copy()
+    images = tf.repeat(square.images[:1], N, axis=0)
+    similarity = tf.matmul(
+        placement.descriptors(images, square.sizes), square.table.descriptors, transpose_b=True
+    )
+    best = tf.argsort(similarity[0], direction="DESCENDING").numpy()
+    for k in (1, 2, 3):
+        *_, chosen = square.place(Placement(top_k=k), images=images, draws=ranks)
+        assert set(chosen) == set(best[:k])
+
+
+def test_descriptors_are_cosine_by_numpy_and_blind_to_padding(padded):
+    images, sizes = padded.images.numpy()[:8], padded.sizes.numpy()[:8]
+    found = placement.descriptors(images, sizes).numpy()
+    for image, (h, w), descriptor in zip(images, sizes, found, strict=True):
+        centred = np.zeros_like(image)
+        centred[:h, :w] = image[:h, :w] - image[:h, :w].mean()
+        blocks = centred.reshape(16, S // 16, 16, S // 16).mean(axis=(1, 3)).ravel()
+        np.testing.assert_allclose(descriptor, blocks / np.linalg.norm(blocks), atol=1e-5)
+    images[0, sizes[0, 0] :] = 0.77
+    np.testing.assert_array_equal(placement.descriptors(images, sizes)[0], found[0])
+
+
+def with_boxes(scene, boxes):
+    """The scene with all references having these boxes."""
+    table = scene.table
+    count = table.labels.shape[0]
+    repeated = tf.constant(np.tile(np.float32(boxes), (count, 1, 1)))
+    labels = tf.zeros([count, len(boxes)], tf.int32)
+    changed = Scene.__new__(Scene)
+    changed.__dict__.update(scene.__dict__, table=dataclasses.replace(table, boxes=repeated, labels=labels))
+    return changed
+
+
+def test_a_box_that_does_not_fit_gives_way_to_one_that_does(square):
+    scene = with_boxes(square, [[0, 0, 25, 25], [2, 2, 8, 8]])
+    sizes = tf.constant([[16, 20]] * N)
+    boxes, *_ = scene.place(Placement(), valid_sizes=sizes)
+    np.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], 6.0)
+    boxes, *_ = scene.place(Placement())
+    assert set((boxes[:, 2] - boxes[:, 0]).tolist()) == {6.0, 25.0}
+
+
+def test_where_no_box_fits_it_is_shrunk_in_proportion(square):
+    scene = with_boxes(square, [[4, 4, 28, 24]])  # 24 wide, 20 high
+    boxes, _, exemplars, chosen = scene.place(Placement(), valid_sizes=tf.constant([[16, 20]] * N))
+    # Room of 15 and 19: scale min(15/20, 19/24) = 0.75.
+    np.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], [[18.0, 15.0]] * N, rtol=1e-5)
+    assert (boxes[:, 2:] <= [20, 16]).all()
+    for box, exemplar, index in zip(boxes, exemplars, chosen, strict=True):
+        decoded = scene.decoded[index]
+        x0, y0, x1, y1 = np.rint(box).astype(int)
+        # Mean grey of the object before and after shrinking.
+        assert abs(exemplar[y0:y1, x0:x1].mean() - decoded[4:24, 4:28].mean()) < 0.03
+
+
+def test_exemplar_scale_scales_the_object(square):
+    draws = square.draws.copy()
+    draws[:, 0] = 0.5  # zoom 1.5
+    boxes, _, _, chosen = square.place(Placement(exemplar_scale=(1.0, 2.0)), draws=draws)
+    for box, index in zip(boxes, chosen, strict=True):
+        sides = square.labelled[index]["boxes"][:, 2:] - square.labelled[index]["boxes"][:, :2]
+        assert (np.abs(1.5 * sides - (box[2:] - box[:2])).max(axis=1) < 1e-4).any()
+
+
+def test_given_boxes_get_an_object_of_their_class_and_size(square):
+    given = placement.Given(tf.constant([[3.0, 4.0, 13.0, 12.0]] * N), tf.constant([0, 1] * (N // 2)))
+    options = dataclasses.replace(Placement("file", file="any"), top_k=2)
+    boxes, labels, exemplars, chosen = square.place(options, given=given)
+    np.testing.assert_array_equal(boxes, given.boxes)
+    np.testing.assert_array_equal(labels, given.labels)
+    for exemplar, index, label in zip(exemplars, chosen, labels, strict=True):
+        reference = square.labelled[index]
+        decoded = square.decoded[index]
+        means = [
+            decoded[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))].mean()
+            for (x0, y0, x1, y1), kind in zip(reference["boxes"], reference["labels"], strict=True)
+            if kind == label
+        ]
+        assert min(abs(exemplar[4:12, 3:13].mean() - mean) for mean in means) < 0.05
+
+
+def test_labelled_images_without_boxes_and_an_empty_split_are_errors(make_dataset):
+    with pytest.raises(InputError, match="train_labelled"):
+        reference_table(make_dataset(labelled=0))
+    with pytest.raises(InputError, match=r"\[0, 1, 2"):
+        reference_table(make_dataset(), "train_clean")
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        ({"mode": "random"}, "random"),
+        ({"mode": "file"}, "file"),
+        ({"file": "boxes.csv"}, "boxes.csv"),
+        ({"max_shift": -0.1}, "max_shift"),
+        ({"top_k": 0}, "top_k"),
+        ({"exemplar_scale": (2.0, 1.0)}, "exemplar_scale"),
+    ],
+)
+def test_impossible_options_are_refused_by_name(arguments, named):
+    with pytest.raises(InputError, match=named):
+        Placement(**arguments)
