@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -122,6 +124,13 @@ def test_the_command_ends_with_one_line_and_the_code_for_bad_input(annotations):
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert errors == [f"error: --annotations={annotations}: the file is empty"]
     assert "Traceback" not in done.stderr
+
+
+def test_help_lists_every_option_of_the_command_with_its_default():
+    done = subprocess.run([*COMMAND, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    for field in dataclasses.fields(Prepare):
+        assert re.search(rf"--(\[no\])?{field.name}:", done.stdout), field.name
+    assert "(default: '0.7,0.1,0.2')" in done.stdout
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 from collections.abc import Callable
@@ -21,6 +22,8 @@ def run(options: type[T], main: Callable[[T], None]) -> None:
     Exit codes: 0; 78 bad input; 75 interrupted, with everything saved; 130 Ctrl-C; 143 SIGTERM.
     """
     config.define_flags(options)
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[field.name])  # --help lists these
     app.run(lambda _: sys.exit(guard(options, main)), flags_parser=_parse)
 
 

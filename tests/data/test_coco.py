@@ -173,6 +173,13 @@ def test_a_file_that_is_no_coco_file_is_refused_even_when_bad_rows_are_skipped(t
     assert "boxes.json" in str(caught.value)
 
 
+def test_12_bit_values_in_16_bit_files_are_pointed_out(folder):
+    write_png(folder.root / "images/2.png", np.full((20, 40, 1), 4095, np.uint16))
+    assert any("4095 of 65535" in note for note in folder.read().notes)
+    write_png(folder.root / "images/2.png", np.full((20, 40, 1), 40950, np.uint16))
+    assert folder.read().notes == []
+
+
 def test_a_box_up_to_a_pixel_outside_is_clipped(folder):
     box([-1.0, 5, 42.0, 15.9])(folder)
     assert folder.read().sources[1].boxes == [(0, 5, 40, 20)]

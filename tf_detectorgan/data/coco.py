@@ -38,6 +38,7 @@ class Source:
     width: int = 0
     bit_depth: int = 8
     grey: bool = True
+    brightest: int = 0  # stored value
     boxes: list[tuple[float, float, float, float]] = dataclasses.field(default_factory=list)  # x0, y0, x1, y1
     labels: list[int] = dataclasses.field(default_factory=list)
     hidden: bool = False  # has objects without a usable box: a crowd, or a bad box that was skipped
@@ -123,6 +124,11 @@ def read_folder(
     readable = [s for s in readable if _agrees(s, problems)]
     if not skip_bad:
         problems.raise_any()
+    deep = [s.brightest for s in readable if s.bit_depth == 16]
+    if deep and max(deep) < 2**14:
+        notes.append(
+            f"no 16-bit image is brighter than {max(deep)} of 65535: scale them, or they are all but black"
+        )
     return Folder(readable, class_names, notes, problems.reasons)
 
 
@@ -265,6 +271,7 @@ def _inspect(source: Source, problems: Problems) -> bool:
             return False
     source.height, source.width = height, width
     source.bit_depth, source.grey = 8 * pixels.dtype.itemsize, resize.is_grey(pixels)
+    source.brightest = int(pixels.max())
     return True
 
 
