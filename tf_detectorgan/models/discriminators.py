@@ -51,10 +51,12 @@ def crop(images, boxes, size: int, context: float):
     """
     height, width = images.shape[1:3]
     margin = context * tf.reduce_max(boxes_lib.to_xywh(boxes)[:, 2:], -1)
-    relative = boxes_lib.to_relative_yxyx(boxes_lib.dilate(boxes, margin), height, width)
-    # crop_and_resize samples pixel i at i/(H-1): shift from edges to pixel centres.
-    scale = tf.constant([height, width, height, width], tf.float32)
-    relative = (relative * scale - [0.5, 0.5, 0.5, 0.5]) / (scale - 1.0)
+    edges = boxes_lib.to_relative_yxyx(boxes_lib.dilate(boxes, margin), 1, 1)  # in pixels
+    low, high = tf.split(edges, 2, axis=-1)
+    half = (high - low) / (2 * size)
+    # crop_and_resize takes the places of the first and the last sample, and counts pixel centres 0 to 1.
+    samples = tf.concat([low + half, high - half], -1) - 0.5
+    relative = samples / tf.constant([height - 1, width - 1] * 2, tf.float32)
     return tf.image.crop_and_resize(
         images, relative, tf.range(tf.shape(images)[0]), [size, size], extrapolation_value=0.0
     )
