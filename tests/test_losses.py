@@ -101,7 +101,7 @@ def test_adversarial_by_hand(kind, real, fake, generator):
 
 
 def test_log_is_equation_4():
-    """E[log D(real)] + E[log(1 - D(fake))], which discriminators maximise and generators, in theory, minimise."""
+    """E[log D(real)] + E[log(1 - D(fake))], which discriminators maximise."""
     logits = tf.constant(np.random.default_rng(0).normal(0, 2, (1, 5, 5, 1)), tf.float32)
     D = tf.sigmoid(logits)
     np.testing.assert_allclose(
@@ -114,7 +114,7 @@ def test_log_is_equation_4():
 
 @pytest.mark.parametrize("kind", ["log", "lsgan", "hinge"])
 def test_adversarial_directions(kind):
-    """At logit 1/2 discriminators raise the logits of real images and lower the others'; the generator raises its own."""
+    """Discriminators raise the logits of real images and lower the others; the generator raises its own."""
 
     def slope(loss):
         logits = tf.fill([1, 2, 2, 1], 0.5)
@@ -140,7 +140,7 @@ def test_l1_is_one_mean_an_image():
 
 
 def test_bbox_loss_sees_the_box_only():
-    """Two of four pixels in the box, differences 0.2 and 0.4 in it, 9 outside; an empty mask costs nothing."""
+    """Two of four pixels in the box: differences 0.2 and 0.4; 9 outside. An empty mask costs nothing."""
     synthetic = tf.Variable(tf.reshape([0.2, 9.0, 0.4, 9.0] * 2, [2, 2, 2, 1]))
     exemplars = tf.zeros([2, 2, 2, 1])
     mask = tf.reshape([1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [2, 2, 2, 1])
