@@ -126,6 +126,12 @@ def test_a_sliver_is_dropped_whatever_its_share():
     assert labels == [1, -1]
 
 
+def test_a_box_that_was_thin_before_stays():
+    boxes, labels = shifted_right([[12.3, 0, 12.8, 40], [4, 4, 8, 8]], [0, 1], 5)
+    np.testing.assert_allclose(boxes[0], [17.3, 0, 17.8, 40], atol=1e-4)
+    assert labels == [0, 1]
+
+
 def test_an_image_never_loses_its_last_box():
     boxes, labels = shifted_right([[30, 0, 40, 9], [20, 0, 31, 9]], [0, 1], 30)
     np.testing.assert_allclose(boxes, [[30, 0, 40, 9], [20, 0, 31, 9]])

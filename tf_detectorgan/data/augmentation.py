@@ -14,7 +14,7 @@ from tf_detectorgan.data.resampling import resample, valid_mask
 
 DRAWS = 7  # random numbers that one image needs
 MIN_AREA = 0.25  # a box of which less than this share is still in the image is dropped: not recognisable
-MIN_SIDE = 1.0  # pixels; the same for a box of which only a sliver remains
+MIN_SIDE = 1.0  # pixels; the same for a box that was cut to a sliver
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +85,10 @@ def _move_boxes(boxes, labels, valid_sizes, scale, offset):
     sizes = tf.cast(valid_sizes, tf.float32)
     moved = box_ops.affine(boxes, scale[:, None], offset[:, None])
     cut = box_ops.clip(moved, sizes[:, :1], sizes[:, 1:])
-    sides = box_ops.to_xywh(cut)[..., 2:]
+    sides, uncut_sides = box_ops.to_xywh(cut)[..., 2:], box_ops.to_xywh(moved)[..., 2:]
     keep = (labels >= 0) & (box_ops.area(cut) >= MIN_AREA * box_ops.area(moved))
-    keep &= tf.reduce_all(sides >= MIN_SIDE, -1)
+    # A box that is thinner than MIN_SIDE without being cut stays; 0.99 for rounding errors.
+    keep &= tf.reduce_all(sides >= tf.minimum(MIN_SIDE, 0.99 * uncut_sides), -1)
     return tf.where(keep[..., None], cut, 0.0), tf.where(keep, labels, -1)
 
 
