@@ -34,7 +34,7 @@ def detect_split(
                     groups=(batch.groups[i].numpy().decode(),),
                     boxes=batch.boxes[i].numpy()[present],
                     labels=batch.labels[i].numpy()[present],
-                    size=tuple(int(v) for v in batch.valid_sizes[i]),
+                    size=(int(batch.valid_sizes[i][0]), int(batch.valid_sizes[i][1])),
                 )
             )
     return truth, found

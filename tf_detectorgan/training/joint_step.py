@@ -99,7 +99,7 @@ def _judge(p: Players, o: Objective, batch: Batch, x_syn, y_clean, theta):
       terms: name -> scalar; wishes: name -> weighted derivative at x_syn [N, H, W, C]; the derivative of the cycle and
       identity terms by theta; the derivative of everything at y_clean.
     """
-    boxes, height, width = batch.insertion.boxes, *x_syn.shape[1:3]
+    boxes = batch.insertion.boxes
     with tf.GradientTape(persistent=True) as tape:
         tape.watch([x_syn, y_clean])
         # Eqn 4, the generators' side.
@@ -108,15 +108,17 @@ def _judge(p: Players, o: Objective, batch: Batch, x_syn, y_clean, theta):
         L_localX = replicas.share(losses.adversarial_generator(p.DIS_localX(crops), o.gan_loss))
         L_globalY = replicas.share(losses.adversarial_generator(p.DIS_globalY(y_clean), o.gan_loss))
         # BboxLoss: the object should look like the matched one.
-        inside = boxes_lib.mask(boxes, height, width)[..., None]
+        inside = boxes_lib.mask(boxes, x_syn.shape[1], x_syn.shape[2])[..., None]
         L_bbox = replicas.share(losses.bbox_loss(x_syn, batch.insertion.exemplars, inside))
         # Cycle consistency, and identity on images that are already what the generator should make.
         x, y = batch.x, batch.y
-        x_back = remove(p.G_Y, x_syn, boxes[:, None], batch.insertion.labels[:, None], o.composition)
-        y_back = reinsert(p.G_X, y_clean, y, o.composition)
+        y_twice = Labelled(*(tf.concat([v, v], 0) for v in y))
+        m_twice = (tf.concat([v, v], 0)[:, None] for v in (boxes, batch.insertion.labels))
+        y_back, y_same = tf.split(
+            reinsert(p.G_X, tf.concat([y_clean, y.images], 0), y_twice, o.composition), 2
+        )
+        x_back, x_same = tf.split(remove(p.G_Y, tf.concat([x_syn, x], 0), *m_twice, o.composition), 2)
         L_cycle = replicas.share(losses.l1(x_back, x) + losses.l1(y_back, y.images))
-        y_same = reinsert(p.G_X, y.images, y, o.composition)
-        x_same = remove(p.G_Y, x, boxes[:, None], batch.insertion.labels[:, None], o.composition)
         L_identity = replicas.share(losses.l1(y_same, y.images) + losses.l1(x_same, x))
         cyclic = o.lambda_cycle * L_cycle + o.lambda_identity * L_identity
         adversarial_Y = o.lambda_global * L_globalY
@@ -149,10 +151,10 @@ def _train_discriminators(p: Players, o: Objective, batch: Batch, x_syn, y_clean
     with tf.GradientTape() as tape:
 
         def loss(net, real, fake):
-            real = losses.adversarial_real(net(real), o.gan_loss)
-            return 0.5 * (
-                replicas.share(real) + replicas.share(losses.adversarial_fake(net(fake), o.gan_loss))
-            )
+            count = tf.shape(real)[0]
+            logits = net(tf.concat([real, fake], 0))
+            L_real = replicas.share(losses.adversarial_real(logits[:count], o.gan_loss))
+            return 0.5 * (L_real + replicas.share(losses.adversarial_fake(logits[count:], o.gan_loss)))
 
         terms = {
             "L_DIS_globalX": loss(p.DIS_globalX, tf.concat([batch.y.images, batch.u], 0), fake_X),
@@ -177,7 +179,7 @@ def _norms(wishes: dict[str, tf.Tensor], boxes) -> dict[str, tf.Tensor]:
     """Squared norm of each term's weighted derivative at the synthetic image, inside and outside the box."""
     norms = {}
     for name, wish in wishes.items():
-        inside = boxes_lib.mask(boxes, *wish.shape[1:3])[..., None]
+        inside = boxes_lib.mask(boxes, wish.shape[1], wish.shape[2])[..., None]
         norms[f"{SQUARED}{name}_inside"] = tf.reduce_sum(inside * wish * wish)
         norms[f"{SQUARED}{name}_outside"] = tf.reduce_sum((1 - inside) * wish * wish)
     return norms

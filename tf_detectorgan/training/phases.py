@@ -69,7 +69,13 @@ class Run:
 
     @functools.cached_property
     def detect(self) -> Callable:
-        return tf.function(self.detector.detect)
+        return tf.function(self.detector.detect, autograph=False)
+
+    @functools.cached_property
+    def gan_step(self) -> Callable:
+        """The joint step without a detector."""
+        objective = build.objective(self.settings, ARMS["cyclegan_bbox"], len(self.dataset.class_names))
+        return _joint_function(self, self.players, objective)
 
     @functools.cached_property
     def final_optimizer(self):
@@ -160,7 +166,7 @@ def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[tf.Tensor, In
     composed = build.composition(run.settings, len(run.dataset.class_names))
     if arm.images == "paste":
 
-        @tf.function
+        @tf.function(autograph=False)
         def cut_and_paste(x, insertion):
             alpha = composed.blend(insertion.boxes, *x.shape[1:3])
             return paste(x, insertion.exemplars, alpha)
@@ -169,7 +175,7 @@ def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[tf.Tensor, In
     joint_directory = run.arm_path(name) / "joint"
     checkpoints.load(joint_directory, {"G_X": run.players.G_X})
 
-    @tf.function
+    @tf.function(autograph=False)
     def generate(x, insertion):
         return insert(run.players.G_X, x, insertion, composed)
 
@@ -252,9 +258,11 @@ def _train_generators(
     steps: int,
     players: Players | None = None,
 ) -> None:
-    players = players or run.players
     s, writer = run.settings, run.writer(arm, phase)
-    function = _joint_function(run, players, objective)
+    if players is None or players.DET is None:
+        players, function = run.players, run.gan_step  # traced once for pretraining and for cyclegan_bbox
+    else:
+        function = _joint_function(run, players, objective)
 
     def batches(start: int) -> Iterator:
         return run.distributed(
@@ -299,7 +307,7 @@ def _train_generators(
 def _joint_function(run: Run, players: Players, objective: Objective) -> Callable:
     """`joint_step` as one graph over all replicas; squared norms become norms after they are summed."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def function(batch: Batch, seed):
         shares = run.strategy.run(joint_step, args=(players, objective, batch, seed))
         values = {k: run.strategy.reduce("SUM", v, axis=None) for k, v in shares.items()}
@@ -321,7 +329,7 @@ def _joint_function(run: Run, players: Players, objective: Objective) -> Callabl
 
 
 def _detector_function(run: Run, optimizer) -> Callable:
-    @tf.function
+    @tf.function(autograph=False)
     def function(labelled: Labelled):
         shares = run.strategy.run(
             detector_step, args=(run.detector, optimizer, labelled, run.settings.clipnorm)
