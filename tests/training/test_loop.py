@@ -1,0 +1,165 @@
+"""The outer loop by counting, without a model: its only trainable part is a counter."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan import checkpoints
+from tf_detectorgan.errors import Interrupted
+from tf_detectorgan.training import loop
+from tf_detectorgan.training.loop import Every, StopSignal, run_phase
+
+
+class Counted:
+    """A phase of `steps` steps; batch t is the number t. Remembers what was called when."""
+
+    def __init__(self, directory, steps, *, log=100, checkpoint=100, inspect=100, stop_at=None, nan_at=None):
+        self.directory, self.steps = directory, steps
+        self.every = Every(log, checkpoint, inspect)
+        self.total = tf.Variable(0, dtype=tf.int64)  # the sum of all batches seen
+        self.stop = StopSignal()
+        self.stop_at, self.nan_at = stop_at, nan_at
+        self.seen, self.logged, self.inspected = [], [], []
+
+    def step(self, batch, number):
+        assert batch == number
+        self.seen.append(number)
+        self.total.assign_add(batch)
+        if number + 1 == self.stop_at:
+            self.stop.received = "SIGTERM"
+        value = float("nan") if self.nan_at and number + 1 >= self.nan_at else float(number)
+        return {"L_good": tf.constant(1.0), "L_bad": tf.constant(value)}
+
+    def run(self):
+        run_phase(
+            "counting",
+            directory=self.directory,
+            parts={"total": self.total},
+            steps=self.steps,
+            step=self.step,
+            batches=lambda start: iter(range(start, self.steps)),
+            scalars=lambda done, row: self.logged.append((done, row)),
+            every=self.every,
+            stop=self.stop,
+            inspect=lambda done, batch: self.inspected.append((done, batch)),
+        )
+        return self
+
+    def log_steps(self):
+        return [done for done, _ in self.logged]
+
+
+def saved_steps(directory):
+    return sorted(int(file.stem.split("-")[1]) for file in directory.glob("*.index"))
+
+
+def test_everything_at_its_step(tmp_path):
+    phase = Counted(tmp_path, 10, log=4, checkpoint=5, inspect=3).run()
+    assert phase.seen == list(range(10))
+    assert phase.log_steps() == [4, 5, 8, 10]  # also where a checkpoint is saved: no NaN gets into one
+    assert phase.inspected == [(3, 2), (6, 5), (9, 8), (10, 9)]  # (finished steps, batch of the last one)
+    assert saved_steps(tmp_path) == [5, 10]
+    assert checkpoints.finished(tmp_path)["steps"] == 10
+    row = dict(phase.logged)[8]
+    assert row["L_bad"] == 7
+    assert row["steps_per_second"] > 0
+
+
+def test_only_the_two_newest_checkpoints_stay(tmp_path):
+    Counted(tmp_path, 10, checkpoint=2).run()
+    assert saved_steps(tmp_path) == [8, 10]
+
+
+def test_resume_at_the_saved_step(tmp_path):
+    """Stopped without warning in batch 7, after a checkpoint of 6 steps: batch 6 is done again."""
+    first = Counted(tmp_path, 10, checkpoint=3)
+    plain_step = first.step
+
+    def crash(batch, number):
+        if number == 7:
+            raise OSError("power cut")
+        return plain_step(batch, number)
+
+    first.step = crash
+    with pytest.raises(OSError, match="power cut"):
+        first.run()
+    assert saved_steps(tmp_path) == [3, 6]
+    assert checkpoints.finished(tmp_path) is None
+    second = Counted(tmp_path, 10, checkpoint=3).run()
+    assert second.seen == [6, 7, 8, 9]
+    assert int(second.total) == sum(range(10))
+    assert checkpoints.finished(tmp_path)["seconds_cover_steps_from"] == 6
+
+
+def test_a_finished_phase_loads_its_result_and_does_nothing(tmp_path):
+    Counted(tmp_path, 4).run()
+    again = Counted(tmp_path, 4).run()
+    assert again.seen == []
+    assert int(again.total) == 0 + 1 + 2 + 3
+
+
+def test_a_phase_of_no_steps_still_leaves_a_checkpoint(tmp_path):
+    Counted(tmp_path, 0).run()
+    assert saved_steps(tmp_path) == [0]
+    checkpoints.load(tmp_path, {"total": tf.Variable(5, dtype=tf.int64)})
+
+
+def test_a_signal_saves_the_finished_steps(tmp_path):
+    phase = Counted(tmp_path, 10, stop_at=4)
+    with pytest.raises(Interrupted, match="SIGTERM in counting: 4 of 10 steps are saved"):
+        phase.run()
+    assert phase.seen == [0, 1, 2, 3]
+    assert saved_steps(tmp_path) == [4]
+    assert Counted(tmp_path, 10).run().seen == [4, 5, 6, 7, 8, 9]
+
+
+def test_a_signal_at_the_last_step_changes_nothing(tmp_path):
+    Counted(tmp_path, 5, stop_at=5).run()
+    assert checkpoints.finished(tmp_path)["steps"] == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_remembered_and_a_second_one_ends_the_process(number):
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop = StopSignal().install()
+        assert stop.received is None
+        os.kill(os.getpid(), number)
+        assert stop.received == signal.Signals(number).name
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
+
+def test_nan_names_loss_and_step_and_saves_nothing(tmp_path):
+    phase = Counted(tmp_path, 10, checkpoint=3, nan_at=6)
+    with pytest.raises(FloatingPointError, match=r"counting: L_bad is nan at step 6"):
+        phase.run()
+    assert saved_steps(tmp_path) == [3]
+    assert [step for step in phase.log_steps() if step >= 6] == []
+
+
+def test_nan_is_found_at_the_next_row_of_scalars(tmp_path):
+    """Scalars are read where they are logged or saved; at every step the device would have to be waited for."""
+    with pytest.raises(FloatingPointError, match="step 8"):
+        Counted(tmp_path, 10, log=4, nan_at=6).run()
+    assert saved_steps(tmp_path) == []
+
+
+def test_skip_finished(tmp_path, capsys):
+    assert not loop.skip_finished("joint", tmp_path)
+    assert capsys.readouterr().out == ""
+    Counted(tmp_path, 3).run()
+    assert loop.skip_finished("joint", tmp_path)
+    assert capsys.readouterr().out == "joint: done before (3)\n"
+
+
+def test_infinite_is_not_finite():
+    for value in (np.inf, -np.inf, np.nan):
+        with pytest.raises(FloatingPointError):
+            loop._finite({"a": 0.0, "b": float(value)}, "x", 1)
+    assert loop._finite({"a": 1e30}, "x", 1) == {"a": 1e30}
