@@ -144,7 +144,7 @@ def test_nan_names_loss_and_step_and_saves_nothing(tmp_path):
 
 
 def test_nan_is_found_at_the_next_row_of_scalars(tmp_path):
-    """Scalars are read where they are logged or saved; at every step the device would have to be waited for."""
+    """Scalars are read where they are logged or saved, so that no step waits for the device."""
     with pytest.raises(FloatingPointError, match="step 8"):
         Counted(tmp_path, 10, log=4, nan_at=6).run()
     assert saved_steps(tmp_path) == []

@@ -1,0 +1,106 @@
+"""What a phase leaves on disk, and how it is read back."""
+
+import json
+import os
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan import checkpoints
+from tf_detectorgan.checkpoints import PhaseDirectory
+
+
+def parts(value):
+    """A network and an optimizer whose numbers are all `value`."""
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    network.set_weights([np.full(w.shape, value) for w in network.get_weights()])
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    optimizer.build(network.trainable_variables)
+    for momentum in optimizer.momentums:
+        momentum.assign(tf.fill(momentum.shape, float(value)))
+    return {"network": network, "optimizer": optimizer}
+
+
+def numbers(of):
+    return np.concatenate(
+        [np.ravel(w) for w in [*of["network"].get_weights(), *(m.numpy() for m in of["optimizer"].momentums)]]
+    )
+
+
+def test_save_and_restore(tmp_path):
+    phase = PhaseDirectory(tmp_path, parts(3))
+    assert phase.restore() == 0
+    phase.save(17)
+    other = parts(0)
+    assert PhaseDirectory(tmp_path, other).restore() == 17
+    np.testing.assert_array_equal(numbers(other), np.full(18, 3))
+
+
+def test_restore_refuses_a_checkpoint_without_a_part(tmp_path):
+    """Silently keeping fresh weights would look like a resumed run."""
+    saved = parts(1)
+    PhaseDirectory(tmp_path, {"network": saved["network"]}).save(1)
+    with pytest.raises(AssertionError):
+        PhaseDirectory(tmp_path, parts(0)).restore()
+
+
+def test_load_takes_some_parts_and_leaves_the_others(tmp_path):
+    PhaseDirectory(tmp_path, parts(3)).save(5)
+    mine = parts(0)
+    checkpoints.load(tmp_path, {"network": mine["network"]})
+    np.testing.assert_array_equal(numbers(mine), [3] * 9 + [0] * 9)
+
+
+def test_load_of_nothing_says_where(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'joint'} holds no checkpoint"):
+        checkpoints.load(tmp_path / "joint", parts(0))
+
+
+def test_load_refuses_what_was_never_saved(tmp_path):
+    PhaseDirectory(tmp_path, {"network": parts(3)["network"]}).save(5)
+    with pytest.raises(AssertionError):
+        checkpoints.load(tmp_path, {"G_X": parts(0)["network"]})
+
+
+def test_fingerprint_is_of_the_newest_weights(tmp_path):
+    mine = parts(1)
+    phase = PhaseDirectory(tmp_path, mine)
+    phase.save(1)
+    first = checkpoints.fingerprint(tmp_path)
+    assert len(first) == 16
+    assert first == checkpoints.fingerprint(tmp_path)
+    weight = mine["network"].weights[0]
+    weight.assign(np.nextafter(weight.numpy(), 2.0))  # the smallest change there is
+    phase.save(2)
+    assert checkpoints.fingerprint(tmp_path) != first
+
+
+def test_finish_leaves_a_record(tmp_path):
+    assert checkpoints.finished(tmp_path) is None
+    PhaseDirectory(tmp_path, parts(0)).finish({"steps": 3})
+    assert checkpoints.finished(tmp_path) == {"steps": 3} == json.loads((tmp_path / "done.json").read_text())
+
+
+def test_write_text_makes_directories_and_replaces(tmp_path):
+    file = tmp_path / "a" / "b.json"
+    for text in ("one", "zwölf"):
+        checkpoints.write_text(file, text)
+        assert file.read_text(encoding="utf-8") == text
+        assert os.listdir(file.parent) == ["b.json"]
+
+
+def test_write_text_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A process that dies between writing and renaming leaves the old file untouched."""
+    file = tmp_path / "b.json"
+    checkpoints.write_text(file, "old")
+
+    def die(source, target):
+        assert open(source, encoding="utf-8").read() == "new"  # complete, before it gets its name
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.write_text(file, "new")
+    assert file.read_text(encoding="utf-8") == "old"

@@ -1,0 +1,137 @@
+"""Options: flags from dataclass fields and back, the paper's recipe, errors of lists."""
+
+import dataclasses
+import functools
+import json
+
+import pytest
+from absl import flags
+
+from tf_detectorgan import config
+from tf_detectorgan.config import option
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.training.settings import ARMS, Train
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    name: str = option("a", "Text.")
+    mode: str = option("fast", "One of two.", ("fast", "slow"))
+    count: int = option(3, "Whole.", low=1, high=10)
+    rate: float = option(0.5, "Fraction.", low=0.0)
+    on: bool = option(True, "Yes or no.")
+    sizes: tuple[float, ...] = option((), "Numbers.")
+    kinds: tuple[str, ...] = option(("x",), "Some of three.", choices=("x", "y", "z"))
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """parse(cls, "--a=1", ...): what the command line makes of it, with flags of its own."""
+
+    def parse(cls, *arguments):
+        values = flags.FlagValues()
+        with monkeypatch.context() as patch:
+            for kind in ("bool", "integer", "float", "enum", "string", "list"):
+                define = functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=values)
+                patch.setattr(flags, f"DEFINE_{kind}", define)
+            config.define_flags(cls)
+        values(["command", *arguments])
+        return config.read_flags(cls, values)
+
+    return parse
+
+
+def test_defaults_are_the_fields(parse):
+    assert parse(Options) == Options()
+    assert parse(Train) == Train()
+
+
+def test_values_of_every_kind(parse):
+    given = ("--name=b", "--mode=slow", "--count=7", "--rate=1e-3", "--noon", "--sizes=1,2.5", "--kinds=z, y")
+    assert parse(Options, *given) == Options("b", "slow", 7, 1e-3, False, (1.0, 2.5), ("z", "y"))
+
+
+@pytest.mark.parametrize(
+    "flag,message",
+    [
+        ("--count=0", "count"),
+        ("--count=11", "count"),
+        ("--count=x", "count"),
+        ("--rate=-1", "rate"),
+        ("--mode=medium", "mode"),
+        ("--unknown=1", "unknown"),
+    ],
+)
+def test_bad_values_name_the_flag(parse, flag, message):
+    with pytest.raises(flags.Error, match=message):
+        parse(Options, flag)
+
+
+@pytest.mark.parametrize(
+    "flag,message",
+    [
+        ("--sizes=1,two", "--sizes=1,two: every item must be float"),
+        ("--kinds=x,w", "--kinds: 'w' is none of x, y, z"),
+    ],
+)
+def test_bad_items_name_flag_and_item(parse, flag, message):
+    with pytest.raises(InputError, match=message):
+        parse(Options, flag)
+
+
+def test_an_empty_list_is_empty(parse):
+    assert parse(Options, "--kinds=", "--sizes=").kinds == ()
+
+
+PAPER = {
+    "compose": "full",
+    "condition": "mask",
+    "gan_loss": "log",
+    "lambda_syn": 1.0,
+    "match_top_k": 1,
+    "exemplar_flip": False,
+}
+
+
+def test_recipe_paper_changes_what_the_paper_says_and_nothing_else(parse):
+    assert parse(Train, "--recipe=paper") == dataclasses.replace(Train(), recipe="paper", **PAPER)
+
+
+def test_what_is_said_explicitly_beats_the_recipe(parse):
+    """Also where it is said to be our own default."""
+    found = parse(Train, "--recipe=paper", "--lambda_syn=0.05", "--compose=box")
+    assert (found.lambda_syn, found.compose, found.condition) == (0.05, "box", "mask")
+
+
+def test_help_says_the_papers_value():
+    fields = {field.name: field for field in dataclasses.fields(Train)}
+    for name, value in PAPER.items():
+        assert f"With --recipe=paper the default is {value}." in fields[name].metadata["help"]
+
+
+def test_a_flagfile_is_read(parse, tmp_path):
+    file = tmp_path / "some.flags"
+    file.write_text("# a comment\n--seed=7\n--arm=real_only,acgan\n")
+    found = parse(Train, f"--flagfile={file}")
+    assert (found.seed, found.arm) == (7, ("real_only", "acgan"))
+
+
+def test_json_and_back():
+    options = Options("ü", kinds=("x", "z"), sizes=(1.5,))
+    text = config.to_json(options)
+    assert list(json.loads(text)) == sorted(json.loads(text))
+    assert config.from_json(Options, text, "here") == options
+
+
+def test_json_of_another_version_is_refused():
+    values = json.loads(config.to_json(Options()))
+    values["new"] = values.pop("rate")
+    with pytest.raises(InputError, match=r"config.json: .*missing \['rate'\], unknown \['new'\]"):
+        config.from_json(Options, json.dumps(values), "config.json")
+
+
+def test_arms_are_the_papers_table():
+    """Signs of lambda_real and lambda_syn: the paper maximises L_syn (+), AC-GAN minimises it (-)."""
+    signs = {name: (arm.real_sign, arm.syn_sign) for name, arm in ARMS.items() if arm.detector}
+    assert signs == {"acgan": (0, -1), "detectorgan_no_unroll": (0, 1), "detectorgan": (1, 1)}
+    assert {name for name, arm in ARMS.items() if arm.images == "generator"} == {*signs, "cyclegan_bbox"}
