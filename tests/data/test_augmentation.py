@@ -132,7 +132,18 @@ def test_a_box_that_was_thin_before_stays():
     assert labels == [0, 1]
 
 
-def test_an_image_never_loses_its_last_box():
+def test_no_image_loses_its_last_box_however_it_is_flipped_and_moved(rectangles):
+    images, boxes, labels, sizes, draws = rectangles
+    options = Augmentation(vertical_flip=True, shift=1.0, scale=0.3, intensity=0.0)
+    _, new_boxes, new_labels = augment(images, boxes, labels, sizes, draws, options)
+    assert (new_labels[:, 0].numpy() == 1).all()
+    sides = (new_boxes[:, 0, 2:] - new_boxes[:, 0, :2]).numpy()
+    assert (sides >= 1).all()
+    kept_in_place = np.isclose(sides, boxes[:, 0, 2:] - boxes[:, 0, :2]).all(axis=1).mean()
+    assert 0.2 < kept_in_place < 0.9  # both cases happen
+
+
+def test_an_image_whose_box_would_leave_is_not_moved():
     boxes, labels = shifted_right([[30, 0, 40, 9], [20, 0, 31, 9]], [0, 1], 30)
     np.testing.assert_allclose(boxes, [[30, 0, 40, 9], [20, 0, 31, 9]])
     assert labels == [0, 1]

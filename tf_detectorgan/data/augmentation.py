@@ -67,17 +67,19 @@ def augment(images, boxes, labels, valid_sizes, draws, options: Augmentation):
 def _map(boxes, labels, valid_sizes, draws, options):
     """The map point -> scale * point + offset of each image: [N, 2], [N, 2]."""
     sizes = tf.cast(valid_sizes, tf.float32)
+    flips = (draws[:, :2] < 0.5) & tf.constant([options.vertical_flip, options.flip])
+    mirror = tf.where(flips, -1.0, 1.0), tf.where(flips, sizes, 0.0)
+    if not (options.shift or options.scale):
+        return mirror
     signed = 2.0 * draws[:, 2:5] - 1.0
     zoom = 1.0 + options.scale * signed[:, :1]
     move = (1.0 - zoom) * sizes / 2.0 + options.shift * signed[:, 1:] * sizes
-    if options.shift or options.scale:
-        _, kept = _move_boxes(boxes, labels, valid_sizes, tf.repeat(zoom, 2, axis=1), move)
-        loses_all = tf.reduce_any(labels >= 0, 1) & ~tf.reduce_any(kept >= 0, 1)
-        zoom = tf.where(loses_all[:, None], 1.0, zoom)
-        move = tf.where(loses_all[:, None], 0.0, move)
-    mirror = (draws[:, :2] < 0.5) & tf.constant([options.vertical_flip, options.flip])
-    # Mirrored first: zoom * (size - point) + move.
-    return tf.where(mirror, -zoom, zoom), tf.where(mirror, zoom * sizes + move, move)
+    whole = zoom * mirror[0], zoom * mirror[1] + move  # mirrored first
+    _, kept = _move_boxes(boxes, labels, valid_sizes, *whole)
+    loses_all = tf.reduce_any(labels >= 0, 1, keepdims=True) & ~tf.reduce_any(kept >= 0, 1, keepdims=True)
+    return tuple(
+        tf.where(loses_all, only_mirrored, full) for only_mirrored, full in zip(mirror, whole, strict=True)
+    )
 
 
 def _move_boxes(boxes, labels, valid_sizes, scale, offset):
