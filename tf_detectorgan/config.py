@@ -21,7 +21,9 @@ T = TypeVar("T")
 UNSET: Any = object()
 
 
-def option(default: Any, help: str, choices: Sequence[str] | None = None, low=None, high=None, paper=UNSET) -> Any:
+def option(
+    default: Any, help: str, choices: Sequence | None = None, low=None, high=None, paper=UNSET
+) -> Any:
     """A dataclass field that is also a flag.
 
     `low` and `high` bound numbers (inclusive). `paper` is the value under --recipe=paper, where it differs from ours.
@@ -39,25 +41,26 @@ def define_flags(options: type) -> None:
     types = get_type_hints(options)
     for field in dataclasses.fields(options):
         kind, meta, name = types[field.name], field.metadata, field.name
+        default: Any = field.default
         if kind is bool:
-            flags.DEFINE_bool(name, field.default, meta["help"])
+            flags.DEFINE_bool(name, default, meta["help"])
         elif kind is int:
-            flags.DEFINE_integer(name, field.default, meta["help"], meta["low"], meta["high"])
+            flags.DEFINE_integer(name, default, meta["help"], meta["low"], meta["high"])
         elif kind is float:
-            flags.DEFINE_float(name, field.default, meta["help"], meta["low"], meta["high"])
+            flags.DEFINE_float(name, default, meta["help"], meta["low"], meta["high"])
         elif kind is str and meta["choices"]:
-            flags.DEFINE_enum(name, field.default, meta["choices"], meta["help"])
+            flags.DEFINE_enum(name, default, meta["choices"], meta["help"])
         elif kind is str:
-            flags.DEFINE_string(name, field.default, meta["help"])
+            flags.DEFINE_string(name, default, meta["help"])
         else:
-            flags.DEFINE_list(name, ",".join(map(str, field.default)), meta["help"])
+            flags.DEFINE_list(name, ",".join(map(str, default)), meta["help"])
 
 
 def read_flags(options: type[T], values: flags.FlagValues = flags.FLAGS) -> T:
     """The parsed flags as an `options` object.
 
     Raises:
-      InputError: an item of a list flag is not of the field's type, or not among its choices.
+      InputError: a value is not among its choices, or an item of a list is not of the field's type.
     """
     types = get_type_hints(options)
     arguments = {}
@@ -68,31 +71,37 @@ def read_flags(options: type[T], values: flags.FlagValues = flags.FLAGS) -> T:
             value = field.metadata["paper"]
         if isinstance(value, list):
             value = _items(field, value, types[field.name].__args__[0])
+        _check_choices(field, value if isinstance(value, tuple) else (value,))
         arguments[field.name] = value
     return options(**arguments)
 
 
 def _items(field: dataclasses.Field, items: list[str], kind: type) -> tuple:
     try:
-        result = tuple(kind(item.strip()) for item in items if item.strip())
+        return tuple(kind(item.strip()) for item in items if item.strip())
     except ValueError as error:
         raise InputError(
             f"--{field.name}={','.join(items)}: every item must be {kind.__name__} ({error})"
         ) from error
+
+
+def _check_choices(field: dataclasses.Field, values: tuple) -> None:
     choices = field.metadata["choices"]
-    for item in result:
-        if choices and item not in choices:
-            raise InputError(f"--{field.name}: {item!r} is none of {', '.join(choices)}")
-    return result
+    for value in values:
+        if choices and value not in choices:
+            raise InputError(f"--{field.name}: {value!r} is none of {', '.join(map(str, choices))}")
 
 
 def from_json(options: type[T], text: str, source: str) -> T:
     """Inverse of `to_json`; `source` is the file's name, for errors.
 
     Raises:
-      InputError: a field is missing or unknown: another version of this package wrote the file.
+      InputError: it is not JSON, or a field is missing or unknown: another version of this package wrote it.
     """
-    values = json.loads(text)
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{source}: is not JSON ({error})") from error
     known = {field.name for field in dataclasses.fields(options)}  # type: ignore[arg-type]
     if set(values) != known:
         raise InputError(

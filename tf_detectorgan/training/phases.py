@@ -8,7 +8,6 @@ The first two are shared by all arms of a run; the others are an arm's own.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,85 +19,18 @@ import tensorflow as tf
 
 from tf_detectorgan import checkpoints
 from tf_detectorgan import evaluation as ev
-from tf_detectorgan.batch import Batch, Insertion, Labelled
+from tf_detectorgan.batch import Batch, Insertion
 from tf_detectorgan.data import pipeline, records
-from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.evaluation.detect import detect_split, quick_ap
-from tf_detectorgan.models.detectors.retinanet import RetinaNet
 from tf_detectorgan.models.generators import insert, paste, remove
 from tf_detectorgan.synthesis import synthesize
 from tf_detectorgan.training import build, summaries
-from tf_detectorgan.training.detector_step import detector_step
-from tf_detectorgan.training.joint_step import SQUARED, Objective, Players, joint_step
-from tf_detectorgan.training.loop import Every, StopSignal, run_phase, skip_finished
-from tf_detectorgan.training.settings import ARMS, Arm, Train
+from tf_detectorgan.training.joint_step import Objective, Players
+from tf_detectorgan.training.loop import run_phase, skip_finished
+from tf_detectorgan.training.run import Run, detector_function, joint_function
+from tf_detectorgan.training.settings import ARMS, Arm
 
-SAMPLES = 8  # test images kept for the report's pictures
-
-
-@dataclasses.dataclass
-class Run:
-    """One run directory, and what its phases share: data, devices, and networks that are traced once."""
-
-    settings: Train
-    dataset: Dataset
-    stop: StopSignal
-    initial_weights: list[np.ndarray] = dataclasses.field(init=False, default_factory=list)
-
-    @property
-    def path(self) -> Path:
-        return Path(self.settings.run_dir)
-
-    def arm_path(self, arm: str) -> Path:
-        return self.path / "arms" / arm
-
-    @functools.cached_property
-    def strategy(self) -> tf.distribute.Strategy:
-        return build.strategy(self.settings)
-
-    @functools.cached_property
-    def players(self) -> Players:
-        return build.players(self.settings, self.dataset, self.strategy)
-
-    @functools.cached_property
-    def detector(self) -> RetinaNet:
-        """The one detector network: every phase that uses it first loads or resets its weights."""
-        DET = build.detector(self.settings, self.dataset, self.strategy)
-        self.initial_weights = [w.numpy() for w in DET.weights]
-        return DET
-
-    @functools.cached_property
-    def detect(self) -> Callable:
-        return tf.function(self.detector.detect, autograph=False)
-
-    @functools.cached_property
-    def gan_step(self) -> Callable:
-        """The joint step without a detector."""
-        objective = build.objective(self.settings, ARMS["cyclegan_bbox"], len(self.dataset.class_names))
-        return _joint_function(self, self.players, objective)
-
-    @functools.cached_property
-    def final_optimizer(self):
-        return build.alone_detector_optimizer(
-            self.settings, self.detector, self.settings.final_steps, self.strategy
-        )
-
-    @functools.cached_property
-    def final_step(self) -> Callable:
-        return _detector_function(self, self.final_optimizer)
-
-    @functools.cached_property
-    def every(self) -> Every:
-        s = self.settings
-        return Every(s.log_every, s.checkpoint_every, min(s.image_every, s.validate_every))
-
-    def writer(self, arm: str, phase: str) -> summaries.Writer:
-        return summaries.Writer(self.path / "tensorboard" / arm, phase)
-
-    def distributed(self, batches: tf.data.Dataset) -> Iterator:
-        if self.strategy.num_replicas_in_sync == 1:
-            return iter(batches)
-        return iter(self.strategy.experimental_distribute_dataset(batches))
+SAMPLES = {"test_labelled": 7, "test_clean": 1}  # images kept for the report's pictures
 
 
 def pretrain_gan(run: Run) -> None:
@@ -116,9 +48,9 @@ def pretrain_detector(run: Run) -> None:
     if skip_finished("pretrain_detector", directory):
         return
     steps = run.settings.pretrain_detector_steps
-    _reset(run)
+    run.reset_detector()
     optimizer = build.alone_detector_optimizer(run.settings, run.detector, steps, run.strategy)
-    step = _detector_function(run, optimizer)
+    step = detector_function(run, optimizer)
     _train_detector(run, "shared", "pretrain_detector", directory, optimizer, step, steps, None)
 
 
@@ -190,7 +122,7 @@ def final_detector(run: Run, name: str) -> None:
     synthetic = None
     if ARMS[name].images != "none":
         synthetic = records.read_records(run.arm_path(name) / "synthetic" / "synthetic.tfrecord")
-    _reset(run)
+    run.reset_detector()
     for variable in run.final_optimizer.variables:
         variable.assign(tf.zeros_like(variable))
     _train_detector(
@@ -206,19 +138,26 @@ def final_detector(run: Run, name: str) -> None:
 
 
 def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
-    """The final detector on the test split; writes metrics.json and detections.json."""
-    directory = run.arm_path(name) / "evaluation"
-    metrics_file = directory / ("metrics.json" if split == "test" else f"metrics_{split}.json")
+    """The final detector on a split of `run.dataset`; writes metrics, detections and the truth beside them.
+
+    Metrics that are there already at the same main IoU are returned as they are: a finished detector does not change.
+    """
+    suffix = "" if split == "test" else f"_{split}"
+    directory = run.evaluation_path(name)
+    metrics_file = directory / f"metrics{suffix}.json"
     if metrics_file.exists():
-        return json.loads(metrics_file.read_text(encoding="utf-8"))
+        metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
+        if metrics["main_iou"] == run.settings.main_iou:
+            return metrics
     checkpoints.load(run.arm_path(name) / "final_detector", {"DET": run.detector.network})
     truth, found = detect_split(run.detect, run.dataset, split, run.settings.detector_batch)
-    suffix = "" if split == "test" else f"_{split}"
     ev.write_json(directory / f"detections{suffix}.json", ev.to_coco_results(found))
-    ev.write_json(run.path / f"truth{suffix}.json", ev.truth_to_json(truth))
-    metrics = ev.evaluate(truth, found, run.dataset.class_names, seed=run.settings.seed)
+    ev.write_json((directory if run.elsewhere else run.path) / f"truth{suffix}.json", ev.truth_to_json(truth))
+    metrics = ev.evaluate(
+        truth, found, run.dataset.class_names, seed=run.settings.seed, main_iou=run.settings.main_iou
+    )
     ev.write_json(metrics_file, metrics)
-    if split == "test":
+    if split == "test" and not run.elsewhere:
         _keep_samples(run)
     return metrics
 
@@ -262,7 +201,7 @@ def _train_generators(
     if players is None or players.DET is None:
         players, function = run.players, run.gan_step  # traced once for pretraining and for cyclegan_bbox
     else:
-        function = _joint_function(run, players, objective)
+        function = joint_function(run, players, objective)
 
     def batches(start: int) -> Iterator:
         return run.distributed(
@@ -302,42 +241,6 @@ def _train_generators(
         inspect=inspect,
     )
     _assert_one_trace(function)
-
-
-def _joint_function(run: Run, players: Players, objective: Objective) -> Callable:
-    """`joint_step` as one graph over all replicas; squared norms become norms after they are summed."""
-
-    @tf.function(autograph=False)
-    def function(batch: Batch, seed):
-        shares = run.strategy.run(joint_step, args=(players, objective, batch, seed))
-        values = {k: run.strategy.reduce("SUM", v, axis=None) for k, v in shares.items()}
-        rates = {
-            "learning_rate/generators": players.generator_optimizer.learning_rate,
-            "learning_rate/discriminators": players.discriminator_optimizer.learning_rate,
-        }
-        if players.detector_optimizer is not None:
-            rates["learning_rate/DET"] = players.detector_optimizer.learning_rate
-        norms = {
-            k.replace(SQUARED, "gradient_at_x_syn/"): tf.sqrt(v)
-            for k, v in values.items()
-            if k.startswith(SQUARED)
-        }
-        losses = {k: v for k, v in values.items() if not k.startswith(SQUARED)}
-        return losses | norms | {k: tf.convert_to_tensor(v) for k, v in rates.items()}
-
-    return function
-
-
-def _detector_function(run: Run, optimizer) -> Callable:
-    @tf.function(autograph=False)
-    def function(labelled: Labelled):
-        shares = run.strategy.run(
-            detector_step, args=(run.detector, optimizer, labelled, run.settings.clipnorm)
-        )
-        values = {k: run.strategy.reduce("SUM", v, axis=None) for k, v in shares.items()}
-        return values | {"learning_rate": tf.convert_to_tensor(optimizer.learning_rate)}
-
-    return function
 
 
 def _train_detector(run, arm, phase, directory, optimizer, function, steps, synthetic) -> None:
@@ -397,19 +300,17 @@ def _picture(run: Run, players: Players, batch: Batch, objective: Objective):
     return summaries.insertion_picture(batch.x, batch.insertion, x_syn, batch.y, y_clean)
 
 
-def _reset(run: Run) -> None:
-    """Gives the detector its first weights back: no arm starts from another's."""
-    weights = run.detector.weights  # builds it, and remembers its first weights, when nobody has yet
-    for w, value in zip(weights, run.initial_weights, strict=True):
-        w.assign(value)
-
-
 def _keep_samples(run: Run) -> None:
+    """A few test images for the report's pictures."""
     file = run.path / "evaluation_samples.npz"
     if file.exists():
         return
-    batch = next(iter(pipeline.evaluation_batches(run.dataset, ["test_labelled"], SAMPLES)))
-    keep = batch.real.numpy()
+    images, ids = [], []
+    for split, count in SAMPLES.items():
+        if run.dataset.count(split):
+            batch = next(iter(pipeline.evaluation_batches(run.dataset, [split], count)))
+            images.append(batch.images.numpy()[batch.real.numpy()])
+            ids.append(batch.image_ids.numpy()[batch.real.numpy()])
     temporary = file.with_suffix(".partial.npz")
-    np.savez_compressed(temporary, images=batch.images.numpy()[keep], image_id=batch.image_ids.numpy()[keep])
+    np.savez_compressed(temporary, images=np.concatenate(images), image_id=np.concatenate(ids))
     shutil.move(temporary, file)

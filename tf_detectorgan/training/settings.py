@@ -6,6 +6,7 @@ import dataclasses
 from typing import NamedTuple
 
 from tf_detectorgan.config import option
+from tf_detectorgan.evaluation.average_precision import SINGLE
 
 
 class Arm(NamedTuple):
@@ -92,6 +93,8 @@ class Train:
 
     synthetic_count: int = option(1000, "Synthetic images an arm makes.", low=1)
     synthetic_fraction: float = option(0.5, "Share of them in a batch of final_detector.", low=0.0, high=1.0)
+
+    main_iou: float = option(0.1, "IoU at which FROC and the headline count a detection as right.", choices=SINGLE)
 
     log_every: int = option(50, "Steps between two rows of scalars.", low=1)
     image_every: int = option(500, "Steps between two pictures.", low=1)

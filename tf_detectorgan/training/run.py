@@ -1,0 +1,132 @@
+"""One run: its settings, data and devices, and the networks and steps that its phases share, each traced once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tf_detectorgan.batch import Batch, Labelled
+from tf_detectorgan.data.records import Dataset
+from tf_detectorgan.models.detectors.retinanet import RetinaNet
+from tf_detectorgan.training import build, summaries
+from tf_detectorgan.training.detector_step import detector_step
+from tf_detectorgan.training.joint_step import SQUARED, Objective, Players, joint_step
+from tf_detectorgan.training.loop import Every, StopSignal
+from tf_detectorgan.training.settings import ARMS, Train
+
+
+@dataclasses.dataclass
+class Run:
+    """One run directory, and what its phases share: data, devices, and networks that are traced once."""
+
+    settings: Train
+    dataset: Dataset
+    stop: StopSignal
+    elsewhere: str = ""  # names a data set that is not the one the run was trained on
+    initial_weights: list[np.ndarray] = dataclasses.field(init=False, default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.settings.run_dir)
+
+    def arm_path(self, arm: str) -> Path:
+        return self.path / "arms" / arm
+
+    def evaluation_path(self, arm: str) -> Path:
+        """Where the arm's metrics go; other data than the run's own have a folder of their own."""
+        return self.arm_path(arm) / "evaluation" / self.elsewhere
+
+    @functools.cached_property
+    def strategy(self) -> tf.distribute.Strategy:
+        return build.strategy(self.settings)
+
+    @functools.cached_property
+    def players(self) -> Players:
+        return build.players(self.settings, self.dataset, self.strategy)
+
+    @functools.cached_property
+    def detector(self) -> RetinaNet:
+        """The one detector network: every phase that uses it first loads or resets its weights."""
+        DET = build.detector(self.settings, self.dataset, self.strategy)
+        self.initial_weights = [w.numpy() for w in DET.weights]
+        return DET
+
+    def reset_detector(self) -> None:
+        """Gives the detector its first weights back: no arm starts from another's."""
+        weights = self.detector.weights  # builds it, and remembers its first weights, when nobody has yet
+        for w, value in zip(weights, self.initial_weights, strict=True):
+            w.assign(value)
+
+    @functools.cached_property
+    def detect(self) -> Callable:
+        return tf.function(self.detector.detect, autograph=False)
+
+    @functools.cached_property
+    def gan_step(self) -> Callable:
+        """The joint step without a detector."""
+        objective = build.objective(self.settings, ARMS["cyclegan_bbox"], len(self.dataset.class_names))
+        return joint_function(self, self.players, objective)
+
+    @functools.cached_property
+    def final_optimizer(self):
+        return build.alone_detector_optimizer(
+            self.settings, self.detector, self.settings.final_steps, self.strategy
+        )
+
+    @functools.cached_property
+    def final_step(self) -> Callable:
+        return detector_function(self, self.final_optimizer)
+
+    @functools.cached_property
+    def every(self) -> Every:
+        s = self.settings
+        return Every(s.log_every, s.checkpoint_every, min(s.image_every, s.validate_every))
+
+    def writer(self, arm: str, phase: str) -> summaries.Writer:
+        return summaries.Writer(self.path / "tensorboard" / arm, phase)
+
+    def distributed(self, batches: tf.data.Dataset) -> Iterator:
+        if self.strategy.num_replicas_in_sync == 1:
+            return iter(batches)
+        return iter(self.strategy.experimental_distribute_dataset(batches))
+
+
+def joint_function(run: Run, players: Players, objective: Objective) -> Callable:
+    """`joint_step` as one graph over all replicas; squared norms become norms after they are summed."""
+
+    @tf.function(autograph=False)
+    def function(batch: Batch, seed):
+        shares = run.strategy.run(joint_step, args=(players, objective, batch, seed))
+        values = {k: run.strategy.reduce("SUM", v, axis=None) for k, v in shares.items()}
+        rates = {
+            "learning_rate/generators": players.generator_optimizer.learning_rate,
+            "learning_rate/discriminators": players.discriminator_optimizer.learning_rate,
+        }
+        if players.detector_optimizer is not None:
+            rates["learning_rate/DET"] = players.detector_optimizer.learning_rate
+        norms = {
+            k.replace(SQUARED, "gradient_at_x_syn/"): tf.sqrt(v)
+            for k, v in values.items()
+            if k.startswith(SQUARED)
+        }
+        losses = {k: v for k, v in values.items() if not k.startswith(SQUARED)}
+        return losses | norms | {k: tf.convert_to_tensor(v) for k, v in rates.items()}
+
+    return function
+
+
+def detector_function(run: Run, optimizer) -> Callable:
+    @tf.function(autograph=False)
+    def function(labelled: Labelled):
+        shares = run.strategy.run(
+            detector_step, args=(run.detector, optimizer, labelled, run.settings.clipnorm)
+        )
+        values = {k: run.strategy.reduce("SUM", v, axis=None) for k, v in shares.items()}
+        return values | {"learning_rate": tf.convert_to_tensor(optimizer.learning_rate)}
+
+    return function

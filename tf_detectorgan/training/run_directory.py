@@ -1,0 +1,125 @@
+"""A run on disk: begun or resumed by `train`, opened again by the commands that use what was trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import keras
+import keras_cv
+import tensorflow as tf
+
+from tf_detectorgan import checkpoints, config
+from tf_detectorgan.data import phantom, records
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.training.loop import StopSignal
+from tf_detectorgan.training.run import Run
+from tf_detectorgan.training.settings import Train
+
+# More arms may be added to a run, and it may be watched and scored differently; nothing else may change.
+FREE = {"arm", "run_dir", "log_every", "image_every", "validate_every", "checkpoint_every", "main_iou"}
+
+
+def begin(settings: Train) -> Run:
+    """The run directory with its settings written down, the data set opened (the phantom drawn if need be).
+
+    Raises:
+      InputError: the directory belongs to a run with other settings or other data.
+    """
+    path = Path(settings.run_dir)
+    _same_settings(path / "config.json", settings)
+    tf.config.experimental.enable_op_determinism()
+    dataset = records.open_dataset(settings.data_dir or _phantom(settings, path / "phantom"))
+    _same_data(path / "data_card.json", dataset)
+    checkpoints.write_text(path / "config.json", config.to_json(settings) + "\n")
+    return Run(settings, dataset, StopSignal().install())
+
+
+def reopen(run_dir: str, data_dir: str = "") -> Run:
+    """A run to use, not to train: on one device, with its own data set or the one in `data_dir`.
+
+    Raises:
+      InputError: there is no run, its data set is gone or has changed, or `data_dir` has other images or classes.
+    """
+    path = Path(run_dir).expanduser()
+    file = path / "config.json"
+    if not file.is_file() or not (path / "data_card.json").is_file():
+        raise InputError(f"--run_dir={run_dir}: no run there; train one with this --run_dir first")
+    settings = config.from_json(Train, file.read_text(encoding="utf-8"), str(file))
+    settings = dataclasses.replace(settings, run_dir=str(path), distribution="one")
+    tf.config.experimental.enable_op_determinism()
+    own = settings.data_dir or _phantom(settings, path / "phantom")
+    if not data_dir and not records.is_dataset(own):
+        raise InputError(f"{own}: the data set of {path} is not there; say where it is by --data_dir")
+    dataset = records.open_dataset(data_dir or own)
+    return Run(settings, dataset, StopSignal(), _elsewhere(path / "data_card.json", dataset, data_dir))
+
+
+def _elsewhere(file: Path, dataset: records.Dataset, data_dir: str) -> str:
+    """A name for a data set other than the run's; "" for the run's own, wherever it lies now."""
+    own, given = _read(file), _card(dataset)
+    if own["fingerprint"] == given["fingerprint"]:
+        return ""
+    if not data_dir:
+        raise InputError(f"{dataset.directory}: has changed since {file.parent} was trained on it")
+    for key in ("image_shape", "class_names"):
+        if own[key] != given[key]:
+            raise InputError(f"--data_dir={data_dir}: {key} is {given[key]}, but the run has {own[key]}")
+    return f"{Path(data_dir).expanduser().resolve().name}-{given['fingerprint'][:8]}"
+
+
+def _same_settings(file: Path, settings: Train) -> None:
+    if not file.exists():
+        return
+    old, new = _read(file), json.loads(config.to_json(settings))
+    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in FREE]
+    if changed:
+        what = "; ".join(f"--{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
+        raise InputError(f"{file.parent} holds a run with other settings ({what}); use a new --run_dir")
+
+
+def _same_data(file: Path, dataset: records.Dataset) -> None:
+    card = _card(dataset)
+    if file.exists() and _read(file)["fingerprint"] != card["fingerprint"]:
+        raise InputError(
+            f"{file}: this run was begun with other images than --data_dir holds; use a new --run_dir"
+        )
+    checkpoints.write_text(file, json.dumps(card, indent=2))
+
+
+def _card(dataset: records.Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "version": dataset.version,
+        "fingerprint": dataset.fingerprint(),
+        "image_shape": list(dataset.image_shape),
+        "bit_depth": dataset.bit_depth,
+        "class_names": list(dataset.class_names),
+        "citation": dataset.citation,
+        "counts": {
+            f"{split}_{stream}": dataset.count(f"{split}_{stream}")
+            for split in records.SPLITS
+            for stream in records.STREAMS
+        },
+        "versions": {"python": platform.python_version()}
+        | {module.__name__: module.__version__ for module in (tf, keras, keras_cv)},
+    }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON ({error}); use a new --run_dir") from error
+
+
+def _phantom(settings: Train, directory: Path) -> Path:
+    if not records.is_dataset(directory):
+        drawn = phantom.PhantomConfig(
+            name="run", size=settings.phantom_size, train_images=settings.phantom_train_images
+        )
+        records.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=drawn), directory)
+    return directory
