@@ -21,6 +21,7 @@ from tf_detectorgan.evaluation.average_precision import RANGE_NAME, match
 from tf_detectorgan.evaluation.records import Found
 from tf_detectorgan.evaluation.statistics import bootstrap_ap, paired_difference, sentence
 from tf_detectorgan.experiments import figures
+from tf_detectorgan.experiments.evaluation_table import aligned
 from tf_detectorgan.experiments.run_results import Run, read_run
 from tf_detectorgan.gallery import environment, image_uri
 
@@ -101,11 +102,7 @@ def result_table(run_dir: str | os.PathLike) -> str:
         lines.append(
             [name, *(f"{c.value}{'*' if c.best else ''} {c.interval}".strip() for c in cells)],
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = [
-        "  ".join(field.ljust(w) for field, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    ]
-    text.insert(1, "-" * max(map(len, text)))
+    text = [aligned(lines)]
     counts = next(iter(run.arms.values())).metrics["counts"]
     text.append(
         f"{counts['images']} test images of {counts['groups']} groups, {counts['boxes']} objects; "

@@ -51,7 +51,7 @@ def reopen(run_dir: str, data_dir: str = "") -> Run:
     settings = config.from_json(Train, file.read_text(encoding="utf-8"), str(file))
     settings = dataclasses.replace(settings, run_dir=str(path), distribution="one")
     tf.config.experimental.enable_op_determinism()
-    own = settings.data_dir or _phantom(settings, path / "phantom")
+    own = Path(settings.data_dir).expanduser() if settings.data_dir else path / "phantom"
     if not data_dir and not records.is_dataset(own):
         raise InputError(f"{own}: the data set of {path} is not there; say where it is by --data_dir")
     dataset = records.open_dataset(data_dir or own)

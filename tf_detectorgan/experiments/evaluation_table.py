@@ -1,0 +1,57 @@
+"""Metrics of several arms side by side, as plain text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+KINDS = {"iou": "T(IoU)", "iobb": "T(IoBB)"}
+
+
+def evaluation_table(metrics: Mapping[str, dict]) -> str:
+    """One row a number, one column an arm: AP, recall, localization accuracy and FROC.
+
+    Args:
+      metrics: name of an arm -> what `evaluation.evaluate` gave; all of the same images.
+    """
+    first = next(iter(metrics.values()))
+    lines = [["", *metrics]]
+    for measure, title in (("ap", "AP"), ("recall", "recall")):
+        for iou in first[measure]:
+            lines.append([f"{title}@{iou}", *(_with_interval(m[measure][iou]) for m in metrics.values())])
+    for kind, title in KINDS.items():
+        for threshold in first["localization"][kind]:
+            shares = (m["localization"][kind][threshold] for m in metrics.values())
+            lines.append([f"localization {title} {threshold}", *map(_with_interval, shares)])
+    main = f"{first['main_iou']:g}"
+    for rate in first["froc"]["sensitivity"]:
+        found = (m["froc"]["sensitivity"][rate] for m in metrics.values())
+        lines.append([f"found at {rate} false marks an image (IoU {main})", *map(_number, found)])
+    lines.append(["FROC mean", *(_number(m["froc"]["mean"]) for m in metrics.values())])
+    counts = first["counts"]
+    return (
+        aligned(lines)
+        + f"\n{counts['images']} images of {counts['groups']} groups, {counts['boxes']} objects; "
+        + "[95 % interval: bootstrap over groups (AP, recall), exact (localization)]"
+        + (f"\nsmall test set: {first['note']}" if first["note"] else "")
+    )
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, two spaces apart, with a rule under the first line."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(field.ljust(width) for field, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    text.insert(1, "-" * max(map(len, text)))
+    return "\n".join(text)
+
+
+def _with_interval(number: dict) -> str:
+    if number["low"] is None:
+        return _number(number["value"])
+    return f"{_number(number['value'])} [{number['low']:.2f}, {number['high']:.2f}]"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

@@ -1,0 +1,97 @@
+"""More synthetic images of a trained arm, with exact boxes.
+
+python -m tf_detectorgan.synthesize --run_dir=runs/demo --arm=detectorgan --count=1000 --out=synthetic
+
+Backgrounds and matched objects come from the training split. Written: TFRecord of the data set's own schema, PNGs with a
+COCO file, a gallery page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+
+from tf_detectorgan import checkpoints, door
+from tf_detectorgan.config import option
+from tf_detectorgan.data.placement import MODES
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.synthesis import synthesize
+from tf_detectorgan.training import build, phases, run_directory
+from tf_detectorgan.training.run import Run
+from tf_detectorgan.training.settings import ARMS
+
+BATCH = 32  # images a call of the generator
+
+
+@dataclass(frozen=True)
+class Synthesize:
+    """Options of `python -m tf_detectorgan.synthesize`."""
+
+    run_dir: str = option("runs/phantom", "A run of tf_detectorgan.train.")
+    arm: str = option("detectorgan", "Whose generator.", choices=[a for a in ARMS if ARMS[a].images != "none"])
+    count: int = option(1000, "Images to make.", low=1)
+    out: str = option("", "Directory to write; empty: arms/<arm>/more in the run.")
+    overwrite: bool = option(False, "Replace --out if it holds synthetic images.")
+    seed: int = option(-1, "Images follow from it; -1: the run's seed + 1, unlike the run's own images.", low=-1)
+    placement: str = option("run", "Where to insert; run: as in training.", choices=("run", *MODES))
+    placement_file: str = option("", "Boxes for --placement=file (CSV or JSON).")
+    data_dir: str = option("", "Another prepared data set, or where the run's own lies now; empty: the run's.")
+
+
+def main(options: Synthesize) -> None:
+    run = run_directory.reopen(options.run_dir, options.data_dir)
+    _check_finished(run, options.arm)
+    out = Path(options.out).expanduser() if options.out else run.arm_path(options.arm) / "more"
+    _check_target(out, options.overwrite)
+    settings = run.settings
+    if options.placement != "run":
+        settings = dataclasses.replace(
+            settings, placement=options.placement, placement_file=options.placement_file
+        )
+    elif options.placement_file:
+        raise InputError(f"--placement_file={options.placement_file} needs --placement=file")
+    placement = build.placement(settings)
+    insert, checkpoint = phases.insertion_of(run, options.arm, ARMS[options.arm])
+    synthesize(
+        insert,
+        run.dataset,
+        out.absolute(),
+        count=options.count,
+        batch_size=min(BATCH, options.count),
+        seed=settings.seed + 1 if options.seed < 0 else options.seed,
+        placement=placement,
+        method=options.arm,
+        checkpoint=checkpoint,
+    )
+    weights = f" (weights {checkpoint})" if checkpoint else ""
+    print(
+        f"{options.count} images of {options.arm}{weights} in {out}: synthetic.tfrecord, annotations.json (COCO) of "
+        "images/, gallery.html"
+    )
+
+
+def _check_finished(run: Run, arm: str) -> None:
+    if ARMS[arm].images == "generator" and not checkpoints.finished(run.arm_path(arm) / "joint"):
+        raise InputError(
+            f"{run.path}: the generator of {arm} is not trained to its end; run tf_detectorgan.train --arm={arm} first"
+        )
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    """Refuses to write over anything but synthetic images that no run was trained on, and over those only when asked."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / "synthetic.tfrecord").is_file():
+        raise InputError(f"--out={out}: exists and holds no synthetic images; choose another directory")
+    if checkpoints.finished(out):
+        raise InputError(f"--out={out}: a run was trained on these images; choose another directory")
+    if not overwrite:
+        raise InputError(f"--out={out}: holds synthetic images; use --overwrite to replace them")
+
+
+if __name__ == "__main__":
+    door.run(Synthesize, main)
