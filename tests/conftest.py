@@ -1,6 +1,7 @@
 """What every test runs under: a quiet TensorFlow on two CPU devices, a fixed seed, the way to real images."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
@@ -55,3 +56,48 @@ def real_data():
         return parent / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def tiny_phantom(tmp_path_factory):
+    """tiny_phantom(name, **changes): the directory of a drawn data set of 32 pixels and a few images."""
+    from tf_detectorgan.data import phantom, records  # here: a test of boxes need not wait for TFDS
+
+    few = {"train_images": 4, "clean_images": 4, "unboxed_images": 0, "validation_images": 2, "test_images": 4}
+    parent = tmp_path_factory.mktemp("phantoms")
+
+    def make(name, **changes):
+        config = phantom.PhantomConfig(name=name, **{"size": 32, "test_clean_images": 2, **few, **changes})
+        records.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), parent / name)
+        return parent / name
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, tiny_phantom):
+    """A run directory in which `cut_paste` is finished, after two steps. Copy it before writing to it."""
+    from tf_detectorgan import train
+    from tf_detectorgan.training.settings import Train
+
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        train.main(
+            Train(
+                run_dir=str(path),
+                data_dir=str(tiny_phantom("own")),
+                arm=("cut_paste",),
+                generator_filters=4,
+                generator_blocks=1,
+                discriminator_filters=4,
+                gan_batch=2,
+                detector_batch=2,
+                final_steps=2,
+                synthetic_count=3,
+            )
+        )
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return path

@@ -1,0 +1,100 @@
+import json
+import shutil
+
+import pytest
+
+from tf_detectorgan import evaluate
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.evaluate import Evaluate
+from tf_detectorgan.evaluation.records import truth_from_json
+from tf_detectorgan.training import run_directory
+
+
+@pytest.fixture
+def run_dir(finished_run, tmp_path):
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def score(run_dir, **options):
+    evaluate.main(Evaluate(run_dir=str(run_dir), **options))
+
+
+def read(path):
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_the_loaded_detector_is_the_one_that_was_trained(run_dir, finished_run, capsys):
+    folder = run_dir / "arms" / "cut_paste" / "evaluation"
+    shutil.rmtree(folder)
+    score(run_dir)
+    trained = finished_run / "arms" / "cut_paste" / "evaluation"
+    assert read(folder / "metrics.json") == read(trained / "metrics.json")
+    assert read(folder / "detections.json") == read(trained / "detections.json")
+    printed = capsys.readouterr().out
+    recall = read(folder / "metrics.json")["recall"]["0.1"]["value"]
+    assert f"\nrecall@0.1                                     {recall:.2f} [" in printed
+    assert f"cut_paste: metrics and detections in {folder}" in printed
+
+
+def test_other_images_have_a_folder_of_their_own(run_dir, tiny_phantom, capsys):
+    before = read(run_dir / "arms" / "cut_paste" / "evaluation" / "metrics.json")
+    score(run_dir, data_dir=str(tiny_phantom("elsewhere", seed=9, test_images=3)), split="test")
+    (folder,) = (run_dir / "arms" / "cut_paste" / "evaluation").glob("elsewhere-*")
+    other = read(folder / "metrics.json")
+    assert before["counts"]["images"] == 4 + 2
+    assert other["counts"]["images"] == 3 + 2
+    assert len(truth_from_json(read(folder / "truth.json"))) == 5
+    assert read(run_dir / "arms" / "cut_paste" / "evaluation" / "metrics.json") == before
+    assert len(read(run_dir / "truth.json")) == 6
+    assert "elsewhere" in capsys.readouterr().out
+
+
+def test_a_run_s_own_images_are_known_wherever_they_lie(run_dir, tmp_path):
+    own = read(run_dir / "config.json")["data_dir"]
+    moved = shutil.copytree(own, tmp_path / "moved")
+    assert run_directory.reopen(str(run_dir)).elsewhere == ""
+    assert run_directory.reopen(str(run_dir), str(moved)).elsewhere == ""
+
+
+def test_another_main_iou_is_scored_anew(run_dir):
+    config = read(run_dir / "config.json")
+    (run_dir / "config.json").write_text(json.dumps({**config, "main_iou": 0.5}), "utf-8")
+    score(run_dir)
+    metrics = read(run_dir / "arms" / "cut_paste" / "evaluation" / "metrics.json")
+    assert (metrics["main_iou"], metrics["froc"]["iou"]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"arm": ("cut_paste", "acgan")}, "no final detector of acgan \\(finished: cut_paste\\)"),
+        ({"data_dir": "smaller"}, "image_shape is \\[16, 16, 1\\], but the run has \\[32, 32, 1\\]"),
+        ({"data_dir": "unvalidated", "split": "validation"}, "has no validation split"),
+        ({"data_dir": "nowhere"}, "no prepared data set"),
+    ],
+)
+def test_bad_input(run_dir, tiny_phantom, options, message):
+    changes = {"smaller": {"size": 16}, "unvalidated": {"validation_images": 0}}.get(options.get("data_dir"))
+    if changes:
+        options = {**options, "data_dir": str(tiny_phantom(options["data_dir"], **changes))}
+    with pytest.raises(InputError, match=message):
+        score(run_dir, **options)
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(InputError, match="no run there"):
+        score(tmp_path)
+
+
+def test_data_that_are_gone(run_dir, tmp_path):
+    config = read(run_dir / "config.json")
+    (run_dir / "config.json").write_text(json.dumps({**config, "data_dir": str(tmp_path / "gone")}), "utf-8")
+    with pytest.raises(InputError, match="gone: the data set of .* is not there; say where it is by --data_dir"):
+        score(run_dir)
+
+
+def test_a_run_of_another_version(run_dir):
+    config = read(run_dir / "config.json")
+    (run_dir / "config.json").write_text(json.dumps({**config, "lambda_magic": 1}), "utf-8")
+    with pytest.raises(InputError, match="written by another version .*lambda_magic"):
+        score(run_dir)

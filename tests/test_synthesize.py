@@ -1,0 +1,92 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tf_detectorgan import checkpoints, synthesize
+from tf_detectorgan.data import records
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.synthesize import Synthesize
+from tf_detectorgan.training import run_directory
+
+
+@pytest.fixture
+def run_dir(finished_run, tmp_path):
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def make(run_dir, arm="cut_paste", **options):
+    synthesize.main(Synthesize(run_dir=str(run_dir), arm=arm, **options))
+
+
+def images(folder):
+    schema = records.read_features(folder)
+    strings = records.read_records(folder / "synthetic.tfrecord")
+    return np.stack([records.decode(schema, one).image.numpy() for one in strings])
+
+
+def test_the_run_s_seed_gives_the_run_s_images_and_more(run_dir, tmp_path, capsys):
+    make(run_dir, count=5, seed=0, out=str(tmp_path / "again"))
+    again = images(tmp_path / "again")
+    assert len(again) == 5
+    np.testing.assert_array_equal(again[:3], images(run_dir / "arms" / "cut_paste" / "synthetic"))
+    assert f"5 images of cut_paste in {tmp_path / 'again'}" in capsys.readouterr().out
+
+    coco = json.loads((tmp_path / "again" / "annotations.json").read_text("utf-8"))
+    stored = np.asarray(Image.open(tmp_path / "again" / coco["images"][3]["file_name"]))
+    np.testing.assert_array_equal(stored, records.to_stored(again[3, ..., 0], 8))
+
+
+def test_by_default_other_images_than_the_run_s_in_a_place_of_the_arm(run_dir):
+    make(run_dir, count=3)
+    more = run_dir / "arms" / "cut_paste" / "more"
+    assert (images(more) != images(run_dir / "arms" / "cut_paste" / "synthetic")).any(axis=(1, 2, 3)).all()
+    assert json.loads((more / "annotations.json").read_text("utf-8"))["images"][0]["provenance"]["seed"] == 1
+    with pytest.raises(InputError, match="use --overwrite"):
+        make(run_dir, count=2)
+    make(run_dir, count=2, overwrite=True)
+    assert len(images(more)) == 2
+
+
+def test_a_generator_is_loaded_from_its_checkpoint(run_dir, tmp_path):
+    """A residual generator that is zero inserts what cut-and-paste does; one that adds 0.5 does not."""
+    G_X = run_directory.reopen(str(run_dir)).players.G_X
+    G_X.layers[-1].bias.assign([0.5])  # not what a fresh one has
+    phase = checkpoints.PhaseDirectory(run_dir / "arms" / "cyclegan_bbox" / "joint", {"G_X": G_X})
+    phase.save(1)
+    phase.finish({"steps": 1})
+    make(run_dir, "cyclegan_bbox", count=2, seed=0, out=str(tmp_path / "brighter"))
+    brighter = images(tmp_path / "brighter")
+    change = brighter - images(run_dir / "arms" / "cut_paste" / "synthetic")[:2]
+    coco = json.loads((tmp_path / "brighter" / "annotations.json").read_text("utf-8"))
+    for i, annotation in enumerate(coco["annotations"]):
+        x, y, w, h = annotation["bbox"]
+        inside = change[i, round(y) : round(y + h), round(x) : round(x + w)]
+        saturated = brighter[i, round(y) : round(y + h), round(x) : round(x + w)] == 1.0
+        np.testing.assert_allclose(inside[~saturated], 0.5, atol=1 / 127.5)
+        assert (~saturated).any()
+    assert (change == 0).mean() > 0.5
+    weights = coco["images"][0]["provenance"]["checkpoint"]
+    assert weights == checkpoints.fingerprint(run_dir / "arms" / "cyclegan_bbox" / "joint")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"arm": "detectorgan"}, "the generator of detectorgan is not trained to its end"),
+        ({"placement_file": "boxes.csv"}, "needs --placement=file"),
+        ({"placement": "file"}, "'file' needs one"),
+        ({"out": "strange", "overwrite": True}, "holds no synthetic images"),
+        ({"out": "run/arms/cut_paste/synthetic", "overwrite": True}, "a run was trained on these images"),
+    ],
+)
+def test_bad_input_writes_nothing(run_dir, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "thesis.tex").touch()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(InputError, match=message):
+        make(run_dir, **options)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
