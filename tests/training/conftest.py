@@ -1,0 +1,124 @@
+"""Tiny players, batches and objectives: 32 pixels, 4 filters, 1 block, 2 images a stream."""
+
+import types
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan.batch import Batch, Insertion, Labelled
+from tf_detectorgan.models.detectors import retinanet
+from tf_detectorgan.models.discriminators import patch_gan
+from tf_detectorgan.models.generators import Composition, resnet_generator
+from tf_detectorgan.training.image_pool import ImagePool
+from tf_detectorgan.training.joint_step import Objective, Players
+
+SIDE, CLASSES, CROP = 32, 2, 16
+RECIPES = {"paper": ("full", "mask", "log"), "ours": ("box", "exemplar", "lsgan")}
+
+
+def objective(recipe="ours", **changes):
+    """All weights different and none 0, so that no mistake in one of them is hidden."""
+    compose, condition, gan_loss = RECIPES[recipe]
+    values = {
+        "gan_loss": gan_loss,
+        "lambda_global": 1.1,
+        "lambda_local": 0.7,
+        "lambda_bbox": 1.3,
+        "lambda_cycle": 3.0,
+        "lambda_identity": 2.0,
+        "lambda_real": 0.9,
+        "lambda_syn": 0.3,
+        "syn_cap": 1e6,
+        "crop_size": CROP,
+        "crop_context": 0.25,
+        "composition": Composition(compose, condition, feather=0.25, classes=CLASSES),
+    }
+    return Objective(**{**values, **changes})
+
+
+def sgd(variables, rate=0.1, **options):
+    optimizer = keras.optimizers.SGD(rate, momentum=0.9, **options)
+    optimizer.build(variables)
+    return optimizer
+
+
+def players(recipe="ours", *, detector=True, pool_size=0, batch_size=2, clipnorm=None, strategy=None):
+    """Players with seeded random weights; all optimizers are SGD with momentum, m' = 0.9 m - lr g."""
+    strategy = strategy or tf.distribute.get_strategy()
+    keras.utils.set_random_seed(0)
+    composed = objective(recipe).composition
+    shape = (SIDE, SIDE, 1)
+    with strategy.scope():
+        G_X = resnet_generator(
+            shape,
+            composed.input_channels(1),
+            filters=4,
+            blocks=1,
+            residual=composed.condition == "exemplar",
+            name="G_X",
+        )
+        G_Y = resnet_generator(shape, 1 + CLASSES, filters=4, blocks=1, name="G_Y")
+        DIS_globalX = patch_gan(shape, filters=4, layers=2, name="DIS_globalX")
+        DIS_localX = patch_gan((CROP, CROP, 1), filters=4, layers=1, name="DIS_localX")
+        DIS_globalY = patch_gan(shape, filters=4, layers=2, name="DIS_globalY")
+        DET = retinanet.small(shape, CLASSES, sizes=(8.0, 16.0, 24.0), width=16)
+        theta = G_X.trainable_variables + G_Y.trainable_variables
+        phi = [v for net in (DIS_globalX, DIS_localX, DIS_globalY) for v in net.trainable_variables]
+        generator_optimizer, discriminator_optimizer = sgd(theta), sgd(phi)
+        detector_optimizer = sgd(DET.network.trainable_variables, 0.01, global_clipnorm=clipnorm)
+    rng = np.random.default_rng(1)
+    for v in [*theta, *phi]:
+        v.assign(v.numpy() + 0.05 * rng.normal(size=v.shape))
+    for m in detector_optimizer.momentums:
+        m.assign(1e-3 * rng.normal(size=m.shape))
+    count = strategy.num_replicas_in_sync
+    pools = [[ImagePool(pool_size, batch_size // count, shape) for _ in range(count)] for _ in range(2)]
+    return Players(
+        G_X, G_Y, DIS_globalX, DIS_localX, DIS_globalY, generator_optimizer, discriminator_optimizer, *pools,
+        *((DET, detector_optimizer) if detector else ()),
+    )  # fmt: skip
+
+
+def labelled(rng, count):
+    """Two boxes an image; every other image has one."""
+    corner = rng.integers(0, 16, (count, 2, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(6, 15, (count, 2, 2))], -1).astype(np.float32)
+    labels = np.where(
+        np.arange(count)[:, None] % 2 + np.arange(2) < 2, rng.integers(0, CLASSES, (count, 2)), -1
+    )
+    boxes *= labels[..., None] >= 0
+    return Labelled(images(rng, count), tf.constant(boxes), tf.constant(labels, tf.int32))
+
+
+def images(rng, count):
+    return tf.constant(rng.uniform(-1, 1, (count, SIDE, SIDE, 1)), tf.float32)
+
+
+def batch(seed=0, count=2):
+    rng = np.random.default_rng(seed)
+    y = labelled(rng, count)
+    where = labelled(rng, count)
+    insertion = Insertion(where.boxes[:, 0], where.labels[:, 0], images(rng, count))
+    return Batch(images(rng, count), insertion, y, y.boxes[:, 0], images(rng, count), labelled(rng, count))
+
+
+def networks(p):
+    """Name -> weights of every player, as arrays."""
+    nets = {name: getattr(p, name) for name in ("G_X", "G_Y", "DIS_globalX", "DIS_localX", "DIS_globalY")}
+    if p.DET is not None:
+        nets["DET"] = p.DET.network
+    return {name: [w.numpy() for w in net.weights] for name, net in nets.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return types.SimpleNamespace(
+        objective=objective,
+        players=players,
+        batch=batch,
+        labelled=labelled,
+        networks=networks,
+        recipes=tuple(RECIPES),
+    )

@@ -1,0 +1,314 @@
+"""The joint step against its objective written down once more, plainly, under one tape."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan import boxes as boxes_lib
+from tf_detectorgan import losses
+from tf_detectorgan.models.detectors.retinanet import positives
+from tf_detectorgan.models.discriminators import crop
+from tf_detectorgan.models.generators import insert, reinsert, remove
+from tf_detectorgan.training import build, joint_step
+from tf_detectorgan.training.settings import ARMS, Train
+
+SEED = tf.constant([0, 0])
+RATE = 0.1  # of the generators' and discriminators' SGD: after a first step its momenta are -RATE * gradient
+NOTHING = dict.fromkeys(
+    ("lambda_global", "lambda_local", "lambda_bbox", "lambda_cycle", "lambda_identity", "lambda_real"), 0.0
+)
+
+
+@pytest.fixture(scope="module")
+def arena(tiny):
+    """arena(recipe, clipnorm): players at their first weights and momenta; each recipe is built once."""
+    built = {}
+
+    def variables(p):
+        parts = [p.G_X, p.G_Y, p.DIS_globalX, p.DIS_localX, p.DIS_globalY, p.DET.network]
+        optimizers = [p.generator_optimizer, p.discriminator_optimizer, p.detector_optimizer]
+        return [v for part in parts for v in part.weights] + [v for o in optimizers for v in o.variables]
+
+    def give(recipe="ours", clipnorm=None):
+        if recipe not in built:
+            p = tiny.players(recipe)
+            built[recipe] = p, [v.numpy() for v in variables(p)]
+        p, first = built[recipe]
+        for variable, value in zip(variables(p), first, strict=True):
+            variable.assign(value)
+        p.detector_optimizer.global_clipnorm = clipnorm
+        return p
+
+    return give
+
+
+def without_detector(p):
+    return dataclasses.replace(p, DET=None, detector_optimizer=None)
+
+
+def mean(per_image):
+    return tf.reduce_mean(per_image)
+
+
+def L_d(DET, W, images, labelled):
+    targets = DET.targets(labelled)
+    return DET.loss(W, images, targets, tf.maximum(positives(targets), 1.0))
+
+
+def step_of_detector(p, b, x_syn):
+    """W', m', L_real and L_syn: Eqn 1 and 2, and SGD with momentum written out."""
+    DET, optimizer = p.DET, p.detector_optimizer
+    W = [tf.convert_to_tensor(w) for w in DET.weights]
+    where = b.y._replace(boxes=b.insertion.boxes[:, None], labels=b.insertion.labels[:, None])
+    with tf.GradientTape() as inner:
+        inner.watch(W)
+        L_real, L_syn = L_d(DET, W, b.y.images, b.y), L_d(DET, W, x_syn, where)
+        loss = L_real + L_syn
+    g = inner.gradient(loss, W)
+    if optimizer.global_clipnorm:
+        norm = tf.sqrt(tf.add_n([tf.reduce_sum(v * v) for v in g]))
+        assert norm > optimizer.global_clipnorm  # it clips, or the test would say nothing about it
+        g = [v * optimizer.global_clipnorm / norm for v in g]
+    m = [0.9 * m - 0.01 * v for m, v in zip(optimizer.momentums, g, strict=True)]
+    return [w + step for w, step in zip(W, m, strict=True)], m, L_real, L_syn
+
+
+def written_objective(p, o, b):
+    """What G_X and G_Y minimise, as a sum of terms, and what the step does to DET (W', m')."""
+    composed, (x, y) = o.composition, (b.x, b.y)
+    boxes, labels = b.insertion.boxes[:, None], b.insertion.labels[:, None]
+
+    def fooled(D, images):
+        return mean(losses.adversarial_generator(D(images), o.gan_loss))
+
+    x_syn = insert(p.G_X, x, b.insertion, composed)
+    y_clean = remove(p.G_Y, y.images, y.boxes, y.labels, composed)
+    mask = boxes_lib.mask(b.insertion.boxes, *x.shape[1:3])[..., None]
+    x_back, y_back = remove(p.G_Y, x_syn, boxes, labels, composed), reinsert(p.G_X, y_clean, y, composed)
+    x_same, y_same = remove(p.G_Y, x, boxes, labels, composed), reinsert(p.G_X, y.images, y, composed)
+    terms = {
+        "global": o.lambda_global * (fooled(p.DIS_globalX, x_syn) + fooled(p.DIS_globalY, y_clean)),
+        "local": o.lambda_local
+        * fooled(p.DIS_localX, crop(x_syn, b.insertion.boxes, o.crop_size, o.crop_context)),
+        "bbox": o.lambda_bbox * mean(losses.bbox_loss(x_syn, b.insertion.exemplars, mask)),
+        "cycle": o.lambda_cycle * (mean(losses.l1(x_back, x)) + mean(losses.l1(y_back, y.images))),
+        "identity": o.lambda_identity * (mean(losses.l1(x_same, x)) + mean(losses.l1(y_same, y.images))),
+    }
+    if p.DET is None:
+        return terms, None
+    W_ahead, m_ahead, _, L_syn = step_of_detector(p, b, x_syn)
+    terms["real"] = o.lambda_real * L_d(p.DET, W_ahead, b.y2.images, b.y2)  # Eqn 3
+    terms["syn"] = -o.lambda_syn * tf.minimum(L_syn, o.syn_cap)
+    return terms, (W_ahead, m_ahead)
+
+
+def discriminator_loss(o, D, real, fake):
+    """Eqn 4, the discriminator's side."""
+    real, fake = losses.adversarial_real(D(real), o.gan_loss), losses.adversarial_fake(D(fake), o.gan_loss)
+    return (mean(real) + mean(fake)) / 2
+
+
+def discriminator_losses(p, o, b):
+    """On real images and on those of this step: discriminator -> loss. u stands beside y."""
+    x_syn = insert(p.G_X, b.x, b.insertion, o.composition)
+    y_clean = remove(p.G_Y, b.y.images, b.y.boxes, b.y.labels, o.composition)
+    real_crops = crop(b.y.images, b.y_boxes, o.crop_size, o.crop_context)
+    crops = crop(x_syn, b.insertion.boxes, o.crop_size, o.crop_context)
+    return {
+        "DIS_globalX": discriminator_loss(o, p.DIS_globalX, tf.concat([b.y.images, b.u], 0), x_syn),
+        "DIS_localX": discriminator_loss(o, p.DIS_localX, real_crops, crops),
+        "DIS_globalY": discriminator_loss(o, p.DIS_globalY, b.x, y_clean),
+    }
+
+
+def gradient(tape, value, variables):
+    """0 where a term does not depend on a network: BboxLoss on G_Y."""
+    found = tape.gradient(value, variables)
+    return [tf.zeros(v.shape) if g is None else g for v, g in zip(variables, found, strict=True)]
+
+
+def relative_error(found, expected):
+    """|found - expected| / |expected| over all tensors of two lists."""
+    difference = tf.linalg.global_norm([tf.subtract(a, b) for a, b in zip(found, expected, strict=True)])
+    return float(difference / tf.linalg.global_norm(expected))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe,detector,changes,clipnorm",
+    [
+        ("ours", False, {}, None),
+        ("ours", True, {"lambda_real": 10.0}, 5.0),
+        ("paper", True, {"lambda_syn": -0.3}, None),
+    ],
+)
+def test_step_is_the_gradient_of_the_written_objective(tiny, arena, recipe, detector, changes, clipnorm):
+    p = arena(recipe, clipnorm)
+    p = p if detector else without_detector(p)
+    o, b = tiny.objective(recipe, **changes), tiny.batch()
+    with tf.GradientTape(persistent=True) as tape:
+        terms, ahead = written_objective(p, o, b)
+        judged = discriminator_losses(p, o, b)
+    theta = {name: getattr(p, name).trainable_variables for name in ("G_X", "G_Y")}
+    phi = {name: getattr(p, name).trainable_variables for name in judged}
+    expected = {name: tape.gradient(judged[name], v) for name, v in phi.items()}
+    parts = {name: {k: gradient(tape, term, v) for k, term in terms.items()} for name, v in theta.items()}
+    for name, by_term in parts.items():
+        expected[name] = [tf.add_n(gradients) for gradients in zip(*by_term.values(), strict=True)]
+    # Every term weighs enough: an error of a part in a thousand in any would be an error of 1e-5 in the sum.
+    for name in set(terms) - {"identity"}:
+        assert tf.linalg.global_norm(parts["G_X"][name]) > 0.01 * tf.linalg.global_norm(expected["G_X"]), name
+    before = {name: [v.numpy() for v in variables] for name, variables in (theta | phi).items()}
+
+    out = joint_step.joint_step(p, o, b, SEED)
+
+    in_order = iter([*p.generator_optimizer.momentums, *p.discriminator_optimizer.momentums])
+    for name, variables in (theta | phi).items():
+        steps = [next(in_order) for _ in variables]
+        assert relative_error(steps, [-RATE * g for g in expected[name]]) < 1e-5, name
+        for old, step, variable in zip(before[name], steps, variables, strict=True):
+            np.testing.assert_array_equal(variable, old + step)
+    for name, loss in judged.items():
+        np.testing.assert_allclose(out[f"L_{name}"], loss, rtol=1e-5)
+    np.testing.assert_allclose(o.lambda_bbox * out["L_bbox"], terms["bbox"], rtol=1e-5)
+    np.testing.assert_allclose(o.lambda_cycle * out["L_cycle"], terms["cycle"], rtol=1e-5)
+    if detector:
+        np.testing.assert_allclose(o.lambda_real * out["L_real_ahead"], terms["real"], rtol=1e-5)
+        assert relative_error(p.DET.weights, ahead[0]) < 1e-6
+        assert relative_error([m.value for m in p.detector_optimizer.momentums], ahead[1]) < 1e-5
+        assert int(p.detector_optimizer.iterations) == 1
+
+
+@pytest.mark.parametrize(
+    "arm,cap,sign",
+    [
+        ("detectorgan", 1e6, 1),
+        ("detectorgan_no_unroll", 1e6, 1),
+        ("detectorgan", 1e-3, 0),
+        ("acgan", 1e-3, -1),
+    ],
+)
+def test_g_x_raises_or_lowers_the_loss_on_synthetic_images(tiny, arena, arm, cap, sign):
+    """With every other weight 0, G_X steps along sign * dL_syn/dG_X; not at all beyond the cap."""
+    signs = build.objective(Train(lambda_syn=0.3, syn_cap=cap), ARMS[arm], 2)
+    o = dataclasses.replace(tiny.objective(), **NOTHING, lambda_syn=signs.lambda_syn, syn_cap=signs.syn_cap)
+    p, b = arena(), tiny.batch()
+    with tf.GradientTape() as tape:
+        L_syn = step_of_detector(p, b, insert(p.G_X, b.x, b.insertion, o.composition))[-1]
+    rises = tape.gradient(L_syn, p.G_X.trainable_variables)
+    assert tf.linalg.global_norm(rises) > 1e-3
+    out = joint_step.joint_step(p, o, b, SEED)
+    np.testing.assert_allclose(out["L_syn"], L_syn, rtol=1e-5)
+    steps = p.generator_optimizer.momentums[: len(rises)]
+    if sign:
+        assert relative_error(steps, [sign * 0.3 * RATE * g for g in rises]) < 1e-5
+    else:
+        assert all(not np.any(step) for step in steps)
+
+
+def test_unboxed_images_train_dis_globalx_and_nobody_else(tiny, arena):
+    o, b = tiny.objective(), tiny.batch()
+    after = []
+    for u in (b.u, -b.u):
+        p = arena()
+        joint_step.joint_step(p, o, b._replace(u=u), SEED)
+        after.append(tiny.networks(p))
+    moved = {
+        name
+        for name in after[0]
+        if any(np.any(x != y) for x, y in zip(after[0][name], after[1][name], strict=True))
+    }
+    assert moved == {"DIS_globalX"}
+
+
+def test_everybody_moves_and_without_a_detector_it_stays(tiny, arena):
+    o, b = tiny.objective(), tiny.batch()
+    p = arena()
+    before = tiny.networks(p)
+    out = joint_step.joint_step(without_detector(p), o, b, SEED)
+    assert not [name for name in out if "real" in name or "syn" in name.split("/")[-1]]
+    moved = {
+        name: [np.any(x != y) for x, y in zip(before[name], w, strict=True)]
+        for name, w in tiny.networks(p).items()
+    }
+    assert not any(moved.pop("DET"))
+    assert all(map(all, moved.values()))  # every weight of every other player
+    assert int(p.detector_optimizer.iterations) == 0
+
+
+def test_discriminators_train_on_the_pool(tiny, arena):
+    """Whatever the pools hand out is what discriminators see, cropped at its own boxes."""
+    o, b = tiny.objective(), tiny.batch()
+    p = arena()
+
+    class Handing:
+        """Hands out fixed images and remembers what it was given."""
+
+        def __init__(self, images, boxes):
+            self.answer, self.given = (images, boxes), []
+
+        def exchange(self, images, boxes, seed):
+            self.given.append((images, boxes, seed))
+            return self.answer
+
+    old_X, old_Y, old_boxes = b.u[::-1], b.x[::-1], b.y_boxes + 3
+    pools = Handing(old_X, old_boxes), Handing(old_Y, old_boxes)
+    p = dataclasses.replace(without_detector(p), pools_X=[pools[0]], pools_Y=[pools[1]])
+    x_syn = insert(p.G_X, b.x, b.insertion, o.composition)
+    crops = crop(b.y.images, b.y_boxes, o.crop_size, o.crop_context)
+    old_crops = crop(old_X, old_boxes, o.crop_size, o.crop_context)
+    expected = {
+        "L_DIS_globalX": (tf.concat([b.y.images, b.u], 0), old_X, p.DIS_globalX),
+        "L_DIS_localX": (crops, old_crops, p.DIS_localX),
+        "L_DIS_globalY": (b.x, old_Y, p.DIS_globalY),
+    }
+    expected = {
+        name: (
+            mean(losses.adversarial_real(D(real), o.gan_loss))
+            + mean(losses.adversarial_fake(D(fake), o.gan_loss))
+        )
+        / 2
+        for name, (real, fake, D) in expected.items()
+    }
+    out = joint_step.joint_step(p, o, b, SEED)
+    for name, value in expected.items():
+        np.testing.assert_allclose(out[name], value, rtol=1e-5)
+    (given_images, given_boxes, seed_X), *rest = pools[0].given
+    assert not rest
+    np.testing.assert_allclose(given_images, x_syn, atol=1e-6)
+    np.testing.assert_array_equal(given_boxes, b.insertion.boxes)
+    assert np.any(seed_X != pools[1].given[0][2])  # the pools toss coins of their own
+
+
+def test_norms_by_hand():
+    """Box over the left column of 2 x 2: 3 and 1 inside, 4 and 2 outside."""
+    wish = tf.reshape([3.0, 4.0, 1.0, 2.0], [1, 2, 2, 1])
+    found = joint_step._norms({"bbox": wish}, tf.constant([[0.0, 0.0, 1.0, 2.0]]))
+    assert {k: float(v) for k, v in found.items()} == {
+        "squared_norm/bbox_inside": 9 + 1,
+        "squared_norm/bbox_outside": 16 + 4,
+    }
+
+
+def test_a_disconnected_network_is_an_error(tiny, arena):
+    """A generator that does not take part must not pass for one whose gradient is 0."""
+    p = without_detector(arena())
+    idle = dataclasses.replace(p, DIS_localX=lambda crops: crops[:, :1, :1])
+    idle.DIS_localX.trainable_variables = p.DIS_localX.trainable_variables
+    with pytest.raises(RuntimeError, match="the discriminators' objective has no gradient for: "):
+        joint_step.joint_step(idle, tiny.objective(), tiny.batch(), SEED)
+
+
+def test_sgd_options_that_the_virtual_step_does_not_know_are_not_used():
+    """`unroll.sgd` knows momentum and global clipping; what `build` makes has nothing else switched on."""
+    from tf_detectorgan.models.detectors import retinanet
+
+    DET = retinanet.small((32, 32, 1), 1)
+    optimizer = build.joint_detector_optimizer(Train(), DET, tf.distribute.get_strategy())
+    assert not optimizer.nesterov
+    assert optimizer.weight_decay is None
+    assert optimizer.clipnorm is optimizer.clipvalue is None
+    assert not optimizer.use_ema
+    assert optimizer.gradient_accumulation_steps is None
