@@ -63,7 +63,13 @@ def tiny_phantom(tmp_path_factory):
     """tiny_phantom(name, **changes): the directory of a drawn data set of 32 pixels and a few images."""
     from tf_detectorgan.data import phantom, records  # here: a test of boxes need not wait for TFDS
 
-    few = {"train_images": 4, "clean_images": 4, "unboxed_images": 0, "validation_images": 2, "test_images": 4}
+    few = {
+        "train_images": 4,
+        "clean_images": 4,
+        "unboxed_images": 0,
+        "validation_images": 2,
+        "test_images": 4,
+    }
     parent = tmp_path_factory.mktemp("phantoms")
 
     def make(name, **changes):

@@ -89,7 +89,9 @@ def test_no_run(tmp_path):
 def test_data_that_are_gone(run_dir, tmp_path):
     config = read(run_dir / "config.json")
     (run_dir / "config.json").write_text(json.dumps({**config, "data_dir": str(tmp_path / "gone")}), "utf-8")
-    with pytest.raises(InputError, match="gone: the data set of .* is not there; say where it is by --data_dir"):
+    with pytest.raises(
+        InputError, match="gone: the data set of .* is not there; say where it is by --data_dir"
+    ):
         score(run_dir)
 
 

@@ -1,6 +1,7 @@
-"""The records that rooms pass to each other. Letters: N images, H, W, C channels, K padded boxes, D detections.
+"""The records that rooms pass to each other.
 
-Images are float32 in [-1, 1]; boxes are float32 as in `boxes.py`; a padded box is zeros with label -1.
+Letters: N images, H, W, C channels, K padded boxes, D detections. Images are float32 in [-1, 1]; boxes are
+float32 as in `boxes.py`; a padded box is zeros with label -1.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Batch(NamedTuple):
     insertion: Insertion  # where G_X puts an object into x, and the matched object (BboxLoss target)
     y: Labelled  # labelled images: L_real, DIS_globalX, DIS_localX, G_Y
     y_boxes: tf.Tensor  # [N, 4] one box of each y, drawn at random: what DIS_localX sees of it
-    u: tf.Tensor  # [N, H, W, C] labelled images without boxes: DIS_globalX only (y itself where there are none)
+    u: tf.Tensor  # [N, H, W, C] labelled, boxes unknown: DIS_globalX only (y where there are none)
     y2: Labelled  # a fresh draw of labelled images: L~_real of Eqn 3
 
 

@@ -1,7 +1,7 @@
 """Boxes. The only file that knows the order of a box's coordinates.
 
-A box is float32 (x0, y0, x1, y1): pixels of the stored image, origin at the image's top-left corner, x1 and y1
-edges (width = x1 - x0). Letters: N boxes, M boxes, H and W the image's height and width.
+A box is float32 (x0, y0, x1, y1): pixels of the stored image, origin at the image's top-left corner, x1 and
+y1 edges (width = x1 - x0). Letters: N boxes, M boxes, H and W the image's height and width.
 """
 
 from __future__ import annotations

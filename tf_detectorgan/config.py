@@ -1,7 +1,7 @@
 """Options of every command as frozen dataclasses. Each default is written here and nowhere else.
 
-`define_flags(Train)` makes absl flags of a dataclass's fields, `read_flags(Train)` fills it. Flags stop there: models,
-losses, data and metrics take plain keyword arguments.
+`define_flags(Train)` makes absl flags of a dataclass's fields, `read_flags(Train)` fills it. Flags stop
+there: models, losses, data and metrics take plain keyword arguments.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ T = TypeVar("T")
 UNSET: Any = object()
 
 
-def option(
-    default: Any, help: str, choices: Sequence | None = None, low=None, high=None, paper=UNSET
-) -> Any:
+def option(default: Any, help: str, choices: Sequence | None = None, low=None, high=None, paper=UNSET) -> Any:
     """A dataclass field that is also a flag.
 
-    `low` and `high` bound numbers (inclusive). `paper` is the value under --recipe=paper, where it differs from ours.
+    `low` and `high` bound numbers (inclusive). `paper` is the value under --recipe=paper, where it differs
+    from ours.
     """
     if paper is not UNSET:
         help = f"{help} With --recipe=paper the default is {paper}."

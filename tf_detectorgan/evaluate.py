@@ -1,7 +1,8 @@
 """Scores the final detectors of a run: python -m tf_detectorgan.evaluate --run_dir=runs/demo --split=test.
 
-`--data_dir` scores them on another data set made by `prepare`, with the same classes and image size: another hospital's
-images, say. Written per arm: metrics and detections, with the truth, so that every number can be computed again.
+`--data_dir` scores them on another data set made by `prepare`, with the same classes and image size: another
+hospital's images, say. Written per arm: metrics and detections, with the truth, so that every number can be
+computed again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Evaluate:
     run_dir: str = option("runs/phantom", "A run of tf_detectorgan.train.")
     arm: tuple[str, ...] = option((), "Arms to score; empty: all that are finished.", choices=tuple(ARMS))
     split: str = option("test", "Images to score on.", choices=("test", "validation"))
-    data_dir: str = option("", "Another prepared data set, or where the run's own lies now; empty: the run's.")
+    data_dir: str = option(
+        "", "Another prepared data set, or where the run's own lies now; empty: the run's."
+    )
 
 
 def main(options: Evaluate) -> None:

@@ -1,7 +1,7 @@
 """Every loss of the paper, one function each, of tensors only.
 
-Letters: N images, A anchors, C classes, H, W, D channels of an image. Each function returns one value an image, [N], so that
-the caller divides by the batch of *all* replicas.
+Letters: N images, A anchors, C classes, H, W, D channels of an image. Each function returns one value an
+image, [N], so that the caller divides by the batch of *all* replicas.
 """
 
 from __future__ import annotations
@@ -73,9 +73,7 @@ def l1(a, b):
 def bbox_loss(synthetic, exemplars, mask):
     """BboxLoss: mean absolute difference of images [N, H, W, D] over the pixels of the box, mask [N, H, W, 1]."""
     difference = tf.reduce_mean(tf.abs(synthetic - exemplars), -1, keepdims=True)
-    return tf.math.divide_no_nan(
-        tf.reduce_sum(mask * difference, [1, 2, 3]), tf.reduce_sum(mask, [1, 2, 3])
-    )
+    return tf.math.divide_no_nan(tf.reduce_sum(mask * difference, [1, 2, 3]), tf.reduce_sum(mask, [1, 2, 3]))
 
 
 def _per_image(loss):

@@ -41,7 +41,8 @@ def synthesize(
     Args:
       insert: (x [N, H, W, C], Insertion) -> images in [-1, 1].
       dataset: where backgrounds and matched objects come from (training split).
-      directory: gets synthetic.tfrecord, annotations.json (COCO), images/*.png, gallery.html, contact_sheet.png.
+      directory: gets synthetic.tfrecord, annotations.json (COCO), images/*.png, gallery.html,
+        contact_sheet.png.
       count: images.
       batch_size: images a call of `insert`.
       seed: image i is a function of (seed, i).

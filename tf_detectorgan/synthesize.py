@@ -2,8 +2,8 @@
 
 python -m tf_detectorgan.synthesize --run_dir=runs/demo --arm=detectorgan --count=1000 --out=synthetic
 
-Backgrounds and matched objects come from the training split. Written: TFRecord of the data set's own schema, PNGs with a
-COCO file, a gallery page.
+Backgrounds and matched objects come from the training split. Written: TFRecord of the data set's own schema,
+PNGs with a COCO file, a gallery page.
 """
 
 from __future__ import annotations
@@ -32,14 +32,20 @@ class Synthesize:
     """Options of `python -m tf_detectorgan.synthesize`."""
 
     run_dir: str = option("runs/phantom", "A run of tf_detectorgan.train.")
-    arm: str = option("detectorgan", "Whose generator.", choices=[a for a in ARMS if ARMS[a].images != "none"])
+    arm: str = option(
+        "detectorgan", "Whose generator.", choices=[a for a in ARMS if ARMS[a].images != "none"]
+    )
     count: int = option(1000, "Images to make.", low=1)
     out: str = option("", "Directory to write; empty: arms/<arm>/more in the run.")
     overwrite: bool = option(False, "Replace --out if it holds synthetic images.")
-    seed: int = option(-1, "Images follow from it; -1: the run's seed + 1, unlike the run's own images.", low=-1)
+    seed: int = option(
+        -1, "Images follow from it; -1: the run's seed + 1, unlike the run's own images.", low=-1
+    )
     placement: str = option("run", "Where to insert; run: as in training.", choices=("run", *MODES))
     placement_file: str = option("", "Boxes for --placement=file (CSV or JSON).")
-    data_dir: str = option("", "Another prepared data set, or where the run's own lies now; empty: the run's.")
+    data_dir: str = option(
+        "", "Another prepared data set, or where the run's own lies now; empty: the run's."
+    )
 
 
 def main(options: Synthesize) -> None:

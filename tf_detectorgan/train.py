@@ -1,8 +1,8 @@
 """Trains everything: python -m tf_detectorgan.train --flagfile=configs/demo.flags.
 
-Phases, each checkpointed and skipped when done: pretrain_gan, pretrain_detector, then for every --arm joint, synthetic
-images, final_detector, evaluate; a report at the end. Run the same command again to resume. Exit codes: 75 interrupted, all
-finished steps saved; 78 bad input.
+Phases, each checkpointed and skipped when done: pretrain_gan, pretrain_detector, then for every --arm joint,
+synthetic images, final_detector, evaluate; a report at the end. Run the same command again to resume. Exit
+codes: 75 interrupted, all finished steps saved; 78 bad input.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import json
 import os
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: keeps the progress bars readable
+# Before TensorFlow is imported: keeps the progress bars readable.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
 
@@ -42,7 +43,9 @@ def anchor_report(run: Run) -> None:
     boxes = tf.concat([record.boxes for record in decoded], 0)
     best = coverage(run.detector.anchors, boxes)
     share = float((best >= COVERED).mean())
-    print(f"anchors: {share:.0%} of {len(best)} training boxes overlap one of {len(run.detector.anchors)} by IoU >= 0.5")
+    print(
+        f"anchors: {share:.0%} of {len(best)} training boxes overlap one of {len(run.detector.anchors)} by IoU >= 0.5"
+    )
     if share < WANTED_COVERAGE:
         print(
             f"warning: below {WANTED_COVERAGE:.0%}; worst IoU {best.min():.2f}. Boxes without such an anchor learn from their "
@@ -56,7 +59,9 @@ def write_timings(path: Path) -> None:
         str(file.parent.relative_to(path)): json.loads(file.read_text(encoding="utf-8")).get("seconds")
         for file in sorted(path.glob("*/**/done.json"))
     }
-    checkpoints.write_text(path / "timings.json", json.dumps({k: v for k, v in seconds.items() if v is not None}))
+    checkpoints.write_text(
+        path / "timings.json", json.dumps({k: v for k, v in seconds.items() if v is not None})
+    )
 
 
 if __name__ == "__main__":

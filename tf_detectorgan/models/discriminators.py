@@ -1,7 +1,7 @@
 """DIS_globalX and DIS_globalY judge whole images, DIS_localX the object's crop. All are PatchGANs of logits.
 
-In the paper DIS_globalX judges *labelled* images (real y against G_X(x)), DIS_globalY clean ones (x against G_Y(y)).
-Letters: N images, H, W, C channels, S the crop's side.
+In the paper DIS_globalX judges *labelled* images (real y against G_X(x)), DIS_globalY clean ones (x against
+G_Y(y)). Letters: N images, H, W, C channels, S the crop's side.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def receptive_field(layers: int) -> int:
 def crop(images, boxes, size: int, context: float):
     """The object crops [N, S, S, C] that DIS_localX sees: boxes [N, 4] of any size, resized bilinearly.
 
-    `context` widens the box on every side by that fraction of its longer side, so that the seam is judged too. The crop has
-    no second derivative (`tf.image.crop_and_resize`), and needs none: DIS_localX is outside Eqn 3.
+    `context` widens the box on every side by that fraction of its longer side, so that the seam is judged
+    too. The crop has no second derivative (`tf.image.crop_and_resize`), and needs none: DIS_localX is outside
+    Eqn 3.
     """
     height, width = images.shape[1:3]
     margin = context * tf.reduce_max(boxes_lib.to_xywh(boxes)[:, 2:], -1)

@@ -73,9 +73,10 @@ class Composition:
     """How a generator's output becomes an image.
 
     Attributes:
-      compose: "full": the output is the image [paper]; "box": it is blended into the input by a feathered box mask.
-      condition: "mask": G_X sees the image and where to draw [paper]; "exemplar": it also sees the matched object pasted
-        there, and draws the difference to that, zero at first.
+      compose: "full": the output is the image [paper]; "box": it is blended into the input by a feathered box
+        mask.
+      condition: "mask": G_X sees the image and where to draw [paper]; "exemplar": it also sees the matched
+        object pasted there, and draws the difference to that, zero at first.
       feather: width of the blend outside the box, as a fraction of the box's longer side (at least 2 pixels).
       classes: number of classes; the mask has one channel each.
     """
@@ -110,12 +111,13 @@ def class_mask(boxes, labels, classes: int, height: int, width: int):
 def paste(x, exemplars, alpha):
     """Feathered cut-and-paste of the exemplars [N, H, W, C] into x by alpha [N, H, W, 1].
 
-    The exemplar is first brightened or darkened as a whole so that its surroundings in the feather (where 0 < alpha < 1)
-    have x's mean: no step at the seam.
+    The exemplar is first brightened or darkened as a whole so that its surroundings in the feather (where 0 <
+    alpha < 1) have x's mean: no step at the seam.
     """
     seam = tf.where((alpha > 0) & (alpha < 1), 1.0, 0.0)
     offset = tf.math.divide_no_nan(
-        tf.reduce_sum(seam * (x - exemplars), [1, 2], keepdims=True), tf.reduce_sum(seam, [1, 2], keepdims=True)
+        tf.reduce_sum(seam * (x - exemplars), [1, 2], keepdims=True),
+        tf.reduce_sum(seam, [1, 2], keepdims=True),
     )
     return x + alpha * (tf.clip_by_value(exemplars + offset, -1.0, 1.0) - x)
 

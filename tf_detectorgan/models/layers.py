@@ -11,7 +11,8 @@ class ExactGroupNormalization(keras.layers.Layer):
     """Group normalisation (Wu & He 2018) whose derivatives of every order are exact.
 
     Keras's normalisation layers use `tf.nn.moments`, which stops the gradient at the mean: right for a first
-    derivative, silently wrong for Eqn 3, which differentiates a gradient. Here mean and variance are plain `reduce_mean`s.
+    derivative, silently wrong for Eqn 3, which differentiates a gradient. Here mean and variance are plain
+    `reduce_mean`s.
 
     Args:
       groups: G, divides C; -1 for one channel a group (instance normalisation).

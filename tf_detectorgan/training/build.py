@@ -73,7 +73,9 @@ def placement(settings: Train) -> Placement:
 
 def augmentation(settings: Train) -> Augmentation:
     """Of detector training, in every arm."""
-    return Augmentation() if settings.augment else Augmentation(flip=False, shift=0.0, scale=0.0, intensity=0.0)
+    return (
+        Augmentation() if settings.augment else Augmentation(flip=False, shift=0.0, scale=0.0, intensity=0.0)
+    )
 
 
 def players(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -> Players:
@@ -162,5 +164,3 @@ class ConstantThenLinear(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         return {"rate": self.rate, "constant": self.constant, "decay": self.decay}
-
-

@@ -11,11 +11,14 @@ import tensorflow as tf
 class ImagePool(tf.Module):
     """A pool of generated images with their boxes, in graph variables, so that it is part of the checkpoint.
 
-    One pool belongs to one replica; its variables are not mirrored. While the pool fills, images pass unchanged and are
-    stored. Then each image of a batch is, with probability 1/2, exchanged for a stored one, which it replaces.
+    One pool belongs to one replica; its variables are not mirrored. While the pool fills, images pass
+    unchanged and are stored. Then each image of a batch is, with probability 1/2, exchanged for a stored one,
+    which it replaces.
     """
 
-    def __init__(self, size: int, batch_size: int, image_shape: tuple[int, int, int], name: str = "image_pool"):
+    def __init__(
+        self, size: int, batch_size: int, image_shape: tuple[int, int, int], name: str = "image_pool"
+    ):
         """`size` is rounded down to whole batches; 0 (or less than a batch) makes `exchange` the identity."""
         super().__init__(name=name)
         self.size = size // batch_size * batch_size

@@ -1,6 +1,7 @@
 """One joint iteration of DetectorGAN, in the paper's order and symbols (section 3, Eqn 1 to 4).
 
-Letters: N images a replica, H, W, C channels. Every loss is this replica's share of the global batch's (`replicas.py`).
+Letters: N images a replica, H, W, C channels. Every loss is this replica's share of the global batch's
+(`replicas.py`).
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def _judge(p: Players, o: Objective, batch: Batch, x_syn, y_clean, theta):
     """Everybody's opinion but DET's.
 
     Returns:
-      terms: name -> scalar; wishes: name -> weighted derivative at x_syn [N, H, W, C]; the derivative of the cycle and
+      terms: name -> scalar; wishes: name -> weighted derivative at x_syn [N, H, W, C]; the derivative of the
+        cycle and
       identity terms by theta; the derivative of everything at y_clean.
     """
     boxes = batch.insertion.boxes

@@ -67,9 +67,7 @@ def joint(run: Run, name: str) -> None:
         optimizer = build.joint_detector_optimizer(run.settings, run.detector, run.strategy)
         players = dataclasses.replace(players, DET=run.detector, detector_optimizer=optimizer)
     s = run.settings
-    _train_generators(
-        run, name, "joint", directory, objective, s.gan_steps, s.joint_steps, players
-    )
+    _train_generators(run, name, "joint", directory, objective, s.gan_steps, s.joint_steps, players)
 
 
 def make_images(run: Run, name: str) -> None:
@@ -140,7 +138,8 @@ def final_detector(run: Run, name: str) -> None:
 def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
     """The final detector on a split of `run.dataset`; writes metrics, detections and the truth beside them.
 
-    Metrics that are there already at the same main IoU are returned as they are: a finished detector does not change.
+    Metrics that are there already at the same main IoU are returned as they are: a finished detector does not
+      change.
     """
     suffix = "" if split == "test" else f"_{split}"
     directory = run.evaluation_path(name)

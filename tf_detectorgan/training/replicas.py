@@ -1,7 +1,7 @@
 """The three things that differ when a step runs on several replicas. Each is the identity on one device.
 
-Losses are written as *shares*: divided by what all replicas hold together, so that the sum over replicas is the loss of the
-joined batch, and so are sums of gradients.
+Losses are written as *shares*: divided by what all replicas hold together, so that the sum over replicas is
+the loss of the joined batch, and so are sums of gradients.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ def reopen(run_dir: str, data_dir: str = "") -> Run:
     """A run to use, not to train: on one device, with its own data set or the one in `data_dir`.
 
     Raises:
-      InputError: there is no run, its data set is gone or has changed, or `data_dir` has other images or classes.
+      InputError: there is no run, its data set is gone or has changed, or `data_dir` has other images or
+        classes.
     """
     path = Path(run_dir).expanduser()
     file = path / "config.json"

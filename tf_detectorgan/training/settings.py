@@ -41,15 +41,22 @@ class Train:
     seed: int = option(0, "Every random number follows from it.", low=0)
     recipe: str = option("ours", "Defaults of the method.", choices=("ours", "paper"))
     distribution: str = option(
-        "auto", "auto: all GPUs, or one device; mirrored: MirroredStrategy.", choices=("auto", "one", "mirrored")
+        "auto",
+        "auto: all GPUs, or one device; mirrored: MirroredStrategy.",
+        choices=("auto", "one", "mirrored"),
     )
 
     generator_filters: int = option(64, "Filters of the generators' first layer.", low=1)
     generator_blocks: int = option(0, "Residual blocks; 0: 9, or 6 at up to 128 pixels.", low=0)
     discriminator_filters: int = option(64, "Filters of the discriminators' first layer.", low=1)
-    compose: str = option("box", "full: G's output is the image. box: blended near the box.", ("full", "box"), paper="full")
+    compose: str = option(
+        "box", "full: G's output is the image. box: blended near the box.", ("full", "box"), paper="full"
+    )
     condition: str = option(
-        "exemplar", "What G_X sees: image and mask, or also the matched object.", ("mask", "exemplar"), paper="mask"
+        "exemplar",
+        "What G_X sees: image and mask, or also the matched object.",
+        ("mask", "exemplar"),
+        paper="mask",
     )
     feather: float = option(0.25, "Width of the blend around a box, in box sides.", low=0.0)
     crop_size: int = option(32, "Side of the crops that DIS_localX sees.", low=16)
@@ -64,10 +71,14 @@ class Train:
     lambda_real: float = option(1.0, "Weight of L~_real, Eqn 3.", low=0.0)
     lambda_syn: float = option(0.05, "Weight of L_syn, which G_X maximises.", low=0.0, paper=1.0)
     syn_cap: float = option(5.0, "L_syn above this is worth nothing more to G_X.", low=0.0)
-    unroll_real: str = option("fresh", "Images of L~_real: a fresh draw, or those of L_real.", ("fresh", "same"))
+    unroll_real: str = option(
+        "fresh", "Images of L~_real: a fresh draw, or those of L_real.", ("fresh", "same")
+    )
 
     detector: str = option("retinanet_small", "DET.", ("retinanet_small", "retinanet_resnet50"))
-    anchor_sizes: tuple[float, ...] = option((), "Anchor sides, one a pyramid level; empty: the detector's own.")
+    anchor_sizes: tuple[float, ...] = option(
+        (), "Anchor sides, one a pyramid level; empty: the detector's own."
+    )
     anchor_scales: tuple[float, ...] = option((), "Multiples of the sizes; empty: the detector's own.")
     anchor_ratios: tuple[float, ...] = option((), "Widths over heights; empty: the detector's own.")
 
@@ -84,9 +95,15 @@ class Train:
     final_steps: int = option(5000, "Steps of final_detector, the same for all arms.", low=1)
     gan_batch: int = option(4, "Images of each stream a step, over all devices.", low=1)
     detector_batch: int = option(16, "Images a step of a detector alone, over all devices.", low=1)
-    gan_learning_rate: float = option(2e-4, "Adam's, constant, then linearly to 0 over the joint phase.", low=0.0)
-    joint_detector_learning_rate: float = option(0.01, "SGD's (momentum 0.9) of DET in the joint phase.", low=0.0)
-    detector_learning_rate: float = option(1e-3, "AdamW's of a detector alone: warm-up, then a cosine to 0.", low=0.0)
+    gan_learning_rate: float = option(
+        2e-4, "Adam's, constant, then linearly to 0 over the joint phase.", low=0.0
+    )
+    joint_detector_learning_rate: float = option(
+        0.01, "SGD's (momentum 0.9) of DET in the joint phase.", low=0.0
+    )
+    detector_learning_rate: float = option(
+        1e-3, "AdamW's of a detector alone: warm-up, then a cosine to 0.", low=0.0
+    )
     weight_decay: float = option(1e-4, "AdamW's of a detector alone.", low=0.0)
     clipnorm: float = option(10.0, "Largest norm of a detector's gradient.", low=0.0)
     pool_size: int = option(50, "Synthetic images that discriminators remember.", low=0)
@@ -94,7 +111,9 @@ class Train:
     synthetic_count: int = option(1000, "Synthetic images an arm makes.", low=1)
     synthetic_fraction: float = option(0.5, "Share of them in a batch of final_detector.", low=0.0, high=1.0)
 
-    main_iou: float = option(0.1, "IoU at which FROC and the headline count a detection as right.", choices=SINGLE)
+    main_iou: float = option(
+        0.1, "IoU at which FROC and the headline count a detection as right.", choices=SINGLE
+    )
 
     log_every: int = option(50, "Steps between two rows of scalars.", low=1)
     image_every: int = option(500, "Steps between two pictures.", low=1)

@@ -35,7 +35,8 @@ class Writer:
 def insertion_picture(x, insertion: Insertion, x_syn, y: Labelled, y_clean):
     """One row an image: background, inserted with box, difference; labelled with boxes, removed, difference.
 
-    All inputs [N, H, W, C] in [-1, 1]; returns [1, rows H, 6 W, 3]. Differences are shown times 2 around grey.
+    All inputs [N, H, W, C] in [-1, 1]; returns [1, rows H, 6 W, 3]. Differences are shown times 2 around
+    grey.
     """
     columns = [
         x,

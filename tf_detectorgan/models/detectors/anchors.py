@@ -38,8 +38,8 @@ def make_anchors(
 def match(anchors, boxes, labels) -> Targets:
     """Targets of boxes [N, K, 4] with labels [N, K] (-1: padding) at anchors [A, 4].
 
-    An anchor takes the class of the box that it overlaps most, from IoU 0.5 on; between 0.4 and 0.5 it is ignored. The best
-    anchor of a box is always positive: small objects would otherwise teach nothing.
+    An anchor takes the class of the box that it overlaps most, from IoU 0.5 on; between 0.4 and 0.5 it is
+    ignored. The best anchor of a box is always positive: small objects would otherwise teach nothing.
     """
     anchors, boxes = tf.stop_gradient(anchors), tf.stop_gradient(boxes)
     real = labels >= 0

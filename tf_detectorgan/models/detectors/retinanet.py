@@ -26,8 +26,9 @@ MIN_SCORE = 0.001
 class RetinaNet:
     """A RetinaNet, its anchors, its loss and its decoder.
 
-    `network` maps {"images": [N, H, W, C] in [-1, 1]} to {"classification": logits [N, A, classes], "box": offsets
-    [N, A, 4]}. Weights are passed to `outputs` explicitly, so that the same graph runs on W and on W'.
+    `network` maps {"images": [N, H, W, C] in [-1, 1]} to {"classification": logits [N, A, classes], "box":
+    offsets [N, A, 4]}. Weights are passed to `outputs` explicitly, so that the same graph runs on W and on
+    W'.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class RetinaNet:
         ratios: tuple[float, ...],
     ):
         if len(strides) != len(sizes):
-            raise ValueError(f"anchor sizes {sizes} must be {len(strides)} numbers, one a stride of {strides}")
+            raise ValueError(
+                f"anchor sizes {sizes} must be {len(strides)} numbers, one a stride of {strides}"
+            )
         height, width, _ = image_shape
         per_cell = len(scales) * len(ratios)
         self.network = keras_cv.models.RetinaNet(
@@ -60,7 +63,9 @@ class RetinaNet:
                 strides=list(strides),
             ),
             feature_pyramid=pyramid,
-            classification_head=_head(per_cell * classes, head_filters, head_layers, math.log(PRIOR / (1 - PRIOR))),
+            classification_head=_head(
+                per_cell * classes, head_filters, head_layers, math.log(PRIOR / (1 - PRIOR))
+            ),
             box_head=_head(per_cell * 4, head_filters, head_layers, 0.0),
         )
         self.anchors = anchors_lib.make_anchors(
@@ -159,8 +164,9 @@ def resnet50(
 ) -> RetinaNet:
     """The paper's size: KerasCV's ResNet-50, feature pyramid P3 to P7 and heads of 256 channels.
 
-    Trained from scratch, so every batch normalisation of the backbone is replaced by an exact group normalisation with 32
-    groups. `sizes` are half of KerasCV's: they cover 79 of 79 NIH nodules at 512 pixels, KerasCV's own 72.
+    Trained from scratch, so every batch normalisation of the backbone is replaced by an exact group
+    normalisation with 32 groups. `sizes` are half of KerasCV's: they cover 79 of 79 NIH nodules at 512
+    pixels, KerasCV's own 72.
     """
     height, width, _ = image_shape
     if height % 32 or width % 32:
@@ -227,7 +233,9 @@ def _head(outputs: int, filters: int, layers: int, bias: float) -> keras.Model:
     features = keras.Input((None, None, filters))
     x = features
     for _ in range(layers):
-        x = keras.layers.Conv2D(filters, 3, padding="same", activation="relu", kernel_initializer="he_normal")(x)
+        x = keras.layers.Conv2D(
+            filters, 3, padding="same", activation="relu", kernel_initializer="he_normal"
+        )(x)
     normal = keras.initializers.RandomNormal(stddev=0.01)  # Lin et al. 2017, section 4.1
     prior = keras.initializers.Constant(bias)
     x = keras.layers.Conv2D(outputs, 3, padding="same", kernel_initializer=normal, bias_initializer=prior)(x)
