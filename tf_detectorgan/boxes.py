@@ -63,7 +63,7 @@ def iou(a, b):
 
 
 def iobb(detected, truth):
-    """Pairwise intersection over the *detected* box's area [..., N, M] (IoBB, Wang et al. 2017, section 4.2)."""
+    """Pairwise intersection over the *detected* box's area [..., N, M] (IoBB, Wang et al. 2017, 4.2)."""
     return tf.math.divide_no_nan(intersection(detected, truth), tf.expand_dims(area(detected), -1))
 
 
@@ -114,9 +114,9 @@ def mask(boxes, height: int, width: int):
 
 
 def feathered_mask(boxes, height: int, width: int, feather):
-    """Box mask whose edge falls from 1 to 0 linearly over `feather` pixels outside the box: [..., height, width].
+    """Box mask [..., height, width] whose edge falls from 1 to 0 over `feather` pixels outside the box.
 
-    `feather` is a positive scalar, or broadcasts against the result.
+    `feather` is a positive scalar (0 gives NaN), or broadcasts against the result.
 
     1 in the whole box, 0 at more than `feather` pixels from it; corners are rounded (Euclidean distance).
     """

@@ -1,4 +1,4 @@
-"""What can go wrong through the user's input or the outside world, and the exit code that tells a scheduler."""
+"""What goes wrong through the user's input or the outside world, and the exit code for a scheduler."""
 
 EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: a checkpoint is saved, run the same command again
 EXIT_BAD_INPUT = 78  # sysexits.h EX_CONFIG: running the same command again cannot help

@@ -34,6 +34,7 @@ class Evaluate:
 
 
 def main(options: Evaluate) -> None:
+    """Scores the arms and prints their numbers side by side."""
     run = run_directory.reopen(options.run_dir, options.data_dir)
     arms = finished_arms(run, options.arm)
     if not any(run.dataset.count(f"{options.split}_{stream}") for stream in ("labelled", "clean")):

@@ -29,7 +29,7 @@ def focal(logits, classes):
 
 
 def smooth_l1(predicted, target, classes):
-    """Smooth L1 (Girshick 2015, eqn 3) of box offsets [N, A, 4], summed over the positive anchors of classes [N, A]."""
+    """Smooth L1 (Girshick 2015, eqn 3) of offsets [N, A, 4] summed over positive anchors, classes [N, A]."""
     error = tf.abs(predicted - target)
     loss = tf.where(error < 1.0, 0.5 * error * error, error - 0.5)
     positive = tf.cast(classes >= 0, loss.dtype)
@@ -71,7 +71,7 @@ def l1(a, b):
 
 
 def bbox_loss(synthetic, exemplars, mask):
-    """BboxLoss: mean absolute difference of images [N, H, W, D] over the pixels of the box, mask [N, H, W, 1]."""
+    """BboxLoss: mean absolute difference of images [N, H, W, D] over the box, mask [N, H, W, 1]."""
     difference = tf.reduce_mean(tf.abs(synthetic - exemplars), -1, keepdims=True)
     return tf.math.divide_no_nan(tf.reduce_sum(mask * difference, [1, 2, 3]), tf.reduce_sum(mask, [1, 2, 3]))
 

@@ -1,4 +1,4 @@
-"""Synthetic images with exact boxes: TFRecord of the data set's own schema, PNGs with a COCO file, and a gallery."""
+"""Synthetic images with exact boxes: TFRecord of the data set's schema, PNGs with a COCO file, a gallery."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def synthesize(
         with tqdm(total=count, desc=f"synthesize {method}", unit="image", dynamic_ncols=True) as bar:
             for batch in batches:
                 images = records.to_stored(insert(batch.x, batch.insertion).numpy(), dataset.bit_depth)
-                for i in np.flatnonzero(batch.seeds.numpy() < count):
+                for i in np.flatnonzero(batch.seeds.numpy() < count).tolist():
                     example = _example(batch, i, images[i], origin)
                     _add_to_coco(coco, example)
                     _save_png(partial / example["file_name"], example["image"])
@@ -151,5 +151,6 @@ def _gallery_entry(batch: Synthesis, i: int, example: dict[str, Any], bit_depth:
         "inserted": (example["image"] // (1 if bit_depth == 8 else 257)).astype(np.uint8),
         "matched": eight_bits(batch.insertion.exemplars[i]),
         "box": example["boxes"][0],
-        "caption": f"{example['file_name']}: background {ids['background_id']}, object of {ids['matched_id']}",
+        "caption": f"{example['file_name']}: background {ids['background_id']}, "
+        f"object of {ids['matched_id']}",
     }

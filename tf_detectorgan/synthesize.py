@@ -49,6 +49,7 @@ class Synthesize:
 
 
 def main(options: Synthesize) -> None:
+    """Loads the generator, writes the images, says where."""
     run = run_directory.reopen(options.run_dir, options.data_dir)
     _check_finished(run, options.arm)
     out = Path(options.out).expanduser() if options.out else run.arm_path(options.arm) / "more"
@@ -75,20 +76,21 @@ def main(options: Synthesize) -> None:
     )
     weights = f" (weights {checkpoint})" if checkpoint else ""
     print(
-        f"{options.count} images of {options.arm}{weights} in {out}: synthetic.tfrecord, annotations.json (COCO) of "
-        "images/, gallery.html"
+        f"{options.count} images of {options.arm}{weights} in {out}: "
+        "synthetic.tfrecord, annotations.json (COCO) of images/, gallery.html"
     )
 
 
 def _check_finished(run: Run, arm: str) -> None:
     if ARMS[arm].images == "generator" and not checkpoints.finished(run.arm_path(arm) / "joint"):
         raise InputError(
-            f"{run.path}: the generator of {arm} is not trained to its end; run tf_detectorgan.train --arm={arm} first"
+            f"{run.path}: the generator of {arm} is not trained to its end; "
+            f"run tf_detectorgan.train --arm={arm} first"
         )
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
-    """Refuses to write over anything but synthetic images that no run was trained on, and over those only when asked."""
+    """Only synthetic images that no run was trained on are written over, and only when asked."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / "synthetic.tfrecord").is_file():

@@ -28,6 +28,7 @@ COVERED, WANTED_COVERAGE = 0.5, 0.95
 
 
 def main(settings: Train) -> None:
+    """Runs every phase that is not done yet, then writes and prints the report."""
     run = run_directory.begin(settings)
     anchor_report(run)
     run_arms(run)
@@ -38,18 +39,19 @@ def main(settings: Train) -> None:
 
 
 def anchor_report(run: Run) -> None:
-    """Says which share of the training boxes some anchor overlaps with IoU 0.5 or more, and warns when it is low."""
+    """Says what share of the training boxes some anchor overlaps with IoU 0.5 or more; warns when low."""
     decoded = run.dataset.serialized("train_labelled").map(run.dataset.decode)
     boxes = tf.concat([record.boxes for record in decoded], 0)
     best = coverage(run.detector.anchors, boxes)
     share = float((best >= COVERED).mean())
     print(
-        f"anchors: {share:.0%} of {len(best)} training boxes overlap one of {len(run.detector.anchors)} by IoU >= 0.5"
+        f"anchors: {share:.0%} of {len(best)} training boxes overlap one of "
+        f"{len(run.detector.anchors)} by IoU >= {COVERED}"
     )
     if share < WANTED_COVERAGE:
         print(
-            f"warning: below {WANTED_COVERAGE:.0%}; worst IoU {best.min():.2f}. Boxes without such an anchor learn from their "
-            "best one only: set --anchor_sizes, --anchor_ratios"
+            f"warning: below {WANTED_COVERAGE:.0%}; worst IoU {best.min():.2f}. Boxes without such an anchor "
+            "learn from their best one only: set --anchor_sizes, --anchor_ratios"
         )
 
 

@@ -1,4 +1,6 @@
-"""G_X inserts an object where the mask is set, G_Y removes it: CycleGAN's ResNet generator, and how its output is used.
+"""G_X inserts an object where the mask is set, G_Y removes it.
+
+CycleGAN's ResNet generator, and how its output becomes an image.
 
 Letters: N images, H, W, C channels, M mask channels (one a class), K boxes. Images are float32 in [-1, 1].
 """
@@ -77,7 +79,8 @@ class Composition:
         mask.
       condition: "mask": G_X sees the image and where to draw [paper]; "exemplar": it also sees the matched
         object pasted there, and draws the difference to that, zero at first.
-      feather: width of the blend outside the box, as a fraction of the box's longer side (at least 2 pixels).
+      feather: width of the blend outside the box, as a fraction of the box's longer side; never less than 2
+        pixels, so 0 is a seam of 2 pixels.
       classes: number of classes; the mask has one channel each.
     """
 
@@ -111,8 +114,8 @@ def class_mask(boxes, labels, classes: int, height: int, width: int):
 def paste(x, exemplars, alpha):
     """Feathered cut-and-paste of the exemplars [N, H, W, C] into x by alpha [N, H, W, 1].
 
-    The exemplar is first brightened or darkened as a whole so that its surroundings in the feather (where 0 <
-    alpha < 1) have x's mean: no step at the seam.
+    The exemplar is first brightened or darkened as a whole so that its surroundings in the feather, where
+    alpha is within 0 and 1, have x's mean: no step at the seam.
     """
     seam = tf.where((alpha > 0) & (alpha < 1), 1.0, 0.0)
     offset = tf.math.divide_no_nan(
@@ -129,7 +132,7 @@ def insert(G_X, x, insertion: Insertion, composition: Composition):
 
 
 def reinsert(G_X, image, y: Labelled, composition: Composition):
-    """G_X at y's own objects, drawn into `image` [N, H, W, C]: the second half of y's cycle, and y's identity."""
+    """G_X at y's own objects, drawn into `image` [N, H, W, C]: second half of y's cycle; y's identity."""
     return _draw(G_X, image, y.boxes, y.labels, y.images, composition)
 
 

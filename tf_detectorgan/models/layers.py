@@ -1,4 +1,7 @@
-"""Layers that Keras lacks, or has with a wrong second derivative. Letters: N images, H, W, C channels, G groups."""
+"""Layers that Keras lacks, or has with a wrong second derivative.
+
+Letters: N images, H, W, C channels, G groups.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +35,13 @@ class ExactGroupNormalization(keras.layers.Layer):
         self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta")
 
     def call(self, inputs):
-        """[N, H, W, C] to the same shape, float; each (image, group) has mean 0 and variance 1 before gamma, beta."""
+        """[N, H, W, C] to the same; each (image, group) has mean 0 and variance 1 before gamma, beta."""
         deviation = inputs - self._group_mean(inputs)
         variance = self._group_mean(deviation * deviation)
         return deviation * (tf.math.rsqrt(variance + self.epsilon) * self.gamma) + self.beta
 
     def _group_mean(self, x):
-        """[N, 1, 1, C]. Pixels first, then channels of a group: a reduction over both at once is slow on CPUs."""
+        """[N, 1, 1, C]. Pixels first, then a group's channels: reducing both at once is slow on CPUs."""
         mean = tf.reduce_mean(x, [1, 2])
         if self.groups != -1:
             channels = x.shape[-1]
@@ -71,5 +74,5 @@ class ReflectionPadding(keras.layers.Layer):
 
 
 def instance_normalization(name: str | None = None) -> keras.layers.Layer:
-    """One group a channel. Keras's `GroupNormalization(groups=-1)` gives the same in three times the graph nodes."""
+    """One group a channel: Keras's `GroupNormalization(groups=-1)` in a third of the graph nodes."""
     return ExactGroupNormalization(groups=-1, name=name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -34,12 +36,14 @@ def strategy(settings: Train) -> tf.distribute.Strategy:
     for name in ("gan_batch", "detector_batch"):
         if getattr(settings, name) % chosen.num_replicas_in_sync:
             raise InputError(
-                f"--{name}={getattr(settings, name)} is not divisible by {chosen.num_replicas_in_sync} devices"
+                f"--{name}={getattr(settings, name)} is not "
+                f"divisible by {chosen.num_replicas_in_sync} devices"
             )
     return chosen
 
 
 def composition(settings: Train, classes: int) -> Composition:
+    """How generators' outputs become images, wherever they are used."""
     return Composition(settings.compose, settings.condition, settings.feather, classes)
 
 
@@ -62,6 +66,7 @@ def objective(settings: Train, arm: Arm, classes: int) -> Objective:
 
 
 def placement(settings: Train) -> Placement:
+    """Where objects are inserted, in training and in synthesis."""
     return Placement(
         mode=settings.placement,
         max_shift=settings.max_shift,
@@ -86,7 +91,10 @@ def players(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -
     crop_shape = (settings.crop_size, settings.crop_size, shape[2])
     with chosen.scope():
         rate = ConstantThenLinear(settings.gan_learning_rate, settings.gan_steps, settings.joint_steps)
-        common = {"filters": settings.generator_filters, "blocks": settings.generator_blocks or None}
+        common: dict[str, Any] = {
+            "filters": settings.generator_filters,
+            "blocks": settings.generator_blocks or None,
+        }
         G_X = resnet_generator(
             shape,
             composed.input_channels(shape[2]),
@@ -106,12 +114,17 @@ def players(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -
             [v for net in (DIS_globalX, DIS_localX, DIS_globalY) for v in net.trainable_variables]
         )
     batch = settings.gan_batch // chosen.num_replicas_in_sync
-    pools = [
-        [ImagePool(settings.pool_size, batch, shape) for _ in range(chosen.num_replicas_in_sync)]
-        for _ in range(2)
-    ]
+    replicas = range(chosen.num_replicas_in_sync)
     return Players(
-        G_X, G_Y, DIS_globalX, DIS_localX, DIS_globalY, generator_optimizer, discriminator_optimizer, *pools
+        G_X,
+        G_Y,
+        DIS_globalX,
+        DIS_localX,
+        DIS_globalY,
+        generator_optimizer,
+        discriminator_optimizer,
+        pools_X=[ImagePool(settings.pool_size, batch, shape) for _ in replicas],
+        pools_Y=[ImagePool(settings.pool_size, batch, shape) for _ in replicas],
     )
 
 

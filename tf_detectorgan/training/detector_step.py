@@ -13,7 +13,7 @@ from tf_detectorgan.training import replicas
 def detector_step(
     DET: RetinaNet, optimizer: keras.optimizers.Optimizer, labelled: Labelled, clipnorm: float
 ) -> dict[str, tf.Tensor]:
-    """Applies one step on L_d, gradients clipped to the joint norm `clipnorm`. Returns this replica's share of L_d."""
+    """Applies one step on L_d, gradients clipped to the joint norm `clipnorm`. Returns shares of scalars."""
     targets = DET.targets(labelled)
     normalizer = tf.maximum(replicas.total(positives(targets)), 1.0)
     variables = DET.network.trainable_variables

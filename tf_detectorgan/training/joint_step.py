@@ -40,7 +40,10 @@ class Players:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Weights of G_X's objective. lambda_syn > 0 *maximises* L_syn [paper], up to `syn_cap`; < 0 minimises it (ACGAN)."""
+    """Weights of G_X's objective.
+
+    lambda_syn > 0 *maximises* L_syn [paper], up to `syn_cap`; < 0 minimises it (ACGAN).
+    """
 
     gan_loss: str
     lambda_global: float
@@ -57,9 +60,9 @@ class Objective:
 
 
 def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> dict[str, tf.Tensor]:
-    """Trains G_X, G_Y, DET (when present) and the discriminators once. Returns scalars: shares, and squared norms.
+    """Trains G_X, G_Y, DET (when present) and the discriminators once.
 
-    `seed`: int32 [2], different at every step.
+    Returns scalars: shares, and squared norms. `seed`: int32 [2], different at every step.
     """
     p, o = players, objective
     theta = p.G_X.trainable_variables + p.G_Y.trainable_variables
@@ -115,11 +118,12 @@ def _judge(p: Players, o: Objective, batch: Batch, x_syn, y_clean, theta):
         # Cycle consistency, and identity on images that are already what the generator should make.
         x, y = batch.x, batch.y
         y_twice = Labelled(*(tf.concat([v, v], 0) for v in y))
-        m_twice = (tf.concat([v, v], 0)[:, None] for v in (boxes, batch.insertion.labels))
+        boxes_twice, labels_twice = (tf.concat([v, v], 0)[:, None] for v in batch.insertion[:2])
         y_back, y_same = tf.split(
             reinsert(p.G_X, tf.concat([y_clean, y.images], 0), y_twice, o.composition), 2
         )
-        x_back, x_same = tf.split(remove(p.G_Y, tf.concat([x_syn, x], 0), *m_twice, o.composition), 2)
+        removed = remove(p.G_Y, tf.concat([x_syn, x], 0), boxes_twice, labels_twice, o.composition)
+        x_back, x_same = tf.split(removed, 2)
         L_cycle = replicas.share(losses.l1(x_back, x) + losses.l1(y_back, y.images))
         L_identity = replicas.share(losses.l1(y_same, y.images) + losses.l1(x_same, x))
         cyclic = o.lambda_cycle * L_cycle + o.lambda_identity * L_identity

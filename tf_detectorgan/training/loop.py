@@ -110,8 +110,8 @@ def _finite(row: dict[str, float], name: str, step: int) -> dict[str, float]:
     for key, value in row.items():
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"{name}: {key} is {value} at step {step}; the last checkpoint is from before: resume with a lower "
-                "learning rate or lambda in a new --run_dir"
+                f"{name}: {key} is {value} at step {step}; the last checkpoint is from before: "
+                "resume with a lower learning rate or lambda in a new --run_dir"
             )
     return row
 

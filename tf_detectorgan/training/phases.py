@@ -113,7 +113,7 @@ def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[tf.Tensor, In
 
 
 def final_detector(run: Run, name: str) -> None:
-    """A fresh detector on real and synthetic images; the same steps and batches of equal size in every arm."""
+    """A fresh detector on real and synthetic images; equal steps and equal batches in every arm."""
     directory = run.arm_path(name) / "final_detector"
     if skip_finished(f"{name}/final_detector", directory):
         return
@@ -138,8 +138,7 @@ def final_detector(run: Run, name: str) -> None:
 def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
     """The final detector on a split of `run.dataset`; writes metrics, detections and the truth beside them.
 
-    Metrics that are there already at the same main IoU are returned as they are: a finished detector does not
-      change.
+    Metrics that are there at the same main IoU are returned as they are: a finished detector stays the same.
     """
     suffix = "" if split == "test" else f"_{split}"
     directory = run.evaluation_path(name)

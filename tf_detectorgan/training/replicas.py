@@ -12,7 +12,7 @@ import tensorflow as tf
 
 
 def total(tensors):
-    """Sum over replicas of a tensor or a list. Differentiable: the gradient is summed over replicas as well."""
+    """Sum over replicas of a tensor or a list. Differentiable: gradients are summed over replicas as well."""
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
 

@@ -1,4 +1,4 @@
-"""One run: its settings, data and devices, and the networks and steps that its phases share, each traced once."""
+"""One run: its settings, data, devices, and the networks and steps that phases share, each traced once."""
 
 from __future__ import annotations
 
@@ -121,6 +121,8 @@ def joint_function(run: Run, players: Players, objective: Objective) -> Callable
 
 
 def detector_function(run: Run, optimizer) -> Callable:
+    """`detector_step` as one graph over all replicas."""
+
     @tf.function(autograph=False)
     def function(labelled: Labelled):
         shares = run.strategy.run(

@@ -31,7 +31,7 @@ ARMS = {
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Options of `python -m tf_detectorgan.train`. Steps are optimizer steps, sizes pixels of the prepared images."""
+    """Options of `train`. Steps are optimizer steps, sizes pixels of the prepared images."""
 
     run_dir: str = option("runs/phantom", "Where everything of this run is written; call again to resume.")
     data_dir: str = option("", "A data set made by tf_detectorgan.prepare; empty: the built-in phantom.")

@@ -1,15 +1,17 @@
-"""Eqn 3: the detector's loss on real images after one update, differentiated through that update to the synthetic image.
+"""Eqn 3: the detector's loss on real images after one update, differentiated to the synthetic image.
 
-    g       = d/dW [ L_real(W; y) + L_syn(W; x_syn) ]                                             (Eqn 1 and 2)
-    W', m'  = U(W, m, g)                              the step that is then really applied
-    L~_real = L_real(W'; y2)                                                                       (Eqn 3)
+    g       = d/dW [ L_real(W; y) + L_syn(W; x_syn) ]                                     (Eqn 1 and 2)
+    W', m'  = U(W, m, g)                      the step that is then really applied
+    L~_real = L_real(W'; y2)                                                               (Eqn 3)
 
-`lookahead` returns dL_syn/dx_syn and dL~_real/dx_syn, from which G_X's gradient follows by one ordinary backward pass.
+`lookahead` returns dL_syn/dx_syn and dL~_real/dx_syn, from which G_X's gradient follows by one ordinary
+backward pass.
 
-Cost, in forward passes of one image stream (a backward pass to weights and activations counts 2): an ordinary step on real
-and synthetic images costs 6. Here the real gradient costs 3 and the synthetic 3 (dL_syn/dx_syn falls out of the same pass);
-L~_real costs 3; the product of the mixed second derivative with the resulting vector re-runs the synthetic forward and
-backward pass in reverse, 6 less what is shared. 6 + 3 + about 4.5 over 6 is 2.2 ordinary steps.
+Cost, in forward passes of one image stream (a backward pass to weights and activations counts 2): an ordinary
+step on real and synthetic images costs 6. Here the real gradient costs 3 and the synthetic 3 (dL_syn/dx_syn
+falls out of the same pass); L~_real costs 3; the product of the mixed second derivative with the resulting
+vector re-runs the synthetic forward and backward pass in reverse, 6 less what is shared. 6 + 3 + about 4.5
+over 6 is 2.2 ordinary steps.
 """
 
 from __future__ import annotations

@@ -17,6 +17,6 @@ def build(
     scales: tuple[float, ...] = (),
     ratios: tuple[float, ...] = (),
 ) -> RetinaNet:
-    """The detector `name` of DETECTORS for images (H, W, C); empty anchor arguments take the detector's own."""
+    """The detector `name` of DETECTORS for images (H, W, C); empty anchor arguments: the detector's own."""
     given = {"sizes": sizes, "scales": scales, "ratios": ratios}
     return DETECTORS[name](image_shape, classes, **{k: v for k, v in given.items() if v})

@@ -1,4 +1,7 @@
-"""Anchors: laid out by KerasCV, matched to boxes, box offsets encoded and decoded. Letters: N images, K boxes, A anchors."""
+"""Anchors: laid out by KerasCV, matched to boxes, box offsets encoded and decoded.
+
+Letters: N images, K boxes, A anchors.
+"""
 
 from __future__ import annotations
 

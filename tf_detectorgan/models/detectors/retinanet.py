@@ -1,6 +1,7 @@
-"""DET: KerasCV's RetinaNet, built from explicit arguments (its presets download), with norms that Eqn 3 may differentiate.
+"""DET: KerasCV's RetinaNet with norms that Eqn 3 may differentiate.
 
-Letters: N images, H, W, C channels, A anchors, K boxes.
+Built from explicit arguments, as its presets download. Letters: N images, H, W, C channels, A anchors, K
+boxes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,7 @@ class RetinaNet:
     """A RetinaNet, its anchors, its loss and its decoder.
 
     `network` maps {"images": [N, H, W, C] in [-1, 1]} to {"classification": logits [N, A, classes], "box":
-    offsets [N, A, 4]}. Weights are passed to `outputs` explicitly, so that the same graph runs on W and on
-    W'.
+    offsets [N, A, 4]}. `outputs` is given its weights, so that the same graph runs on W and on W'.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class RetinaNet:
         return [v.value for v in self.network.trainable_variables]
 
     def outputs(self, W, images) -> tuple[tf.Tensor, tf.Tensor]:
-        """Logits [N, A, classes] and offsets [N, A, 4] with the weights W (a list of tensors or variables)."""
+        """Logits [N, A, classes] and offsets [N, A, 4] with weights W (a list of tensors or variables)."""
         fixed = [v.value for v in self.network.non_trainable_variables]
         out, _ = self.network.stateless_call(list(W), fixed, {"images": images}, training=False)
         return out["classification"], out["box"]
@@ -90,7 +90,7 @@ class RetinaNet:
         return anchors_lib.match(self.anchors, labelled.boxes, labelled.labels)
 
     def loss(self, W, images, targets: anchors_lib.Targets, normalizer) -> tf.Tensor:
-        """L_d: (focal + smooth L1) summed over the images, divided by `normalizer` positive anchors (scalar)."""
+        """L_d: focal + smooth L1, summed over images, divided by `normalizer` positive anchors (scalar)."""
         logits, offsets = self.outputs(W, images)
         per_image = losses.focal(logits, targets.classes) + losses.smooth_l1(
             offsets, tf.cast(targets.offsets, offsets.dtype), targets.classes
@@ -98,7 +98,7 @@ class RetinaNet:
         return tf.reduce_sum(per_image) / tf.cast(normalizer, per_image.dtype)
 
     def detect(self, images) -> Detections:
-        """The live network's detections, at most 100 an image, after non-maximum suppression per class at IoU 0.5."""
+        """The live network's detections, at most 100 an image, suppressed per class at IoU 0.5."""
         logits, offsets = self.outputs(self.weights, images)
         found = boxes_lib.clip(anchors_lib.decode(self.anchors, offsets), self._height, self._width)
         kept = tf.image.combined_non_max_suppression(
@@ -128,7 +128,7 @@ def small(
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
     width: int = 32,
 ) -> RetinaNet:
-    """About a million weights with `width` 32: for images of 64 to 256 pixels on a CPU, strides 4, 8 and 16."""
+    """About a million weights with `width` 32: for 64 to 256 pixels on a CPU, strides 4, 8 and 16."""
     height, image_width, _ = image_shape
     if height % 16 or image_width % 16:
         raise ValueError(f"retinanet_small needs image sides divisible by 16, got {height}x{image_width}")
@@ -215,10 +215,10 @@ def _residual_block(x, filters: int, name: str):
 
 
 def _small_pyramid(shapes: dict[str, tuple], filters: int) -> keras.Model:
-    """Feature pyramid (Lin et al. 2017) with levels P3 to P5 only: KerasCV's has 256 channels and five levels, fixed."""
+    """Feature pyramid (Lin et al. 2017), levels P3 to P5 only: KerasCV's has 256 channels, five levels."""
     inputs = {level: keras.Input(shape, name=level) for level, shape in shapes.items()}
     merged = None
-    outputs = []
+    outputs: list[keras.KerasTensor] = []
     for level in reversed(list(inputs)):
         lateral = keras.layers.Conv2D(filters, 1)(inputs[level])
         if merged is not None:
