@@ -75,7 +75,14 @@ def test_gradient_equals_a_step_written_by_hand():
         with tf.GradientTape() as inner:
             inner.watch(w)
             loss = (w * y - t) ** 2 / 2 + (w * x - t) ** 2 / 2
-        update = unroll.sgd([w], [], [inner.gradient(loss, w)], learning_rate=tf.constant(lr, tf.float64), momentum=0.0, global_clipnorm=None)
+        update = unroll.sgd(
+            [w],
+            [],
+            [inner.gradient(loss, w)],
+            learning_rate=tf.constant(lr, tf.float64),
+            momentum=0.0,
+            global_clipnorm=None,
+        )
         ahead = (update.W[0] * y2 - t) ** 2 / 2
     W_ahead = W - lr * ((W * y - t) * y + (W * s - t) * s)
     np.testing.assert_allclose(update.W[0], W_ahead, rtol=1e-12)
@@ -97,7 +104,9 @@ def test_committed_steps_equal_keras_sgd(momentum, clipnorm):
     variables = DET.network.trainable_variables
     for _ in range(3):
         with tf.GradientTape() as tape:
-            loss = unroll._loss(DET, DET.weights, y.images, y) + unroll._loss(DET, DET.weights, syn.images, syn)
+            loss = unroll._loss(DET, DET.weights, y.images, y) + unroll._loss(
+                DET, DET.weights, syn.images, syn
+            )
         keras_optimizer.apply(tape.gradient(loss, variables), variables)
     assert int(optimizer.iterations) == int(keras_optimizer.iterations) == 3
     for a, b in zip(ours, DET.weights, strict=True):
@@ -114,7 +123,7 @@ def test_lookahead_moves_nothing():
 
 
 def test_a_keras_norm_would_be_wrong(float64):
-    """Why `ExactGroupNormalization` exists: the same oracle fails by more than 1e-4 with Keras's own layer."""
+    """Why `ExactGroupNormalization` exists: with Keras's own layer the oracle fails by more than 1e-4."""
 
     def error(layer):
         keras.utils.set_random_seed(1)
