@@ -121,8 +121,8 @@ def test_boxes_are_cut_and_dropped_by_the_share_that_remains():
 
 
 def test_a_sliver_is_dropped_whatever_its_share():
-    boxes, labels = shifted_right([[28, 0, 30, 9], [4, 4, 8, 8]], [0, 1], 11.5)  # 0.5 of 2 columns remain
-    np.testing.assert_allclose(boxes[0], [15.5, 4, 19.5, 8], atol=1e-4)
+    boxes, labels = shifted_right([[28.5, 0, 30.5, 9], [4, 4, 8, 8]], [0, 1], 11)  # 0.5 of 2 columns remain
+    np.testing.assert_allclose(boxes[0], [15, 4, 19, 8], atol=1e-4)
     assert labels == [1, -1]
 
 
@@ -170,3 +170,17 @@ def test_intensity_stays_in_range(rectangles):
 def test_impossible_amounts_are_refused_by_name(field):
     with pytest.raises(ValueError, match=field):
         Augmentation(**{field: -0.1})
+
+
+def test_half_of_the_images_keep_their_pixels():
+    """A zoom smooths the grain: whole-pixel shifts without zoom copy values, zoomed images make new ones."""
+    images = tf.random.stateless_uniform([64, 40, 40, 1], [1, 2], -1, 1)
+    boxes, labels = tf.zeros([64, 1, 4]), -tf.ones([64, 1], tf.int32)
+    sizes = tf.fill([64, 2], 40)
+    draws = tf.random.stateless_uniform([64, DRAWS], [3, 4])
+    options = Augmentation(flip=True, shift=0.1, scale=0.2, intensity=0.0)
+    changed, _, _ = augment(images, boxes, labels, sizes, draws, options)
+    copied = [np.isin(a, b).all() for a, b in zip(changed.numpy(), images.numpy(), strict=True)]
+    zoomed = np.abs(2 * draws[:, 2].numpy() - 1) > 0.5
+    np.testing.assert_array_equal(copied, ~zoomed)
+    assert 0.3 < np.mean(copied) < 0.7

@@ -23,8 +23,8 @@ class Augmentation:
 
     flip: bool = True  # left and right swapped in half of the images
     vertical_flip: bool = False
-    shift: float = 0.1  # at most this fraction of the content's side
-    scale: float = 0.1  # zoom about the centre by 1 +- scale
+    shift: float = 0.1  # at most this fraction of the content's side, whole pixels
+    scale: float = 0.1  # half of the images are zoomed about the centre by up to 1 +- scale
     intensity: float = 0.1  # brightness by +- intensity (the range has length 2), contrast by 1 +- intensity
 
     def __post_init__(self):
@@ -72,8 +72,10 @@ def _map(boxes, labels, valid_sizes, draws, options):
     if not (options.shift or options.scale):
         return mirror
     signed = 2.0 * draws[:, 2:5] - 1.0
-    zoom = 1.0 + options.scale * signed[:, :1]
-    move = (1.0 - zoom) * sizes / 2.0 + options.shift * signed[:, 1:] * sizes
+    # Half of the images are not zoomed and shifts are whole pixels: zooming smooths film grain, and a detector that
+    # has seen smoothed images only fails on real ones.
+    zoom = 1.0 + options.scale * tf.sign(signed[:, :1]) * tf.nn.relu(2.0 * tf.abs(signed[:, :1]) - 1.0)
+    move = (1.0 - zoom) * sizes / 2.0 + tf.round(options.shift * signed[:, 1:] * sizes)
     whole = zoom * mirror[0], zoom * mirror[1] + move  # mirrored first
     _, kept = _move_boxes(boxes, labels, valid_sizes, *whole)
     loses_all = tf.reduce_any(labels >= 0, 1, keepdims=True) & ~tf.reduce_any(kept >= 0, 1, keepdims=True)
