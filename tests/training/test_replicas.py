@@ -1,0 +1,197 @@
+"""Two replicas, each with half of a batch, equal one device with all of it: for every player's update."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan.models.detectors import retinanet
+from tf_detectorgan.training import replicas
+from tf_detectorgan.training.detector_step import detector_step
+from tf_detectorgan.training.joint_step import joint_step
+
+
+@pytest.fixture(scope="module")
+def mirrored():
+    devices = tf.config.list_logical_devices("CPU")
+    assert len(devices) == 2
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def on_all(strategy, step):
+    """`step` on every replica; its scalars are summed, as the training phases do."""
+
+    def function(*batch):
+        shares = strategy.run(step, args=batch)
+        return {k: strategy.reduce("SUM", v, axis=None) for k, v in shares.items()}
+
+    return function
+
+
+def split(strategy, batch):
+    """The batch cut into halves, as a pipeline would hand it over."""
+    whole = tf.data.Dataset.from_tensor_slices(batch).batch(len(tf.nest.flatten(batch)[0]))
+    return next(iter(strategy.experimental_distribute_dataset(whole)))
+
+
+def worst_error(found, expected):
+    """Largest difference, relative to the largest number of each tensor."""
+    return max(
+        float(np.abs(a.numpy() - b.numpy()).max() / max(np.abs(b.numpy()).max(), 1e-12))
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def states(p):
+    """The last update of every player (SGD's momenta) and its weights."""
+    optimizers = {
+        "G_X, G_Y": p.generator_optimizer,
+        "DIS": p.discriminator_optimizer,
+        "DET": p.detector_optimizer,
+    }
+    return {name: [m.value for m in optimizer.momentums] for name, optimizer in optimizers.items()} | {
+        f"{name} weights": [v.value for v in optimizer._trainable_variables]
+        for name, optimizer in optimizers.items()
+    }
+
+
+@pytest.mark.slow
+def test_joint_step(tiny, mirrored):
+    """Momenta are not 0, images have one box or two, the gradient is clipped, pools take images in.
+
+    Not as a graph: to trace it twice takes minutes. `test_detector_step` runs as one.
+    """
+    o, options = tiny.objective(lambda_real=10.0), {"clipnorm": 2.0, "batch_size": 4}
+    one = tiny.players(**options, pool_size=4)
+    two = tiny.players(**options, pool_size=2, strategy=mirrored)
+    step = on_all(mirrored, lambda batch, seed: joint_step(two, o, batch, seed))
+    for number in range(2):
+        batch, seed = tiny.batch(number, 4), tf.constant([0, number])
+        expected, found = joint_step(one, o, batch, seed), step(split(mirrored, batch), seed)
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-4 if number else 2e-5, err_msg=name)
+        for name, theirs in states(one).items():
+            ours = states(two)[name]
+            for replica in range(2):  # both copies
+                copies = [mirrored.experimental_local_results(v)[replica] for v in ours]
+                assert worst_error(copies, theirs) < (1e-4 if number else 1e-5), (name, number)
+        if not number:
+            # Each replica's pool holds its own half of the synthetic images.
+            for pools in ("pools_X", "pools_Y"):
+                whole, halves = getattr(one, pools)[0], getattr(two, pools)
+                np.testing.assert_allclose(
+                    tf.concat([half.images for half in halves], 0), whole.images, atol=1e-5
+                )
+                np.testing.assert_array_equal(tf.concat([half.boxes for half in halves], 0), whole.boxes)
+            for pool in (one.pools_X[0], *two.pools_X, one.pools_Y[0], *two.pools_Y):
+                pool.stored.assign(
+                    0
+                )  # still filling: the next step's exchange would be each replica's own choice
+    assert int(two.detector_optimizer.iterations.numpy()) == 2
+
+
+def detector(strategy):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        DET = retinanet.small((32, 32, 1), 2, sizes=(8.0, 16.0, 24.0), width=16)
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+        optimizer.build(DET.network.trainable_variables)
+    return DET, optimizer
+
+
+@pytest.mark.slow
+def test_detector_step(tiny, mirrored):
+    """Two steps: one is clipped, to the norm of the joined gradient; the other is not."""
+    labelled = tiny.labelled(np.random.default_rng(0), 4)
+    one, one_optimizer = detector(tf.distribute.get_strategy())
+    two, two_optimizer = detector(mirrored)
+    step = tf.function(
+        on_all(mirrored, lambda half, clipnorm: detector_step(two, two_optimizer, half, clipnorm)),
+        autograph=False,
+    )
+    for clipnorm in (1e-2, 1e6):
+        expected = detector_step(one, one_optimizer, labelled, clipnorm)
+        found = step(split(mirrored, labelled), tf.constant(clipnorm))
+        assert (expected["gradient_norm"] > clipnorm) == (clipnorm < 1)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-5)
+        momenta = [m.value for m in two_optimizer.momentums]
+        if clipnorm < 1:
+            np.testing.assert_allclose(tf.linalg.global_norm(momenta), 0.1 * clipnorm, rtol=1e-5)
+        assert worst_error(momenta, [m.value for m in one_optimizer.momentums]) < 1e-5
+        assert worst_error(two.weights, one.weights) < 1e-5
+    assert step.experimental_get_tracing_count() == 1
+
+
+def test_detector_step_is_plain_gradient_descent(tiny):
+    """On one device: Keras's SGD on (focal + smooth L1) / positives, nothing more."""
+    labelled = tiny.labelled(np.random.default_rng(0), 2)
+    keras.utils.set_random_seed(0)
+    DET = retinanet.small((32, 32, 1), 2, sizes=(8.0, 16.0, 24.0), width=16)
+    variables = DET.network.trainable_variables
+    targets = DET.targets(labelled)
+    with tf.GradientTape() as tape:
+        loss = DET.loss(DET.weights, labelled.images, targets, retinanet.positives(targets))
+    expected = [v - 0.1 * g for v, g in zip(variables, tape.gradient(loss, variables), strict=True)]
+    out = detector_step(DET, keras.optimizers.SGD(0.1), labelled, 1e6)
+    np.testing.assert_allclose(out["L_d"], loss, rtol=1e-6)
+    for v, value in zip(variables, expected, strict=True):
+        np.testing.assert_allclose(v, value, rtol=1e-5, atol=1e-7)
+
+
+def test_shares_sum_to_the_mean_of_the_joined_batch(mirrored):
+    """Losses 1 and 3 on one replica, 5 and 11 on the other: shares 4/4 and 16/4, together the mean 5."""
+    step = on_all(
+        mirrored, lambda loss: {"share": replicas.share(loss), "count": tf.constant(replicas.count())}
+    )
+    found = step(split(mirrored, tf.constant([1.0, 3.0, 5.0, 11.0])))
+    assert float(found["share"]) == 5
+    assert int(found["count"]) == 2 + 2
+    assert float(replicas.share(tf.constant([1.0, 3.0]))) == 2  # on one device: the mean
+    assert replicas.count() == 1
+
+
+def test_total_is_differentiable(mirrored):
+    """d/dx of (x_1 + x_2)^2 summed over both replicas is 2 * 2 (x_1 + x_2) at each: 2 + 5 gives 28."""
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = replicas.total(x) ** 2
+        return {"slope": tape.gradient(y, x)}
+
+    function = tf.function(lambda x: mirrored.run(step, args=(x,)), autograph=False)
+    slopes = mirrored.experimental_local_results(function(split(mirrored, tf.constant([2.0, 5.0])))["slope"])
+    assert [float(s[0]) for s in slopes] == [28, 28]
+
+
+def test_assign_reaches_every_copy(mirrored):
+    with mirrored.scope():
+        variable = tf.Variable([1.0, 2.0])
+
+    def step():
+        replicas.assign([variable], [variable + 1.0])
+        return tf.constant(0)
+
+    tf.function(lambda: mirrored.run(step), autograph=False)()
+    for copy in mirrored.experimental_local_results(variable):
+        np.testing.assert_array_equal(copy, [2, 3])
+
+
+def test_index_numbers_the_replicas(mirrored):
+    seen = []
+
+    def step():
+        seen.append(replicas.index())
+        return tf.constant(0)
+
+    tf.function(lambda: mirrored.run(step), autograph=False)()
+    assert sorted(set(seen)) == [0, 1]
+    assert replicas.index() == 0
+
+
+def test_require_gradients_names_what_is_missing():
+    replicas.require_gradients([tf.zeros(1), tf.ones(1)], ["a", "b"], "L")
+    with pytest.raises(RuntimeError, match="L has no gradient for: b, d"):
+        replicas.require_gradients([tf.zeros(1), None, tf.ones(1), None], ["a", "b", "c", "d"], "L")
