@@ -72,8 +72,8 @@ def _map(boxes, labels, valid_sizes, draws, options):
     if not (options.shift or options.scale):
         return mirror
     signed = 2.0 * draws[:, 2:5] - 1.0
-    # Half of the images are not zoomed and shifts are whole pixels: zooming smooths film grain, and a detector
-    # that has seen smoothed images only fails on real ones.
+    # Half of the images are not zoomed and shifts are whole pixels: zooming smooths film grain, and a
+    # detector that has seen smoothed images only fails on real ones.
     zoom = 1.0 + options.scale * tf.sign(signed[:, :1]) * tf.nn.relu(2.0 * tf.abs(signed[:, :1]) - 1.0)
     move = (1.0 - zoom) * sizes / 2.0 + tf.round(options.shift * signed[:, 1:] * sizes)
     whole = zoom * mirror[0], zoom * mirror[1] + move  # mirrored first
