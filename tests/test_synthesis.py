@@ -1,0 +1,217 @@
+"""The three forms of a synthetic set, record file, COCO file and PNGs, say the same; provenance is true."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from pycocotools.coco import COCO
+
+from tf_detectorgan import boxes as boxes_lib
+from tf_detectorgan import synthesis
+from tf_detectorgan.data import records
+from tf_detectorgan.data.placement import Placement
+from tf_detectorgan.models.generators import Composition, paste
+
+SIDE, COUNT = 32, 7
+NAMES = ("blowhole", "crack")
+
+
+class Tiles:
+    """4 clean and 5 labelled images in memory, with `records.Dataset`'s interface."""
+
+    name = "tiles"
+    class_names = NAMES
+    max_boxes = 2
+
+    def __init__(self, bit_depth, channels):
+        self.image_shape, self.bit_depth = (SIDE, SIDE, channels), bit_depth
+        self.features = records.features(self.image_shape, bit_depth, NAMES)
+        rng = np.random.default_rng(0)
+        self.examples = {
+            "train_clean": [self._example(rng, k, 0) for k in range(4)],
+            "train_labelled": [self._example(rng, 100 + k, 1 + k % 2) for k in range(5)],
+        }
+
+    def _example(self, rng, image_id, boxes):
+        corner = rng.integers(0, 14, (boxes, 2))
+        height = SIDE - 4 * (image_id % 2)  # some images are padded at the bottom
+        image = np.zeros(self.image_shape, np.int64)
+        image[:height] = rng.integers(0, 2**self.bit_depth, (height, *self.image_shape[1:]))
+        return {
+            "image": image.astype(np.uint16 if self.bit_depth == 16 else np.uint8),
+            "image_id": image_id,
+            "file_name": f"{image_id}.png",
+            "groups": [f"tile{image_id % 100 // 2}"],  # 0 and 1 share a tile with 100 and 101
+            "boxes": np.concatenate([corner, corner + rng.integers(4, 10, (boxes, 2))], 1),
+            "labels": rng.integers(0, 2, boxes),
+            "valid_size": (height, SIDE),
+            "source_size": (height, SIDE),
+            "provenance": "",
+        }
+
+    def count(self, split):
+        return len(self.examples.get(split, []))
+
+    def serialized(self, split):
+        strings = [records.encode(self.features, e) for e in self.examples.get(split, [])]
+        return tf.data.Dataset.from_tensor_slices(tf.constant(strings, tf.string, [len(strings)]))
+
+    def decode(self, serialized):
+        return records.decode(self.features, serialized)
+
+    def by_id(self, image_id):
+        return {e["image_id"]: e for split in self.examples.values() for e in split}[image_id]
+
+
+COMPOSITION = Composition("box", "exemplar", 0.25, 2)
+
+
+def cut_and_paste(x, insertion):
+    return paste(x, insertion.exemplars, COMPOSITION.blend(insertion.boxes, SIDE, SIDE))
+
+
+def make(dataset, directory, insert=cut_and_paste, *, count=COUNT, batch_size=3, seed=0):
+    synthesis.synthesize(
+        insert,
+        dataset,
+        directory,
+        count=count,
+        batch_size=batch_size,
+        seed=seed,
+        placement=Placement(top_k=3, exemplar_flip=True),
+        method="cut_paste",
+        checkpoint="abc",
+    )
+    strings = records.read_records(directory / "synthetic.tfrecord")
+    schema = records.read_features(directory)
+    return [records.decode(schema, string) for string in strings]
+
+
+@pytest.fixture(scope="module", params=[(8, 1), (16, 1), (8, 3), (16, 3)], ids=lambda p: f"{p[0]}bit-{p[1]}")
+def made(request, tmp_path_factory):
+    dataset = Tiles(*request.param)
+    directory = tmp_path_factory.mktemp("run") / "synthetic"
+    return dataset, directory, make(dataset, directory)
+
+
+def png(file):
+    if Image.open(file).mode == "RGB":  # Pillow halves 16-bit colour, TensorFlow does not
+        return tf.io.decode_png(
+            file.read_bytes(), dtype=tf.uint16 if file.read_bytes()[24] == 16 else tf.uint8
+        )
+    image = np.array(Image.open(file))
+    return image[..., None]
+
+
+def test_records_coco_and_png_agree(made):
+    dataset, directory, found = made
+    coco = COCO(str(directory / "annotations.json"))
+    assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(NAMES)
+    assert (
+        len(found) == COUNT == len(coco.imgs) == len(coco.anns) == len(list((directory / "images").iterdir()))
+    )
+    assert len({int(record.image_id) for record in found}) == COUNT
+    top = 2**dataset.bit_depth - 1
+    for record in found:
+        entry = coco.imgs[int(record.image_id)]
+        assert entry["file_name"] == record.file_name.numpy().decode()
+        assert (entry["height"], entry["width"]) == (SIDE, SIDE)
+        assert entry["groups"] == [g.decode() for g in record.groups.numpy()]
+        assert entry["provenance"] == json.loads(record.provenance.numpy())
+        pixels = png(directory / entry["file_name"])
+        assert pixels.dtype == (np.uint16 if dataset.bit_depth == 16 else np.uint8)
+        np.testing.assert_array_equal(pixels, np.rint((record.image.numpy() + 1) / 2 * top))
+        (annotation,) = coco.imgToAnns[int(record.image_id)]
+        np.testing.assert_array_equal(boxes_lib.from_xywh([annotation["bbox"]]), record.boxes)
+        assert annotation["area"] == pytest.approx(float(boxes_lib.area(record.boxes)[0]))
+        assert coco.cats[annotation["category_id"]]["name"] == NAMES[int(record.labels[0])]
+
+
+def test_provenance_is_true(made):
+    """The named background stands far from the box, an object of the named image is in it; groups of both."""
+    dataset, _, found = made
+    pasted = 0
+    for record in found:
+        said = json.loads(record.provenance.numpy())
+        assert set(said) == {"method", "checkpoint", "seed", "number", "background_id", "matched_id", "box"}
+        assert (said["method"], said["checkpoint"], said["seed"]) == ("cut_paste", "abc", 0)
+        assert said["number"] + 1 == int(record.image_id)
+        np.testing.assert_allclose(said["box"], record.boxes[0], atol=1e-3)
+        background, matched = dataset.by_id(said["background_id"]), dataset.by_id(said["matched_id"])
+        assert background["image_id"] < 100 <= matched["image_id"]
+        groups = {g.decode() for g in record.groups.numpy()}
+        assert groups == {*background["groups"], *matched["groups"]}
+        assert len(groups) == len(record.groups)
+        np.testing.assert_array_equal(record.valid_size, background["valid_size"])
+        stored = records.to_stored(record.image.numpy(), dataset.bit_depth)
+        far = COMPOSITION.blend(record.boxes, SIDE, SIDE)[0, :, :, 0].numpy() == 0
+        np.testing.assert_array_equal(stored[far], background["image"][far])
+        x0, y0, x1, y1 = record.boxes[0].numpy().astype(int)
+        # The object keeps its size and class.
+        sizes = [(x1 - x0, y1 - y0, int(record.labels[0]))]
+        assert sizes[0] in [
+            (*(box[2:] - box[:2]), label)
+            for box, label in zip(matched["boxes"], matched["labels"], strict=True)
+        ]
+        pasted += not np.array_equal(stored[y0:y1, x0:x1], background["image"][y0:y1, x0:x1])
+    assert pasted == COUNT
+
+
+def test_the_directory_is_complete_and_alone(made):
+    _, directory, _ = made
+    assert {file.name for file in directory.iterdir()} == {
+        "synthetic.tfrecord",
+        "features.json",
+        "labels.labels.txt",
+        "annotations.json",
+        "images",
+        "gallery.html",
+        "contact_sheet.png",
+    }
+    assert [file.name for file in directory.parent.iterdir()] == ["synthetic"]
+
+
+def contents(records_of_a_set):
+    return [[np.asarray(v).tolist() for v in record] for record in records_of_a_set]
+
+
+def test_image_i_is_a_function_of_seed_and_i(tmp_path):
+    """7 images are not divisible by 3 or 4; the first 5 of 7 are those of a set of 5."""
+    dataset = Tiles(8, 1)
+    first = contents(make(dataset, tmp_path / "a", batch_size=3))
+    assert contents(make(dataset, tmp_path / "b", batch_size=4)) == first
+    assert contents(make(dataset, tmp_path / "c", batch_size=7, count=5)) == first[:5]
+    other = contents(make(dataset, tmp_path / "d", seed=1))
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_nothing_appears_when_the_insertion_fails(tmp_path):
+    dataset, directory = Tiles(8, 1), tmp_path / "synthetic"
+
+    def fail_at_second(x, insertion, calls=[]):  # noqa: B006
+        calls.append(x)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return cut_and_paste(x, insertion)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        make(dataset, directory, fail_at_second)
+    assert not directory.exists()
+    assert len(make(dataset, directory)) == COUNT  # whatever was left behind is not in the way
+    before = {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        make(dataset, directory, lambda x, insertion: fail_at_second(x, insertion, [0]), seed=1)
+    assert {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()} == before
+
+
+def test_values_out_of_range_are_clipped(tmp_path):
+    """A generator in `full` mode stays within [-1, 1]; rounding must not wrap around at the ends."""
+    dataset = Tiles(8, 1)
+    for value, level in ((1.001, 255), (-1.001, 0)):
+        found = make(
+            dataset, tmp_path / str(level), lambda x, _, value=value: tf.fill(x.shape, value), count=2
+        )
+        for record in found:
+            np.testing.assert_array_equal(records.to_stored(record.image.numpy(), 8), level)
