@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 # How hard the set is. Ranges are (low, high) of uniform draws.
-NODULE_CONTRAST = (0.08, 0.20)  # peak density added by a nodule; a rib adds about 0.16, a vessel 0.05 to 0.2
+NODULE_CONTRAST = (0.06, 0.16)  # peak density added by a nodule; a rib adds about 0.16, a vessel 0.05 to 0.2
 NODULE_RADIUS = (0.030, 0.080)  # mean half width of the box
 SECOND_NODULE_SHARE = 0.15  # share of images with a nodule that have two
 END_ON_VESSELS = (3, 9)  # number of vessels seen along their axis: small, sharp, bright dots

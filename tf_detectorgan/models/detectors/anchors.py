@@ -38,11 +38,13 @@ def make_anchors(
     return tf.concat([tf.cast(level, tf.float32) for level in levels.values()], 0)
 
 
-def match(anchors, boxes, labels) -> Targets:
+def match(
+    anchors, boxes, labels, positive_iou: float = POSITIVE_IOU, negative_iou: float = NEGATIVE_IOU
+) -> Targets:
     """Targets of boxes [N, K, 4] with labels [N, K] (-1: padding) at anchors [A, 4].
 
-    An anchor takes the class of the box that it overlaps most, from IoU 0.5 on; between 0.4 and 0.5 it is
-    ignored. The best anchor of a box is always positive: small objects would otherwise teach nothing.
+    An anchor takes the class of the box that it overlaps most, from `positive_iou` on; from `negative_iou` to
+    there it is ignored. The best anchor of a box is always positive: small objects would otherwise teach nothing.
     """
     anchors, boxes = tf.stop_gradient(anchors), tf.stop_gradient(boxes)
     real = labels >= 0
@@ -54,9 +56,9 @@ def match(anchors, boxes, labels) -> Targets:
     # The best anchor of several boxes belongs to the one that it overlaps most.
     best_forced = tf.argmax(tf.where(forced, overlap, -1.0), -1, tf.int32)
     best_box = tf.where(tf.reduce_any(forced, -1), best_forced, best_box)
-    positive = tf.reduce_any(forced, -1) | (best_iou >= POSITIVE_IOU)
+    positive = tf.reduce_any(forced, -1) | (best_iou >= positive_iou)
     classes = tf.where(positive, tf.gather(labels, best_box, batch_dims=1), BACKGROUND)
-    classes = tf.where(~positive & (best_iou >= NEGATIVE_IOU), IGNORED, classes)
+    classes = tf.where(~positive & (best_iou >= negative_iou), IGNORED, classes)
     offsets = encode(anchors, tf.gather(boxes, best_box, batch_dims=1))
     return Targets(classes, tf.where(positive[..., None], offsets, 0.0))
 

@@ -22,6 +22,8 @@ PRIOR = 0.01  # Lin et al. 2017, section 4.1: every anchor starts as background 
 NMS_IOU = 0.5
 MAX_DETECTIONS = 100
 MIN_SCORE = 0.001
+# Objects of 4 to 10 pixels on a grid of 4 rarely meet an anchor by IoU 0.5 (decision 0058).
+SMALL_MATCH_IOU = (0.3, 0.2)
 
 
 class RetinaNet:
@@ -44,6 +46,7 @@ class RetinaNet:
         sizes: tuple[float, ...],
         scales: tuple[float, ...],
         ratios: tuple[float, ...],
+        match_iou: tuple[float, float] = (anchors_lib.POSITIVE_IOU, anchors_lib.NEGATIVE_IOU),
     ):
         if len(strides) != len(sizes):
             raise ValueError(
@@ -73,6 +76,7 @@ class RetinaNet:
         )
         self._scale = tf.constant([width, height, width, height], tf.float32)
         self._height, self._width = height, width
+        self._match_iou = match_iou
 
     @property
     def weights(self) -> list[tf.Variable]:
@@ -87,7 +91,7 @@ class RetinaNet:
 
     def targets(self, labelled: Labelled) -> anchors_lib.Targets:
         """What the network should answer; no gradient."""
-        return anchors_lib.match(self.anchors, labelled.boxes, labelled.labels)
+        return anchors_lib.match(self.anchors, labelled.boxes, labelled.labels, *self._match_iou)
 
     def loss(self, W, images, targets: anchors_lib.Targets, normalizer) -> tf.Tensor:
         """L_d: focal + smooth L1, summed over images, divided by `normalizer` positive anchors (scalar)."""
@@ -151,6 +155,7 @@ def small(
         sizes=sizes,
         scales=scales,
         ratios=ratios,
+        match_iou=SMALL_MATCH_IOU,
     )
 
 
