@@ -44,7 +44,8 @@ def match(
     """Targets of boxes [N, K, 4] with labels [N, K] (-1: padding) at anchors [A, 4].
 
     An anchor takes the class of the box that it overlaps most, from `positive_iou` on; from `negative_iou` to
-    there it is ignored. The best anchor of a box is always positive: small objects would otherwise teach nothing.
+    there it is ignored. The best anchor of a box is always positive: small objects would otherwise teach
+    nothing.
     """
     anchors, boxes = tf.stop_gradient(anchors), tf.stop_gradient(boxes)
     real = labels >= 0
