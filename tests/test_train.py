@@ -1,0 +1,238 @@
+"""`python -m tf_detectorgan.train` in tiny: all phases, again, with other settings, killed in the middle."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan import checkpoints
+from tf_detectorgan.data import phantom, records
+
+ROOT = Path(__file__).resolve().parents[1]
+ARMS = ("real_only", "cut_paste", "cyclegan_bbox", "detectorgan")
+JOINT_STEPS, CHECKPOINT_EVERY, FINAL_STEPS, SYNTHETIC = 16, 2, 3, 5
+FLAGS = [
+    "--generator_filters=4",
+    "--generator_blocks=1",
+    "--discriminator_filters=4",
+    "--crop_size=16",
+    "--anchor_sizes=2,4,8",
+    "--gan_batch=2",
+    "--gan_steps=3",
+    f"--joint_steps={JOINT_STEPS}",
+    "--pretrain_detector_steps=2",
+    "--detector_batch=4",
+    f"--final_steps={FINAL_STEPS}",
+    f"--synthetic_count={SYNTHETIC}",
+    "--pool_size=4",
+    "--log_every=2",
+    "--image_every=8",
+    "--validate_every=8",
+    f"--checkpoint_every={CHECKPOINT_EVERY}",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A phantom of 32 pixels with a handful of images of each kind."""
+    out = tmp_path_factory.mktemp("data") / "phantom"
+    few = phantom.PhantomConfig(
+        name="tiny",
+        size=32,
+        train_images=8,
+        clean_images=12,
+        unboxed_images=4,
+        validation_images=4,
+        test_images=6,
+        test_clean_images=2,
+    )
+    records.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=few), out)
+    return out
+
+
+class Call:
+    """The command, running in a process of its own."""
+
+    def __init__(self, run, data, *more, arms=ARMS):
+        where = [f"--run_dir={run}", f"--data_dir={data}", f"--arm={','.join(arms)}"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tf_detectorgan.train", *where, *FLAGS, *more],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.process.kill()
+        self.process.wait()
+
+    def wait_for(self, *files):
+        while not all(file.exists() for file in files):
+            assert self.process.poll() is None, self.process.communicate()[1]
+            time.sleep(0.005)
+
+    def finish(self):
+        """What it printed and its exit code."""
+        out, errors = self.process.communicate(timeout=900)
+        return out, errors, self.process.returncode
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """A run of all arms, and beside it one that is killed in the joint phase and started again.
+
+    SIGKILL comes at a step that differs from one call of this fixture to the next. Both start from the same
+    pretraining, and at the same time, as a run keeps only one core busy.
+    """
+    parent = tmp_path_factory.mktemp("run")
+    whole, killed = parent / "whole", parent / "killed"
+    joint = killed / "arms" / "detectorgan" / "joint"
+    after = random.SystemRandom().choice(range(CHECKPOINT_EVERY, JOINT_STEPS - 3, CHECKPOINT_EVERY))
+    with Call(whole, data) as all_arms:
+        pretraining = [
+            whole / "shared" / phase / "done.json" for phase in ("pretrain_gan", "pretrain_detector")
+        ]
+        all_arms.wait_for(*pretraining)
+        shutil.copytree(whole / "shared", killed / "shared")
+        with Call(killed, data, arms=["detectorgan"]) as first:
+            first.wait_for(joint / f"ckpt-{after}.index")
+            time.sleep(random.SystemRandom().uniform(0, 0.15))
+            first.process.kill()
+            assert first.finish()[2] == -9
+        assert checkpoints.finished(joint) is None, f"killed too late, after {after} steps"
+        with Call(killed, data, arms=["detectorgan"]) as second:
+            _, errors, code = second.finish()
+            assert code == 0, errors
+        out, errors, code = all_arms.finish()
+        assert code == 0, errors
+    return types.SimpleNamespace(whole=whole, printed=out, killed=killed, after=after)
+
+
+def read_json(file):
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def tensors(directory):
+    """Name -> array of everything in the newest checkpoint: weights, momenta, pools, steps."""
+    reader = tf.train.load_checkpoint(str(directory))
+    names = set(reader.get_variable_to_shape_map()) - {"_CHECKPOINTABLE_OBJECT_GRAPH"}
+    return {name: reader.get_tensor(name) for name in names}
+
+
+@pytest.mark.slow
+def test_all_phases_leave_their_results(runs):
+    run, out = runs.whole, runs.printed
+    assert "training boxes overlap one of" in out
+    for arm in ARMS:
+        assert f"\n{arm} " in out
+        home = run / "arms" / arm
+        # The same budget for everybody.
+        assert read_json(home / "final_detector" / "done.json")["steps"] == FINAL_STEPS
+        ap = read_json(home / "evaluation" / "metrics.json")["ap"]["0.1"]
+        assert 0 <= ap["low"] <= ap["value"] <= ap["high"] <= 1
+        assert (home / "evaluation" / "detections.json").is_file()
+        images = SYNTHETIC if arm != "real_only" else 0
+        assert len(list((home / "synthetic" / "images").glob("*.png"))) == images
+        assert (home / "joint").is_dir() == (arm in ("cyclegan_bbox", "detectorgan"))
+    for name in ("report.html", "report.md", "timings.json", "config.json", "data_card.json"):
+        assert (run / name).is_file()
+    assert str(run / "report.html") in out
+
+
+@pytest.mark.slow
+def test_synthetic_images_name_the_weights_that_made_them(runs):
+    run = runs.whole
+    coco = read_json(run / "arms" / "detectorgan" / "synthetic" / "annotations.json")
+    made_by = {image["provenance"]["checkpoint"] for image in coco["images"]}
+    assert made_by == {checkpoints.fingerprint(run / "arms" / "detectorgan" / "joint")}
+
+
+@pytest.mark.slow
+def test_arms_share_what_they_start_from_and_differ_where_they_should(runs):
+    """G_X of both arms has left the pretraining; DET has moved in one and is no part of the other."""
+    run = runs.whole
+    start, no_det, det = (
+        tensors(run / directory)
+        for directory in ("shared/pretrain_gan", "arms/cyclegan_bbox/joint", "arms/detectorgan/joint")
+    )
+    generators = [name for name in start if name.startswith("generator_optimizer/_trainable_variables/")]
+    assert len(generators) > 20
+    for name in generators:
+        assert len({a.tobytes() for a in (start[name], no_det[name], det[name])}) == 3, name
+    pretrained = tensors(run / "shared" / "pretrain_detector")
+    detector = [name for name in pretrained if name.startswith("optimizer/_trainable_variables/")]
+    assert len(detector) > 20
+    for name in detector:
+        assert np.any(pretrained[name] != det[f"detector_{name}"]), name
+    assert not [name for name in no_det if name.startswith(("DET", "detector"))]
+
+
+@pytest.mark.slow
+def test_tensorboard_has_the_stable_names(runs):
+    run = runs.whole
+    tags = {
+        value.tag
+        for file in (run / "tensorboard" / "detectorgan").glob("events*")
+        for event in tf.compat.v1.train.summary_iterator(str(file))
+        for value in event.summary.value
+    }
+    wanted = {"L_real", "L_syn", "L_real_ahead", "L_bbox", "L_cycle", "L_DIS_globalX", "learning_rate/DET"}
+    terms = ("global", "local", "bbox", "cycle", "real", "syn")
+    wanted |= {f"gradient_at_x_syn/{term}_{where}" for term in terms for where in ("inside", "outside")}
+    wanted |= {"insertions", "validation_ap@0.1", "steps_per_second"}
+    assert {f"joint/{name}" for name in wanted} <= tags
+
+
+@pytest.mark.slow
+def test_a_second_call_does_nothing(runs, data):
+    run = runs.whole
+    trained = [file for file in run.rglob("*") if file.name.startswith(("ckpt", "synthetic.tf", "metrics"))]
+    assert len(trained) > 20
+    before = {file: file.stat().st_mtime_ns for file in trained}
+    began = time.monotonic()
+    with Call(run, data) as again:
+        out, errors, code = again.finish()
+    assert code == 0, errors
+    assert time.monotonic() - began < 90  # training takes minutes, of which most are tracing
+    assert f"detectorgan/joint: done before ({JOINT_STEPS})" in out
+    assert before == {file: file.stat().st_mtime_ns for file in trained}
+
+
+@pytest.mark.slow
+def test_other_settings_in_the_same_directory_are_refused_in_one_line(runs, data):
+    run = runs.whole
+    settings = (run / "config.json").read_text()
+    with Call(run, data, "--lambda_syn=0.5") as refused:
+        _, errors, code = refused.finish()
+    assert code == 78
+    (line,) = errors.strip().splitlines()
+    assert line.startswith(f"error: {run} holds a run with other settings (--lambda_syn was 0.05, is 0.5)")
+    assert (run / "config.json").read_text() == settings
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_very_same_numbers(runs):
+    """Bitwise: weights, momenta, pools and counters of the joint phase, synthetic images, final detector."""
+    whole, killed = (path / "arms" / "detectorgan" for path in (runs.whole, runs.killed))
+    reached = f"killed after {runs.after} saved steps"
+    assert read_json(killed / "joint" / "done.json")["seconds_cover_steps_from"] >= runs.after, reached
+    for phase in ("joint", "final_detector"):
+        expected, found = tensors(whole / phase), tensors(killed / phase)
+        assert len(expected) > 100
+        assert found.keys() == expected.keys()
+        assert [name for name in expected if not np.array_equal(found[name], expected[name])] == [], reached
+    for number in range(SYNTHETIC):
+        file = f"synthetic/images/{number:06d}.png"
+        assert (killed / file).read_bytes() == (whole / file).read_bytes(), reached
