@@ -12,6 +12,7 @@ from tf_detectorgan.models.detectors.retinanet import positives
 from tf_detectorgan.models.discriminators import crop
 from tf_detectorgan.models.generators import insert, reinsert, remove
 from tf_detectorgan.training import build, joint_step
+from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.settings import ARMS, Train
 
 SEED = tf.constant([0, 0])
@@ -236,6 +237,18 @@ def test_everybody_moves_and_without_a_detector_it_stays(tiny, arena):
     assert not any(moved.pop("DET"))
     assert all(map(all, moved.values()))  # every weight of every other player
     assert int(p.detector_optimizer.iterations) == 0
+
+
+def test_a_detector_step_moves_the_detector_and_nobody_else(tiny, arena):
+    p = arena()
+    before = tiny.networks(p)
+    detector_step(p.DET, p.detector_optimizer, tiny.batch().y, 1.0)
+    moved = {
+        name: any(np.any(x != y) for x, y in zip(before[name], w, strict=True))
+        for name, w in tiny.networks(p).items()
+    }
+    assert {name for name, did in moved.items() if did} == {"DET"}
+    assert int(p.generator_optimizer.iterations) == int(p.discriminator_optimizer.iterations) == 0
 
 
 def test_discriminators_train_on_the_pool(tiny, arena):

