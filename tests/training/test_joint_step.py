@@ -186,7 +186,6 @@ def test_step_is_the_gradient_of_the_written_objective(tiny, arena, recipe, dete
     "arm,cap,sign",
     [
         ("detectorgan", 1e6, 1),
-        ("detectorgan_no_unroll", 1e6, 1),
         ("detectorgan", 1e-3, 0),
         ("acgan", 1e-3, -1),
     ],

@@ -86,6 +86,14 @@ def test_thresholds(width, expected):
     np.testing.assert_array_equal(match_one(anchors, boxes_of([0, 0, 5, 1]), [0]).classes, [[expected, 0]])
 
 
+@pytest.mark.parametrize("width,expected", [(16.6, 0), (16.8, IGNORED), (24.9, IGNORED), (25.1, BACKGROUND)])
+def test_other_thresholds(width, expected):
+    """From IoU 0.3 on positive, below 0.2 background: 5 / 16.67 and 5 / 25."""
+    anchors, box = boxes_of([0, 0, width, 1], [0, 0, 5, 1]), boxes_of([0, 0, 5, 1])
+    targets = lib.match(anchors, box[None], tf.constant([[0]]), positive_iou=0.3, negative_iou=0.2)
+    np.testing.assert_array_equal(targets.classes, [[expected, 0]])
+
+
 def test_padding_matches_nothing():
     """Not even an anchor without extent, whose overlap with a padded box is 0 of 0."""
     anchors = boxes_of([0, 0, 0, 0], [0, 0, 10, 10])
