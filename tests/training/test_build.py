@@ -1,0 +1,102 @@
+"""From settings to players: sizes, schedules by hand, devices."""
+
+import types
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.training import build
+from tf_detectorgan.training.settings import ARMS, Train
+
+DATASET = types.SimpleNamespace(image_shape=(32, 32, 1), class_names=("a", "b"))
+TINY = {
+    "generator_filters": 2,
+    "generator_blocks": 1,
+    "discriminator_filters": 2,
+    "crop_size": 16,
+    "pool_size": 8,
+}
+
+
+def test_generators_schedule_by_hand():
+    """0.2 for 100 steps, then to 0 in 50: half of it after 125. Without a joint phase it just stops."""
+    rate = build.ConstantThenLinear(0.2, 100, 50)
+    found = [float(rate(step)) for step in (0, 99, 100, 125, 150, 1000)]
+    np.testing.assert_allclose(found, [0.2, 0.2, 0.2, 0.1, 0, 0], atol=1e-7)
+    assert float(build.ConstantThenLinear(0.2, 100, 0)(99)) == pytest.approx(0.2)
+    again = build.ConstantThenLinear.from_config(rate.get_config())
+    assert float(again(tf.constant(125, tf.int64))) == pytest.approx(0.1)
+
+
+def test_detectors_schedule_by_hand():
+    """Of 100 steps 5 warm up; then a cosine: half of the rate in the middle of the other 95, 0 at the end."""
+    DET = types.SimpleNamespace(network=types.SimpleNamespace(trainable_variables=[keras.Variable([1.0])]))
+    settings = Train(detector_learning_rate=0.01)
+    optimizer = build.alone_detector_optimizer(settings, DET, 100, tf.distribute.get_strategy())
+    rate = optimizer._learning_rate
+    found = [float(rate(step)) for step in (0, 1, 5, 52.5, 100)]
+    np.testing.assert_allclose(found, [0, 0.002, 0.01, 0.005, 0], atol=1e-7)
+
+
+def test_devices():
+    assert build.strategy(Train()).num_replicas_in_sync == 1
+    assert build.strategy(Train(distribution="one")).num_replicas_in_sync == 1
+    mirrored = build.strategy(Train(distribution="mirrored"))
+    assert isinstance(mirrored, tf.distribute.MirroredStrategy)
+    assert mirrored.num_replicas_in_sync == 2
+    for batch in ("gan_batch", "detector_batch"):
+        with pytest.raises(InputError, match=f"--{batch}=3 is not divisible by 2 devices"):
+            build.strategy(Train(distribution="mirrored", **{batch: 3}))
+
+
+def test_players_of_two_devices_have_two_pools_each():
+    chosen = build.strategy(Train(distribution="mirrored"))
+    p = build.players(Train(**TINY, gan_batch=4), DATASET, chosen)
+    for pools in (p.pools_X, p.pools_Y):
+        assert [pool.images.shape for pool in pools] == [(8, 32, 32, 1)] * 2
+    assert len({id(pool) for pool in (*p.pools_X, *p.pools_Y)}) == 4
+    assert p.DET is None
+
+
+@pytest.mark.parametrize("condition,channels", [("mask", 1 + 2), ("exemplar", 1 + 1 + 2)])
+def test_players_fit_the_recipe(condition, channels):
+    p = build.players(Train(**TINY, condition=condition), DATASET, tf.distribute.get_strategy())
+    assert p.G_X.input_shape == (None, 32, 32, channels)
+    assert p.G_Y.input_shape == (None, 32, 32, 1 + 2)
+    assert p.DIS_localX.input_shape == (None, 16, 16, 1)
+    assert p.DIS_globalX.input_shape == p.DIS_globalY.input_shape == (None, 32, 32, 1)
+    # tanh in the paper, an unbounded difference where the object is pasted already
+    assert p.G_X.layers[-1].activation is (
+        keras.activations.linear if condition == "exemplar" else keras.activations.tanh
+    )
+    assert p.G_Y.layers[-1].activation is keras.activations.tanh
+
+
+def test_the_seed_decides_the_first_weights():
+    def weights(seed):
+        p = build.players(Train(**TINY, seed=seed), DATASET, tf.distribute.get_strategy())
+        return p.G_Y.get_weights()
+
+    first, again, other = weights(3), weights(3), weights(4)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert any(np.any(a != b) for a, b in zip(first, other, strict=True))
+
+
+def test_arms_scale_the_settings_by_their_signs():
+    settings = Train(lambda_real=2.0, lambda_syn=0.5)
+    found = {
+        name: (o.lambda_real, o.lambda_syn)
+        for name in ARMS
+        for o in [build.objective(settings, ARMS[name], 1)]
+        if ARMS[name].detector
+    }
+    assert found == {"acgan": (0, -0.5), "detectorgan_no_unroll": (0, 0.5), "detectorgan": (2.0, 0.5)}
+
+
+def test_no_augmentation_changes_nothing():
+    off = build.augmentation(Train(augment=False))
+    assert (off.flip, off.shift, off.scale, off.intensity) == (False, 0, 0, 0)
+    assert build.augmentation(Train()) != off
