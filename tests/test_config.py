@@ -79,6 +79,12 @@ def test_bad_items_name_flag_and_item(parse, flag, message):
         parse(Options, flag)
 
 
+def test_a_detector_that_could_not_move_is_refused(parse):
+    """Clipping to norm 0 is not "no clipping": every gradient would be 0."""
+    with pytest.raises(flags.Error, match="clipnorm"):
+        parse(Train, "--clipnorm=0")
+
+
 def test_an_empty_list_is_empty(parse):
     assert parse(Options, "--kinds=", "--sizes=").kinds == ()
 

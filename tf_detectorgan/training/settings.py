@@ -105,7 +105,7 @@ class Train:
         1e-3, "AdamW's of a detector alone: warm-up, then a cosine to 0.", low=0.0
     )
     weight_decay: float = option(1e-4, "AdamW's of a detector alone.", low=0.0)
-    clipnorm: float = option(10.0, "Largest norm of a detector's gradient.", low=0.0)
+    clipnorm: float = option(10.0, "Largest norm of a detector's gradient.", low=1e-6)
     pool_size: int = option(50, "Synthetic images that discriminators remember.", low=0)
 
     synthetic_count: int = option(1000, "Synthetic images an arm makes.", low=1)
