@@ -34,8 +34,8 @@ FLAGS = [
     f"--synthetic_count={SYNTHETIC}",
     "--pool_size=4",
     "--log_every=2",
-    "--image_every=8",
-    "--validate_every=8",
+    "--image_every=16",
+    "--validate_every=16",
     f"--checkpoint_every={CHECKPOINT_EVERY}",
 ]
 
