@@ -10,7 +10,7 @@ from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import losses
 from tf_detectorgan.models.detectors.retinanet import positives
 from tf_detectorgan.models.discriminators import crop
-from tf_detectorgan.models.generators import insert, reinsert, remove
+from tf_detectorgan.models.generators import insert, paste, reinsert, remove
 from tf_detectorgan.training import build, joint_step
 from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.settings import ARMS, Train
@@ -87,13 +87,16 @@ def written_objective(p, o, b):
     x_syn = insert(p.G_X, x, b.insertion, composed)
     y_clean = remove(p.G_Y, y.images, y.boxes, y.labels, composed)
     mask = boxes_lib.mask(b.insertion.boxes, *x.shape[1:3])[..., None]
+    target = b.insertion.exemplars
+    if composed.condition == "exemplar":
+        target = paste(x, target, composed.blend(b.insertion.boxes, *x.shape[1:3]))
     x_back, y_back = remove(p.G_Y, x_syn, boxes, labels, composed), reinsert(p.G_X, y_clean, y, composed)
     x_same, y_same = remove(p.G_Y, x, boxes, labels, composed), reinsert(p.G_X, y.images, y, composed)
     terms = {
         "global": o.lambda_global * (fooled(p.DIS_globalX, x_syn) + fooled(p.DIS_globalY, y_clean)),
         "local": o.lambda_local
         * fooled(p.DIS_localX, crop(x_syn, b.insertion.boxes, o.crop_size, o.crop_context)),
-        "bbox": o.lambda_bbox * mean(losses.bbox_loss(x_syn, b.insertion.exemplars, mask)),
+        "bbox": o.lambda_bbox * mean(losses.bbox_loss(x_syn, target, mask)),
         "cycle": o.lambda_cycle * (mean(losses.l1(x_back, x)) + mean(losses.l1(y_back, y.images))),
         "identity": o.lambda_identity * (mean(losses.l1(x_same, x)) + mean(losses.l1(y_same, y.images))),
     }

@@ -125,6 +125,17 @@ def paste(x, exemplars, alpha):
     return x + alpha * (tf.clip_by_value(exemplars + offset, -1.0, 1.0) - x)
 
 
+def bbox_target(x, insertion: Insertion, composition: Composition):
+    """What BboxLoss wants the object in `insertion.boxes` to look like: [N, H, W, C].
+
+    The matched object; with condition "exemplar" as it is pasted, that is, in the light of its new
+    surroundings. Without that, BboxLoss asks for a dark patch of lung wherever the background is brighter.
+    """
+    if composition.condition == "mask":
+        return insertion.exemplars
+    return paste(x, insertion.exemplars, composition.blend(insertion.boxes, *x.shape[1:3]))
+
+
 def insert(G_X, x, insertion: Insertion, composition: Composition):
     """G_X(x, m): x [N, H, W, C] with one object drawn into `insertion.boxes`; same shape, in [-1, 1]."""
     boxes, labels = insertion.boxes[:, None], insertion.labels[:, None]

@@ -16,7 +16,7 @@ from tf_detectorgan import losses
 from tf_detectorgan.batch import Batch, Labelled
 from tf_detectorgan.models.detectors.retinanet import RetinaNet
 from tf_detectorgan.models.discriminators import crop
-from tf_detectorgan.models.generators import Composition, insert, reinsert, remove
+from tf_detectorgan.models.generators import Composition, bbox_target, insert, reinsert, remove
 from tf_detectorgan.training import replicas, unroll
 from tf_detectorgan.training.image_pool import ImagePool
 
@@ -114,7 +114,8 @@ def _judge(p: Players, o: Objective, batch: Batch, x_syn, y_clean, theta):
         L_globalY = replicas.share(losses.adversarial_generator(p.DIS_globalY(y_clean), o.gan_loss))
         # BboxLoss: the object should look like the matched one.
         inside = boxes_lib.mask(boxes, x_syn.shape[1], x_syn.shape[2])[..., None]
-        L_bbox = replicas.share(losses.bbox_loss(x_syn, batch.insertion.exemplars, inside))
+        target = bbox_target(batch.x, batch.insertion, o.composition)
+        L_bbox = replicas.share(losses.bbox_loss(x_syn, target, inside))
         # Cycle consistency, and identity on images that are already what the generator should make.
         x, y = batch.x, batch.y
         y_twice = Labelled(*(tf.concat([v, v], 0) for v in y))

@@ -84,7 +84,7 @@ class Train:
 
     placement: str = option("matched_shift", "Where to insert.", ("matched_shift", "uniform", "file"))
     placement_file: str = option("", "Boxes for --placement=file (CSV or JSON).")
-    max_shift: float = option(0.15, "Largest shift of the matched box, in image sides.", low=0.0, high=1.0)
+    max_shift: float = option(0.05, "Largest shift of the matched box, in image sides.", low=0.0, high=1.0)
     match_top_k: int = option(5, "Draw the matched image among this many best ones.", low=1, paper=1)
     exemplar_flip: bool = option(True, "Insert objects mirrored half of the time.", paper=False)
     augment: bool = option(True, "Flip, shift, scale and light changes for detectors, the same in all arms.")
