@@ -160,6 +160,18 @@ def test_paste_stays_in_range_and_needs_no_seam():
     np.testing.assert_array_equal(generators.paste(x, exemplars, tf.zeros_like(x)), x)
 
 
+def test_bbox_target_is_what_an_untrained_generator_draws():
+    """Where the object is pasted, BboxLoss starts at 0; the paper's target is the matched image itself."""
+    x, boxes = noise(1), np.asarray(INSERTION.boxes, int)
+    composed = composition("box", "exemplar")
+    target = generators.bbox_target(x, INSERTION, composed)
+    drawn = generators.insert(generator(composed, trained=False), x, INSERTION, composed)
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        np.testing.assert_array_equal(target[i, y0:y1, x0:x1], drawn[i, y0:y1, x0:x1])
+        assert np.any(target[i, y0:y1, x0:x1] != INSERTION.exemplars[i, y0:y1, x0:x1])  # brightened
+    assert generators.bbox_target(x, INSERTION, composition("full", "mask")) is INSERTION.exemplars
+
+
 def test_an_untrained_residual_generator_pastes():
     composed, x = composition("box", "exemplar"), noise(1)
     G_X = generator(composed, trained=False)
