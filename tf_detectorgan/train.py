@@ -50,8 +50,8 @@ def anchor_report(run: Run) -> None:
     )
     if share < WANTED_COVERAGE:
         print(
-            f"warning: below {WANTED_COVERAGE:.0%}; worst IoU {best.min():.2f}. Boxes that anchors overlap badly "
-            "are learnt slowly: set --anchor_sizes, --anchor_ratios"
+            f"warning: below {WANTED_COVERAGE:.0%}; worst IoU {best.min():.2f}. Boxes that anchors overlap "
+            "badly are learnt slowly: set --anchor_sizes, --anchor_ratios"
         )
 
 
