@@ -160,8 +160,8 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
     return metrics
 
 
-def run_arms(run: Run, after: Callable[[str], None] = lambda arm: None) -> None:
-    """All phases of all chosen arms; `after` is called when an arm is finished."""
+def run_arms(run: Run) -> None:
+    """All phases of all chosen arms."""
     arms = run.settings.arm
     if any(ARMS[a].images == "generator" for a in arms):
         pretrain_gan(run)
@@ -172,7 +172,6 @@ def run_arms(run: Run, after: Callable[[str], None] = lambda arm: None) -> None:
         make_images(run, name)
         final_detector(run, name)
         evaluate(run, name)
-        after(name)
 
 
 def _player_parts(players: Players) -> dict[str, Any]:
@@ -219,9 +218,7 @@ def _train_generators(
 
     def inspect(done: int, batch) -> None:
         if done % s.image_every == 0 or done == steps:
-            first = run.strategy.experimental_local_results(batch.x)[0]
             local = tf.nest.map_structure(lambda v: run.strategy.experimental_local_results(v)[0], batch)
-            assert first.shape[0]
             writer.image("insertions", done, _picture(run, players, local, objective))
         if players.DET is not None and (done % s.validate_every == 0 or done == steps):
             writer.scalars(done, _validation(run))

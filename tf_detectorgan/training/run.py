@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -85,7 +86,7 @@ class Run:
     @functools.cached_property
     def every(self) -> Every:
         s = self.settings
-        return Every(s.log_every, s.checkpoint_every, min(s.image_every, s.validate_every))
+        return Every(s.log_every, s.checkpoint_every, math.gcd(s.image_every, s.validate_every))
 
     def writer(self, arm: str, phase: str) -> summaries.Writer:
         return summaries.Writer(self.path / "tensorboard" / arm, phase)
