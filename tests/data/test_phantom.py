@@ -83,6 +83,32 @@ def test_three_patients_have_four_images(monkeypatch):
     assert (films[0] != films[2]).any()
 
 
+def test_a_lookalike_by_hand():
+    """An ellipse of half axes 0.04 (along 90 degrees) and 0.02: 1/e of its density on the rim, none in a ring."""
+    one = chest_film.Lookalike(0.5, 0.4, 0.04, 0.02, np.pi / 2, density=0.3, power=3.0, hollow=0.0)
+    u, v = np.array([0.5, 0.5, 0.52, 0.54]), np.array([0.4, 0.44, 0.4, 0.4])
+    np.testing.assert_allclose(one.profile(u, v, 1e-3), 0.3 * np.exp([0.0, -1, -1, -8]), rtol=1e-6)
+    ring = one._replace(hollow=1.0)
+    np.testing.assert_allclose(ring.profile(u[:1], v[:1], 1e-3), 0.0, atol=1e-12)
+    # At a coarse pixel the shorter axis is 0.6 pixels, and the whole as much fainter.
+    np.testing.assert_allclose(one.profile(u[:1], v[:1], 0.05), 0.3 * 0.02 / 0.03, rtol=1e-6)
+
+
+def test_nipples_are_two_at_one_height_or_none():
+    paired = [kind.paired for kind in chest_film.LOOKALIKES].index(True)
+    seen = []
+    for number in range(40):
+        with pytest.MonkeyPatch.context() as only:
+            only.setattr(chest_film, "LOOKALIKES", chest_film.LOOKALIKES[paired : paired + 1])
+            found = chest_film._draw_lookalikes(np.random.default_rng(number))
+        seen.append(len(found))
+        if found:
+            left, right = found
+            assert left.v == right.v
+            np.testing.assert_allclose(left.u + right.u, 1.0)
+    assert set(seen) == {0, 2}
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     out = tmp_path_factory.mktemp("phantom") / "set"

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
 # How hard the set is. Ranges are (low, high) of uniform draws.
-NODULE_CONTRAST = (0.06, 0.16)  # peak density added by a nodule; a rib adds about 0.16, a vessel 0.05 to 0.2
+NODULE_CONTRAST = (0.10, 0.36)  # peak density added by a nodule; a rib adds about 0.16, a vessel 0.05 to 0.2
 NODULE_RADIUS = (0.030, 0.080)  # mean half width of the box
 SECOND_NODULE_SHARE = 0.15  # share of images with a nodule that have two
 END_ON_VESSELS = (3, 9)  # number of vessels seen along their axis: small, sharp, bright dots
@@ -67,6 +68,57 @@ class Nodule:
         return np.array([u.min(), v.min(), u.max(), v.max()])
 
 
+class Kind(NamedTuple):
+    """A kind of shadow that readers learn to tell from a nodule; ranges are (low, high) of uniform draws."""
+
+    share: float  # of the patients that have any
+    most: int  # of them in one patient
+    radius: tuple[float, float]  # the shorter half axis
+    elongation: tuple[float, float]
+    density: tuple[float, float]
+    power: float  # 2 is a Gaussian, 10 a disc with a hard edge
+    hollow: tuple[float, float]  # share of the density that the middle lacks: 1 is a ring
+    place: tuple[tuple[float, float], tuple[float, float]] = ((0.10, 0.32), (0.18, 0.70))  # |u - 0.5|, v
+    paired: bool = False  # on both sides alike
+
+
+LOOKALIKES = (
+    Kind(
+        0.7, 5, (0.020, 0.060), (1, 1), (0.15, 0.45), 10, (0, 0.9), ((0.0, 0.35), (0.15, 0.85))
+    ),  # electrodes
+    Kind(0.8, 5, (0.014, 0.028), (2.5, 4), (0.15, 0.45), 3, (0, 0)),  # healed ribs
+    Kind(0.6, 4, (0.013, 0.030), (1, 1.2), (0.35, 0.80), 3, (0, 0)),  # calcified scars
+    Kind(
+        0.6, 1, (0.025, 0.050), (1, 1.2), (0.12, 0.36), 3, (0, 0), ((0.17, 0.24), (0.58, 0.70)), True
+    ),  # nipples
+    Kind(0.4, 3, (0.035, 0.070), (1, 1.3), (0.15, 0.35), 3, (1, 1)),  # rings: bullae, bronchi seen end-on
+    Kind(0.4, 3, (0.025, 0.050), (1.6, 2.2), (0.15, 0.35), 8, (0, 0)),  # plaques of the pleura
+)
+
+
+class Lookalike(NamedTuple):
+    """A round or oval shadow that is no nodule, in trunk coordinates."""
+
+    u: float
+    v: float
+    along: float  # half axes: along `angle`, and across
+    across: float
+    angle: float
+    density: float  # at its densest
+    power: float
+    hollow: float
+
+    def profile(self, u: np.ndarray, v: np.ndarray, pixel: float) -> np.ndarray:
+        """Density added at trunk positions u, v; what is thinner than a pixel gets wider and fainter."""
+        cos, sin = np.cos(self.angle), np.sin(self.angle)
+        along, across = max(self.along, 0.6 * pixel), max(self.across, 0.6 * pixel)
+        a = ((u - self.u) * cos + (v - self.v) * sin) / along
+        b = ((v - self.v) * cos - (u - self.u) * sin) / across
+        distance = np.hypot(a, b)
+        peak = self.density * (self.along / along) * (self.across / across)
+        return peak * np.exp(-(distance**self.power)) * (1 - self.hollow * np.exp(-((distance / 0.6) ** 4)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Anatomy:
     """What makes one patient; drawn from the patient's number, shared by the patient's images."""
@@ -85,6 +137,7 @@ class Anatomy:
         np.ndarray
     )  # [n, 7] segments u0, v0, u1, v1, half width, density, sharpness; points when seen end-on
     clutter: np.ndarray  # [48, 48] texture, unit variance
+    lookalikes: tuple[Lookalike, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +168,7 @@ def draw(seed: int, index: int, size: int, nodule: bool) -> tuple[np.ndarray, np
 
 def film(seed: int, index: int, size: int, nodule: bool) -> tuple[np.ndarray, list[Nodule]]:
     """`draw` with the nodules themselves instead of their boxes."""
-    anatomy = _draw_anatomy(np.random.default_rng([seed, patient(index), 0]))
+    anatomy = _draw_anatomy(*(np.random.default_rng([seed, patient(index), part]) for part in (0, 3)))
     view = _draw_view(np.random.default_rng([seed, index, 1]))
     nodules = _draw_nodules(np.random.default_rng([seed, index, 2]), anatomy, view) if nodule else []
     v, u = np.meshgrid(*[(np.arange(size) + 0.5) / size] * 2, indexing="ij")
@@ -125,7 +178,7 @@ def film(seed: int, index: int, size: int, nodule: bool) -> tuple[np.ndarray, li
     return _expose(view, density).astype(np.float32), nodules
 
 
-def _draw_anatomy(rng: np.random.Generator) -> Anatomy:
+def _draw_anatomy(rng: np.random.Generator, lookalikes: np.random.Generator) -> Anatomy:
     domes = 0.77 + rng.uniform(-0.04, 0.04) + np.array([-0.012, 0.012])
     return Anatomy(
         width=rng.uniform(0.93, 1.06),
@@ -144,7 +197,26 @@ def _draw_anatomy(rng: np.random.Generator) -> Anatomy:
         tissue=rng.uniform(0.85, 1.1),
         vessels=_draw_vessels(rng),
         clutter=_unit(ndimage.gaussian_filter(rng.standard_normal((48, 48)), 1.3)),
+        lookalikes=tuple(_draw_lookalikes(lookalikes)),
     )
+
+
+def _draw_lookalikes(rng: np.random.Generator) -> list[Lookalike]:
+    """Each kind in its share of the patients; nipples are two or none, at one height."""
+    found = []
+    for kind in LOOKALIKES:
+        present = rng.random() < kind.share
+        for _ in range(int(rng.integers(1, kind.most + 1)) if present else 0):
+            side = rng.choice([-1.0, 1.0])
+            ranges = (kind.radius, kind.elongation, kind.density, kind.hollow, (0.1, 0.7), *kind.place)
+            across, elongation, density, hollow, tilt, aside, v = rng.uniform(*np.transpose(ranges))
+            for s in (-1.0, 1.0) if kind.paired else (side,):
+                found.append(
+                    Lookalike(
+                        0.5 + s * aside, v, across * elongation, across, s * tilt, density, kind.power, hollow
+                    )
+                )
+    return found
 
 
 def _draw_vessels(rng: np.random.Generator) -> np.ndarray:
@@ -260,6 +332,8 @@ def _density(anatomy: Anatomy, u: np.ndarray, v: np.ndarray, pixel: float) -> np
     density += _mediastinum(u, v, x) * (1 - 0.5 * lungs) * trunk
     density += _bones(anatomy, u, v, x, pixel) * trunk
     density += _vessels(anatomy, u, v, pixel) * lungs
+    for one in anatomy.lookalikes:
+        density += one.profile(u, v, pixel) * trunk
     grid = np.stack([v, u]) * (len(anatomy.clutter) - 1)
     texture = ndimage.map_coordinates(anatomy.clutter, grid, order=1, mode="nearest")
     return density + CLUTTER * texture * trunk

@@ -33,8 +33,11 @@ class PhantomConfig(tfds.core.BuilderConfig):
 class Phantom(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Drawn chest X-rays with exact boxes around faint nodules."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {
+        "2.0.0": "Nodules a person can see, among shadows that look like them.",
+        "1.0.0": "First version.",
+    }
     BUILDER_CONFIGS = [PhantomConfig()]
 
     def _info(self) -> tfds.core.DatasetInfo:

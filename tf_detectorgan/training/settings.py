@@ -94,7 +94,7 @@ class Train:
     pretrain_detector_steps: int = option(2000, "Steps of pretrain_detector.", low=0)
     final_steps: int = option(5000, "Steps of final_detector, the same for all arms.", low=1)
     gan_batch: int = option(4, "Images of each stream a step, over all devices.", low=1)
-    detector_batch: int = option(16, "Images a step of a detector alone, over all devices.", low=1)
+    detector_batch: int = option(8, "Images a step of a detector alone, over all devices.", low=1)
     gan_learning_rate: float = option(
         2e-4, "Adam's, constant, then linearly to 0 over the joint phase.", low=0.0
     )
@@ -102,7 +102,7 @@ class Train:
         0.01, "SGD's (momentum 0.9) of DET in the joint phase.", low=0.0
     )
     detector_learning_rate: float = option(
-        1e-3, "AdamW's of a detector alone: warm-up, then a cosine to 0.", low=0.0
+        2.5e-3, "AdamW's of a detector alone: warm-up, then a cosine to 0.", low=0.0
     )
     weight_decay: float = option(1e-4, "AdamW's of a detector alone.", low=0.0)
     clipnorm: float = option(10.0, "Largest norm of a detector's gradient.", low=1e-6)

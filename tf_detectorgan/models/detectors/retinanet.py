@@ -234,13 +234,15 @@ def _small_pyramid(shapes: dict[str, tuple], filters: int) -> keras.Model:
 
 
 def _head(outputs: int, filters: int, layers: int, bias: float) -> keras.Model:
-    """Shared by all levels, like KerasCV's `PredictionHead`, whose width is fixed at 256."""
+    """Shared by all levels, like KerasCV's `PredictionHead`, whose width is fixed at 256.
+
+    Normalised (Wu & He 2018, section 4.2), which KerasCV's is not: trained from scratch it bears a higher
+    learning rate (decision 0059).
+    """
     features = keras.Input((None, None, filters))
     x = features
     for _ in range(layers):
-        x = keras.layers.Conv2D(
-            filters, 3, padding="same", activation="relu", kernel_initializer="he_normal"
-        )(x)
+        x = _conv(x, filters)
     normal = keras.initializers.RandomNormal(stddev=0.01)  # Lin et al. 2017, section 4.1
     prior = keras.initializers.Constant(bias)
     x = keras.layers.Conv2D(outputs, 3, padding="same", kernel_initializer=normal, bias_initializer=prior)(x)
