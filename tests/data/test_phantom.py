@@ -84,7 +84,7 @@ def test_three_patients_have_four_images(monkeypatch):
 
 
 def test_a_lookalike_by_hand():
-    """An ellipse of half axes 0.04 (along 90 degrees) and 0.02: 1/e of its density on the rim, none in a ring."""
+    """An ellipse of half axes 0.04 (upright) and 0.02: 1/e of its density on the rim, none in a ring."""
     one = chest_film.Lookalike(0.5, 0.4, 0.04, 0.02, np.pi / 2, density=0.3, power=3.0, hollow=0.0)
     u, v = np.array([0.5, 0.5, 0.52, 0.54]), np.array([0.4, 0.44, 0.4, 0.4])
     np.testing.assert_allclose(one.profile(u, v, 1e-3), 0.3 * np.exp([0.0, -1, -1, -8]), rtol=1e-6)
