@@ -12,7 +12,9 @@ from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import synthesis
 from tf_detectorgan.data import records
 from tf_detectorgan.data.placement import Placement
+from tf_detectorgan.errors import Interrupted
 from tf_detectorgan.models.generators import Composition, paste
+from tf_detectorgan.training.loop import StopSignal
 
 SIDE, COUNT = 32, 7
 NAMES = ("blowhole", "crack")
@@ -72,7 +74,7 @@ def cut_and_paste(x, insertion):
     return paste(x, insertion.exemplars, COMPOSITION.blend(insertion.boxes, SIDE, SIDE))
 
 
-def make(dataset, directory, insert=cut_and_paste, *, count=COUNT, batch_size=3, seed=0):
+def make(dataset, directory, insert=cut_and_paste, *, count=COUNT, batch_size=3, seed=0, **more):
     synthesis.synthesize(
         insert,
         dataset,
@@ -83,6 +85,7 @@ def make(dataset, directory, insert=cut_and_paste, *, count=COUNT, batch_size=3,
         placement=Placement(top_k=3, exemplar_flip=True),
         method="cut_paste",
         checkpoint="abc",
+        **more,
     )
     strings = records.read_records(directory / "synthetic.tfrecord")
     schema = records.read_features(directory)
@@ -215,3 +218,16 @@ def test_values_out_of_range_are_clipped(tmp_path):
         )
         for record in found:
             np.testing.assert_array_equal(records.to_stored(record.image.numpy(), 8), level)
+
+
+def test_an_interruption_between_batches_leaves_nothing(tmp_path):
+    stop = StopSignal()
+
+    def insert(x, insertion):
+        stop.received = "SIGTERM"
+        return cut_and_paste(x, insertion)
+
+    with pytest.raises(Interrupted, match="SIGTERM in cut_paste/synthetic"):
+        make(Tiles(8, 1), tmp_path / "made", insert, between=lambda: stop.check("cut_paste/synthetic"))
+    assert not (tmp_path / "made").exists()
+    assert len(make(Tiles(8, 1), tmp_path / "made")) == COUNT  # what was left behind is in nobody's way

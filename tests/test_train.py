@@ -14,7 +14,6 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan import checkpoints
-from tf_detectorgan.data import phantom, records
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = ("real_only", "cut_paste", "cyclegan_bbox", "detectorgan")
@@ -41,21 +40,10 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(tiny_phantom):
     """A phantom of 32 pixels with a handful of images of each kind."""
-    out = tmp_path_factory.mktemp("data") / "phantom"
-    few = phantom.PhantomConfig(
-        name="tiny",
-        size=32,
-        train_images=8,
-        clean_images=12,
-        unboxed_images=4,
-        validation_images=4,
-        test_images=6,
-        test_clean_images=2,
-    )
-    records.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=few), out)
-    return out
+    counts = {"train_images": 8, "clean_images": 12, "unboxed_images": 4, "validation_images": 4}
+    return tiny_phantom("train", test_images=6, **counts)
 
 
 class Call:

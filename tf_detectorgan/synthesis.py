@@ -35,6 +35,7 @@ def synthesize(
     placement: Placement,
     method: str,
     checkpoint: str,
+    between: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes `count` synthetic images to `directory`, which appears when all are finished.
 
@@ -48,6 +49,7 @@ def synthesize(
       seed: image i is a function of (seed, i).
       placement: where to insert.
       method, checkpoint: written into each image's provenance.
+      between: called before every batch; what it raises ends the work, and nothing appears.
     """
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -66,6 +68,7 @@ def synthesize(
     def examples() -> Iterator[dict[str, Any]]:
         with tqdm(total=count, desc=f"synthesize {method}", unit="image", dynamic_ncols=True) as bar:
             for batch in batches:
+                between()
                 images = records.to_stored(insert(batch.x, batch.insertion).numpy(), dataset.bit_depth)
                 for i in np.flatnonzero(batch.seeds.numpy() < count).tolist():
                     example = _example(batch, i, images[i], origin)

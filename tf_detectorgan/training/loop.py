@@ -30,6 +30,11 @@ class StopSignal:
             signal.signal(number, self._receive)
         return self
 
+    def check(self, name: str) -> None:
+        """For work that is not saved half done: raises Interrupted when a signal has come."""
+        if self.received:
+            raise Interrupted(f"{self.received} in {name}: begins again with the next call")
+
     def _receive(self, number, frame):
         self.received = signal.Signals(number).name
         signal.signal(number, signal.SIG_DFL)

@@ -87,6 +87,7 @@ def make_images(run: Run, name: str) -> None:
         placement=build.placement(s),
         method=name,
         checkpoint=checkpoint,
+        between=lambda: run.stop.check(f"{name}/synthetic"),
     )
     checkpoints.write_text(directory / "done.json", json.dumps({"count": s.synthetic_count}))
 
@@ -147,6 +148,7 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
         metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
         if metrics["main_iou"] == run.settings.main_iou:
             return metrics
+    run.stop.check(f"{name}/evaluation")
     checkpoints.load(run.arm_path(name) / "final_detector", {"DET": run.detector.network})
     truth, found = detect_split(run.detect, run.dataset, split, run.settings.detector_batch)
     ev.write_json(directory / f"detections{suffix}.json", ev.to_coco_results(found))
@@ -223,18 +225,7 @@ def _train_generators(
         if players.DET is not None and (done % s.validate_every == 0 or done == steps):
             writer.scalars(done, _validation(run))
 
-    run_phase(
-        f"{arm}/{phase}" if arm != "shared" else phase,
-        directory=directory,
-        parts=_player_parts(players),
-        steps=steps,
-        step=step,
-        batches=batches,
-        scalars=writer.scalars,
-        every=run.every,
-        stop=run.stop,
-        inspect=inspect,
-    )
+    _run(run, writer, directory, _player_parts(players), steps, step, batches, inspect)
     _assert_one_trace(function)
 
 
@@ -259,19 +250,25 @@ def _train_detector(run, arm, phase, directory, optimizer, function, steps, synt
         if done % s.validate_every == 0 or done == steps:
             writer.scalars(done, _validation(run))
 
+    parts = {"DET": run.detector.network, "optimizer": optimizer}
+    _run(run, writer, directory, parts, steps, lambda batch, number: function(batch), batches, inspect)
+    _assert_one_trace(function)
+
+
+def _run(run: Run, writer, directory: Path, parts, steps: int, step, batches, inspect) -> None:
+    """`run_phase` with what all phases of a run have alike; the bar bears the directory's name."""
     run_phase(
-        f"{arm}/{phase}" if arm != "shared" else phase,
+        str(directory.relative_to(run.path)).removeprefix("shared/").removeprefix("arms/"),
         directory=directory,
-        parts={"DET": run.detector.network, "optimizer": optimizer},
+        parts=parts,
         steps=steps,
-        step=lambda batch, number: function(batch),
+        step=step,
         batches=batches,
         scalars=writer.scalars,
         every=run.every,
         stop=run.stop,
         inspect=inspect,
     )
-    _assert_one_trace(function)
 
 
 def _assert_one_trace(function) -> None:
