@@ -33,6 +33,8 @@ REQUIRES = [
     "scipy>=1.13",
     # Image files of any bit depth: reading, checking, writing.
     "pillow>=11",
+    # Poisson blending, a baseline to be beaten.
+    "opencv-python-headless>=4.10",
     # Curves of the report.
     "matplotlib>=3.9",
     # Progress bars with the time that is left.

@@ -9,10 +9,15 @@ from tf_detectorgan.evaluation.statistics import (
     Interval,
     bootstrap_ap,
     exact_interval,
+    holm,
     independent_units,
+    over_seeds,
     paired_difference,
     percentile_interval,
+    seeds_difference,
+    seeds_sentence,
     sentence,
+    two_sided_p,
 )
 
 BOX, AWAY = [0.0, 0, 10, 10], [50.0, 50, 60, 60]
@@ -132,3 +137,49 @@ def test_sentences():
     assert text(-0.03, -0.07, -0.01).endswith("[−0.07, −0.01], 80 groups: cut_paste is better")
     assert "only 13 groups with objects: too few" in text(0.15, 0.01, 0.2, groups=13)
     assert "undefined" in text(None, None, None)
+
+
+def test_holm_by_hand():
+    """Sorted 0.01, 0.03, 0.04 times 3, 2, 1 is 0.03, 0.06, 0.04; the last may not be below the one before."""
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_two_sided_p_by_hand():
+    """One of 99 resamples at or below 0: (1 + 1) / 100, doubled."""
+    assert two_sided_p(np.array([0.5, -0.1] + [0.3] * 98)) == pytest.approx(0.04)
+    assert two_sided_p(np.array([0.0] + [0.0] * 99)) == 1.0
+    assert two_sided_p(np.array([np.nan, np.nan])) is None
+
+
+def test_seeds_and_groups_are_drawn_together():
+    """Recall of seed s has mean m_s over groups: its variance is that of groups plus that of drawn seeds."""
+    rng = np.random.default_rng(3)
+    runs = [bootstrap_ap(images(rng.random(400) < share), 2000) for share in (0.2, 0.5, 0.8)]
+    draws = over_seeds(runs, "recall", "0.1")
+    recalls = [run.recall["0.1"][0, 0] for run in runs]
+    assert draws[0] == pytest.approx(np.mean(recalls))
+    assert draws[1:].std() ** 2 == pytest.approx(np.var(recalls) / 3, rel=0.15)  # the groups' share is 1 %
+    same = [runs[1]] * 3
+    np.testing.assert_allclose(over_seeds(same, "recall", "0.1"), runs[1].recall["0.1"][:, 0])
+
+
+def test_arms_are_compared_seed_by_seed():
+    """The second arm finds what the first does, less one object in ten: paired, that is beyond doubt."""
+    rng = np.random.default_rng(4)
+    first = [rng.random(200) < share for share in (0.3, 0.5, 0.7)]
+    second = [hits & (np.arange(200) % 10 > 0) for hits in first]
+    a, b = ([bootstrap_ap(images(hits), 500) for hits in arm] for arm in (first, second))
+    found = seeds_difference(a, b, "recall", "0.1")
+    assert found.interval.value == pytest.approx(np.mean(first) - np.mean(second))
+    assert found.interval.low > 0
+    assert (found.seeds, found.groups, found.p) == (3, 200, pytest.approx(2 / 501))
+    assert "a is better" in seeds_sentence("a", "b", found, 0.01)
+    assert "not shown" in seeds_sentence("a", "b", found, 0.2)  # after the correction
+    assert "not shown" in seeds_sentence("a", "a", seeds_difference(a, a, "recall", "0.1"), 1.0)
+    with pytest.raises(InputError, match="same seeds"):
+        seeds_difference(a, b[:2])
+    other = bootstrap_ap(images([True] * 7), 500)
+    with pytest.raises(InputError, match="different test images"):
+        over_seeds([a[0], other], "ap", "0.1")

@@ -159,3 +159,80 @@ def small_note(groups_with_truth: int) -> str:
     if groups_with_truth >= SMALL:
         return ""
     return f"only {groups_with_truth} groups with objects: too few, the true interval is wider"
+
+
+class SeedsDifference(NamedTuple):
+    """First arm minus second, mean over seeds, on the same images."""
+
+    interval: Interval
+    p: float | None  # two-sided
+    seeds: int
+    groups: int
+
+
+def over_seeds(runs: Sequence[Bootstrap], measure: str, iou: str) -> np.ndarray:
+    """Mean over trainings [1 + R]: row 0 of all, the others of seeds *and* groups drawn with replacement.
+
+    `runs` are one arm's trainings, in the order of their seeds; which seeds row r draws depends on their
+    number alone, so that two arms' rows belong together.
+
+    Raises:
+      InputError: the runs were not evaluated on the same images and resamples.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        if (other.image_ids, other.seed) != (first.image_ids, first.seed):
+            raise InputError("trainings of one arm were evaluated on different test images")
+    values = np.stack([mean_over_classes(getattr(run, measure)[iou]) for run in runs])  # [S, 1 + R]
+    count, rows = values.shape
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=rows)  # [1 + R, S]
+    drawn[0] = 1
+    return (drawn * values.T).sum(axis=1) / count
+
+
+def seeds_difference(
+    first: Sequence[Bootstrap], second: Sequence[Bootstrap], measure: str = "ap", iou: str = "0.1"
+) -> SeedsDifference:
+    """First arm minus second, both trained with the same seeds, resampled over seeds and groups together.
+
+    Raises:
+      InputError: the numbers of seeds or the test images differ.
+    """
+    if len(first) != len(second) or first[0].image_ids != second[0].image_ids:
+        raise InputError("a paired comparison needs the same seeds and the same test images")
+    draws = over_seeds(first, measure, iou) - over_seeds(second, measure, iou)
+    return SeedsDifference(percentile_interval(draws), two_sided_p(draws), len(first), first[0].groups)
+
+
+def two_sided_p(draws: np.ndarray) -> float | None:
+    """Bootstrap p-value of "no difference" (Davison & Hinkley 1997, section 4.4); row 0 is the value."""
+    resampled = draws[1:][~np.isnan(draws[1:])]
+    if np.isnan(draws[0]) or not len(resampled):
+        return None
+    tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    return float(min(1.0, 2 * (1 + tail) / (1 + len(resampled))))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979) of p-values, in the order given."""
+    order = np.argsort(p, kind="stable")
+    adjusted, so_far = [0.0] * len(p), 0.0
+    for rank, index in enumerate(order):
+        so_far = max(so_far, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[int(index)] = so_far
+    return adjusted
+
+
+def seeds_sentence(first: str, second: str, difference: SeedsDifference, adjusted_p: float | None) -> str:
+    """Such as "a − b = +0.030 [−0.010, +0.070], 5 seeds, 80 groups, p 0.12 (Holm): not shown; ..."."""
+    value, low, high = difference.interval
+    if value is None or low is None or high is None or adjusted_p is None:
+        return f"{first} − {second}: undefined, the test images hold no object"
+    shown = (low > 0 or high < 0) and adjusted_p < 1 - LEVEL
+    verdict = f"{first if low > 0 else second} is better" if shown else "not shown"
+    text = (
+        f"{first} − {second} = {value:+.3f} [{low:+.3f}, {high:+.3f}], {difference.seeds} seeds, "
+        f"{difference.groups} groups, p {adjusted_p:.3f} (Holm): {verdict}; a difference under "
+        f"{max(value - low, high - value):.3f} could not have been shown"
+    )
+    return text.replace("-0.", "−0.")

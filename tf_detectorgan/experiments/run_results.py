@@ -16,6 +16,7 @@ from tf_detectorgan.evaluation.records import Found, Truth, from_coco_results, t
 ARM_ORDER = (
     "real_only",
     "cut_paste",
+    "poisson_blend",
     "cyclegan_bbox",
     "acgan",
     "detectorgan_no_unroll",

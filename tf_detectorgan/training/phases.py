@@ -23,6 +23,7 @@ from tf_detectorgan.batch import Batch, Insertion
 from tf_detectorgan.data import pipeline, records
 from tf_detectorgan.evaluation.detect import detect_split, quick_ap
 from tf_detectorgan.models.generators import insert, paste, remove
+from tf_detectorgan.poisson import poisson_blend
 from tf_detectorgan.synthesis import synthesize
 from tf_detectorgan.training import build, summaries
 from tf_detectorgan.training.joint_step import Objective, Players
@@ -103,6 +104,8 @@ def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[tf.Tensor, In
             return paste(x, insertion.exemplars, alpha)
 
         return cut_and_paste, ""
+    if arm.images == "poisson":
+        return poisson_blend, ""
     joint_directory = run.arm_path(name) / "joint"
     checkpoints.load(joint_directory, {"G_X": run.players.G_X})
 

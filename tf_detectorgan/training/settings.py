@@ -12,7 +12,7 @@ from tf_detectorgan.evaluation.average_precision import SINGLE
 class Arm(NamedTuple):
     """One way to make synthetic images. Signs multiply --lambda_real and --lambda_syn."""
 
-    images: str  # "none", "paste" (no learning) or "generator"
+    images: str  # "none", "paste" or "poisson" (no learning), or "generator"
     detector: bool  # DET takes part in the joint phase
     real_sign: float
     syn_sign: float
@@ -22,6 +22,7 @@ class Arm(NamedTuple):
 ARMS = {
     "real_only": Arm("none", False, 0, 0, "real images only"),
     "cut_paste": Arm("paste", False, 0, 0, "feathered cut-and-paste"),
+    "poisson_blend": Arm("poisson", False, 0, 0, "Poisson blending"),
     "cyclegan_bbox": Arm("generator", False, 0, 0, "CycleGAN + BboxLoss"),
     "acgan": Arm("generator", True, 0, -1, "ACGAN-like: minimises L_syn"),
     "detectorgan_no_unroll": Arm("generator", True, 0, 1, "DetectorGAN without Eqn 3"),

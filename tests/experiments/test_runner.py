@@ -1,0 +1,178 @@
+"""Which runs a table needs, and what happens when one ends. The processes are small scripts."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tf_detectorgan.errors import InputError, Interrupted
+from tf_detectorgan.experiments import runner
+from tf_detectorgan.experiments.runner import Cell, Job, parse_only, plan
+from tf_detectorgan.experiments.tables import BASE, TABLES, Column, Row, Table, Variant
+
+MORE = Variant("more", ("--synthetic_count=9",), continues=True)
+OTHER = Variant("other", ("--phantom_train_images=9",))
+TABLE = Table(
+    "t",
+    "s",
+    (Row("a", "a", BASE), Row("b", "b", BASE), Row("b, 9", "b", MORE), Row("a, other", "a", OTHER)),
+    (Column("AP", ("ap", "main")),),
+)
+
+
+def finish(out, variant, seed, *arms):
+    for arm in arms:
+        file = runner.metrics_file(out, Row(arm, arm, variant), seed)
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+
+
+def test_only():
+    assert parse_only(["b", "a:1"], TABLE, [0, 1]) == {Cell("b", 0), Cell("b", 1), Cell("a", 1)}
+    assert parse_only([], TABLE, [5]) == {Cell("a", 5), Cell("b", 5)}
+    with pytest.raises(InputError, match="--only=c: the table has the arms a, b"):
+        parse_only(["c"], TABLE, [0])
+    with pytest.raises(InputError, match="seed 7 is not among --seeds=0,1"):
+        parse_only(["a:7"], TABLE, [0, 1])
+
+
+def test_plan_has_what_is_not_done_base_first(tmp_path):
+    everything = parse_only([], TABLE, [0, 1])
+    assert plan(TABLE, [0, 1], everything, tmp_path) == [
+        Job(BASE, 0, ("a", "b")),
+        Job(BASE, 1, ("a", "b")),
+        Job(MORE, 0, ("b",)),
+        Job(MORE, 1, ("b",)),
+        Job(OTHER, 0, ("a",)),
+        Job(OTHER, 1, ("a",)),
+    ]
+    finish(tmp_path, BASE, 0, "a", "b")
+    finish(tmp_path, BASE, 1, "b")
+    finish(tmp_path, OTHER, 1, "a")
+    finish(tmp_path, MORE, 0, "b")
+    left = plan(TABLE, [0, 1], everything, tmp_path)
+    assert left == [Job(BASE, 1, ("a",)), Job(MORE, 1, ("b",)), Job(OTHER, 0, ("a",))]
+
+
+def test_a_continuing_variant_brings_its_base(tmp_path):
+    alone = TABLE._replace(rows=TABLE.rows[2:3])
+    assert plan(alone, [3], {Cell("b", 3)}, tmp_path) == [Job(BASE, 3, ("b",)), Job(MORE, 3, ("b",))]
+    both = TABLE._replace(rows=(TABLE.rows[0], TABLE.rows[2]))
+    cells = {Cell("a", 3), Cell("b", 3)}
+    assert plan(both, [3], cells, tmp_path) == [Job(BASE, 3, ("a", "b")), Job(MORE, 3, ("b",))]
+
+
+def test_every_table_is_consistent():
+    for table in TABLES.values():
+        titles = [row.title for row in table.rows]
+        assert len(set(titles)) == len(titles)
+        assert {title for pair in table.comparisons for title in pair} <= set(titles)
+        assert all(set(row.paper) <= {column.title for column in table.columns} for row in table.rows)
+        drawn = any("--phantom" in flag for row in table.rows for flag in row.variant.flags)
+        assert table.phantom_only == drawn
+
+
+def scripted(monkeypatch, script):
+    """Lets `script` run instead of train; it finds the arms' evaluation folders in sys.argv."""
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.05)
+    began = []
+
+    def start(job, flagfile, out, workers):
+        began.append((job, time.monotonic()))
+        folders = [str(runner.metrics_file(out, Row(a, a, job.variant), job.seed).parent) for a in job.arms]
+        runner._log(job, out).parent.mkdir(parents=True, exist_ok=True)
+        with open(runner._log(job, out), "ab") as log:
+            return subprocess.Popen([sys.executable, "-c", script, *folders], stdout=log, stderr=log)
+
+    monkeypatch.setattr(runner, "_start", start)
+    return began
+
+
+WORK = """
+import pathlib, sys
+for folder in map(pathlib.Path, sys.argv[1:]):
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text("{}")
+"""
+
+
+def run(jobs, out, workers=2, stopped=lambda: None):
+    runner.run_jobs(jobs, Path("x.flags"), out, workers, stopped)
+
+
+def test_a_variant_waits_for_its_base(monkeypatch, tmp_path):
+    began = scripted(monkeypatch, "import time; time.sleep(0.5)" + WORK)
+    base, more = Job(BASE, 0, ("b",)), Job(MORE, 0, ("b",))
+    run([base, more, Job(OTHER, 0, ("a",))], tmp_path)
+    assert [job for job, _ in began] == [base, Job(OTHER, 0, ("a",)), more]
+    times = dict(began)
+    assert times[more] - times[base] > 0.5
+    assert plan(TABLE, [0], {Cell("b", 0)}, tmp_path) == []
+
+
+def test_a_failed_run_is_named_after_the_others_are_finished(monkeypatch, tmp_path):
+    scripted(monkeypatch, "import sys; 'other' in sys.argv[1] and sys.exit('out of memory')" + WORK)
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed .*out of memory"):
+        run([Job(OTHER, 0, ("a",)), Job(BASE, 0, ("a", "b"))], tmp_path, workers=1)
+    assert plan(TABLE, [0], {Cell("b", 0)}, tmp_path) == [Job(MORE, 0, ("b",))]
+
+
+def test_bad_input_ends_all(monkeypatch, tmp_path):
+    script = "import sys, time; print('error: --x is bad'); "
+    script += "sys.exit(78) if 'other' in sys.argv[1] else time.sleep(60)"
+    scripted(monkeypatch, script)
+    before = time.monotonic()
+    with pytest.raises(InputError, match="^other/seed0: --x is bad$"):
+        run([Job(BASE, 0, ("a",)), Job(OTHER, 0, ("a",))], tmp_path)
+    assert time.monotonic() - before < 30  # the sleeping one was ended
+
+
+def test_a_signal_ends_the_processes(monkeypatch, tmp_path):
+    scripted(monkeypatch, "import time; time.sleep(60)")
+    stop = iter([None, None, None])
+    with pytest.raises(Interrupted, match=r"SIGTERM: 0 of 1 arms are done"):
+        run([Job(BASE, 0, ("a",))], tmp_path, stopped=lambda: next(stop, "SIGTERM"))
+
+
+FLAGS = """
+--generator_filters=4
+--generator_blocks=1
+--discriminator_filters=4
+--anchor_sizes=2,4,8
+--gan_batch=2
+--detector_batch=2
+--pretrain_detector_steps=1
+--gan_steps=1
+--joint_steps=1
+--final_steps=2
+--synthetic_count=3
+"""
+
+
+@pytest.mark.slow
+def test_the_command_trains_a_table_and_then_finds_it_done(tmp_path, tiny_phantom):
+    flagfile = tmp_path / "tiny.flags"
+    flagfile.write_text(FLAGS + f"--data_dir={tiny_phantom('table')}\n")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tf_detectorgan.reproduce", "--table=1", f"--config={flagfile}"]
+    command += [f"--out={out}", "--seeds=0,1", "--only=real_only,cut_paste:1", "--workers=2"]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr[-2000:]
+    numbers = json.loads((out / "table_1.json").read_text())
+    assert [(row["title"], row["seeds"]) for row in numbers["rows"]] == [("real_only", 2), ("cut_paste", 1)]
+    for seed in (0, 1):
+        own = out / "base" / f"seed{seed}" / "arms" / "real_only" / "evaluation" / "metrics.json"
+        value = json.loads(own.read_text())["ap"]["0.1"]["value"]
+        assert numbers["rows"][0]["cells"][0]["by_seed"][str(seed)] == value
+    assert "3 trainings to do in 2 runs" in first.stdout
+    assert "cut_paste − real_only" in (out / "table_1.md").read_text()
+    assert "cut_paste:0" in numbers["unfinished"]
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0
+    assert "0 trainings to do" in again.stdout
+    refused = subprocess.run([*command, "--table=bound"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 78
+    assert "draws its own data" in refused.stderr

@@ -1,0 +1,193 @@
+"""Trains the cells of tables: one `train` process a (variant, seed), which skips what is done and resumes.
+
+A run directory is `<out>/<variant>/seed<k>`. Its arms share pretraining; tables share run directories.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from tf_detectorgan.errors import EXIT_BAD_INPUT, InputError, Interrupted
+from tf_detectorgan.experiments.tables import BASE, Row, Table, Variant
+
+POLL_SECONDS = 1.0
+
+
+class Cell(NamedTuple):
+    """One number of a row before the mean over seeds."""
+
+    arm: str
+    seed: int
+
+
+class Job(NamedTuple):
+    """One `train` process: all wanted arms of a variant and seed."""
+
+    variant: Variant
+    seed: int
+    arms: tuple[str, ...]
+
+
+def run_directory(out: Path, variant: Variant, seed: int) -> Path:
+    """Where the runs of a variant and seed are."""
+    return out / variant.name / f"seed{seed}"
+
+
+def metrics_file(out: Path, row: Row, seed: int) -> Path:
+    """What says that a cell is done."""
+    return run_directory(out, row.variant, seed) / "arms" / row.arm / "evaluation" / "metrics.json"
+
+
+def parse_only(items: Iterable[str], table: Table, seeds: Sequence[int]) -> set[Cell]:
+    """--only: "arm" or "arm:seed" -> cells; nothing: all.
+
+    Raises:
+      InputError: no row of the table has this arm, or the seed is not among `seeds`.
+    """
+    arms = {row.arm for row in table.rows}
+    cells: set[Cell] = set()
+    for item in items:
+        arm, _, seed = item.partition(":")
+        if arm not in arms:
+            raise InputError(f"--only={item}: the table has the arms {', '.join(sorted(arms))}")
+        if seed and seed not in map(str, seeds):
+            raise InputError(f"--only={item}: seed {seed} is not among --seeds={','.join(map(str, seeds))}")
+        cells |= {Cell(arm, int(s)) for s in ([seed] if seed else seeds)}
+    return cells or {Cell(arm, seed) for arm in arms for seed in seeds}
+
+
+def plan(table: Table, seeds: Sequence[int], cells: set[Cell], out: Path) -> list[Job]:
+    """The jobs that are not done, base first: variants that continue it begin from its checkpoints."""
+    jobs = []
+    for variant in sorted({row.variant for row in table.rows}, key=lambda v: (v != BASE, v.name)):
+        for seed in seeds:
+            rows = [r for r in table.rows if r.variant == variant and Cell(r.arm, seed) in cells]
+            arms = tuple(r.arm for r in rows if not metrics_file(out, r, seed).exists())
+            if arms:
+                jobs.append(Job(variant, seed, arms))
+    needed = {(job.seed, arm) for job in jobs if job.variant.continues for arm in job.arms}
+    return _with_base(jobs, needed, out)
+
+
+def _with_base(jobs: list[Job], needed: set[tuple[int, str]], out: Path) -> list[Job]:
+    """Adds the base's arms that continuing variants begin from, unless they are there or in `jobs`."""
+    for seed in sorted({seed for seed, _ in needed}):
+        wanted = [arm for s, arm in sorted(needed) if s == seed]
+        base = next((job for job in jobs if job.variant == BASE and job.seed == seed), None)
+        have = base.arms if base else ()
+        missing = tuple(
+            arm
+            for arm in wanted
+            if arm not in have and not metrics_file(out, Row(arm, arm, BASE), seed).exists()
+        )
+        if missing:
+            jobs = [job for job in jobs if job is not base]
+            jobs.insert(0, Job(BASE, seed, have + missing))
+    return jobs
+
+
+def run_jobs(
+    jobs: Sequence[Job], flagfile: Path, out: Path, workers: int, stopped: Callable[[], str | None]
+) -> None:
+    """Runs `jobs`, `workers` at a time, each with its share of the cores; output goes to `<run>/train.log`.
+
+    Args:
+      jobs: as `plan` gave them.
+      flagfile: of `train`.
+      out: parent of the run directories.
+      workers: processes at a time.
+      stopped: names the signal that has come, if any: the processes then save and end.
+
+    Raises:
+      InputError: a process refused its flags or data.
+      Interrupted: a signal came; what is finished is kept.
+      RuntimeError: a process failed; the others were finished first.
+    """
+    waiting, failed = list(jobs), list[Job]()
+    running: dict[Job, subprocess.Popen] = {}
+    total = sum(len(job.arms) for job in jobs)
+    with tqdm(total=total, desc="reproduce", unit="arm", dynamic_ncols=True, smoothing=0) as bar:
+        while waiting or running:
+            while len(running) < workers and (ready := _first_ready(waiting, [*waiting, *running])):
+                waiting.remove(ready)
+                running[ready] = _start(ready, flagfile, out, workers)
+                bar.set_postfix_str(", ".join(_name(job) for job in running))
+            time.sleep(POLL_SECONDS)
+            done = total - sum(len(_open_arms(job, out)) for job in [*waiting, *running, *failed])
+            bar.update(done - bar.n)
+            for job in [j for j, process in running.items() if process.poll() is not None]:
+                if running.pop(job).returncode == EXIT_BAD_INPUT:
+                    _end(running.values())
+                    raise InputError(f"{_name(job)}: {_last_line(_log(job, out))}")
+                if _open_arms(job, out) and not stopped():
+                    failed.append(job)
+            if stopped():
+                _end(running.values())
+                raise Interrupted(f"{stopped()}: {done} of {total} arms are done")
+    if failed:
+        logs = "; ".join(f"{_log(job, out)}: {_last_line(_log(job, out))}" for job in failed)
+        raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed ({logs})")
+
+
+def _first_ready(waiting: Sequence[Job], unfinished: Sequence[Job]) -> Job | None:
+    """The first job that may begin: a continuing variant waits for its base."""
+    bases = {job.seed for job in unfinished if job.variant == BASE}
+    return next((job for job in waiting if not (job.variant.continues and job.seed in bases)), None)
+
+
+def _start(job: Job, flagfile: Path, out: Path, workers: int) -> subprocess.Popen:
+    directory = run_directory(out, job.variant, job.seed)
+    if job.variant.continues:
+        _take_over(run_directory(out, BASE, job.seed), directory, job.arms)
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "tf_detectorgan.train", f"--flagfile={flagfile}", *job.variant.flags]
+    command += [f"--run_dir={directory}", f"--seed={job.seed}", f"--arm={','.join(job.arms)}"]
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    environment = os.environ | {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
+    with open(_log(job, out), "ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+def _take_over(base: Path, directory: Path, arms: Sequence[str]) -> None:
+    """Copies the base's finished pretraining and joint phases, which are the same in this variant."""
+    for part in ("shared", "phantom", *(f"arms/{arm}/joint" for arm in arms)):
+        if (base / part).is_dir() and not (directory / part).exists():
+            partial = directory / f".{Path(part).name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(base / part, partial)
+            (directory / part).parent.mkdir(parents=True, exist_ok=True)
+            partial.rename(directory / part)
+
+
+def _open_arms(job: Job, out: Path) -> list[str]:
+    return [arm for arm in job.arms if not metrics_file(out, Row(arm, arm, job.variant), job.seed).exists()]
+
+
+def _end(processes: Iterable[subprocess.Popen]) -> None:
+    """Lets each process finish and save its step."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait()
+
+
+def _name(job: Job) -> str:
+    return f"{job.variant.name}/seed{job.seed}"
+
+
+def _log(job: Job, out: Path) -> Path:
+    return run_directory(out, job.variant, job.seed) / "train.log"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "no output").removeprefix("error: ")

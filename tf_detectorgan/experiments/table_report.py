@@ -1,0 +1,215 @@
+"""A table's finished cells to a page, a Markdown file and a JSON of all numbers.
+
+Means over seeds; intervals and comparisons resample seeds and test groups together (decision 0060).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from tf_detectorgan import checkpoints
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.evaluation.average_precision import RANGE_NAME, SINGLE, match
+from tf_detectorgan.evaluation.statistics import (
+    Bootstrap,
+    bootstrap_ap,
+    holm,
+    over_seeds,
+    percentile_interval,
+    seeds_difference,
+    seeds_sentence,
+)
+from tf_detectorgan.experiments.evaluation_table import aligned
+from tf_detectorgan.experiments.report import duration, markdown_text, versions
+from tf_detectorgan.experiments.run_results import read_run
+from tf_detectorgan.experiments.runner import metrics_file, run_directory
+from tf_detectorgan.experiments.tables import Column, Row, Table
+from tf_detectorgan.gallery import environment
+
+RESAMPLES = 1000
+
+
+class Results(NamedTuple):
+    """What is finished of a table; rows without any finished seed are absent."""
+
+    metrics: dict[str, dict[int, dict]]  # row's title -> seed -> metrics
+    draws: dict[str, dict[int, Bootstrap]]
+    main_iou: str
+    seconds: float  # of all phases of all runs
+    config: dict  # of the first run
+
+
+def read_results(table: Table, seeds: Sequence[int], out: Path) -> Results:
+    """Reads every finished cell.
+
+    Raises:
+      InputError: nothing is finished, or the runs' main IoUs differ.
+    """
+    metrics: dict[str, dict[int, dict]] = {}
+    draws: dict[str, dict[int, Bootstrap]] = {}
+    seconds: dict[Path, float] = {}
+    config: dict = {}
+    cells = [(row, seed) for row in table.rows for seed in seeds if metrics_file(out, row, seed).exists()]
+    for row, seed in tqdm(cells, desc="intervals", unit="cell", dynamic_ncols=True):
+        directory = run_directory(out, row.variant, seed)
+        run = read_run(directory)
+        arm = run.arms[row.arm]
+        if arm.found is None:
+            raise InputError(f"{directory}: the detections of {row.arm} are missing")
+        config = config or run.config
+        seconds[directory] = sum(run.timings.values())
+        metrics.setdefault(row.title, {})[seed] = arm.metrics
+        matches = match(run.truth, arm.found, arm.metrics["class_names"])
+        draws.setdefault(row.title, {})[seed] = bootstrap_ap(matches, RESAMPLES, seed=0)
+    if not metrics:
+        raise InputError(f"{out}: no cell of this table is finished")
+    mains = {m["main_iou"] for by_seed in metrics.values() for m in by_seed.values()}
+    if len(mains) > 1:
+        raise InputError(f"{out}: runs with different --main_iou: {sorted(mains)}")
+    return Results(metrics, draws, f"{mains.pop():g}", sum(seconds.values()), config)
+
+
+def write_table(name: str, table: Table, seeds: Sequence[int], out: Path, command: str) -> tuple[Path, str]:
+    """Writes `table_<name>.html`, `.md` and `.json` to `out`.
+
+    Returns:
+      The page, and the table as plain text.
+
+    Raises:
+      InputError: as `read_results`.
+    """
+    results = read_results(table, seeds, out)
+    numbers = {
+        "table": name,
+        "title": table.title,
+        "source": table.source,
+        "command": command,
+        "seeds": list(seeds),
+        "main_iou": results.main_iou,
+        "rows": [_row(row, table.columns, results) for row in table.rows if row.title in results.metrics],
+        "comparisons": {c.title: comparisons(table, c, results) for c in table.columns if _has_draws(c)},
+        "unfinished": [
+            f"{row.title}:{seed}"
+            for row in table.rows
+            for seed in seeds
+            if seed not in results.metrics.get(row.title, {})
+        ],
+        "counts": next(iter(next(iter(results.metrics.values())).values()))["counts"],
+        "seconds": round(results.seconds, 1),
+        "config": results.config,
+        "versions": versions(),
+    }
+    stem = f"table_{name}"
+    checkpoints.write_text(out / f"{stem}.json", json.dumps(numbers, indent=1) + "\n")
+    templates = environment()
+    templates.filters |= {"md": markdown_text, "duration": duration, "cell": cell}
+    content = {**numbers, "columns": [_title(c, results.main_iou) for c in table.columns]}
+    content["comparisons"] = [
+        (_title(Column(title, ()), results.main_iou), [found["sentence"] for found in compared])
+        for title, compared in numbers["comparisons"].items()
+        if compared
+    ]
+    page = out / f"{stem}.html"
+    checkpoints.write_text(page, templates.get_template("table.html").render(content))
+    checkpoints.write_text(page.with_suffix(".md"), templates.get_template("table.md").render(content))
+    lines = [["", *content["columns"], "seeds"]]
+    for row in numbers["rows"]:
+        lines.append([row["title"], *(cell(c) for c in row["cells"]), str(row["seeds"])])
+    sentences = [s for _, group in content["comparisons"] for s in group]
+    return page, "\n".join([aligned(lines), *sentences])
+
+
+def comparisons(table: Table, column: Column, results: Results) -> list[dict[str, Any]]:
+    """The table's pairs for one column of AP or recall, p-values corrected over the pairs."""
+    measure, iou = column.path[0], _iou(column, results.main_iou)
+    found = []
+    for first, second in table.comparisons:
+        a, b = results.draws.get(first, {}), results.draws.get(second, {})
+        common = sorted(a.keys() & b.keys())
+        if common:
+            difference = seeds_difference([a[s] for s in common], [b[s] for s in common], measure, iou)
+            found.append((first, second, difference))
+    known = [d.p for _, _, d in found if d.p is not None]
+    corrected = iter(holm(known))
+    result = []
+    for first, second, difference in found:
+        p = None if difference.p is None else next(corrected)
+        result.append(
+            {
+                "first": first,
+                "second": second,
+                **difference.interval._asdict(),
+                "p": difference.p,
+                "p_holm": p,
+                "seeds": difference.seeds,
+                "sentence": seeds_sentence(first, second, difference, p),
+            }
+        )
+    return result
+
+
+def cell(number: dict) -> str:
+    """Such as "0.340 ± 0.012 [0.29, 0.39] (paper 0.236)": mean, SD over seeds, interval, published number."""
+    if number["mean"] is None:
+        return "–"
+    text = f"{number['mean']:.3f}"
+    if number["sd"] is not None:
+        text += f" ± {number['sd']:.3f}"
+    if number["low"] is not None:
+        text += f" [{number['low']:.2f}, {number['high']:.2f}]"
+    return text + (f" (paper {number['paper']:.3f})" if number["paper"] is not None else "")
+
+
+def _row(row: Row, columns: Sequence[Column], results: Results) -> dict[str, Any]:
+    by_seed = results.metrics[row.title]
+    cells = []
+    for column in columns:
+        values = [_look_up(m, column, results.main_iou) for m in by_seed.values()]
+        known = [v for v in values if v is not None]
+        low = high = None
+        if _has_draws(column):
+            runs = list(results.draws[row.title].values())
+            drawn = over_seeds(runs, column.path[0], _iou(column, results.main_iou))
+            _, low, high = percentile_interval(drawn)
+        cells.append(
+            {
+                "mean": float(np.mean(known)) if known else None,
+                "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+                "low": low,
+                "high": high,
+                "by_seed": dict(zip(by_seed, values, strict=True)),
+                "paper": row.paper.get(column.title),
+            }
+        )
+    return {
+        "title": row.title,
+        "arm": row.arm,
+        "variant": row.variant.name,
+        "seeds": len(by_seed),
+        "cells": cells,
+    }
+
+
+def _has_draws(column: Column) -> bool:
+    return column.path[0] in ("ap", "recall") and column.path[1] in ("main", RANGE_NAME, *map(str, SINGLE))
+
+
+def _iou(column: Column, main_iou: str) -> str:
+    return main_iou if column.path[1] == "main" else column.path[1]
+
+
+def _look_up(metrics: dict, column: Column, main_iou: str) -> float | None:
+    value: Any = metrics
+    for key in column.path:
+        value = value[main_iou if key == "main" else key]
+    return value["value"]
+
+
+def _title(column: Column, main_iou: str) -> str:
+    return column.title.replace("@main", f"@{main_iou}")

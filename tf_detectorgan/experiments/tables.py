@@ -1,0 +1,142 @@
+"""The paper's tables and our curves as data: a row is an arm of a variant of one flagfile, a column a metric.
+
+A variant is what a run's flagfile is changed by. Rows of several tables may share runs: Tables 1 to 3 are
+other columns of the same ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Variant(NamedTuple):
+    """Flags added to the flagfile. `continues`: nothing before the synthetic images changes by them."""
+
+    name: str
+    flags: tuple[str, ...] = ()
+    continues: bool = False
+
+
+class Row(NamedTuple):
+    """One line of a table; `paper` maps a column's title to the published number."""
+
+    title: str
+    arm: str
+    variant: Variant
+    paper: dict[str, float] = {}
+
+
+class Column(NamedTuple):
+    """Where {"value": ...} lies in an arm's metrics; "main" stands for the run's --main_iou."""
+
+    title: str
+    path: tuple[str, ...]
+
+
+class Table(NamedTuple):
+    """`comparisons`: pairs of rows' titles, first minus second, for columns of AP and recall.
+
+    `phantom_only`: a variant changes the drawn data, so the flagfile must not name other data.
+    """
+
+    title: str
+    source: str
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    comparisons: tuple[tuple[str, str], ...] = ()
+    phantom_only: bool = False
+
+
+BASE = Variant("base")
+AP = (
+    Column("AP@main", ("ap", "main")),
+    Column("AP@0.5", ("ap", "0.5")),
+    Column("AP@0.5:0.95", ("ap", "0.5:0.95")),
+    Column("recall@main", ("recall", "main")),
+)
+TABLE_1 = (
+    Row("real_only", "real_only", BASE, {"AP@main": 0.124}),
+    Row("cut_paste", "cut_paste", BASE),
+    Row("poisson_blend", "poisson_blend", BASE),
+    Row("cyclegan_bbox", "cyclegan_bbox", BASE),
+    Row("acgan", "acgan", BASE),
+    Row("detectorgan_no_unroll", "detectorgan_no_unroll", BASE),
+    Row("detectorgan", "detectorgan", BASE, {"AP@main": 0.236}),
+)
+# The paper's order, and what a user would do without this package.
+CLAIMS = (
+    ("detectorgan", "cut_paste"),
+    ("detectorgan", "poisson_blend"),
+    ("detectorgan", "detectorgan_no_unroll"),
+    ("detectorgan", "cyclegan_bbox"),
+    ("detectorgan", "acgan"),
+    ("detectorgan", "real_only"),
+    ("detectorgan_no_unroll", "cyclegan_bbox"),
+    ("cyclegan_bbox", "acgan"),
+    ("acgan", "real_only"),
+    ("cut_paste", "real_only"),
+)
+REAL_1000 = Variant("real_1000", ("--phantom_train_images=1000",))
+DOSES = tuple(
+    Variant(f"synthetic_{n}", (f"--synthetic_count={n}",), continues=True) for n in (100, 300, 1000)
+)
+SIZES = tuple(Variant(f"labelled_{n}", (f"--phantom_train_images={n}",)) for n in (19, 57, 171))
+LEARNED = ("cut_paste", "cyclegan_bbox", "detectorgan")
+
+TABLES = {
+    "1": Table("Average precision and recall by arm", "Liu et al. 2019, Table 1", TABLE_1, AP, CLAIMS),
+    "2": Table(
+        "Localization accuracy by T(IoU)",
+        "Liu et al. 2019, Table 2",
+        tuple(row._replace(paper={}) for row in TABLE_1),
+        tuple(Column(f"T(IoU) {t}", ("localization", "iou", t)) for t in ("0.1", "0.3", "0.5", "0.7")),
+    ),
+    "3": Table(
+        "Localization accuracy by T(IoBB)",
+        "Liu et al. 2019, Table 3",
+        tuple(row._replace(paper={}) for row in TABLE_1),
+        tuple(
+            Column(f"T(IoBB) {t}", ("localization", "iobb", t)) for t in ("0.1", "0.25", "0.5", "0.75", "0.9")
+        ),
+    ),
+    "bound": Table(
+        "Against as many real images as there are synthetic ones",
+        "ours",
+        (
+            Row("real_only", "real_only", BASE),
+            Row("cut_paste", "cut_paste", BASE),
+            Row("detectorgan", "detectorgan", BASE),
+            Row("1,000 real", "real_only", REAL_1000),
+        ),
+        AP,
+        (
+            ("1,000 real", "real_only"),
+            ("1,000 real", "cut_paste"),
+            ("1,000 real", "detectorgan"),
+            ("detectorgan", "cut_paste"),
+        ),
+        phantom_only=True,
+    ),
+    "dose": Table(
+        "By number of synthetic images",
+        "ours",
+        (
+            Row("real_only, 0", "real_only", BASE),
+            *(Row(f"{arm}, {v.flags[0].split('=')[1]}", arm, v) for arm in LEARNED for v in DOSES),
+        ),
+        AP,
+        tuple((f"detectorgan, {n}", f"cut_paste, {n}") for n in (100, 300, 1000)),
+    ),
+    "small_data": Table(
+        "By number of labelled images",
+        "ours",
+        tuple(
+            Row(f"{arm}, {v.flags[0].split('=')[1]}", arm, v)
+            for v in SIZES
+            for arm in ("real_only", *LEARNED)
+        ),
+        AP,
+        tuple((f"detectorgan, {n}", f"cut_paste, {n}") for n in (19, 57, 171)),
+        phantom_only=True,
+    ),
+}

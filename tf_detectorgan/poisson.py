@@ -1,0 +1,48 @@
+"""Poisson blending (Perez et al. 2003) by OpenCV: what a user would otherwise paste objects with.
+
+The baseline of NODE21's generation track. Letters: N images, H, W, C channels.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import tensorflow as tf
+
+from tf_detectorgan import boxes as boxes_lib
+from tf_detectorgan.batch import Insertion
+
+BORDER = 8  # pixels repeated around both images: OpenCV needs room around the object
+MARGIN = 1.0  # pixels between the box and the seam: the gradients of the object's rim are the object's
+
+
+def poisson_blend(x, insertion: Insertion) -> tf.Tensor:
+    """x [N, H, W, C] with the gradients of `insertion.exemplars` inside its boxes; same shape, in [-1, 1].
+
+    OpenCV works on 8 bits a channel: 16-bit images lose depth inside the box, and only there.
+    """
+    masks = boxes_lib.mask(boxes_lib.dilate(insertion.boxes, MARGIN), *x.shape[1:3])
+    pairs = zip(np.asarray(x), np.asarray(insertion.exemplars), np.asarray(masks) > 0, strict=True)
+    return tf.constant(np.stack([_blend(background, exemplar, mask) for background, exemplar, mask in pairs]))
+
+
+def _blend(background: np.ndarray, exemplar: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """One image [H, W, C]; outside `mask` [H, W] the background's own values, bit by bit."""
+    padded = np.pad(mask.astype(np.uint8) * 255, BORDER)
+    left, top, width, height = cv2.boundingRect(padded)
+    # OpenCV centres the mask's bounding box here: in place, that is.
+    centre = (left + width // 2, top + height // 2)
+    blended = cv2.seamlessClone(
+        _eight_bits(exemplar), _eight_bits(background), padded, centre, cv2.NORMAL_CLONE
+    )
+    inside = blended[BORDER:-BORDER, BORDER:-BORDER]
+    if background.shape[-1] == 1:
+        inside = inside[..., :1]
+    return np.where(mask[..., None], inside.astype(np.float32) / 127.5 - 1.0, background)
+
+
+def _eight_bits(image: np.ndarray) -> np.ndarray:
+    """[H, W, C] in [-1, 1] to uint8 [H + 2 BORDER, W + 2 BORDER, 3]."""
+    levels = np.clip(np.rint((image + 1.0) * 127.5), 0, 255).astype(np.uint8)
+    levels = np.pad(levels, ((BORDER, BORDER), (BORDER, BORDER), (0, 0)), mode="edge")
+    return np.repeat(levels, 3, axis=-1) if levels.shape[-1] == 1 else np.ascontiguousarray(levels)
