@@ -97,3 +97,10 @@ def test_affine_moves_points_and_keeps_corners_in_order():
     np.testing.assert_array_equal(boxes.affine(box, scale, offset), [[3, 1.5, 8, 2.5]])
     undone = boxes.affine(boxes.affine(some(), scale, offset), 1 / scale, -offset / scale)
     np.testing.assert_allclose(undone, some(), atol=1e-4)
+
+
+def test_the_box_of_a_size():
+    """Height and width as stored; its mask is the content."""
+    whole = boxes.of_sizes(tf.constant([[3, 5], [4, 2]]))
+    np.testing.assert_array_equal(boxes.to_xywh(whole), [[0, 0, 5, 3], [0, 0, 2, 4]])
+    np.testing.assert_array_equal(tf.reduce_sum(boxes.mask(whole, 6, 6), [1, 2]), [15, 8])

@@ -4,14 +4,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan.batch import Insertion
 from tf_detectorgan.poisson import poisson_blend
 
 LEVEL = 2 / 255  # one grey level of 8 bits in [-1, 1]
 
 
-def insertion(boxes, exemplars):
-    return Insertion(tf.constant(boxes, tf.float32), tf.zeros([len(boxes)], tf.int32), tf.constant(exemplars))
+def insertion(boxes, exemplars, height=32):
+    count = len(boxes)
+    content = boxes_lib.of_sizes(tf.constant([[height, 40]] * count))
+    return Insertion(
+        tf.constant(boxes, tf.float32), tf.zeros([count], tf.int32), tf.constant(exemplars), content
+    )
 
 
 def smooth(rng, channels):
@@ -45,3 +50,13 @@ def test_nothing_changes_outside_and_the_object_comes_without_its_level():
     assert (blended[~near] == np.float32(-0.4)).all()
     # The peak is 64 grey levels high; OpenCV rounds every gradient to whole ones.
     np.testing.assert_allclose(blended[near] - (-0.4), blob[near], atol=4 * LEVEL)
+
+
+def test_padding_stays_black():
+    """Content of 24 rows, the box at its lower edge: the margin of one pixel would reach the padding."""
+    x = np.full([1, 32, 40, 1], -1.0, np.float32)
+    x[:, :24] = 0.2
+    exemplar = smooth(np.random.default_rng(1), 1)[:1]
+    blended = poisson_blend(x, insertion([[12, 14, 22, 24]], exemplar, height=24)).numpy()
+    np.testing.assert_array_equal(blended[:, 24:], x[:, 24:])
+    assert (blended[:, 14:24, 12:22] != x[:, 14:24, 12:22]).any()

@@ -71,7 +71,7 @@ COMPOSITION = Composition("box", "exemplar", 0.25, 2)
 
 
 def cut_and_paste(x, insertion):
-    return paste(x, insertion.exemplars, COMPOSITION.blend(insertion.boxes, SIDE, SIDE))
+    return paste(x, insertion.exemplars, COMPOSITION.blend(insertion.boxes, insertion.content, SIDE, SIDE))
 
 
 def make(dataset, directory, insert=cut_and_paste, *, count=COUNT, batch_size=3, seed=0, **more):
@@ -149,7 +149,12 @@ def test_provenance_is_true(made):
         assert len(groups) == len(record.groups)
         np.testing.assert_array_equal(record.valid_size, background["valid_size"])
         stored = records.to_stored(record.image.numpy(), dataset.bit_depth)
-        far = COMPOSITION.blend(record.boxes, SIDE, SIDE)[0, :, :, 0].numpy() == 0
+        far = (
+            COMPOSITION.blend(record.boxes, boxes_lib.of_sizes(record.valid_size[None]), SIDE, SIDE)[
+                0, :, :, 0
+            ].numpy()
+            == 0
+        )
         np.testing.assert_array_equal(stored[far], background["image"][far])
         x0, y0, x1, y1 = record.boxes[0].numpy().astype(int)
         # The object keeps its size and class.

@@ -25,6 +25,7 @@ class Insertion(NamedTuple):
     boxes: tf.Tensor  # [N, 4], whole pixels from the matched box's own position
     labels: tf.Tensor  # [N] int32
     exemplars: tf.Tensor  # [N, H, W, C] the matched labelled image, moved so that its object lies in `boxes`
+    content: tf.Tensor  # [N, 4] the box of what is no padding in x: nothing is drawn beyond
 
 
 class Batch(NamedTuple):
@@ -33,6 +34,7 @@ class Batch(NamedTuple):
     x: tf.Tensor  # [N, H, W, C] clean images
     insertion: Insertion  # where G_X puts an object into x, and the matched object (BboxLoss target)
     y: Labelled  # labelled images: L_real, DIS_globalX, DIS_localX, G_Y
+    y_content: tf.Tensor  # [N, 4] the box of what is no padding in y
     y_boxes: tf.Tensor  # [N, 4] one box of each y, drawn at random: what DIS_localX sees of it
     u: tf.Tensor  # [N, H, W, C] labelled, boxes unknown: DIS_globalX only (y where there are none)
     y2: Labelled  # a fresh draw of labelled images: L~_real of Eqn 3

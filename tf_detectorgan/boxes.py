@@ -40,6 +40,12 @@ def to_relative_yxyx(boxes, height, width):
     return tf.stack([y0 / height, x0 / width, y1 / height, x1 / width], axis=-1)
 
 
+def of_sizes(sizes):
+    """The box [..., 4] from the top left corner of images of sizes [..., 2], (height, width) in any dtype."""
+    height, width = tf.unstack(tf.cast(sizes, tf.float32), axis=-1)
+    return tf.stack([tf.zeros_like(width), tf.zeros_like(height), width, height], axis=-1)
+
+
 def area(boxes):
     """Area in square pixels [...]; 0 for a box with no extent or padded with zeros."""
     x0, y0, x1, y1 = tf.unstack(boxes, axis=-1)

@@ -21,7 +21,9 @@ def poisson_blend(x, insertion: Insertion) -> tf.Tensor:
 
     OpenCV works on 8 bits a channel: 16-bit images lose depth inside the box, and only there.
     """
-    masks = boxes_lib.mask(boxes_lib.dilate(insertion.boxes, MARGIN), *x.shape[1:3])
+    height, width = x.shape[1:3]
+    masks = boxes_lib.mask(boxes_lib.dilate(insertion.boxes, MARGIN), height, width)
+    masks *= boxes_lib.mask(insertion.content, height, width)
     pairs = zip(np.asarray(x), np.asarray(insertion.exemplars), np.asarray(masks) > 0, strict=True)
     return tf.constant(np.stack([_blend(background, exemplar, mask) for background, exemplar, mask in pairs]))
 

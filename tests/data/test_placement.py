@@ -33,7 +33,11 @@ class Scene:
     def place(self, options, **changes):
         call = {"images": self.images, "valid_sizes": self.sizes, "draws": self.draws, **changes}
         insertion, chosen = insertions(references=self.table, options=options, **call)
-        return *(part.numpy() for part in insertion), chosen.numpy()
+        height, width = np.moveaxis(np.asarray(call["valid_sizes"]), -1, 0)
+        np.testing.assert_array_equal(
+            insertion.content, np.stack([0 * width, 0 * height, width, height], axis=-1)
+        )
+        return *(part.numpy() for part in insertion[:3]), chosen.numpy()
 
 
 @pytest.fixture(scope="module")

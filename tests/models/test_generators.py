@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan.batch import Insertion, Labelled
 from tf_detectorgan.models import generators
 from tf_detectorgan.models.generators import Composition
@@ -19,13 +20,19 @@ def noise(seed, n=2, channels=1):
 
 
 INSERTION = Insertion(
-    tf.constant([[4.0, 6.0, 12.0, 14.0], [15.0, 8.0, 27.0, 14.0]]), tf.constant([0, 1]), noise(5)
+    tf.constant([[4.0, 6.0, 12.0, 14.0], [15.0, 8.0, 27.0, 14.0]]),
+    tf.constant([0, 1]),
+    noise(5),
+    boxes_lib.of_sizes([[SIDE, SIDE]] * 2),
 )
 LABELLED = Labelled(
     noise(6),
     tf.constant([[[2.0, 2, 8, 9], [20, 20, 26, 28]], [[10, 10, 16, 16], [0, 0, 0, 0]]]),
     tf.constant([[0, 1], [1, -1]]),
 )
+
+
+WHOLE = boxes_lib.of_sizes([[SIDE, SIDE]])
 
 
 def composition(compose, condition):
@@ -116,7 +123,7 @@ def test_blend_by_hand():
     """Box of 16 x 8: feather 4. Centres at 0.5, 1.5, 2.5, 3.5 px from its right edge have 1 - d/4."""
     alpha = (
         composition("box", "mask")
-        .blend(tf.constant([[4.0, 8.0, 20.0, 16.0]]), SIDE, SIDE)[0, :, :, 0]
+        .blend(tf.constant([[4.0, 8.0, 20.0, 16.0]]), WHOLE, SIDE, SIDE)[0, :, :, 0]
         .numpy()
     )
     np.testing.assert_allclose(alpha[10, 18:26], [1, 1, 0.875, 0.625, 0.375, 0.125, 0, 0], atol=1e-6)
@@ -124,15 +131,17 @@ def test_blend_by_hand():
     np.testing.assert_allclose(alpha[16, 20], 1 - np.hypot(0.5, 0.5) / 4, atol=1e-6)  # round corners
     np.testing.assert_array_equal(alpha[far_from([[4, 8, 20, 16]], 0.25)], 0)
     small = (
-        composition("box", "mask").blend(tf.constant([[4.0, 8.0, 6.0, 10.0]]), SIDE, SIDE)[0, :, :, 0].numpy()
+        composition("box", "mask")
+        .blend(tf.constant([[4.0, 8.0, 6.0, 10.0]]), WHOLE, SIDE, SIDE)[0, :, :, 0]
+        .numpy()
     )
     np.testing.assert_allclose(small[8, 5:10], [1, 0.75, 0.25, 0, 0], atol=1e-6)  # at least 2 pixels
 
 
 def test_blend_of_many_boxes_is_their_union_and_padding_is_nothing():
     composed = composition("box", "mask")
-    union = composed.blend(LABELLED.boxes, SIDE, SIDE)
-    first, second = (composed.blend(LABELLED.boxes[:, k], SIDE, SIDE) for k in (0, 1))
+    union = composed.blend(LABELLED.boxes, WHOLE, SIDE, SIDE)
+    first, second = (composed.blend(LABELLED.boxes[:, k], WHOLE, SIDE, SIDE) for k in (0, 1))
     np.testing.assert_array_equal(union, np.maximum(first, second))
     np.testing.assert_array_equal(second[1], np.zeros(SHAPE))  # a padded box would else mark the corner
 
@@ -140,7 +149,7 @@ def test_blend_of_many_boxes_is_their_union_and_padding_is_nothing():
 def test_paste_offset_by_hand():
     """Background 0.2, object 0.9 in surroundings of 0.5: brightened by -0.3, so the object is 0.6."""
     boxes = tf.constant([[8.0, 8.0, 16.0, 16.0]])
-    alpha = composition("box", "exemplar").blend(boxes, SIDE, SIDE)
+    alpha = composition("box", "exemplar").blend(boxes, WHOLE, SIDE, SIDE)
     x = tf.fill([1, SIDE, SIDE, 1], 0.2)
     exemplar = np.full((1, SIDE, SIDE, 1), 0.5, np.float32)
     exemplar[:, 8:16, 8:16] = 0.9
@@ -154,7 +163,7 @@ def test_paste_offset_by_hand():
 def test_paste_stays_in_range_and_needs_no_seam():
     """On white, clipped at 1; with alpha 0 or 1 only, there is no seam to measure: nothing is brightened."""
     x, exemplars = tf.fill([1, SIDE, SIDE, 1], 1.0), noise(3, 1)
-    alpha = composition("box", "exemplar").blend(tf.constant([[8.0, 8.0, 16.0, 16.0]]), SIDE, SIDE)
+    alpha = composition("box", "exemplar").blend(tf.constant([[8.0, 8.0, 16.0, 16.0]]), WHOLE, SIDE, SIDE)
     assert np.abs(generators.paste(x, exemplars, alpha)).max() <= 1
     np.testing.assert_allclose(generators.paste(x, exemplars, tf.ones_like(x)), exemplars, atol=1e-6)
     np.testing.assert_array_equal(generators.paste(x, exemplars, tf.zeros_like(x)), x)
@@ -176,7 +185,7 @@ def test_an_untrained_residual_generator_pastes():
     composed, x = composition("box", "exemplar"), noise(1)
     G_X = generator(composed, trained=False)
     drawn = generators.insert(G_X, x, INSERTION, composed)
-    alpha = composed.blend(INSERTION.boxes, SIDE, SIDE)
+    alpha = composed.blend(INSERTION.boxes, WHOLE, SIDE, SIDE)
     np.testing.assert_array_equal(drawn, generators.paste(x, INSERTION.exemplars, alpha))
     assert not np.array_equal(drawn, x)
 
@@ -188,8 +197,8 @@ def test_box_changes_nothing_far_from_the_box(condition):
     G_X = generator(composed)
     cases = [
         (x, INSERTION.boxes[:, None], generators.insert(G_X, x, INSERTION, composed)),
-        (x, LABELLED.boxes, generators.reinsert(G_X, x, LABELLED, composed)),
-        (x, LABELLED.boxes, generators.remove(G_Y, x, LABELLED.boxes, LABELLED.labels, composed)),
+        (x, LABELLED.boxes, generators.reinsert(G_X, x, LABELLED, WHOLE, composed)),
+        (x, LABELLED.boxes, generators.remove(G_Y, x, LABELLED.boxes, LABELLED.labels, WHOLE, composed)),
     ]
     for before, boxes, after in cases:
         for i in range(2):
@@ -205,8 +214,10 @@ def test_box_changes_nothing_far_from_the_box(condition):
 def test_images_whose_boxes_are_all_padding_stay_as_they_are(condition):
     composed, x = composition("box", condition), noise(1)
     nothing = Labelled(noise(6), tf.zeros([2, 3, 4]), tf.fill([2, 3], -1))
-    np.testing.assert_array_equal(generators.reinsert(generator(composed), x, nothing, composed), x)
-    np.testing.assert_array_equal(generators.remove(remover(), x, nothing.boxes, nothing.labels, composed), x)
+    np.testing.assert_array_equal(generators.reinsert(generator(composed), x, nothing, WHOLE, composed), x)
+    np.testing.assert_array_equal(
+        generators.remove(remover(), x, nothing.boxes, nothing.labels, WHOLE, composed), x
+    )
 
 
 def test_full_is_the_generators_own_output():
@@ -216,7 +227,7 @@ def test_full_is_the_generators_own_output():
     m = generators.class_mask(INSERTION.boxes[:, None], INSERTION.labels[:, None], CLASSES, SIDE, SIDE)
     np.testing.assert_array_equal(generators.insert(G_X, x, INSERTION, composed), G_X(tf.concat([x, m], -1)))
     m = generators.class_mask(LABELLED.boxes, LABELLED.labels, CLASSES, SIDE, SIDE)
-    removed = generators.remove(G_Y, x, LABELLED.boxes, LABELLED.labels, composed)
+    removed = generators.remove(G_Y, x, LABELLED.boxes, LABELLED.labels, WHOLE, composed)
     np.testing.assert_array_equal(removed, G_Y(tf.concat([x, m], -1)))
 
 
@@ -225,7 +236,7 @@ def test_full_exemplar_adds_the_difference_everywhere():
     G_X = generator(composed)
     boxes = INSERTION.boxes
     m = generators.class_mask(boxes[:, None], INSERTION.labels[:, None], CLASSES, SIDE, SIDE)
-    pasted = generators.paste(x, INSERTION.exemplars, composed.blend(boxes, SIDE, SIDE))
+    pasted = generators.paste(x, INSERTION.exemplars, composed.blend(boxes, WHOLE, SIDE, SIDE))
     expected = tf.clip_by_value(pasted + G_X(tf.concat([x, pasted, m], -1)), -1, 1)
     drawn = generators.insert(G_X, x, INSERTION, composed)
     np.testing.assert_array_equal(drawn, expected)
@@ -239,3 +250,32 @@ def test_images_of_a_batch_do_not_see_each_other():
     both = generators.insert(G_X, x, INSERTION, composed)
     alone = generators.insert(G_X, x[1:], Insertion(*(v[1:] for v in INSERTION)), composed)
     np.testing.assert_allclose(both[1:], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("compose", ["box", "full"])
+@pytest.mark.parametrize("condition", ["mask", "exemplar"])
+def test_nothing_is_drawn_on_padding(compose, condition):
+    """Content of 14 rows, down to the lower edge of both boxes; the feather and the image go on."""
+    composed, x = composition(compose, condition), noise(1)
+    content = boxes_lib.of_sizes([[14, SIDE]] * 2)
+    y = Labelled(LABELLED.images, INSERTION.boxes[:, None], INSERTION.labels[:, None])
+    G_X, labels = generator(composed), INSERTION.labels[:, None]
+    for drawn in (
+        generators.insert(G_X, x, INSERTION._replace(content=content), composed),
+        generators.reinsert(G_X, x, y, content, composed),
+        generators.remove(remover(), x, y.boxes, labels, content, composed),
+    ):
+        np.testing.assert_array_equal(drawn[:, 14:], x[:, 14:])
+        assert np.all(drawn[0, 6:14, 4:12] != x[0, 6:14, 4:12])
+
+
+def test_padding_is_no_part_of_the_seam():
+    """As `test_paste_offset_by_hand`, with black padding under the box: the same offset."""
+    boxes, content = tf.constant([[8.0, 8.0, 16.0, 16.0]]), boxes_lib.of_sizes([[16, SIDE]])
+    alpha = composition("box", "exemplar").blend(boxes, content, SIDE, SIDE)
+    x = np.full((1, SIDE, SIDE, 1), 0.2, np.float32)
+    x[:, 16:] = -1
+    exemplar = np.full((1, SIDE, SIDE, 1), 0.5, np.float32)
+    exemplar[:, 8:16, 8:16] = 0.9
+    pasted = generators.paste(x, exemplar, alpha)
+    np.testing.assert_allclose(pasted[0, 8:16, 8:16], np.full((8, 8, 1), 0.6), atol=1e-6)

@@ -100,8 +100,12 @@ def batch(seed=0, count=2):
     rng = np.random.default_rng(seed)
     y = labelled(rng, count)
     where = labelled(rng, count)
-    insertion = Insertion(where.boxes[:, 0], where.labels[:, 0], images(rng, count))
-    return Batch(images(rng, count), insertion, y, y.boxes[:, 0], images(rng, count), labelled(rng, count))
+    # Every other image has padding at the bottom.
+    content = tf.constant([[0.0, 0, SIDE, SIDE - 6 * (i % 2)] for i in range(count)])
+    insertion = Insertion(where.boxes[:, 0], where.labels[:, 0], images(rng, count), content)
+    return Batch(
+        images(rng, count), insertion, y, content, y.boxes[:, 0], images(rng, count), labelled(rng, count)
+    )
 
 
 def networks(p):

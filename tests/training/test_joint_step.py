@@ -79,19 +79,19 @@ def step_of_detector(p, b, x_syn):
 def written_objective(p, o, b):
     """What G_X and G_Y minimise, as a sum of terms, and what the step does to DET (W', m')."""
     composed, (x, y) = o.composition, (b.x, b.y)
-    boxes, labels = b.insertion.boxes[:, None], b.insertion.labels[:, None]
+    boxes, labels, content = b.insertion.boxes[:, None], b.insertion.labels[:, None], b.insertion.content
 
     def fooled(D, images):
         return mean(losses.adversarial_generator(D(images), o.gan_loss))
 
     x_syn = insert(p.G_X, x, b.insertion, composed)
-    y_clean = remove(p.G_Y, y.images, y.boxes, y.labels, composed)
+    y_clean = remove(p.G_Y, *y, b.y_content, composed)
     mask = boxes_lib.mask(b.insertion.boxes, *x.shape[1:3])[..., None]
     target = b.insertion.exemplars
     if composed.condition == "exemplar":
-        target = paste(x, target, composed.blend(b.insertion.boxes, *x.shape[1:3]))
-    x_back, y_back = remove(p.G_Y, x_syn, boxes, labels, composed), reinsert(p.G_X, y_clean, y, composed)
-    x_same, y_same = remove(p.G_Y, x, boxes, labels, composed), reinsert(p.G_X, y.images, y, composed)
+        target = paste(x, target, composed.blend(b.insertion.boxes, content, *x.shape[1:3]))
+    x_back, x_same = (remove(p.G_Y, image, boxes, labels, content, composed) for image in (x_syn, x))
+    y_back, y_same = (reinsert(p.G_X, image, y, b.y_content, composed) for image in (y_clean, y.images))
     terms = {
         "global": o.lambda_global * (fooled(p.DIS_globalX, x_syn) + fooled(p.DIS_globalY, y_clean)),
         "local": o.lambda_local
@@ -117,7 +117,7 @@ def discriminator_loss(o, D, real, fake):
 def discriminator_losses(p, o, b):
     """On real images and on those of this step: discriminator -> loss. u stands beside y."""
     x_syn = insert(p.G_X, b.x, b.insertion, o.composition)
-    y_clean = remove(p.G_Y, b.y.images, b.y.boxes, b.y.labels, o.composition)
+    y_clean = remove(p.G_Y, *b.y, b.y_content, o.composition)
     real_crops = crop(b.y.images, b.y_boxes, o.crop_size, o.crop_context)
     crops = crop(x_syn, b.insertion.boxes, o.crop_size, o.crop_context)
     return {

@@ -14,7 +14,7 @@ def constant(value, n=5):
 def test_picture_by_position():
     """Background, inserted with box, difference; labelled with boxes, cleaned, difference; four rows."""
     boxes = tf.constant([[4.0, 4, 12, 12]] * 5)
-    insertion = Insertion(boxes, tf.zeros([5], tf.int32), constant(0))
+    insertion = Insertion(boxes, tf.zeros([5], tf.int32), constant(0), boxes)
     y = Labelled(constant(0.1), boxes[:, None], tf.zeros([5, 1], tf.int32))
     picture = summaries.insertion_picture(constant(-0.5), insertion, constant(-0.3), y, constant(-0.8))
     assert picture.shape == (1, 4 * 16, 6 * 16, 3)
@@ -33,7 +33,7 @@ def test_picture_by_position():
 def test_a_small_batch_has_fewer_rows():
     boxes = tf.constant([[4.0, 4, 12, 12]])
     y = Labelled(constant(0, 1), boxes[:, None], tf.zeros([1, 1], tf.int32))
-    insertion = Insertion(boxes, tf.zeros([1], tf.int32), constant(0, 1))
+    insertion = Insertion(boxes, tf.zeros([1], tf.int32), constant(0, 1), boxes)
     picture = summaries.insertion_picture(constant(0, 1), insertion, constant(0, 1), y, constant(0, 1))
     assert picture.shape == (1, 16, 6 * 16, 3)
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tf_detectorgan import boxes as box_ops
 from tf_detectorgan.batch import Batch, Labelled, Synthesis
 from tf_detectorgan.data import augmentation, draws, placement, placement_file, streams
 from tf_detectorgan.data.augmentation import Augmentation
@@ -57,6 +58,10 @@ class _Drawn(NamedTuple):
     @property
     def labelled(self) -> Labelled:
         return Labelled(self.images, self.boxes, self.labels)
+
+    @property
+    def content(self) -> tf.Tensor:
+        return box_ops.of_sizes(self.valid_sizes)
 
 
 def joint_batches(
@@ -109,7 +114,7 @@ def joint_batches(
         y = drawn["y"]
         y_boxes = tf.gather(y.boxes, draws.pick_true(y.draws[:, -1], y.labels >= 0), batch_dims=1)
         u, y2 = drawn.get("u", y), drawn.get("y2", y)
-        return Batch(drawn["x"].images, insertion, y.labelled, y_boxes, u.images, y2.labelled)
+        return Batch(drawn["x"].images, insertion, y.labelled, y.content, y_boxes, u.images, y2.labelled)
 
     drawn = {
         name: _drawn(dataset, source, seed, name, batch_size, start_step * batch_size)

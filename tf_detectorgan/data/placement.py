@@ -162,7 +162,7 @@ def insertions(
         target = given.boxes
     images = _decoded(references, chosen, images.shape)
     exemplars = resample(images, zoom * scale, zoom * offset + move, sizes)
-    return Insertion(target, labels, exemplars), chosen
+    return Insertion(target, labels, exemplars, box_ops.of_sizes(valid_sizes)), chosen
 
 
 def _candidates(references, valid_sizes, zoom, given):

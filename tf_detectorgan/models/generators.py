@@ -93,15 +93,18 @@ class Composition:
         """Channels of G_X's input for images with `channels`."""
         return (2 * channels if self.condition == "exemplar" else channels) + self.classes
 
-    def blend(self, boxes, height: int, width: int):
-        """alpha [N, H, W, 1] in [0, 1] of boxes [N, 4] (one each) or [N, K, 4] (their union)."""
+    def blend(self, boxes, content, height: int, width: int):
+        """alpha [N, H, W, 1] in [0, 1] of boxes [N, 4] (one each) or [N, K, 4] (their union).
+
+        0 beyond the images' content [N, 4]: padding is neither drawn on nor part of a seam.
+        """
         if boxes.shape.rank == 2:
             boxes = boxes[:, None]
         extent = tf.reduce_max(boxes_lib.to_xywh(boxes)[..., 2:], -1)
         feather = tf.maximum(2.0, self.feather * extent)[..., None, None]
         alpha = boxes_lib.feathered_mask(boxes, height, width, feather)
         alpha = tf.where((extent > 0)[..., None, None], alpha, 0.0)  # padded boxes have no extent
-        return tf.reduce_max(alpha, axis=1)[..., None]
+        return (tf.reduce_max(alpha, axis=1) * boxes_lib.mask(content, height, width))[..., None]
 
 
 def class_mask(boxes, labels, classes: int, height: int, width: int):
@@ -133,39 +136,49 @@ def bbox_target(x, insertion: Insertion, composition: Composition):
     """
     if composition.condition == "mask":
         return insertion.exemplars
-    return paste(x, insertion.exemplars, composition.blend(insertion.boxes, *x.shape[1:3]))
+    return paste(x, insertion.exemplars, composition.blend(insertion.boxes, insertion.content, *x.shape[1:3]))
 
 
 def insert(G_X, x, insertion: Insertion, composition: Composition):
     """G_X(x, m): x [N, H, W, C] with one object drawn into `insertion.boxes`; same shape, in [-1, 1]."""
     boxes, labels = insertion.boxes[:, None], insertion.labels[:, None]
-    return _draw(G_X, x, boxes, labels, insertion.exemplars, composition)
+    return _draw(G_X, x, boxes, labels, insertion.content, insertion.exemplars, composition)
 
 
-def reinsert(G_X, image, y: Labelled, composition: Composition):
-    """G_X at y's own objects, drawn into `image` [N, H, W, C]: second half of y's cycle; y's identity."""
-    return _draw(G_X, image, y.boxes, y.labels, y.images, composition)
+def reinsert(G_X, image, y: Labelled, content, composition: Composition):
+    """G_X at y's own objects, drawn into `image` [N, H, W, C]: second half of y's cycle; y's identity.
+
+    `content` [N, 4] is the box of what is no padding.
+    """
+    return _draw(G_X, image, y.boxes, y.labels, content, y.images, composition)
 
 
-def remove(G_Y, y, boxes, labels, composition: Composition):
-    """G_Y(y, m): y [N, H, W, C] without the objects in boxes [N, K, 4] of labels [N, K]."""
+def remove(G_Y, y, boxes, labels, content, composition: Composition):
+    """G_Y(y, m): y [N, H, W, C] without the objects in boxes [N, K, 4] of labels [N, K].
+
+    `content` [N, 4] is the box of what is no padding.
+    """
     height, width = y.shape[1:3]
     m = class_mask(boxes, labels, composition.classes, height, width)
     drawn = G_Y(tf.concat([y, m], -1))
     if composition.compose == "full":
-        return drawn
-    return y + composition.blend(boxes, height, width) * (drawn - y)
+        return _on_content(drawn, y, content)
+    return y + composition.blend(boxes, content, height, width) * (drawn - y)
 
 
-def _draw(G_X, x, boxes, labels, exemplars, composition: Composition):
+def _draw(G_X, x, boxes, labels, content, exemplars, composition: Composition):
     height, width = x.shape[1:3]
     m = class_mask(boxes, labels, composition.classes, height, width)
-    alpha = composition.blend(boxes, height, width)
+    alpha = composition.blend(boxes, content, height, width)
     if composition.condition == "mask":
         drawn = G_X(tf.concat([x, m], -1))
-        return drawn if composition.compose == "full" else x + alpha * (drawn - x)
+        return _on_content(drawn, x, content) if composition.compose == "full" else x + alpha * (drawn - x)
     pasted = paste(x, exemplars, alpha)
     difference = G_X(tf.concat([x, pasted, m], -1))
-    if composition.compose == "box":
-        difference = alpha * difference
-    return tf.clip_by_value(pasted + difference, -1.0, 1.0)
+    drawn = pasted + (alpha * difference if composition.compose == "box" else difference)
+    return _on_content(tf.clip_by_value(drawn, -1.0, 1.0), x, content)
+
+
+def _on_content(drawn, image, content):
+    """`drawn` [N, H, W, C] inside content [N, 4], `image` beyond."""
+    return tf.where(boxes_lib.mask(content, *image.shape[1:3])[..., None] > 0, drawn, image)

@@ -69,7 +69,7 @@ def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> di
 
     with tf.GradientTape() as generators:
         x_syn = insert(p.G_X, batch.x, batch.insertion, o.composition)  # G_X(x, m)
-        y_clean = remove(p.G_Y, batch.y.images, batch.y.boxes, batch.y.labels, o.composition)  # G_Y(y, m)
+        y_clean = remove(p.G_Y, *batch.y, batch.y_content, o.composition)  # G_Y(y, m)
 
     # Who judges the synthetic image, and how it should change to please them: d(term)/dx_syn, term by term.
     terms, wishes, g_cycle, d_y = _judge(p, o, batch, x_syn, y_clean, theta)
@@ -120,10 +120,11 @@ def _judge(p: Players, o: Objective, batch: Batch, x_syn, y_clean, theta):
         x, y = batch.x, batch.y
         y_twice = Labelled(*(tf.concat([v, v], 0) for v in y))
         boxes_twice, labels_twice = (tf.concat([v, v], 0)[:, None] for v in batch.insertion[:2])
+        x_content, y_content = (tf.concat([v, v], 0) for v in (batch.insertion.content, batch.y_content))
         y_back, y_same = tf.split(
-            reinsert(p.G_X, tf.concat([y_clean, y.images], 0), y_twice, o.composition), 2
+            reinsert(p.G_X, tf.concat([y_clean, y.images], 0), y_twice, y_content, o.composition), 2
         )
-        removed = remove(p.G_Y, tf.concat([x_syn, x], 0), boxes_twice, labels_twice, o.composition)
+        removed = remove(p.G_Y, tf.concat([x_syn, x], 0), boxes_twice, labels_twice, x_content, o.composition)
         x_back, x_same = tf.split(removed, 2)
         L_cycle = replicas.share(losses.l1(x_back, x) + losses.l1(y_back, y.images))
         L_identity = replicas.share(losses.l1(y_same, y.images) + losses.l1(x_same, x))

@@ -100,7 +100,7 @@ def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[tf.Tensor, In
 
         @tf.function(autograph=False)
         def cut_and_paste(x, insertion):
-            alpha = composed.blend(insertion.boxes, *x.shape[1:3])
+            alpha = composed.blend(insertion.boxes, insertion.content, *x.shape[1:3])
             return paste(x, insertion.exemplars, alpha)
 
         return cut_and_paste, ""
@@ -291,7 +291,7 @@ def _validation(run: Run) -> dict[str, float]:
 def _picture(run: Run, players: Players, batch: Batch, objective: Objective):
     composed = objective.composition
     x_syn = insert(players.G_X, batch.x, batch.insertion, composed)
-    y_clean = remove(players.G_Y, batch.y.images, batch.y.boxes, batch.y.labels, composed)
+    y_clean = remove(players.G_Y, *batch.y, batch.y_content, composed)
     return summaries.insertion_picture(batch.x, batch.insertion, x_syn, batch.y, y_clean)
 
 
