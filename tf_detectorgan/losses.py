@@ -71,7 +71,7 @@ def l1(a, b):
 
 
 def bbox_loss(synthetic, exemplars, mask):
-    """BboxLoss: mean absolute difference of images [N, H, W, D] over the box, mask [N, H, W, 1]."""
+    """BboxLoss: mean absolute difference of images [N, H, W, D] weighted by mask [N, H, W, 1], the box."""
     difference = tf.reduce_mean(tf.abs(synthetic - exemplars), -1, keepdims=True)
     return tf.math.divide_no_nan(tf.reduce_sum(mask * difference, [1, 2, 3]), tf.reduce_sum(mask, [1, 2, 3]))
 

@@ -143,7 +143,7 @@ def prepared(tmp_path):
 
 def test_open_dataset_describes_the_set(prepared):
     dataset = records.open_dataset(prepared)
-    assert (dataset.name, dataset.version, dataset.class_names) == ("phantom", "1.0.0", ("nodule",))
+    assert (dataset.name, dataset.version, dataset.class_names) == ("phantom", "2.0.0", ("nodule",))
     assert (dataset.image_shape, dataset.bit_depth, dataset.max_boxes) == ((64, 64, 1), 8, 2)
     assert dataset.count("train_labelled") == 3
     assert dataset.count("train_unboxed") == 0

@@ -89,7 +89,8 @@ def written_objective(p, o, b):
     mask = boxes_lib.mask(b.insertion.boxes, *x.shape[1:3])[..., None]
     target = b.insertion.exemplars
     if composed.condition == "exemplar":
-        target = paste(x, target, composed.blend(b.insertion.boxes, content, *x.shape[1:3]))
+        mask = composed.blend(b.insertion.boxes, content, *x.shape[1:3])
+        target = paste(x, target, mask)
     x_back, x_same = (remove(p.G_Y, image, boxes, labels, content, composed) for image in (x_syn, x))
     y_back, y_same = (reinsert(p.G_X, image, y, b.y_content, composed) for image in (y_clean, y.images))
     terms = {

@@ -28,6 +28,8 @@ def resnet_generator(
 ) -> keras.Model:
     """c7s1-f, d2f, d4f, R4f x blocks, u2f, uf, c7s1-C (Zhu et al. 2017, appendix 7.2).
 
+    u is nearest upsampling and a convolution.
+
     Args:
       image_shape: (H, W, C); H and W divisible by 4.
       input_channels: channels of the input [N, H, W, input_channels].
@@ -59,8 +61,8 @@ def resnet_generator(
         y = conv(ReflectionPadding(1)(y), 4 * filters, 3, activate=False)
         x = keras.layers.Add()([x, y])
     for f in (2 * filters, filters):
-        x = keras.layers.Conv2DTranspose(f, 3, 2, "same", use_bias=False)(x)
-        x = keras.layers.ReLU()(instance_normalization()(x))
+        # Not CycleGAN's transposed convolution, which leaves checkerboards (decision 0062).
+        x = conv(ReflectionPadding(1)(keras.layers.UpSampling2D(2)(x)), f, 3)
     x = keras.layers.Conv2D(
         channels,
         7,
@@ -137,6 +139,16 @@ def bbox_target(x, insertion: Insertion, composition: Composition):
     if composition.condition == "mask":
         return insertion.exemplars
     return paste(x, insertion.exemplars, composition.blend(insertion.boxes, insertion.content, *x.shape[1:3]))
+
+
+def bbox_weight(insertion: Insertion, composition: Composition, height: int, width: int):
+    """Where BboxLoss compares: [N, H, W, 1]. In the box; with condition "exemplar" as far as is drawn.
+
+    Nobody else would mind what G_X does to the feather around the box, where the target is known as well.
+    """
+    if composition.condition == "mask":
+        return boxes_lib.mask(insertion.boxes, height, width)[..., None]
+    return composition.blend(insertion.boxes, insertion.content, height, width)
 
 
 def insert(G_X, x, insertion: Insertion, composition: Composition):

@@ -16,7 +16,7 @@ from tf_detectorgan import losses
 from tf_detectorgan.batch import Batch, Labelled
 from tf_detectorgan.models.detectors.retinanet import RetinaNet
 from tf_detectorgan.models.discriminators import crop
-from tf_detectorgan.models.generators import Composition, bbox_target, insert, reinsert, remove
+from tf_detectorgan.models.generators import Composition, bbox_target, bbox_weight, insert, reinsert, remove
 from tf_detectorgan.training import replicas, unroll
 from tf_detectorgan.training.image_pool import ImagePool
 
@@ -113,9 +113,9 @@ def _judge(p: Players, o: Objective, batch: Batch, x_syn, y_clean, theta):
         L_localX = replicas.share(losses.adversarial_generator(p.DIS_localX(crops), o.gan_loss))
         L_globalY = replicas.share(losses.adversarial_generator(p.DIS_globalY(y_clean), o.gan_loss))
         # BboxLoss: the object should look like the matched one.
-        inside = boxes_lib.mask(boxes, x_syn.shape[1], x_syn.shape[2])[..., None]
+        weight = bbox_weight(batch.insertion, o.composition, *x_syn.shape[1:3])
         target = bbox_target(batch.x, batch.insertion, o.composition)
-        L_bbox = replicas.share(losses.bbox_loss(x_syn, target, inside))
+        L_bbox = replicas.share(losses.bbox_loss(x_syn, target, weight))
         # Cycle consistency, and identity on images that are already what the generator should make.
         x, y = batch.x, batch.y
         y_twice = Labelled(*(tf.concat([v, v], 0) for v in y))
