@@ -35,10 +35,17 @@ def split(strategy, batch):
 
 
 def worst_error(found, expected):
-    """Largest difference, relative to the largest number of each tensor."""
+    """Largest difference, relative to the largest number of each tensor.
+
+    Tensors that are 0 but for rounding on both sides are equal: the last residual block has a beta, which
+    upsampling, a mirrored border and a convolution keep a constant, and the norm behind them removes.
+    """
+    pairs = [(a.numpy(), b.numpy()) for a, b in zip(found, expected, strict=True)]
+    rounding = 1e-6 * max(np.abs(b).max() for _, b in pairs)
     return max(
-        float(np.abs(a.numpy() - b.numpy()).max() / max(np.abs(b.numpy()).max(), 1e-12))
-        for a, b in zip(found, expected, strict=True)
+        float(np.abs(a - b).max() / np.abs(b).max())
+        for a, b in pairs
+        if max(np.abs(a).max(), np.abs(b).max()) > rounding
     )
 
 
