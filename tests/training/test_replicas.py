@@ -73,8 +73,8 @@ def test_joint_step(tiny, mirrored):
     two = tiny.players(**options, pool_size=2, strategy=mirrored)
     step = on_all(mirrored, lambda batch, seed: joint_step(two, o, batch, seed))
     for number in range(2):
-        # L1 and ReLU have kinks: in a batch where a number is 0 but for rounding, the two sides may take either
-        # slope, and differ by 1e-3 from the second step on. Batches 2 and 4 have none, 1 and 3 have.
+        # L1 and ReLU have kinks: where a number is 0 but for rounding, either side may take either slope, and
+        # they differ by 1e-3 from the second step on. Batches 2 and 4 have no such number, 1 and 3 seem to.
         batch, seed = tiny.batch(2 * number, 4), tf.constant([0, number])
         expected, found = joint_step(one, o, batch, seed), step(split(mirrored, batch), seed)
         assert set(found) == set(expected)
