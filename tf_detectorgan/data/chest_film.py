@@ -82,15 +82,12 @@ class Kind(NamedTuple):
     paired: bool = False  # on both sides alike
 
 
+_TRUNK, _BREASTS = ((0.0, 0.35), (0.15, 0.85)), ((0.17, 0.24), (0.58, 0.70))
 LOOKALIKES = (
-    Kind(
-        0.7, 5, (0.020, 0.060), (1, 1), (0.15, 0.45), 10, (0, 0.9), ((0.0, 0.35), (0.15, 0.85))
-    ),  # electrodes
+    Kind(0.7, 5, (0.020, 0.060), (1, 1), (0.15, 0.45), 10, (0, 0.9), _TRUNK),  # electrodes
     Kind(0.8, 5, (0.014, 0.028), (2.5, 4), (0.15, 0.45), 3, (0, 0)),  # healed ribs
     Kind(0.6, 4, (0.013, 0.030), (1, 1.2), (0.35, 0.80), 3, (0, 0)),  # calcified scars
-    Kind(
-        0.6, 1, (0.025, 0.050), (1, 1.2), (0.12, 0.36), 3, (0, 0), ((0.17, 0.24), (0.58, 0.70)), True
-    ),  # nipples
+    Kind(0.6, 1, (0.025, 0.050), (1, 1.2), (0.12, 0.36), 3, (0, 0), _BREASTS, True),  # nipples
     Kind(0.4, 3, (0.035, 0.070), (1, 1.3), (0.15, 0.35), 3, (1, 1)),  # rings: bullae, bronchi seen end-on
     Kind(0.4, 3, (0.025, 0.050), (1.6, 2.2), (0.15, 0.35), 8, (0, 0)),  # plaques of the pleura
 )
@@ -133,9 +130,7 @@ class Anatomy:
     rib_density: float
     breasts: float  # density
     tissue: float  # density of the trunk
-    vessels: (
-        np.ndarray
-    )  # [n, 7] segments u0, v0, u1, v1, half width, density, sharpness; points when seen end-on
+    vessels: np.ndarray  # [n, 7] u0, v0, u1, v1, half width, density, sharpness; points when seen end-on
     clutter: np.ndarray  # [48, 48] texture, unit variance
     lookalikes: tuple[Lookalike, ...]
 
@@ -211,11 +206,8 @@ def _draw_lookalikes(rng: np.random.Generator) -> list[Lookalike]:
             ranges = (kind.radius, kind.elongation, kind.density, kind.hollow, (0.1, 0.7), *kind.place)
             across, elongation, density, hollow, tilt, aside, v = rng.uniform(*np.transpose(ranges))
             for s in (-1.0, 1.0) if kind.paired else (side,):
-                found.append(
-                    Lookalike(
-                        0.5 + s * aside, v, across * elongation, across, s * tilt, density, kind.power, hollow
-                    )
-                )
+                shape = (across * elongation, across, s * tilt, density, kind.power, hollow)
+                found.append(Lookalike(0.5 + s * aside, v, *shape))
     return found
 
 
