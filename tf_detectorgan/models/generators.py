@@ -46,23 +46,23 @@ def resnet_generator(
     if blocks is None:
         blocks = 6 if max(height, width) <= 128 else 9
 
-    def conv(x, filters, size, strides=1, activate=True):
+    def conv(x, filters, size, strides=1, padding="valid", activate=True):
         # No bias: the normalisation that follows would remove it.
-        x = keras.layers.Conv2D(filters, size, strides, "same" if strides > 1 else "valid", use_bias=False)(x)
+        x = keras.layers.Conv2D(filters, size, strides, padding, use_bias=False)(x)
         x = instance_normalization()(x)
         return keras.layers.ReLU()(x) if activate else x
 
     inputs = keras.Input((height, width, input_channels))
     x = conv(ReflectionPadding(3)(inputs), filters, 7)
-    x = conv(x, 2 * filters, 3, strides=2)
-    x = conv(x, 4 * filters, 3, strides=2)
+    x = conv(x, 2 * filters, 3, strides=2, padding="same")
+    x = conv(x, 4 * filters, 3, strides=2, padding="same")
     for _ in range(blocks):
         y = conv(ReflectionPadding(1)(x), 4 * filters, 3)
         y = conv(ReflectionPadding(1)(y), 4 * filters, 3, activate=False)
         x = keras.layers.Add()([x, y])
     for f in (2 * filters, filters):
         # Not CycleGAN's transposed convolution, which leaves checkerboards (decision 0062).
-        x = conv(ReflectionPadding(1)(keras.layers.UpSampling2D(2)(x)), f, 3)
+        x = conv(keras.layers.UpSampling2D(2)(x), f, 3, padding="same")
     x = keras.layers.Conv2D(
         channels,
         7,

@@ -103,7 +103,7 @@ class Train:
         0.01, "SGD's (momentum 0.9) of DET in the joint phase.", low=0.0
     )
     detector_learning_rate: float = option(
-        2.5e-3, "AdamW's of a detector alone: warm-up, then a cosine to 0.", low=0.0
+        1e-3, "AdamW's of a detector alone: warm-up, then a cosine to 0.", low=0.0
     )
     weight_decay: float = option(1e-4, "AdamW's of a detector alone.", low=0.0)
     clipnorm: float = option(10.0, "Largest norm of a detector's gradient.", low=1e-6)
