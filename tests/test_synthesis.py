@@ -85,6 +85,7 @@ def make(dataset, directory, insert=cut_and_paste, *, count=COUNT, batch_size=3,
         placement=Placement(top_k=3, exemplar_flip=True),
         method="cut_paste",
         checkpoint="abc",
+        reach=0.25,
         **more,
     )
     strings = records.read_records(directory / "synthetic.tfrecord")
@@ -177,8 +178,20 @@ def test_the_directory_is_complete_and_alone(made):
         "images",
         "gallery.html",
         "contact_sheet.png",
+        "audit.json",
     }
     assert [file.name for file in directory.parent.iterdir()] == ["synthetic"]
+
+
+def test_audit_of_pastes(made):
+    """Objects are there, they are copies of real ones, and elsewhere nothing changes."""
+    dataset, directory, _ = made
+    found = json.loads((directory / "audit.json").read_text())
+    assert found["images"] == COUNT == len(found["per_image"]["nearest"])
+    assert found["real_objects"] == sum(len(e["boxes"]) for e in dataset.examples["train_labelled"])
+    assert found["change_inside"] > 0.01
+    assert found["change_outside_worst"] < 0.5 / 255
+    assert found["ssim_outside"] > 0.99
 
 
 def contents(records_of_a_set):

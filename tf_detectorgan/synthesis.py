@@ -20,8 +20,10 @@ from tf_detectorgan.data import records
 from tf_detectorgan.data.pipeline import synthesis_batches
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.data.records import Dataset
+from tf_detectorgan.evaluation import audit
 
 GALLERY = 24  # images shown
+AUDITED = 300  # images audited, at most: they are held in memory
 
 
 def synthesize(
@@ -35,6 +37,7 @@ def synthesize(
     placement: Placement,
     method: str,
     checkpoint: str,
+    reach: float,
     between: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes `count` synthetic images to `directory`, which appears when all are finished.
@@ -43,12 +46,13 @@ def synthesize(
       insert: (x [N, H, W, C], Insertion) -> images in [-1, 1].
       dataset: where backgrounds and matched objects come from (training split).
       directory: gets synthetic.tfrecord, annotations.json (COCO), images/*.png, gallery.html,
-        contact_sheet.png.
+        contact_sheet.png, audit.json.
       count: images.
       batch_size: images a call of `insert`.
       seed: image i is a function of (seed, i).
       placement: where to insert.
       method, checkpoint: written into each image's provenance.
+      reach: how far beyond a box `insert` may draw, in longer sides of the box.
       between: called before every batch; what it raises ends the work, and nothing appears.
     """
     partial = directory.with_name(f".{directory.name}.partial")
@@ -63,6 +67,7 @@ def synthesize(
         "categories": [{"id": i + 1, "name": name} for i, name in enumerate(dataset.class_names)],
     }
     shown: list[dict[str, Any]] = []
+    audited: list[tuple[np.ndarray, ...]] = []
     origin = {"method": method, "checkpoint": checkpoint, "seed": seed}
 
     def examples() -> Iterator[dict[str, Any]]:
@@ -76,6 +81,9 @@ def synthesize(
                     _save_png(partial / example["file_name"], example["image"])
                     if len(shown) < GALLERY:
                         shown.append(_gallery_entry(batch, i, example, dataset.bit_depth))
+                    if len(audited) < AUDITED:
+                        image = records.to_float(example["image"], dataset.bit_depth).numpy()
+                        audited.append((image, *_object(example), batch.x[i].numpy()))
                     yield example
                     bar.update()
 
@@ -83,8 +91,25 @@ def synthesize(
     (partial / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
     gallery.write_gallery(partial, shown, f"Synthetic images: {method}")
     gallery.contact_sheet(shown[:8], partial / "contact_sheet.png")
+    *inserted, backgrounds = (np.stack(column) for column in zip(*audited, strict=True))
+    found = audit.audit(audit.Objects(*inserted), backgrounds, training_objects(dataset), reach, seed)
+    (partial / "audit.json").write_text(json.dumps(found), encoding="utf-8")
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
+
+
+def training_objects(dataset: Dataset) -> audit.Objects:
+    """Every object of the labelled training images, each with an image of its own."""
+    rows = []
+    for record in dataset.serialized("train_labelled").map(dataset.decode):
+        content = boxes_lib.of_sizes(record.valid_size).numpy()
+        rows += [(record.image.numpy(), box, content) for box in record.boxes.numpy()]
+    return audit.Objects(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _object(example: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Its box and the box of its content, each [4]."""
+    return example["boxes"][0], boxes_lib.of_sizes(example["valid_size"]).numpy()
 
 
 def _example(batch: Synthesis, i: int, image: np.ndarray, origin: dict[str, Any]) -> dict[str, Any]:

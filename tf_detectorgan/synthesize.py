@@ -73,6 +73,7 @@ def main(options: Synthesize) -> None:
         placement=placement,
         method=options.arm,
         checkpoint=checkpoint,
+        reach=run.settings.feather,
     )
     weights = f" (weights {checkpoint})" if checkpoint else ""
     print(

@@ -51,11 +51,26 @@ def make_run(directory, arms, images=24, samples=True):
     return truth
 
 
+AUDITED = {
+    **{
+        "images": 5,
+        "real_objects": 4,
+        "change_inside": 0.1,
+        "change_outside": 0.0,
+        "change_outside_worst": 1 / 255,
+    },
+    **{"ssim_outside": 0.998, "contrast": 1.25, "contrast_real": 1.5, "contrast_distance": 0.3},
+    **{"nearest": 0.91, "nearest_real": 0.72, "copies": 0.4, "variety": 0.5, "variety_real": 0.6},
+    "kid": {"value": 12.34, "low": -1.0, "high": 30.0},
+}
+
+
 def add_everything_else(directory, arm):
     grey = np.full((32, 32, 1), 90, np.uint8)
     one = {"background": grey, "inserted": grey, "matched": grey, "box": (3, 3, 9, 9), "caption": "1"}
     contact_sheet([one], directory / "arms" / arm / "synthetic" / "contact_sheet.png")
     (directory / "arms" / arm / "synthetic" / "gallery.html").write_text("page")
+    write_json(directory / "arms" / arm / "synthetic" / "audit.json", AUDITED)
     write_json(directory / "config.json", {"arms": ["real_only", "acgan"], "note": WEIRD, "steps": 300})
     write_json(directory / "data_card.json", {"test": {"images": 24, "boxes": 23}})
     write_json(directory / "timings.json", {"pretrain_gan": 59.6, "joint": 3700})
@@ -96,6 +111,8 @@ def test_everything_a_run_may_hold_is_on_the_page(tmp_path):
     assert_self_contained(text)
     assert "Not evaluated: acgan." in text
     assert "The whole gallery" in text
+    cells = ["25.5", "0.00 (1.00)", "0.998", "1.25 (1.50)", "0.30", "0.91 (0.72)", "40%", "0.50 (0.60)"]
+    assert "".join(f"<td>{cell}</td>" for cell in [*cells, "12.3 [-1.0, 30.0]"]) in text
     assert "1 h 02 min" in text
     assert "images: 24, boxes: 23" in text
     assert "<td>300</td>" in text
@@ -107,6 +124,7 @@ def test_everything_a_run_may_hold_is_on_the_page(tmp_path):
     markdown = (tmp_path / "report.md").read_text()
     assert "](arms/detectorgan/synthetic/contact_sheet.png)" in markdown
     assert "Not evaluated: acgan." in markdown
+    assert "| detectorgan | 25.5 | 0.00 (1.00) | 0.998 |" in markdown
 
 
 def test_the_headline_numbers_are_those_of_the_metrics(tmp_path):

@@ -31,6 +31,7 @@ class Arm(NamedTuple):
     found: list[Found] | None  # None without the detections or the truth
     contact_sheet: Path | None
     gallery: Path | None
+    audit: dict | None  # of its synthetic images, as of evaluation.audit
 
 
 class Run(NamedTuple):
@@ -93,6 +94,7 @@ def _arm(directory: Path, metrics: dict, truth: Sequence[Truth]) -> Arm:
         from_coco_results(results, [t.image_id for t in truth]) if truth and results is not None else None,
         sheet if sheet.exists() else None,
         gallery if gallery.exists() else None,
+        _json(directory / "synthetic" / "audit.json", None),
     )
 
 

@@ -88,6 +88,7 @@ def make_images(run: Run, name: str) -> None:
         placement=build.placement(s),
         method=name,
         checkpoint=checkpoint,
+        reach=s.feather,
         between=lambda: run.stop.check(f"{name}/synthetic"),
     )
     checkpoints.write_text(directory / "done.json", json.dumps({"count": s.synthetic_count}))

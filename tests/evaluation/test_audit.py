@@ -1,0 +1,103 @@
+"""The audit of synthetic images: by hand on images whose every number is known."""
+
+import numpy as np
+import pytest
+
+from tf_detectorgan.evaluation import audit
+
+SIDE = 32
+
+
+def objects(images, boxes, content=None):
+    images = np.asarray(images, np.float32)
+    boxes = np.asarray(boxes, np.float32)
+    whole = np.tile(np.float32([0, 0, SIDE, SIDE]), (len(images), 1))
+    return audit.Objects(images, boxes, whole if content is None else np.asarray(content, np.float32))
+
+
+def noise(count, seed=0):
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, (count, SIDE, SIDE, 1)).astype(np.float32)
+
+
+def test_changes_inside_and_outside_by_hand():
+    """0.4 of a range of 2 in the box: 0.2. Outside one pixel by 1.0; the blend's 2 pixels do not count."""
+    background = np.zeros((2, SIDE, SIDE, 1), np.float32)
+    synthetic = background.copy()
+    synthetic[0, 10:14, 10:18] = 0.4  # the box of the first image
+    synthetic[0, 8:10, 10:18] = -0.4  # within the blend
+    synthetic[1, 30, 30] = 1.0
+    found = audit.changes(objects(synthetic, [[10, 10, 18, 14]] * 2), background, margin=0.25)
+    np.testing.assert_allclose(found["inside"], [0.2, 0], atol=1e-6)
+    beyond = SIDE * SIDE - 12 * 8  # the box and 2 pixels on every side
+    np.testing.assert_allclose(found["outside"], [0, 0.5 / beyond], atol=1e-8)
+
+
+def test_margin_of_the_blend_grows_with_the_box():
+    background = np.zeros((1, SIDE, SIDE, 1), np.float32)
+    synthetic = background.copy()
+    synthetic[0, 12, 4] = 1.0  # 4 pixels left of a box that is 16 wide
+    where = objects(synthetic, [[8, 8, 24, 16]])
+    assert audit.changes(where, background, margin=0.25)["outside"][0] == 0
+    assert audit.changes(where, background, margin=0.1)["outside"][0] > 0
+
+
+def test_padding_is_neither_inside_nor_outside():
+    background = np.zeros((1, SIDE, SIDE, 1), np.float32)
+    synthetic = background.copy()
+    synthetic[0, :, 20:] = 1.0
+    found = audit.changes(objects(synthetic, [[4, 4, 8, 8]], [[0, 0, 20, SIDE]]), background, 0.25)
+    assert found["inside"][0] == found["outside"][0] == 0
+
+
+def test_structural_similarity_sees_damage_far_from_the_box_only():
+    background = noise(3)
+    synthetic = background.copy()
+    synthetic[1, 12:16, 12:16] = 1.0  # in the box
+    synthetic[2, 22:30, 4:12] = 0.0
+    found = audit.changes(objects(synthetic, [[12, 12, 16, 16]] * 3), background, 0.25)["ssim_outside"]
+    np.testing.assert_allclose(found[:2], 1, atol=1e-5)
+    assert 0.8 < found[2] < 0.97
+
+
+def test_contrast_by_hand():
+    """Around the box half of the pixels are 0 and half 0.2: mean 0.1, spread 0.1; the box is 0.4."""
+    image = np.zeros((1, SIDE, SIDE, 1), np.float32)
+    image[:, ::2] = 0.2
+    image[:, 10:14, 10:14] = 0.4
+    np.testing.assert_allclose(audit.contrast(objects(image, [[10, 10, 14, 14]])), [3.0], rtol=1e-5)
+
+
+def test_copies_and_variety():
+    """Half of the synthetic objects are real ones in another light, half are something else."""
+    real = objects(noise(8), [[8, 8, 24, 24]] * 8)
+    copied = objects(0.5 * real.images + 0.2, real.boxes)
+    new = objects(noise(8, seed=1), real.boxes)
+    both = objects(np.concatenate([copied.images, new.images]), np.concatenate([real.boxes] * 2))
+    found = audit.audit(both, both.images, real, 0.25, seed=0)
+    assert found["copies"] == pytest.approx(0.5, abs=0.07)  # 5 % of what is new looks like a copy by chance
+    np.testing.assert_allclose(found["per_image"]["nearest"][:8], 1, atol=1e-3)
+    assert found["nearest_real"] < 0.5
+    assert found["change_inside"] == found["change_outside"] == 0
+    assert found["variety"] == pytest.approx(found["variety_real"], abs=0.1)
+    same = objects(np.repeat(real.images[:1], 8, 0), real.boxes)
+    assert audit.audit(same, same.images, real, 0.25, seed=0)["variety"] == pytest.approx(0, abs=1e-5)
+    assert found == audit.audit(both, both.images, real, 0.25, seed=0)
+
+
+def test_kid_is_unbiased_and_sees_a_difference():
+    """By hand for two vectors each; around 0 for equal distributions; far from it for others."""
+    a, b = np.eye(4, dtype=np.float32)[:2], np.eye(4, dtype=np.float32)[2:]
+    a[1] = a[0]  # k within a: 11^3, within b: 1, between: 1
+    assert audit.kid(a, b, 0)["value"] == pytest.approx(1331 + 1 - 2 * 1)
+    boxes = [[8, 8, 24, 24]] * 100
+    one, other = (audit.unit_crops(objects(noise(100, seed), boxes)) for seed in (1, 2))
+    equal = audit.kid(one, other, 0)
+    assert equal["low"] < 0 < equal["high"]
+    ramp = np.broadcast_to(np.linspace(-1, 1, SIDE, dtype=np.float32)[None, :, None], (100, SIDE, SIDE, 1))
+    assert audit.kid(audit.unit_crops(objects(0.3 * ramp + noise(100, 3), boxes)), one, 0)["low"] > 0
+    assert audit.kid(a[:1], b, 0) == {"value": None, "low": None, "high": None}
+
+
+def test_audit_of_one_image():
+    one = objects(noise(1), [[8, 8, 24, 24]])
+    assert audit.audit(one, one.images, objects(noise(2), [[8, 8, 24, 24]] * 2), 0.25, 0)["variety"] == 0

@@ -1,0 +1,177 @@
+"""Does the generator do its job? What synthetic images say about themselves, before any detector sees them.
+
+Letters: N synthetic images, M real objects, H, W, C channels, F = CROP * CROP * C. Images are float32 in
+[-1, 1]; boxes as in `boxes.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from scipy import stats
+
+from tf_detectorgan import boxes as box_ops
+from tf_detectorgan.models.discriminators import crop
+
+CROP = 16  # side of the crops that objects are compared on
+CONTEXT = 0.25  # surroundings in a crop, in longer sides of the box
+RING = 0.5  # width of what a box is contrasted with, in longer sides
+MEMORISED = 0.95  # quantile of real-to-real similarity above which a synthetic object is a copy
+SSIM_WINDOW = 7
+CHUNK = 32  # images whose similarity is computed at once
+KID_SUBSETS, KID_SIZE = 100, 50  # Binkowski et al. 2018 average over subsets as well
+
+
+class Objects(NamedTuple):
+    """Images with one object each; `content` is the box of what is no padding."""
+
+    images: np.ndarray  # [N, H, W, C]
+    boxes: np.ndarray  # [N, 4]
+    content: np.ndarray  # [N, 4]
+
+
+def audit(
+    synthetic: Objects, backgrounds: np.ndarray, real: Objects, margin: float, seed: int
+) -> dict[str, Any]:
+    """All measures of a synthetic set; every number is explained where it is computed.
+
+    Args:
+      synthetic: N images.
+      backgrounds: [N, H, W, C] the clean images that objects were inserted into.
+      real: the M training objects.
+      margin: how far beyond a box the method may draw, in longer sides, and at least 2 pixels.
+      seed: of the subsets of KID.
+    """
+    change = changes(synthetic, backgrounds, margin)
+    contrasts = contrast(synthetic), contrast(real)
+    crops, real_crops = unit_crops(synthetic), unit_crops(real)
+    between = crops @ real_crops.T
+    among_real = real_crops @ real_crops.T - 2.0 * np.eye(len(real_crops))  # never one's own neighbour
+    nearest, nearest_real = between.max(1), among_real.max(1)
+    return {
+        "images": len(crops),
+        "real_objects": len(real_crops),
+        "change_inside": float(change["inside"].mean()),
+        "change_outside": float(change["outside"].mean()),
+        "change_outside_worst": float(change["outside"].max()),
+        "ssim_outside": float(change["ssim_outside"].mean()),
+        "contrast": _median(contrasts[0]),
+        "contrast_real": _median(contrasts[1]),
+        "contrast_distance": float(stats.ks_2samp(*contrasts).statistic),
+        "nearest": _median(nearest),
+        "nearest_real": _median(nearest_real),
+        "copies": float((nearest > np.quantile(nearest_real, MEMORISED)).mean()),
+        "variety": variety(crops),
+        "variety_real": variety(real_crops),
+        "kid": kid(crops, real_crops, seed),
+        "per_image": {
+            "change_inside": _rounded(change["inside"]),
+            "change_outside": _rounded(change["outside"]),
+            "contrast": _rounded(contrasts[0]),
+            "nearest": _rounded(nearest),
+        },
+    }
+
+
+def changes(synthetic: Objects, backgrounds: np.ndarray, margin: float) -> dict[str, np.ndarray]:
+    """What was changed in each background, each [N].
+
+    "inside": mean absolute difference in the box, as a share of the grey range; 0: nothing was inserted.
+    "outside": the same beyond the dilated box; should be 0 but for the rounding of stored grey levels.
+    "ssim_outside": mean structural similarity (Wang et al. 2004) there; 1: no change, or no window fits.
+    """
+    chunks = []
+    for start in range(0, len(backgrounds), CHUNK):
+        part = slice(start, start + CHUNK)
+        chunks.append(_changes(Objects(*(v[part] for v in synthetic)), backgrounds[part], margin))
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _changes(synthetic: Objects, backgrounds: np.ndarray, margin: float) -> dict[str, np.ndarray]:
+    height, width = synthetic.images.shape[1:3]
+    content = box_ops.mask(synthetic.content, height, width)
+    box = box_ops.mask(synthetic.boxes, height, width) * content
+    reach = tf.maximum(2.0, margin * _longer_side(synthetic.boxes))
+    beyond, far = (
+        (1.0 - box_ops.mask(box_ops.dilate(synthetic.boxes, reach + more), height, width)) * content
+        for more in (0.0, SSIM_WINDOW // 2)  # a window that touches the blend says nothing
+    )
+    difference = tf.reduce_mean(tf.abs(synthetic.images - backgrounds), -1) / 2.0
+    pair = tf.constant(synthetic.images), tf.constant(backgrounds)
+    similarity = tf.image.ssim(*pair, max_val=2.0, filter_size=SSIM_WINDOW, return_index_map=True)
+    edge = SSIM_WINDOW // 2  # no window's middle lies there
+    far = far[:, edge:-edge, edge:-edge]
+    return {
+        "inside": _mean(difference, box),
+        "outside": _mean(difference, beyond),
+        "ssim_outside": np.where(tf.reduce_sum(far, [1, 2]) > 0, _mean(similarity, far), 1.0),
+    }
+
+
+def contrast(objects: Objects) -> np.ndarray:
+    """[N]: (mean in the box - mean around it) / standard deviation around it; bright objects are positive."""
+    height, width = objects.images.shape[1:3]
+    content = box_ops.mask(objects.content, height, width)
+    box = box_ops.mask(objects.boxes, height, width) * content
+    wide = box_ops.dilate(objects.boxes, tf.maximum(2.0, RING * _longer_side(objects.boxes)))
+    ring = box_ops.mask(wide, height, width) * (1.0 - box) * content
+    grey = tf.reduce_mean(objects.images, -1)
+    around = _mean(grey, ring)
+    spread = np.sqrt(_mean((grey - around[:, None, None]) ** 2, ring))
+    return (_mean(grey, box) - around) / np.maximum(spread, 1e-3)
+
+
+def unit_crops(objects: Objects) -> np.ndarray:
+    """[N, F]: crops of objects with a little around, mean 0, length 1; products are correlations."""
+    crops = crop(tf.constant(objects.images), tf.constant(objects.boxes), CROP, CONTEXT)
+    flat = tf.reshape(crops, [len(objects.images), -1]).numpy()
+    flat = flat - flat.mean(1, keepdims=True)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+
+
+def variety(crops: np.ndarray) -> float:
+    """Mean of 1 - normalised correlation over pairs of `unit_crops` [N, F]: 0 if all are alike."""
+    count = len(crops)
+    if count < 2:
+        return 0.0
+    products = crops @ crops.T
+    return float(1.0 - (products.sum() - np.trace(products)) / (count * (count - 1)))
+
+
+def kid(a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, float | None]:
+    """Kernel distance (Binkowski et al. 2018) of crops [N, F] and [M, F]: mean over subsets, 2.5 to 97.5 %.
+
+    Unbiased, so around 0 for equal distributions; kernel (k * a.b + 1)^3 with k = 10, as crops have length 1
+    and not sqrt(F) times that of a network's features.
+    """
+    size = min(KID_SIZE, len(a), len(b))
+    if size < 2:
+        return {"value": None, "low": None, "high": None}
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(KID_SUBSETS):
+        x, y = (one[rng.choice(len(one), size, replace=False)] for one in (a, b))
+        k_xx, k_yy, k_xy = ((10.0 * u @ v.T + 1.0) ** 3 for u, v in ((x, x), (y, y), (x, y)))
+        within = sum((k.sum() - np.trace(k)) / (size * (size - 1)) for k in (k_xx, k_yy))
+        values.append(within - 2.0 * k_xy.mean())
+    low, high = np.quantile(values, (0.025, 0.975))
+    return {"value": float(np.mean(values)), "low": float(low), "high": float(high)}
+
+
+def _longer_side(boxes) -> tf.Tensor:
+    return tf.reduce_max(box_ops.to_xywh(boxes)[..., 2:], -1)
+
+
+def _mean(values, weights) -> np.ndarray:
+    total = tf.reduce_sum(weights, [1, 2])
+    return tf.math.divide_no_nan(tf.reduce_sum(values * weights, [1, 2]), total).numpy()
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values))
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(float(v), 5) for v in values]
