@@ -30,6 +30,8 @@ def objective(recipe="ours", **changes):
         "lambda_identity": 2.0,
         "lambda_real": 0.9,
         "lambda_syn": 0.3,
+        "rho_real": 0.0,
+        "rho_syn": 0.0,
         "syn_cap": 1e6,
         "crop_size": CROP,
         "crop_context": 0.25,

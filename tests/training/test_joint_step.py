@@ -212,6 +212,29 @@ def test_g_x_raises_or_lowers_the_loss_on_synthetic_images(tiny, arena, arm, cap
         assert all(not np.any(step) for step in steps)
 
 
+def test_rho_sets_the_detector_s_share_inside_the_box(tiny, arena):
+    """Whatever the size of the lambdas: rho times the adversarial norm in the box, nothing outside."""
+    o = dataclasses.replace(tiny.objective(), **(NOTHING | {"lambda_global": 0.5, "lambda_real": 123.0}))
+    o = dataclasses.replace(o, rho_real=2.0, rho_syn=0.5)
+    out = joint_step.joint_step(arena(), o, tiny.batch(), SEED)
+    adversarial = out["squared_norm/global_inside"]
+    assert adversarial > 0
+    np.testing.assert_allclose(out["squared_norm/real_inside"], 4 * adversarial, rtol=1e-5)
+    np.testing.assert_allclose(out["squared_norm/syn_inside"], adversarial / 4, rtol=1e-5)
+    assert out["squared_norm/real_outside"] == out["squared_norm/syn_outside"] == 0
+
+
+def test_balanced_by_hand():
+    """In the box of 4 pixels the wish has norm 2, the reference 6: times 0.5 * 6 / 2. No wish stays none."""
+    boxes = tf.constant([[1.0, 1, 3, 3]])
+    wish = tf.constant(np.where(np.arange(16) % 2, 1.0, -1.0).reshape(1, 4, 4, 1), tf.float32)
+    found = joint_step._balanced(wish, tf.fill([1, 4, 4, 1], 3.0), boxes, 0.5)
+    inside = np.zeros((1, 4, 4, 1))
+    inside[:, 1:3, 1:3] = 1
+    np.testing.assert_allclose(found, 1.5 * inside * wish, rtol=1e-6)
+    assert not np.any(joint_step._balanced(0.0 * wish, wish, boxes, 0.5))
+
+
 def test_unboxed_images_train_dis_globalx_and_nobody_else(tiny, arena):
     o, b = tiny.objective(), tiny.batch()
     after = []

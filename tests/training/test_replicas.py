@@ -59,7 +59,7 @@ def test_joint_step(tiny, mirrored):
 
     Not as a graph: to trace it twice takes minutes. `test_detector_step` runs as one.
     """
-    o, options = tiny.objective(lambda_real=10.0), {"clipnorm": 2.0, "batch_size": 4}
+    o, options = tiny.objective(lambda_real=10.0, rho_syn=0.7), {"clipnorm": 2.0, "batch_size": 4}
     one = tiny.players(**options, pool_size=4)
     two = tiny.players(**options, pool_size=2, strategy=mirrored)
     step = on_all(mirrored, lambda batch, seed: joint_step(two, o, batch, seed))

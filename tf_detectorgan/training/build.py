@@ -58,6 +58,8 @@ def objective(settings: Train, arm: Arm, classes: int) -> Objective:
         lambda_identity=settings.lambda_identity,
         lambda_real=arm.real_sign * settings.lambda_real,
         lambda_syn=arm.syn_sign * settings.lambda_syn,
+        rho_real=settings.rho_real,
+        rho_syn=settings.rho_syn,
         syn_cap=settings.syn_cap,
         crop_size=settings.crop_size,
         crop_context=settings.crop_context,

@@ -42,7 +42,9 @@ class Players:
 class Objective:
     """Weights of G_X's objective.
 
-    lambda_syn > 0 *maximises* L_syn [paper], up to `syn_cap`; < 0 minimises it (ACGAN).
+    lambda_syn > 0 *maximises* L_syn [paper], up to `syn_cap`; < 0 minimises it (ACGAN). rho > 0 takes the
+    size of the lambda's place: the term's derivative at the synthetic image counts inside the box only, where
+    its norm is made rho times that of the adversarial terms'.
     """
 
     gan_loss: str
@@ -53,6 +55,8 @@ class Objective:
     lambda_identity: float
     lambda_real: float
     lambda_syn: float
+    rho_real: float
+    rho_syn: float
     syn_cap: float
     crop_size: int
     crop_context: float
@@ -85,6 +89,10 @@ def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> di
         if look.d_L_real_ahead is not None:
             terms["L_real_ahead"] = look.L_real_ahead
             wishes["real"] = o.lambda_real * look.d_L_real_ahead
+        adversarial = wishes["global"] + wishes["local"]
+        for name, rho in (("real", o.rho_real), ("syn", o.rho_syn)):
+            if rho and name in wishes:
+                wishes[name] = _balanced(wishes[name], adversarial, batch.insertion.boxes, rho)
 
     g = generators.gradient([x_syn, y_clean], theta, output_gradients=[tf.add_n(list(wishes.values())), d_y])
     g = [b if a is None else a if b is None else a + b for a, b in zip(g, g_cycle, strict=True)]
@@ -147,6 +155,18 @@ def _judge(p: Players, o: Objective, batch: Batch, x_syn, y_clean, theta):
         "L_identity": L_identity,
     }
     return terms, wishes, g_cycle, d_y
+
+
+def _balanced(wish, reference, boxes, rho: float):
+    """`wish` [N, H, W, C] inside boxes [N, 4] only, scaled there to rho times the norm of `reference`.
+
+    The norms are those of the whole batch, over all replicas (the adaptive weight of Esser et al. 2021, eqn
+    7, at the image instead of the last layer).
+    """
+    inside = boxes_lib.mask(boxes, *wish.shape[1:3])[..., None]
+    squares = tf.stack([tf.reduce_sum(inside * v * v) for v in (reference, wish)])
+    wanted, own = tf.unstack(replicas.total(squares))
+    return rho * tf.sqrt(tf.math.divide_no_nan(wanted, own)) * inside * wish
 
 
 def _train_discriminators(p: Players, o: Objective, batch: Batch, x_syn, y_clean, seed):

@@ -71,6 +71,13 @@ class Train:
     lambda_identity: float = option(5.0, "Weight of the identity loss.", low=0.0)
     lambda_real: float = option(1.0, "Weight of L~_real, Eqn 3.", low=0.0)
     lambda_syn: float = option(0.05, "Weight of L_syn, which G_X maximises.", low=0.0, paper=1.0)
+    rho_real: float = option(
+        0.0,
+        "If above 0, in place of --lambda_real: norm of L~_real's gradient at the synthetic image, in norms "
+        "of the adversarial one, both inside the box.",
+        low=0.0,
+    )
+    rho_syn: float = option(0.0, "The same for L_syn, in place of the size of --lambda_syn.", low=0.0)
     syn_cap: float = option(5.0, "L_syn above this is worth nothing more to G_X.", low=0.0)
     unroll_real: str = option(
         "fresh", "Images of L~_real: a fresh draw, or those of L_real.", ("fresh", "same")
