@@ -61,7 +61,7 @@ class Train:
     )
     feather: float = option(0.25, "Width of the blend around a box, in box sides.", low=0.0)
     crop_size: int = option(32, "Side of the crops that DIS_localX sees.", low=16)
-    crop_context: float = option(0.25, "Surroundings of the box in those crops, in box sides.", low=0.0)
+    crop_context: float = option(0.0, "Surroundings of the box in those crops, in box sides.", low=0.0)
 
     gan_loss: str = option("lsgan", "Adversarial loss; log is Eqn 4.", ("log", "lsgan", "hinge"), paper="log")
     lambda_global: float = option(1.0, "Weight of DIS_globalX and DIS_globalY.", low=0.0)
