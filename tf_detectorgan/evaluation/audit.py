@@ -47,9 +47,10 @@ def audit(
     change = changes(synthetic, backgrounds, margin)
     contrasts = contrast(synthetic), contrast(real)
     crops, real_crops = unit_crops(synthetic), unit_crops(real)
-    between = crops @ real_crops.T
-    among_real = real_crops @ real_crops.T - 2.0 * np.eye(len(real_crops))  # never one's own neighbour
-    nearest, nearest_real = between.max(1), among_real.max(1)
+    nearest = similarity(crops, real_crops).max(1)
+    among_real = similarity(real_crops, real_crops)
+    np.fill_diagonal(among_real, -1.0)  # nobody is its own neighbour
+    nearest_real = among_real.max(1)
     return {
         "images": len(crops),
         "real_objects": len(real_crops),
@@ -129,6 +130,15 @@ def unit_crops(objects: Objects) -> np.ndarray:
     flat = tf.reshape(crops, [len(objects.images), -1]).numpy()
     flat = flat - flat.mean(1, keepdims=True)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+
+
+def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[N, M]: the higher correlation of `unit_crops` a [N, F] with b [M, F] and with b mirrored left to right.
+
+    Objects may be inserted mirrored; those are copies as well.
+    """
+    mirrored = b.reshape(len(b), CROP, CROP, -1)[:, :, ::-1].reshape(b.shape)
+    return np.maximum(a @ b.T, a @ mirrored.T)
 
 
 def variety(crops: np.ndarray) -> float:
