@@ -133,7 +133,7 @@ def unit_crops(objects: Objects) -> np.ndarray:
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[N, M]: the higher correlation of `unit_crops` a [N, F] with b [M, F] and with b mirrored left to right.
+    """[N, M]: the higher correlation of `unit_crops` a [N, F] with b [M, F] and with b mirrored.
 
     Objects may be inserted mirrored; those are copies as well.
     """
