@@ -145,8 +145,8 @@ def relative_error(found, expected):
     "recipe,detector,changes,clipnorm",
     [
         ("ours", False, {}, None),
-        ("ours", True, {"lambda_real": 10.0}, 2.0),
-        ("paper", True, {"lambda_syn": -0.3}, None),
+        ("ours", True, {"lambda_real": 30.0, "lambda_syn": 2.0}, 2.0),
+        ("paper", True, {"lambda_real": 20.0, "lambda_syn": -2.0}, None),
     ],
 )
 def test_step_is_the_gradient_of_the_written_objective(tiny, arena, recipe, detector, changes, clipnorm):
