@@ -33,6 +33,11 @@ def to_center(boxes):
     return tf.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], axis=-1)
 
 
+def longer_side(boxes):
+    """The greater of width and height [...] of boxes [..., 4]."""
+    return tf.reduce_max(to_xywh(boxes)[..., 2:], -1)
+
+
 def to_relative_yxyx(boxes, height, width):
     """[..., 4] as fractions (y0, x0, y1, x1) of the image's edges: TensorFlow's crop and NMS order."""
     x0, y0, x1, y1 = tf.unstack(tf.cast(boxes, tf.float32), axis=-1)

@@ -85,6 +85,15 @@ def test_the_seed_decides_the_first_weights():
     assert any(np.any(a != b) for a, b in zip(first, other, strict=True))
 
 
+def test_rho_needs_no_lambda():
+    """Only the arm's sign is left of the lambdas where rho takes the place of their size."""
+    settings = Train(lambda_real=0.0, lambda_syn=0.0, rho_real=2.0, rho_syn=0.5)
+    o = build.objective(settings, ARMS["detectorgan"], 1)
+    assert (o.lambda_real, o.lambda_syn, o.rho_real, o.rho_syn) == (1, 1, 2, 0.5)
+    assert build.objective(settings, ARMS["acgan"], 1).lambda_syn == -1
+    assert build.objective(settings, ARMS["detectorgan_no_unroll"], 1).lambda_real == 0
+
+
 def test_arms_scale_the_settings_by_their_signs():
     settings = Train(lambda_real=2.0, lambda_syn=0.5)
     found = {

@@ -14,6 +14,7 @@ from scipy import stats
 
 from tf_detectorgan import boxes as box_ops
 from tf_detectorgan.models.discriminators import crop
+from tf_detectorgan.models.generators import reach
 
 CROP = 16  # side of the crops that objects are compared on
 CONTEXT = 0.25  # surroundings in a crop, in longer sides of the box
@@ -94,9 +95,9 @@ def _changes(synthetic: Objects, backgrounds: np.ndarray, margin: float) -> dict
     height, width = synthetic.images.shape[1:3]
     content = box_ops.mask(synthetic.content, height, width)
     box = box_ops.mask(synthetic.boxes, height, width) * content
-    reach = tf.maximum(2.0, margin * _longer_side(synthetic.boxes))
+    margins = reach(synthetic.boxes, margin)
     beyond, far = (
-        (1.0 - box_ops.mask(box_ops.dilate(synthetic.boxes, reach + more), height, width)) * content
+        (1.0 - box_ops.mask(box_ops.dilate(synthetic.boxes, margins + more), height, width)) * content
         for more in (0.0, SSIM_WINDOW // 2)  # a window that touches the blend says nothing
     )
     difference = tf.reduce_mean(tf.abs(synthetic.images - backgrounds), -1) / 2.0
@@ -116,7 +117,7 @@ def contrast(objects: Objects) -> np.ndarray:
     height, width = objects.images.shape[1:3]
     content = box_ops.mask(objects.content, height, width)
     box = box_ops.mask(objects.boxes, height, width) * content
-    wide = box_ops.dilate(objects.boxes, tf.maximum(2.0, RING * _longer_side(objects.boxes)))
+    wide = box_ops.dilate(objects.boxes, reach(objects.boxes, RING))
     ring = box_ops.mask(wide, height, width) * (1.0 - box) * content
     grey = tf.reduce_mean(objects.images, -1)
     around = _mean(grey, ring)
@@ -168,10 +169,6 @@ def kid(a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, float | None]:
         values.append(within - 2.0 * k_xy.mean())
     low, high = np.quantile(values, (0.025, 0.975))
     return {"value": float(np.mean(values)), "low": float(low), "high": float(high)}
-
-
-def _longer_side(boxes) -> tf.Tensor:
-    return tf.reduce_max(box_ops.to_xywh(boxes)[..., 2:], -1)
 
 
 def _mean(values, weights) -> np.ndarray:

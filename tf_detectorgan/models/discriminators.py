@@ -51,7 +51,7 @@ def crop(images, boxes, size: int, context: float):
     Eqn 3.
     """
     height, width = images.shape[1:3]
-    margin = context * tf.reduce_max(boxes_lib.to_xywh(boxes)[:, 2:], -1)
+    margin = context * boxes_lib.longer_side(boxes)
     edges = boxes_lib.to_relative_yxyx(boxes_lib.dilate(boxes, margin), 1, 1)  # in pixels
     low, high = tf.split(edges, 2, axis=-1)
     half = (high - low) / (2 * size)

@@ -102,11 +102,17 @@ class Composition:
         """
         if boxes.shape.rank == 2:
             boxes = boxes[:, None]
-        extent = tf.reduce_max(boxes_lib.to_xywh(boxes)[..., 2:], -1)
-        feather = tf.maximum(2.0, self.feather * extent)[..., None, None]
+        feather = reach(boxes, self.feather)[..., None, None]
         alpha = boxes_lib.feathered_mask(boxes, height, width, feather)
-        alpha = tf.where((extent > 0)[..., None, None], alpha, 0.0)  # padded boxes have no extent
+        alpha = tf.where(
+            (boxes_lib.longer_side(boxes) > 0)[..., None, None], alpha, 0.0
+        )  # padded boxes have no extent
         return (tf.reduce_max(alpha, axis=1) * boxes_lib.mask(content, height, width))[..., None]
+
+
+def reach(boxes, feather: float):
+    """Width of the blend outside boxes [..., 4] in pixels [...]: `feather` of the longer side, at least 2."""
+    return tf.maximum(2.0, feather * boxes_lib.longer_side(boxes))
 
 
 def class_mask(boxes, labels, classes: int, height: int, width: int):

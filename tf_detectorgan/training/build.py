@@ -56,8 +56,9 @@ def objective(settings: Train, arm: Arm, classes: int) -> Objective:
         lambda_bbox=settings.lambda_bbox,
         lambda_cycle=settings.lambda_cycle,
         lambda_identity=settings.lambda_identity,
-        lambda_real=arm.real_sign * settings.lambda_real,
-        lambda_syn=arm.syn_sign * settings.lambda_syn,
+        # Where rho is set only the sign matters: --rho_real works with --lambda_real=0 as well.
+        lambda_real=arm.real_sign * (1.0 if settings.rho_real else settings.lambda_real),
+        lambda_syn=arm.syn_sign * (1.0 if settings.rho_syn else settings.lambda_syn),
         rho_real=settings.rho_real,
         rho_syn=settings.rho_syn,
         syn_cap=settings.syn_cap,
