@@ -23,7 +23,6 @@ from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.evaluation import audit
 
 GALLERY = 24  # images shown
-AUDITED = 300  # images audited, at most: they are held in memory
 
 
 def synthesize(
@@ -61,13 +60,10 @@ def synthesize(
     batches = synthesis_batches(
         dataset, count=count, batch_size=batch_size, seed=seed, start=0, placement=placement
     )
-    coco: dict[str, list] = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(dataset.class_names)],
-    }
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(dataset.class_names)]
+    coco: dict[str, list] = {"images": [], "annotations": [], "categories": categories}
     shown: list[dict[str, Any]] = []
-    audited: list[tuple[np.ndarray, ...]] = []
+    audited: list[audit.Measures] = []
     origin = {"method": method, "checkpoint": checkpoint, "seed": seed}
 
     def examples() -> Iterator[dict[str, Any]]:
@@ -75,15 +71,14 @@ def synthesize(
             for batch in batches:
                 between()
                 images = records.to_stored(insert(batch.x, batch.insertion).numpy(), dataset.bit_depth)
-                for i in np.flatnonzero(batch.seeds.numpy() < count).tolist():
+                wanted = np.flatnonzero(batch.seeds.numpy() < count)
+                audited.append(_measured(batch, images, wanted, dataset.bit_depth, reach))
+                for i in wanted.tolist():
                     example = _example(batch, i, images[i], origin)
                     _add_to_coco(coco, example)
                     _save_png(partial / example["file_name"], example["image"])
                     if len(shown) < GALLERY:
                         shown.append(_gallery_entry(batch, i, example, dataset.bit_depth))
-                    if len(audited) < AUDITED:
-                        image = records.to_float(example["image"], dataset.bit_depth).numpy()
-                        audited.append((image, *_object(example), batch.x[i].numpy()))
                     yield example
                     bar.update()
 
@@ -91,25 +86,28 @@ def synthesize(
     (partial / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
     gallery.write_gallery(partial, shown, f"Synthetic images: {method}")
     gallery.contact_sheet(shown[:8], partial / "contact_sheet.png")
-    *inserted, backgrounds = (np.stack(column) for column in zip(*audited, strict=True))
-    found = audit.audit(audit.Objects(*inserted), backgrounds, training_objects(dataset), reach, seed)
+    found = audit.audit(audit.joined(audited), _measured_training(dataset), seed)
     (partial / "audit.json").write_text(json.dumps(found), encoding="utf-8")
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
 
 
-def training_objects(dataset: Dataset) -> audit.Objects:
-    """Every object of the labelled training images, each with an image of its own."""
-    rows = []
+def _measured(batch: Synthesis, images: np.ndarray, wanted: np.ndarray, bit_depth: int, reach: float):
+    """The audit's measures of the `wanted` ones of the stored images [N, H, W, C]."""
+    stored = records.to_float(tf.constant(images[wanted]), bit_depth).numpy()
+    boxes, content = (v.numpy()[wanted] for v in (batch.insertion.boxes, batch.insertion.content))
+    return audit.measure(audit.Objects(stored, boxes, content), batch.x.numpy()[wanted], reach)
+
+
+def _measured_training(dataset: Dataset) -> audit.Measures:
+    """The audit's measures of every object of the labelled training images."""
+    parts = []
     for record in dataset.serialized("train_labelled").map(dataset.decode):
-        content = boxes_lib.of_sizes(record.valid_size).numpy()
-        rows += [(record.image.numpy(), box, content) for box in record.boxes.numpy()]
-    return audit.Objects(*(np.stack(column) for column in zip(*rows, strict=True)))
-
-
-def _object(example: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Its box and the box of its content, each [4]."""
-    return example["boxes"][0], boxes_lib.of_sizes(example["valid_size"]).numpy()
+        count = len(record.boxes)
+        images = np.repeat(record.image.numpy()[None], count, axis=0)
+        content = np.repeat(boxes_lib.of_sizes(record.valid_size).numpy()[None], count, axis=0)
+        parts.append(audit.measure(audit.Objects(images, record.boxes.numpy(), content)))
+    return audit.joined(parts)
 
 
 def _example(batch: Synthesis, i: int, image: np.ndarray, origin: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Letters: N synthetic images, M real objects, H, W, C channels, F = CROP * CROP *
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,6 @@ CONTEXT = 0.25  # surroundings in a crop, in longer sides of the box
 RING = 0.5  # width of what a box is contrasted with, in longer sides
 MEMORISED = 0.95  # quantile of real-to-real similarity above which a synthetic object is a copy
 SSIM_WINDOW = 7
-CHUNK = 32  # images whose similarity is computed at once
 KID_SUBSETS, KID_SIZE = 100, 50  # Binkowski et al. 2018 average over subsets as well
 
 
@@ -33,45 +33,60 @@ class Objects(NamedTuple):
     content: np.ndarray  # [N, 4]
 
 
-def audit(
-    synthetic: Objects, backgrounds: np.ndarray, real: Objects, margin: float, seed: int
-) -> dict[str, Any]:
-    """All measures of a synthetic set; every number is explained where it is computed.
+class Measures(NamedTuple):
+    """What is kept of each synthetic or real object once its image is gone."""
 
-    Args:
-      synthetic: N images.
-      backgrounds: [N, H, W, C] the clean images that objects were inserted into.
-      real: the M training objects.
-      margin: how far beyond a box the method may draw, in longer sides, and at least 2 pixels.
-      seed: of the subsets of KID.
+    contrast: np.ndarray  # [N], see `contrast`
+    crops: np.ndarray  # [N, F], see `unit_crops`
+    changes: dict[str, np.ndarray]  # [N] each, see `changes`; empty for real objects
+
+
+def measure(objects: Objects, backgrounds: np.ndarray | None = None, margin: float = 0.0) -> Measures:
+    """Measures objects, and what was changed in `backgrounds` [N, H, W, C] where they were inserted.
+
+    `margin`: how far beyond a box the method may draw, in longer sides, and at least 2 pixels.
     """
-    change = changes(synthetic, backgrounds, margin)
-    contrasts = contrast(synthetic), contrast(real)
-    crops, real_crops = unit_crops(synthetic), unit_crops(real)
-    nearest = similarity(crops, real_crops).max(1)
-    among_real = similarity(real_crops, real_crops)
+    changed = {} if backgrounds is None else changes(objects, backgrounds, margin)
+    return Measures(contrast(objects), unit_crops(objects), changed)
+
+
+def joined(parts: Sequence[Measures]) -> Measures:
+    """The measures of all parts, in order."""
+    names = parts[0].changes
+    return Measures(
+        np.concatenate([part.contrast for part in parts]),
+        np.concatenate([part.crops for part in parts]),
+        {name: np.concatenate([part.changes[name] for part in parts]) for name in names},
+    )
+
+
+def audit(synthetic: Measures, real: Measures, seed: int) -> dict[str, Any]:
+    """Synthetic objects against the real training objects; `seed`: of the subsets of KID."""
+    change = synthetic.changes
+    nearest = similarity(synthetic.crops, real.crops).max(1)
+    among_real = similarity(real.crops, real.crops)
     np.fill_diagonal(among_real, -1.0)  # nobody is its own neighbour
     nearest_real = among_real.max(1)
     return {
-        "images": len(crops),
-        "real_objects": len(real_crops),
+        "images": len(nearest),
+        "real_objects": len(nearest_real),
         "change_inside": float(change["inside"].mean()),
         "change_outside": float(change["outside"].mean()),
         "change_outside_worst": float(change["outside"].max()),
         "ssim_outside": float(change["ssim_outside"].mean()),
-        "contrast": _median(contrasts[0]),
-        "contrast_real": _median(contrasts[1]),
-        "contrast_distance": float(stats.ks_2samp(*contrasts).statistic),
+        "contrast": _median(synthetic.contrast),
+        "contrast_real": _median(real.contrast),
+        "contrast_distance": float(stats.ks_2samp(synthetic.contrast, real.contrast).statistic),
         "nearest": _median(nearest),
         "nearest_real": _median(nearest_real),
         "copies": float((nearest > np.quantile(nearest_real, MEMORISED)).mean()),
-        "variety": variety(crops),
-        "variety_real": variety(real_crops),
-        "kid": kid(crops, real_crops, seed),
+        "variety": variety(synthetic.crops),
+        "variety_real": variety(real.crops),
+        "kid": kid(synthetic.crops, real.crops, seed),
         "per_image": {
             "change_inside": _rounded(change["inside"]),
             "change_outside": _rounded(change["outside"]),
-            "contrast": _rounded(contrasts[0]),
+            "contrast": _rounded(synthetic.contrast),
             "nearest": _rounded(nearest),
         },
     }
@@ -84,14 +99,6 @@ def changes(synthetic: Objects, backgrounds: np.ndarray, margin: float) -> dict[
     "outside": the same beyond the dilated box; should be 0 but for the rounding of stored grey levels.
     "ssim_outside": mean structural similarity (Wang et al. 2004) there; 1: no change, or no window fits.
     """
-    chunks = []
-    for start in range(0, len(backgrounds), CHUNK):
-        part = slice(start, start + CHUNK)
-        chunks.append(_changes(Objects(*(v[part] for v in synthetic)), backgrounds[part], margin))
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-
-
-def _changes(synthetic: Objects, backgrounds: np.ndarray, margin: float) -> dict[str, np.ndarray]:
     height, width = synthetic.images.shape[1:3]
     content = box_ops.mask(synthetic.content, height, width)
     box = box_ops.mask(synthetic.boxes, height, width) * content
