@@ -60,8 +60,7 @@ def synthesize(
     batches = synthesis_batches(
         dataset, count=count, batch_size=batch_size, seed=seed, start=0, placement=placement
     )
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(dataset.class_names)]
-    coco: dict[str, list] = {"images": [], "annotations": [], "categories": categories}
+    coco = _empty_coco(dataset.class_names)
     shown: list[dict[str, Any]] = []
     audited: list[audit.Measures] = []
     origin = {"method": method, "checkpoint": checkpoint, "seed": seed}
@@ -83,13 +82,18 @@ def synthesize(
                     bar.update()
 
     records.write_records(partial / "synthetic.tfrecord", examples(), dataset.features)
-    (partial / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
-    gallery.write_gallery(partial, shown, f"Synthetic images: {method}")
-    gallery.contact_sheet(shown[:8], partial / "contact_sheet.png")
     found = audit.audit(audit.joined(audited), _measured_training(dataset), seed)
-    (partial / "audit.json").write_text(json.dumps(found), encoding="utf-8")
+    _write_beside(partial, coco, shown, found, f"Synthetic images: {method}")
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
+
+
+def _write_beside(directory: Path, coco, shown, found, title: str) -> None:
+    """What lies beside the records: COCO file, audit, gallery and contact sheet."""
+    (directory / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
+    (directory / "audit.json").write_text(json.dumps(found), encoding="utf-8")
+    gallery.write_gallery(directory, shown, title)
+    gallery.contact_sheet(shown[:8], directory / "contact_sheet.png")
 
 
 def _measured(batch: Synthesis, images: np.ndarray, wanted: np.ndarray, bit_depth: int, reach: float):
@@ -132,6 +136,11 @@ def _example(batch: Synthesis, i: int, image: np.ndarray, origin: dict[str, Any]
         "source_size": size,
         "provenance": json.dumps(provenance, sort_keys=True),
     }
+
+
+def _empty_coco(class_names) -> dict[str, list]:
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
+    return {"images": [], "annotations": [], "categories": categories}
 
 
 def _add_to_coco(coco: dict[str, list], example: dict[str, Any]) -> None:
