@@ -46,8 +46,7 @@ def synthesize(
       dataset: where backgrounds and matched objects come from (training split).
       directory: gets synthetic.tfrecord, annotations.json (COCO), images/*.png, gallery.html,
         contact_sheet.png, audit.json.
-      count: images.
-      batch_size: images a call of `insert`.
+      count, batch_size: images in all, and in one call of `insert`.
       seed: image i is a function of (seed, i).
       placement: where to insert.
       method, checkpoint: written into each image's provenance.
