@@ -118,7 +118,7 @@ def test_the_command_ends_with_one_line_and_the_code_for_bad_input(annotations):
     flagfile = annotations.parent / "bad.flags"
     flagfile.write_text(f"# comment\n--annotations={annotations}\n--out={annotations.parent / 'out'}\n")
     done = subprocess.run(
-        [*COMMAND, f"--flagfile={flagfile}"], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [*COMMAND, f"--flagfile={flagfile}"], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == EXIT_BAD_INPUT
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -127,7 +127,7 @@ def test_the_command_ends_with_one_line_and_the_code_for_bad_input(annotations):
 
 
 def test_help_lists_every_option_of_the_command_with_its_default():
-    done = subprocess.run([*COMMAND, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*COMMAND, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     for field in dataclasses.fields(Prepare):
         assert re.search(rf"--(\[no\])?{field.name}:", done.stdout), field.name
     assert "(default: '0.7,0.1,0.2')" in done.stdout

@@ -48,7 +48,7 @@ def free_response(arms: Mapping[str, dict]) -> str:
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.4, 3.7), layout="constrained")
+    figure = Figure(figsize=(5.8, 3.7), layout="constrained")
     axes = figure.add_subplot()
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(color="#e4e8eb", linewidth=0.8)
@@ -67,7 +67,7 @@ def _label(name: str) -> str:
 
 def _svg(figure: Figure, axes: Axes) -> str:
     if axes.lines:
-        axes.legend(frameon=False, fontsize=9)
+        figure.legend(frameon=False, fontsize=9, loc="outside right upper")  # covers no curve
     file = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "detectorgan"}):  # the same curve is the same file
         figure.savefig(file, format="svg", metadata={"Date": None})
