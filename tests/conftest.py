@@ -99,6 +99,7 @@ def finished_run(tmp_path_factory, tiny_phantom):
                 discriminator_filters=4,
                 gan_batch=2,
                 detector_batch=2,
+                pretrain_detector_steps=2,
                 final_steps=2,
                 synthetic_count=3,
             )

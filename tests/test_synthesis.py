@@ -12,7 +12,7 @@ from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import synthesis
 from tf_detectorgan.data import records
 from tf_detectorgan.data.placement import Placement
-from tf_detectorgan.errors import Interrupted
+from tf_detectorgan.errors import InputError, Interrupted
 from tf_detectorgan.models.generators import Composition, paste
 from tf_detectorgan.training.loop import StopSignal
 
@@ -206,6 +206,36 @@ def test_image_i_is_a_function_of_seed_and_i(tmp_path):
     assert contents(make(dataset, tmp_path / "c", batch_size=7, count=5)) == first[:5]
     other = contents(make(dataset, tmp_path / "d", seed=1))
     assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+class Judges:
+    """Ranks images by the parity of their matched image's id; finds nothing in a background."""
+
+    def judge(self, images, boxes, labels, matched_ids):
+        assert len(images) == len(boxes) == len(labels) == len(matched_ids)
+        rank = np.asarray(matched_ids) % 2 * 0.5 + 0.25
+        return {"rank": rank, "found": (rank > 0.5) * float(np.ptp(images) > 0)}
+
+    def found_real(self):
+        return 0.5
+
+
+def test_images_that_fail_the_audit_are_left_out_and_counted(tmp_path):
+    dataset = Tiles(8, 1)
+    every = make(dataset, tmp_path / "every", judges=Judges())
+    good = make(dataset, tmp_path / "good", judges=Judges(), min_audit=0.5)
+    scores = [json.loads(record.provenance.numpy())["audit"] for record in every]
+    assert sorted(set(scores)) == [0.25, 0.75]
+    wanted = [r for r, score in zip(contents(every), scores, strict=True) if score == 0.75]
+    assert contents(good) == wanted
+    found = json.loads((tmp_path / "good" / "audit.json").read_text())
+    assert (found["made"], found["images"], found["min_audit"]) == (COUNT, len(wanted), 0.5)
+    assert (found["found"], found["found_real"]) == (1.0, 0.5)
+    assert found["per_image"]["rank"] == [0.75] * len(wanted)
+    assert len(COCO(tmp_path / "good" / "annotations.json").imgs) == len(wanted)
+    with pytest.raises(InputError, match=f"none of the {COUNT} images"):
+        make(dataset, tmp_path / "none", judges=Judges(), min_audit=0.8)
+    assert not (tmp_path / "none").exists()
 
 
 def test_nothing_appears_when_the_insertion_fails(tmp_path):

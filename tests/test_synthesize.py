@@ -50,6 +50,23 @@ def test_by_default_other_images_than_the_run_s_in_a_place_of_the_arm(run_dir):
     assert len(images(more)) == 2
 
 
+def test_the_audit_is_in_the_provenance_and_can_leave_images_out(run_dir, capsys):
+    make(run_dir, count=6)
+    more = run_dir / "arms" / "cut_paste" / "more"
+    coco = json.loads((more / "annotations.json").read_text("utf-8"))
+    scores = [image["provenance"]["audit"] for image in coco["images"]]
+    least = sorted(scores)[3]
+    make(run_dir, count=6, min_audit=least, overwrite=True)
+    kept = sum(score >= least for score in scores)
+    assert len(images(more)) == kept
+    assert f"{kept} images of cut_paste, {6 - kept} below --min_audit left out" in capsys.readouterr().out
+
+    file = run_dir / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"audit_folds": 0}), "utf-8")
+    with pytest.raises(InputError, match="--audit_folds=0"):
+        make(run_dir, count=6, min_audit=0.5, overwrite=True)
+
+
 def test_a_generator_is_loaded_from_its_checkpoint(run_dir, tmp_path):
     """A residual generator that is zero inserts what cut-and-paste does; one that adds 0.5 does not."""
     G_X = run_directory.reopen(str(run_dir)).players.G_X

@@ -90,7 +90,7 @@ def runs(data, tmp_path_factory):
     after = random.SystemRandom().choice(range(CHECKPOINT_EVERY, JOINT_STEPS - 3, CHECKPOINT_EVERY))
     with Call(whole, data) as all_arms:
         pretraining = [
-            whole / "shared" / phase / "done.json" for phase in ("pretrain_gan", "pretrain_detector")
+            whole / "shared" / phase / "done.json" for phase in ("pretrain_gan", "audit_detector_1")
         ]
         all_arms.wait_for(*pretraining)
         shutil.copytree(whole / "shared", killed / "shared")
@@ -133,6 +133,10 @@ def test_all_phases_leave_their_results(runs):
         assert (home / "evaluation" / "detections.json").is_file()
         images = SYNTHETIC if arm != "real_only" else 0
         assert len(list((home / "synthetic" / "images").glob("*.png"))) == images
+        if images:
+            audit = read_json(home / "synthetic" / "audit.json")
+            assert audit["made"] == SYNTHETIC
+            assert {0 <= audit[k] <= 1 for k in ("found", "found_before", "found_real")} == {True}
         assert (home / "joint").is_dir() == (arm in ("cyclegan_bbox", "detectorgan"))
     for name in ("report.html", "report.md", "timings.json", "config.json", "data_card.json"):
         assert (run / name).is_file()

@@ -20,7 +20,9 @@ from tf_detectorgan.data import records
 from tf_detectorgan.data.pipeline import synthesis_batches
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.data.records import Dataset
+from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation import audit
+from tf_detectorgan.evaluation.auditors import Auditors
 
 GALLERY = 24  # images shown
 
@@ -37,21 +39,28 @@ def synthesize(
     method: str,
     checkpoint: str,
     reach: float,
+    judges: Auditors | None = None,
+    min_audit: float = 0.0,
     between: Callable[[], None] = lambda: None,
-) -> None:
-    """Writes `count` synthetic images to `directory`, which appears when all are finished.
+) -> int:
+    """Writes synthetic images to `directory`, which appears when all are finished; returns their number.
 
     Args:
       insert: (x [N, H, W, C], Insertion) -> images in [-1, 1].
       dataset: where backgrounds and matched objects come from (training split).
       directory: gets synthetic.tfrecord, annotations.json (COCO), images/*.png, gallery.html,
         contact_sheet.png, audit.json.
-      count, batch_size: images in all, and in one call of `insert`.
+      count, batch_size: images made in all, and in one call of `insert`.
       seed: image i is a function of (seed, i).
       placement: where to insert.
       method, checkpoint: written into each image's provenance.
       reach: how far beyond a box `insert` may draw, in longer sides of the box.
+      judges: give each image its "audit" in the provenance, the rank of its object among real ones.
+      min_audit: images whose "audit" is below are made, but not written.
       between: called before every batch; what it raises ends the work, and nothing appears.
+
+    Raises:
+      InputError: no image reaches `min_audit`.
     """
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -69,22 +78,30 @@ def synthesize(
             for batch in batches:
                 between()
                 images = records.to_stored(insert(batch.x, batch.insertion).numpy(), dataset.bit_depth)
-                wanted = np.flatnonzero(batch.seeds.numpy() < count)
-                audited.append(_measured(batch, images, wanted, dataset.bit_depth, reach))
+                verdicts = _judged(judges, batch, images, dataset.bit_depth)
+                made = batch.seeds.numpy() < count
+                wanted = np.flatnonzero(made & (verdicts["rank"] >= min_audit if judges else True))
+                bar.update(int(made.sum()))
+                if len(wanted):
+                    audited.append(_measured(batch, images, wanted, dataset.bit_depth, reach, verdicts))
                 for i in wanted.tolist():
-                    example = _example(batch, i, images[i], origin)
+                    example = _example(batch, i, images[i], origin, verdicts)
                     _add_to_coco(coco, example)
                     _save_png(partial / example["file_name"], example["image"])
                     if len(shown) < GALLERY:
                         shown.append(_gallery_entry(batch, i, example, dataset.bit_depth))
                     yield example
-                    bar.update()
 
-    records.write_records(partial / "synthetic.tfrecord", examples(), dataset.features)
-    found = audit.audit(audit.joined(audited), _measured_training(dataset), seed)
+    kept = records.write_records(partial / "synthetic.tfrecord", examples(), dataset.features)
+    if not kept:
+        raise InputError(f"min_audit={min_audit}: none of the {count} images of {method} reaches it")
+    found_real = judges.found_real() if judges else None
+    found = audit.audit(audit.joined(audited), _measured_training(dataset), seed, found_real)
+    found |= {"made": count, "min_audit": min_audit}
     _write_beside(partial, coco, shown, found, f"Synthetic images: {method}")
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
+    return kept
 
 
 def _write_beside(directory: Path, coco, shown, found, title: str) -> None:
@@ -95,11 +112,21 @@ def _write_beside(directory: Path, coco, shown, found, title: str) -> None:
     gallery.contact_sheet(shown[:8], directory / "contact_sheet.png")
 
 
-def _measured(batch: Synthesis, images: np.ndarray, wanted: np.ndarray, bit_depth: int, reach: float):
+def _judged(judges: Auditors | None, batch: Synthesis, images: np.ndarray, bit_depth: int):
+    """What the judges say of stored images [N, H, W, C], and "found_before", of their backgrounds."""
+    if judges is None:
+        return {}
+    stored = records.to_float(tf.constant(images), bit_depth)
+    what = batch.insertion.boxes, batch.insertion.labels, batch.matched_ids.numpy()
+    return judges.judge(stored, *what) | {"found_before": judges.judge(batch.x, *what)["found"]}
+
+
+def _measured(batch: Synthesis, images: np.ndarray, wanted: np.ndarray, bit_depth: int, reach, verdicts):
     """The audit's measures of the `wanted` ones of the stored images [N, H, W, C]."""
     stored = records.to_float(tf.constant(images[wanted]), bit_depth).numpy()
     boxes, content = (v.numpy()[wanted] for v in (batch.insertion.boxes, batch.insertion.content))
-    return audit.measure(audit.Objects(stored, boxes, content), batch.x.numpy()[wanted], reach)
+    found = audit.measure(audit.Objects(stored, boxes, content), batch.x.numpy()[wanted], reach)
+    return found._replace(more=found.more | {name: values[wanted] for name, values in verdicts.items()})
 
 
 def _measured_training(dataset: Dataset) -> audit.Measures:
@@ -113,7 +140,9 @@ def _measured_training(dataset: Dataset) -> audit.Measures:
     return audit.joined(parts)
 
 
-def _example(batch: Synthesis, i: int, image: np.ndarray, origin: dict[str, Any]) -> dict[str, Any]:
+def _example(
+    batch: Synthesis, i: int, image: np.ndarray, origin: dict[str, Any], verdicts: dict[str, np.ndarray]
+) -> dict[str, Any]:
     box = batch.insertion.boxes[i].numpy()
     number = int(batch.seeds[i])
     provenance = {
@@ -123,6 +152,8 @@ def _example(batch: Synthesis, i: int, image: np.ndarray, origin: dict[str, Any]
         "matched_id": int(batch.matched_ids[i]),
         "box": [round(float(v), 3) for v in box],
     }
+    if verdicts:
+        provenance |= {"audit": round(float(verdicts["rank"][i]), 3), "found": bool(verdicts["found"][i])}
     size = batch.valid_sizes[i].numpy()
     return {
         "image": image,

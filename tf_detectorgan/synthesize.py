@@ -43,6 +43,13 @@ class Synthesize:
     )
     placement: str = option("run", "Where to insert; run: as in training.", choices=("run", *MODES))
     placement_file: str = option("", "Boxes for --placement=file (CSV or JSON).")
+    min_audit: float = option(
+        0.0,
+        "Leave out images whose object a detector that was not trained on it scores lower than this share "
+        "of the real objects.",
+        low=0.0,
+        high=1.0,
+    )
     data_dir: str = option(
         "", "Another prepared data set, or where the run's own lies now; empty: the run's."
     )
@@ -62,8 +69,13 @@ def main(options: Synthesize) -> None:
     elif options.placement_file:
         raise InputError(f"--placement_file={options.placement_file} needs --placement=file")
     placement = build.placement(settings)
+    judges = None if run.elsewhere else phases.audit_detectors(run)  # they know the run's own objects
+    if options.min_audit and judges is None:
+        raise InputError(
+            f"--min_audit={options.min_audit}: not with --audit_folds=0, nor with other --data_dir"
+        )
     insert, checkpoint = phases.insertion_of(run, options.arm, ARMS[options.arm])
-    synthesize(
+    kept = synthesize(
         insert,
         run.dataset,
         out.absolute(),
@@ -74,10 +86,13 @@ def main(options: Synthesize) -> None:
         method=options.arm,
         checkpoint=checkpoint,
         reach=run.settings.feather,
+        judges=judges,
+        min_audit=options.min_audit,
     )
     weights = f" (weights {checkpoint})" if checkpoint else ""
+    dropped = f", {options.count - kept} below --min_audit left out" if options.min_audit else ""
     print(
-        f"{options.count} images of {options.arm}{weights} in {out}: "
+        f"{kept} images of {options.arm}{weights}{dropped} in {out}: "
         "synthetic.tfrecord, annotations.json (COCO) of images/, gallery.html"
     )
 

@@ -59,7 +59,8 @@ CHANGED = {
 }
 CONTRAST = {"contrast": 1.25, "contrast_real": 1.5, "contrast_distance": 0.3}
 LIKENESS = {"nearest": 0.91, "nearest_real": 0.72, "copies": 0.4, "variety": 0.5, "variety_real": 0.6}
-AUDITED = CHANGED | CONTRAST | LIKENESS | {"kid": {"value": 12.34, "low": -1.0, "high": 30.0}}
+JUDGED = {"found": 0.45, "found_real": 0.6, "found_before": 0.02, "made": 40, "images": 30}
+AUDITED = CHANGED | CONTRAST | LIKENESS | JUDGED | {"kid": {"value": 12.34, "low": -1.0, "high": 30.0}}
 
 
 def add_everything_else(directory, arm):
@@ -108,7 +109,18 @@ def test_everything_a_run_may_hold_is_on_the_page(tmp_path):
     assert_self_contained(text)
     assert "Not evaluated: acgan." in text
     assert "The whole gallery" in text
-    cells = ["25.5", "0.00 (1.00)", "0.998", "1.25 (1.50)", "0.30", "0.91 (0.72)", "40%", "0.50 (0.60)"]
+    cells = [
+        "45% (60%; 2%)",
+        "25%",
+        "25.5",
+        "0.00 (1.00)",
+        "0.998",
+        "1.25 (1.50)",
+        "0.30",
+        "0.91 (0.72)",
+        "40%",
+        "0.50 (0.60)",
+    ]
     assert "".join(f"<td>{cell}</td>" for cell in [*cells, "12.3 [-1.0, 30.0]"]) in text
     assert "1 h 02 min" in text
     assert "images: 24, boxes: 23" in text
@@ -121,7 +133,7 @@ def test_everything_a_run_may_hold_is_on_the_page(tmp_path):
     markdown = (tmp_path / "report.md").read_text()
     assert "](arms/detectorgan/synthetic/contact_sheet.png)" in markdown
     assert "Not evaluated: acgan." in markdown
-    assert "| detectorgan | 25.5 | 0.00 (1.00) | 0.998 |" in markdown
+    assert "| detectorgan | 45% (60%; 2%) | 25% | 25.5 | 0.00 (1.00) | 0.998 |" in markdown
 
 
 def test_the_headline_numbers_are_those_of_the_metrics(tmp_path):

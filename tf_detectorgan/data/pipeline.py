@@ -131,6 +131,7 @@ def labelled_batches(
     start_step: int,
     steps: int,
     augment: Augmentation,
+    real: tf.data.Dataset | None = None,
     synthetic: tf.data.Dataset | None = None,
     synthetic_fraction: float = 0.5,
     clean_fraction: float = 0.0,
@@ -147,6 +148,7 @@ def labelled_batches(
       start_step: the first step wanted.
       steps: of the whole run.
       augment: what is done to all images.
+      real: serialized Examples of train_labelled, None: all of them.
       synthetic: serialized Examples of the same schema (`records.read_records`), None: no synthetic images.
       synthetic_fraction: share of the batch; without effect if `synthetic` is None.
       clean_fraction: share of images from train_clean, which have no box.
@@ -163,7 +165,8 @@ def labelled_batches(
     if min(counts.values()) < 0 or not counts["real"]:
         raise ValueError(f"{synthetic_fraction=}, {clean_fraction=}: {counts['real']} real images in a batch")
     counts = {kind: count for kind, count in counts.items() if count}
-    sources = {"real": _open(dataset, "train_labelled")}
+    strings = dataset.serialized("train_labelled") if real is None else real
+    sources = {"real": streams.open_source(strings, f"split train_labelled of {dataset.name}")}
     if "clean" in counts:
         sources["clean"] = _open(dataset, "train_clean")
     if synthetic is not None and "synthetic" in counts:

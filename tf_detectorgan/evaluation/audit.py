@@ -38,7 +38,7 @@ class Measures(NamedTuple):
 
     contrast: np.ndarray  # [N], see `contrast`
     crops: np.ndarray  # [N, F], see `unit_crops`
-    changes: dict[str, np.ndarray]  # [N] each, see `changes`; empty for real objects
+    more: dict[str, np.ndarray]  # [N] each, of synthetic ones: see `changes` and `Auditors.judge`
 
 
 def measure(objects: Objects, backgrounds: np.ndarray | None = None, margin: float = 0.0) -> Measures:
@@ -46,23 +46,28 @@ def measure(objects: Objects, backgrounds: np.ndarray | None = None, margin: flo
 
     `margin`: how far beyond a box the method may draw, in longer sides, and at least 2 pixels.
     """
-    changed = {} if backgrounds is None else changes(objects, backgrounds, margin)
-    return Measures(contrast(objects), unit_crops(objects), changed)
+    more = {} if backgrounds is None else changes(objects, backgrounds, margin)
+    return Measures(contrast(objects), unit_crops(objects), more)
 
 
 def joined(parts: Sequence[Measures]) -> Measures:
     """The measures of all parts, in order."""
-    names = parts[0].changes
     return Measures(
         np.concatenate([part.contrast for part in parts]),
         np.concatenate([part.crops for part in parts]),
-        {name: np.concatenate([part.changes[name] for part in parts]) for name in names},
+        {name: np.concatenate([part.more[name] for part in parts]) for name in parts[0].more},
     )
 
 
-def audit(synthetic: Measures, real: Measures, seed: int) -> dict[str, Any]:
-    """Synthetic objects against the real training objects; `seed`: of the subsets of KID."""
-    change = synthetic.changes
+def audit(synthetic: Measures, real: Measures, seed: int, found_real: float | None = None) -> dict[str, Any]:
+    """Synthetic objects against the real training objects.
+
+    Args:
+      synthetic, real: as measured.
+      seed: of the subsets of KID.
+      found_real: share of the real objects that `Auditors` find; None: nobody was asked.
+    """
+    more = synthetic.more
     nearest = similarity(synthetic.crops, real.crops).max(1)
     among_real = similarity(real.crops, real.crops)
     np.fill_diagonal(among_real, -1.0)  # nobody is its own neighbour
@@ -70,10 +75,10 @@ def audit(synthetic: Measures, real: Measures, seed: int) -> dict[str, Any]:
     return {
         "images": len(nearest),
         "real_objects": len(nearest_real),
-        "change_inside": float(change["inside"].mean()),
-        "change_outside": float(change["outside"].mean()),
-        "change_outside_worst": float(change["outside"].max()),
-        "ssim_outside": float(change["ssim_outside"].mean()),
+        "change_inside": float(more["inside"].mean()),
+        "change_outside": float(more["outside"].mean()),
+        "change_outside_worst": float(more["outside"].max()),
+        "ssim_outside": float(more["ssim_outside"].mean()),
         "contrast": _median(synthetic.contrast),
         "contrast_real": _median(real.contrast),
         "contrast_distance": float(stats.ks_2samp(synthetic.contrast, real.contrast).statistic),
@@ -83,12 +88,11 @@ def audit(synthetic: Measures, real: Measures, seed: int) -> dict[str, Any]:
         "variety": variety(synthetic.crops),
         "variety_real": variety(real.crops),
         "kid": kid(synthetic.crops, real.crops, seed),
-        "per_image": {
-            "change_inside": _rounded(change["inside"]),
-            "change_outside": _rounded(change["outside"]),
-            "contrast": _rounded(synthetic.contrast),
-            "nearest": _rounded(nearest),
-        },
+        "found": float(more["found"].mean()) if "found" in more else None,
+        "found_before": float(more["found_before"].mean()) if "found_before" in more else None,
+        "found_real": found_real,
+        "per_image": {name: _rounded(values) for name, values in more.items()}
+        | {"contrast": _rounded(synthetic.contrast), "nearest": _rounded(nearest)},
     }
 
 

@@ -20,7 +20,7 @@ from tf_detectorgan import boxes as box_ops
 from tf_detectorgan.evaluation.average_precision import RANGE_NAME, match
 from tf_detectorgan.evaluation.records import Found
 from tf_detectorgan.evaluation.statistics import bootstrap_ap, paired_difference, sentence
-from tf_detectorgan.experiments import figures
+from tf_detectorgan.experiments import audit_table, figures
 from tf_detectorgan.experiments.evaluation_table import aligned
 from tf_detectorgan.experiments.run_results import Run, read_run
 from tf_detectorgan.gallery import environment, image_uri
@@ -28,19 +28,6 @@ from tf_detectorgan.gallery import environment, image_uri
 PACKAGES = ("keras", "keras-cv", "numpy", "pycocotools")
 EXAMPLES = 8  # test images shown
 GUESSES = 3  # detections shown per image, the best by score
-
-
-AUDIT = {
-    "change in box": "mean absolute change in the box, grey levels of 255; 0: nothing was inserted",
-    "change elsewhere": "the same beyond the blend around the box (worst image); should be 0",
-    "SSIM elsewhere": "structural similarity to the background there; should be 1",
-    "contrast": "median of (mean in box - mean around it) / spread around it; real objects in brackets",
-    "contrast apart": "Kolmogorov-Smirnov distance of synthetic and real objects' contrasts; 0: alike",
-    "nearest real": "median correlation with the most similar real training object (of real ones to others)",
-    "copies": "share of objects more similar to a real one than 95 % of real objects are to another",
-    "variety": "mean of 1 - correlation over pairs of objects; real objects in brackets",
-    "kernel distance": "KID of object crops to real ones [2.5 to 97.5 % of subsets]; 0: alike",
-}
 
 
 class Column(NamedTuple):
@@ -91,8 +78,8 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         "galleries": [
             (name, arm.contact_sheet, arm.gallery) for name, arm in run.arms.items() if arm.contact_sheet
         ],
-        "audit_columns": AUDIT,
-        "audits": [(name, audit_cells(arm.audit)) for name, arm in run.arms.items() if arm.audit],
+        "audit_columns": audit_table.COLUMNS,
+        "audits": audit_table.rows({name: arm.audit for name, arm in run.arms.items()}),
         "directory": run.directory,
     }
     templates = environment()
@@ -195,22 +182,6 @@ def examples(run: Run) -> list[dict]:
             "arms": {name: _guesses(per_image[image_id]) for name, per_image in found.items()},
         }
         for image_id in shown
-    ]
-
-
-def audit_cells(audit: dict) -> list[str]:
-    """One arm's audit as text, in the order of AUDIT."""
-    kid = audit["kid"]
-    return [
-        f"{255 * audit['change_inside']:.1f}",
-        f"{255 * audit['change_outside']:.2f} ({255 * audit['change_outside_worst']:.2f})",
-        f"{audit['ssim_outside']:.3f}",
-        f"{audit['contrast']:.2f} ({audit['contrast_real']:.2f})",
-        f"{audit['contrast_distance']:.2f}",
-        f"{audit['nearest']:.2f} ({audit['nearest_real']:.2f})",
-        f"{audit['copies']:.0%}",
-        f"{audit['variety']:.2f} ({audit['variety_real']:.2f})",
-        "–" if kid["value"] is None else f"{kid['value']:.1f} [{kid['low']:.1f}, {kid['high']:.1f}]",
     ]
 
 

@@ -1,8 +1,8 @@
 """The phases of a run, in order. Each is skipped when done and resumed when half done.
 
-    pretrain_gan -> pretrain_detector -> joint -> synthesize -> final_detector -> evaluate
+    pretrain_gan -> pretrain_detector -> audit_detectors -> joint -> synthesize -> final_detector -> evaluate
 
-The first two are shared by all arms of a run; the others are an arm's own.
+The first three are shared by all arms of a run; the others are an arm's own.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from tf_detectorgan import checkpoints
 from tf_detectorgan import evaluation as ev
 from tf_detectorgan.batch import Batch, Insertion
 from tf_detectorgan.data import pipeline, records
+from tf_detectorgan.evaluation import auditors
+from tf_detectorgan.evaluation.auditors import Auditors
 from tf_detectorgan.evaluation.detect import detect_split, quick_ap
 from tf_detectorgan.models.generators import insert, paste, remove
 from tf_detectorgan.poisson import poisson_blend
@@ -28,7 +30,7 @@ from tf_detectorgan.synthesis import synthesize
 from tf_detectorgan.training import build, summaries
 from tf_detectorgan.training.joint_step import Objective, Players
 from tf_detectorgan.training.loop import run_phase, skip_finished
-from tf_detectorgan.training.run import Run, detector_function, joint_function
+from tf_detectorgan.training.run import Run, joint_function
 from tf_detectorgan.training.settings import ARMS, Arm
 
 SAMPLES = {"test_labelled": 7, "test_clean": 1}  # images kept for the report's pictures
@@ -48,11 +50,28 @@ def pretrain_detector(run: Run) -> None:
     directory = run.path / "shared" / "pretrain_detector"
     if skip_finished("pretrain_detector", directory):
         return
-    steps = run.settings.pretrain_detector_steps
-    run.reset_detector()
-    optimizer = build.alone_detector_optimizer(run.settings, run.detector, steps, run.strategy)
-    step = detector_function(run, optimizer)
-    _train_detector(run, "shared", "pretrain_detector", directory, optimizer, step, steps, None)
+    _train_detector(run, "shared", "pretrain_detector", directory, run.settings.pretrain_detector_steps)
+
+
+def audit_detectors(run: Run) -> Auditors | None:
+    """Trains what judges the arms' synthetic images, as pretrain_detector does; None: they are not wanted."""
+    s = run.settings
+    if not s.audit_folds:
+        return None
+    dealt = auditors.deal(run.dataset, s.audit_folds)
+    detect = tf.function(run.detector.detect, autograph=False)
+    folds = []
+    for k in range(s.audit_folds):
+        phase = f"audit_detector_{k}"
+        directory = run.path / "shared" / phase
+        if not skip_finished(phase, directory):
+            real = auditors.outside(run.dataset, dealt, k)
+            _train_detector(run, "shared", phase, directory, s.pretrain_detector_steps, real=real)
+        checkpoints.load(directory, {"DET": run.detector.network})
+        weights = [tf.identity(w) for w in run.detector.weights]
+        wanted = [image_id for image_id, fold in dealt if fold == k]
+        folds.append(auditors.calibrated(detect, weights, run.dataset, wanted, s.main_iou))
+    return Auditors(detect, s.main_iou, dict(dealt), folds)
 
 
 def joint(run: Run, name: str) -> None:
@@ -71,14 +90,14 @@ def joint(run: Run, name: str) -> None:
     _train_generators(run, name, "joint", directory, objective, s.gan_steps, s.joint_steps, players)
 
 
-def make_images(run: Run, name: str) -> None:
+def make_images(run: Run, name: str, judges: Auditors | None) -> None:
     """The arm's synthetic images."""
     arm, directory = ARMS[name], run.arm_path(name) / "synthetic"
     if arm.images == "none" or skip_finished(f"{name}/synthetic", directory):
         return
     s = run.settings
     method, checkpoint = insertion_of(run, name, arm)
-    synthesize(
+    kept = synthesize(
         method,
         run.dataset,
         directory,
@@ -89,9 +108,13 @@ def make_images(run: Run, name: str) -> None:
         method=name,
         checkpoint=checkpoint,
         reach=s.feather,
+        judges=judges,
+        min_audit=s.min_audit,
         between=lambda: run.stop.check(f"{name}/synthetic"),
     )
-    checkpoints.write_text(directory / "done.json", json.dumps({"count": s.synthetic_count}))
+    if s.min_audit:
+        print(f"{name}/synthetic: {kept} of {s.synthetic_count} images reach --min_audit={s.min_audit}")
+    checkpoints.write_text(directory / "done.json", json.dumps({"count": kept}))
 
 
 def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[tf.Tensor, Insertion], tf.Tensor], str]:
@@ -125,19 +148,7 @@ def final_detector(run: Run, name: str) -> None:
     synthetic = None
     if ARMS[name].images != "none":
         synthetic = records.read_records(run.arm_path(name) / "synthetic" / "synthetic.tfrecord")
-    run.reset_detector()
-    for variable in run.final_optimizer.variables:
-        variable.assign(tf.zeros_like(variable))
-    _train_detector(
-        run,
-        name,
-        "final_detector",
-        directory,
-        run.final_optimizer,
-        run.final_step,
-        run.settings.final_steps,
-        synthetic,
-    )
+    _train_detector(run, name, "final_detector", directory, run.settings.final_steps, synthetic=synthetic)
 
 
 def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
@@ -173,9 +184,11 @@ def run_arms(run: Run) -> None:
         pretrain_gan(run)
     if any(ARMS[a].detector for a in arms):
         pretrain_detector(run)
+    without = [a for a in arms if not checkpoints.finished(run.arm_path(a) / "synthetic")]
+    judges = audit_detectors(run) if any(ARMS[a].images != "none" for a in without) else None
     for name in arms:
         joint(run, name)
-        make_images(run, name)
+        make_images(run, name, judges)
         final_detector(run, name)
         evaluate(run, name)
 
@@ -233,8 +246,11 @@ def _train_generators(
     _assert_one_trace(function)
 
 
-def _train_detector(run, arm, phase, directory, optimizer, function, steps, synthetic) -> None:
+def _train_detector(run, arm, phase, directory, steps, *, real=None, synthetic=None) -> None:
+    """A fresh detector, alone. `real`, `synthetic`: as in `labelled_batches`."""
     s, writer = run.settings, run.writer(arm, phase)
+    optimizer, function = run.alone[steps]
+    run.reset_detector(optimizer)
 
     def batches(start: int) -> Iterator:
         return run.distributed(
@@ -245,6 +261,7 @@ def _train_detector(run, arm, phase, directory, optimizer, function, steps, synt
                 start_step=start,
                 steps=steps,
                 augment=build.augmentation(s),
+                real=real,
                 synthetic=synthetic,
                 synthetic_fraction=s.synthetic_fraction,
             )

@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -57,11 +58,13 @@ class Run:
         self.initial_weights = [w.numpy() for w in DET.weights]
         return DET
 
-    def reset_detector(self) -> None:
-        """Gives the detector its first weights back: no arm starts from another's."""
+    def reset_detector(self, optimizer) -> None:
+        """Gives the detector its first weights and its optimizer zeros: nobody starts from another's."""
         weights = self.detector.weights  # builds it, and remembers its first weights, when nobody has yet
         for w, value in zip(weights, self.initial_weights, strict=True):
             w.assign(value)
+        for variable in optimizer.variables:
+            variable.assign(tf.zeros_like(variable))
 
     @functools.cached_property
     def detect(self) -> Callable:
@@ -74,14 +77,14 @@ class Run:
         return joint_function(self, self.players, objective)
 
     @functools.cached_property
-    def final_optimizer(self):
-        return build.alone_detector_optimizer(
-            self.settings, self.detector, self.settings.final_steps, self.strategy
-        )
-
-    @functools.cached_property
-    def final_step(self) -> Callable:
-        return detector_function(self, self.final_optimizer)
+    def alone(self) -> dict[int, tuple[Any, Callable]]:
+        """Optimizer and step of a detector trained alone, by number of steps, each traced once."""
+        s = self.settings
+        optimizers = {
+            steps: build.alone_detector_optimizer(s, self.detector, steps, self.strategy)
+            for steps in {s.pretrain_detector_steps, s.final_steps}
+        }
+        return {steps: (one, detector_function(self, one)) for steps, one in optimizers.items()}
 
     @functools.cached_property
     def every(self) -> Every:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import NamedTuple
 
 from tf_detectorgan.config import option
+from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation.average_precision import SINGLE
 
 
@@ -117,6 +118,19 @@ class Train:
     pool_size: int = option(50, "Synthetic images that discriminators remember.", low=0)
 
     synthetic_count: int = option(1000, "Synthetic images an arm makes.", low=1)
+    audit_folds: int = option(
+        2,
+        "Detectors that judge synthetic objects they were not trained on (cross-fitted over the labelled "
+        "groups, --pretrain_detector_steps each); 0: none.",
+        low=0,
+    )
+    min_audit: float = option(
+        0.0,
+        "Leave out synthetic images whose object scores lower with such a detector than this share of the "
+        "real objects do.",
+        low=0.0,
+        high=1.0,
+    )
     synthetic_fraction: float = option(0.5, "Share of them in a batch of final_detector.", low=0.0, high=1.0)
 
     main_iou: float = option(
@@ -127,3 +141,11 @@ class Train:
     image_every: int = option(500, "Steps between two pictures.", low=1)
     checkpoint_every: int = option(500, "Steps between two checkpoints.", low=1)
     validate_every: int = option(500, "Steps between two APs on the validation split.", low=1)
+
+    def __post_init__(self):
+        if self.audit_folds == 1:
+            raise InputError(
+                "--audit_folds=1: a detector judges what others are trained on; give 2 or more, or 0"
+            )
+        if self.min_audit and not self.audit_folds:
+            raise InputError(f"--min_audit={self.min_audit} needs --audit_folds of 2 or more")

@@ -103,9 +103,9 @@ class RetinaNet:
         )
         return tf.reduce_sum(per_image) / tf.cast(normalizer, per_image.dtype)
 
-    def detect(self, images) -> Detections:
-        """The live network's detections, at most 100 an image, suppressed per class at IoU 0.5."""
-        logits, offsets = self.outputs(self.weights, images)
+    def detect(self, images, W=None) -> Detections:
+        """Detections with weights W (None: the live ones), at most 100 an image, suppressed at IoU 0.5."""
+        logits, offsets = self.outputs(self.weights if W is None else W, images)
         found = boxes_lib.clip(anchors_lib.decode(self.anchors, offsets), self._height, self._width)
         kept = tf.image.combined_non_max_suppression(
             (found / self._scale)[:, :, None, :],

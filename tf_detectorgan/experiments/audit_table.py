@@ -1,0 +1,90 @@
+"""The audits of the arms' synthetic images as a table: each column with its meaning and its cells' text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Column(NamedTuple):
+    """One column; `cell` turns an audit (`evaluation.audit.audit`) into text."""
+
+    title: str
+    meaning: str
+    cell: Callable[[dict], str]
+
+
+def _found(audit: dict) -> str:
+    if audit.get("found") is None:
+        return "–"
+    return f"{audit['found']:.0%} ({audit['found_real']:.0%}; {audit['found_before']:.0%})"
+
+
+def _kid(audit: dict) -> str:
+    kid = audit["kid"]
+    return "–" if kid["value"] is None else f"{kid['value']:.1f} [{kid['low']:.1f}, {kid['high']:.1f}]"
+
+
+COLUMNS = (
+    Column(
+        "found",
+        "share of objects that a detector which was not trained on them finds, at one false positive an "
+        "image (of real objects; of the same boxes before the insertion)",
+        _found,
+    ),
+    Column(
+        "left out",
+        "share of the images made that did not reach --min_audit",
+        lambda a: f"{1 - a['images'] / a.get('made', a['images']):.0%}",
+    ),
+    Column(
+        "change in box",
+        "mean absolute change in the box, grey levels of 255; 0: nothing was inserted",
+        lambda a: f"{255 * a['change_inside']:.1f}",
+    ),
+    Column(
+        "change elsewhere",
+        "the same beyond the blend around the box (worst image); should be 0",
+        lambda a: f"{255 * a['change_outside']:.2f} ({255 * a['change_outside_worst']:.2f})",
+    ),
+    Column(
+        "SSIM elsewhere",
+        "structural similarity to the background there; should be 1",
+        lambda a: f"{a['ssim_outside']:.3f}",
+    ),
+    Column(
+        "contrast",
+        "median of (mean in box - mean around it) / spread around it; real objects in brackets",
+        lambda a: f"{a['contrast']:.2f} ({a['contrast_real']:.2f})",
+    ),
+    Column(
+        "contrast apart",
+        "Kolmogorov-Smirnov distance of synthetic and real objects' contrasts; 0: alike",
+        lambda a: f"{a['contrast_distance']:.2f}",
+    ),
+    Column(
+        "nearest real",
+        "median correlation with the most similar real training object (of real ones to others)",
+        lambda a: f"{a['nearest']:.2f} ({a['nearest_real']:.2f})",
+    ),
+    Column(
+        "copies",
+        "share of objects more similar to a real one than 95 % of real objects are to another",
+        lambda a: f"{a['copies']:.0%}",
+    ),
+    Column(
+        "variety",
+        "mean of 1 - correlation over pairs of objects; real objects in brackets",
+        lambda a: f"{a['variety']:.2f} ({a['variety_real']:.2f})",
+    ),
+    Column(
+        "kernel distance",
+        "KID of object crops to real ones [2.5 to 97.5 % of subsets]; 0: alike",
+        _kid,
+    ),
+)
+
+
+def rows(audits: dict[str, dict | None]) -> list[tuple[str, list[str]]]:
+    """(arm, its cells) of each arm that has an audit."""
+    return [(arm, [column.cell(audit) for column in COLUMNS]) for arm, audit in audits.items() if audit]
