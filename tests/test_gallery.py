@@ -84,7 +84,7 @@ def test_an_embedded_image_is_exact_or_shrunk():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gallery_needs_no_other_file_and_escapes(tmp_path, channels):
     items = [entry(channels, caption=f"<script>alert({n})</script> & co") for n in range(3)]
-    path = write_gallery(tmp_path / "new", items, "<b>tiles</b>")
+    path = write_gallery(tmp_path / "new", {"First made": items}, "<b>tiles</b>")
     page = path.read_text()
     assert path == tmp_path / "new" / "gallery.html"
     assert "<script" not in page
@@ -99,13 +99,13 @@ def test_gallery_needs_no_other_file_and_escapes(tmp_path, channels):
 
 
 def test_an_empty_gallery_is_a_page_too(tmp_path):
-    assert "0 synthetic images" in write_gallery(tmp_path, [], "none").read_text()
+    assert "0 synthetic images" in write_gallery(tmp_path, {}, "none").read_text()
 
 
 def test_a_rounding_error_is_not_blown_up_to_a_damage(tmp_path):
     item = entry()
     item["inserted"] = item["background"] + np.uint8(1)
-    assert "±8 of 255" in write_gallery(tmp_path, [item], "t").read_text()
+    assert "±8 of 255" in write_gallery(tmp_path, {"First made": [item]}, "t").read_text()
 
 
 @pytest.mark.parametrize("channels, side", [(1, 64), (3, 64), (1, 2 * CELL)])

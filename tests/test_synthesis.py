@@ -220,6 +220,22 @@ class Judges:
         return 0.5
 
 
+def test_the_gallery_shows_first_best_and_worst():
+    """30 images whose audit is their number's last digit; ties are for the earlier one."""
+    shown, asked = synthesis._Shown(), []
+
+    def entry(number):
+        asked.append(number)
+        return number
+
+    for number in range(30):
+        shown.offer(number, number % 10 / 10, lambda number=number: entry(number))
+    first, best, worst = shown.sections().values()
+    assert first == list(range(24))
+    assert best == [9, 19, 29, 8, 18, 28, 7, 17]
+    assert worst == [0, 10, 20, 1, 11, 21, 2, 12]
+
+
 def test_images_that_fail_the_audit_are_left_out_and_counted(tmp_path):
     dataset = Tiles(8, 1)
     every = make(dataset, tmp_path / "every", judges=Judges())

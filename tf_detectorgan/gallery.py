@@ -89,32 +89,37 @@ def _surround(shape: Sequence[int], box: Sequence[float]) -> tuple[slice, slice]
     return slice(top, max(int(np.ceil(y + h)), top + 1)), slice(left, max(int(np.ceil(x + w)), left + 1))
 
 
-def write_gallery(directory: str | os.PathLike, entries: Sequence[Mapping[str, Any]], title: str) -> Path:
-    """Writes `gallery.html`, which needs no other file, and returns its path."""
-    changes = [change(entry) for entry in entries]
-    scale = _scale(changes)
-    cards = []
-    for entry, changed in zip(entries, changes, strict=True):
-        x, y, w, h = box_ops.to_xywh(np.asarray(entry["box"], np.float32)).numpy().tolist()
-        objects = [crop(entry["inserted"], entry["box"]), crop(entry["matched"], _matched_box(entry))]
-        cards.append(
-            {
-                "caption": str(entry["caption"]),
-                "background": image_uri(entry["background"]),
-                "inserted": image_uri(entry["inserted"]),
-                "difference": image_uri(color_difference(changed.signed, scale)),
-                "objects": [(image_uri(c), c.shape[1], c.shape[0]) for c in objects],
-                "size": entry["inserted"].shape[:2],
-                "rectangle": {"x": x, "y": y, "width": w, "height": h},
-                "in_box": changed.in_box,
-                "away": changed.away,
-            }
-        )
-    page = environment().get_template("gallery.html").render(title=title, cards=cards, scale=scale)
+def write_gallery(
+    directory: str | os.PathLike, sections: Mapping[str, Sequence[Mapping[str, Any]]], title: str
+) -> Path:
+    """Writes `gallery.html`, which needs no other file; returns its path. `sections`: heading -> entries."""
+    changes = {heading: [change(entry) for entry in entries] for heading, entries in sections.items()}
+    scale = _scale([one for some in changes.values() for one in some])
+    cards = {
+        heading: [_card(entry, one, scale) for entry, one in zip(entries, changes[heading], strict=True)]
+        for heading, entries in sections.items()
+    }
+    page = environment().get_template("gallery.html").render(title=title, sections=cards, scale=scale)
     path = Path(directory) / "gallery.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _card(entry: Mapping[str, Any], changed: Change, scale: float) -> dict[str, Any]:
+    x, y, w, h = box_ops.to_xywh(np.asarray(entry["box"], np.float32)).numpy().tolist()
+    objects = [crop(entry["inserted"], entry["box"]), crop(entry["matched"], _matched_box(entry))]
+    return {
+        "caption": str(entry["caption"]),
+        "background": image_uri(entry["background"]),
+        "inserted": image_uri(entry["inserted"]),
+        "difference": image_uri(color_difference(changed.signed, scale)),
+        "objects": [(image_uri(c), c.shape[1], c.shape[0]) for c in objects],
+        "size": entry["inserted"].shape[:2],
+        "rectangle": {"x": x, "y": y, "width": w, "height": h},
+        "in_box": changed.in_box,
+        "away": changed.away,
+    }
 
 
 def contact_sheet(entries: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,7 +25,31 @@ from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation import audit
 from tf_detectorgan.evaluation.auditors import Auditors
 
-GALLERY = 24  # images shown
+FIRST, EXTREME = 24, 8  # images shown: the first ones made; with judges also the best and the worst ones
+
+
+class _Shown:
+    """The images for the gallery, picked while images pass by."""
+
+    def __init__(self):
+        self._first: list[dict[str, Any]] = []
+        self._ranked: dict[int, list[tuple[float, int, dict[str, Any]]]] = {1: [], -1: []}
+
+    def offer(self, number: int, rank: float | None, entry: Callable[[], dict[str, Any]]) -> None:
+        """Image `number` with its audit; `entry` is called if it is to be shown."""
+        if len(self._first) < FIRST:
+            self._first.append(entry())
+        if rank is None:
+            return
+        for sign, best in self._ranked.items():
+            key = (-sign * rank, number)
+            if len(best) < EXTREME or key < best[-1][:2]:
+                best[:] = sorted([*best, (*key, entry())], key=lambda one: one[:2])[:EXTREME]
+
+    def sections(self) -> dict[str, list[dict[str, Any]]]:
+        """Heading -> entries."""
+        best, worst = ([entry for _, _, entry in self._ranked[sign]] for sign in (1, -1))
+        return {"The first ones made": self._first, "Best by audit": best, "Worst by audit": worst}
 
 
 def synthesize(
@@ -69,7 +94,7 @@ def synthesize(
         dataset, count=count, batch_size=batch_size, seed=seed, start=0, placement=placement
     )
     coco = _empty_coco(dataset.class_names)
-    shown: list[dict[str, Any]] = []
+    shown = _Shown()
     audited: list[audit.Measures] = []
     origin = {"method": method, "checkpoint": checkpoint, "seed": seed}
 
@@ -88,8 +113,11 @@ def synthesize(
                     example = _example(batch, i, images[i], origin, verdicts)
                     _add_to_coco(coco, example)
                     _save_png(partial / example["file_name"], example["image"])
-                    if len(shown) < GALLERY:
-                        shown.append(_gallery_entry(batch, i, example, dataset.bit_depth))
+                    shown.offer(
+                        int(batch.seeds[i]),
+                        float(verdicts["rank"][i]) if judges else None,
+                        functools.partial(_gallery_entry, batch, i, example, dataset.bit_depth),
+                    )
                     yield example
 
     kept = records.write_records(partial / "synthetic.tfrecord", examples(), dataset.features)
@@ -104,12 +132,13 @@ def synthesize(
     return kept
 
 
-def _write_beside(directory: Path, coco, shown, found, title: str) -> None:
+def _write_beside(directory: Path, coco, shown: _Shown, found, title: str) -> None:
     """What lies beside the records: COCO file, audit, gallery and contact sheet."""
     (directory / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
     (directory / "audit.json").write_text(json.dumps(found), encoding="utf-8")
-    gallery.write_gallery(directory, shown, title)
-    gallery.contact_sheet(shown[:8], directory / "contact_sheet.png")
+    sections = shown.sections()
+    gallery.write_gallery(directory, sections, title)
+    gallery.contact_sheet(next(iter(sections.values()))[:8], directory / "contact_sheet.png")
 
 
 def _judged(judges: Auditors | None, batch: Synthesis, images: np.ndarray, bit_depth: int):
@@ -217,5 +246,5 @@ def _gallery_entry(batch: Synthesis, i: int, example: dict[str, Any], bit_depth:
         "matched": eight_bits(batch.insertion.exemplars[i]),
         "box": example["boxes"][0],
         "caption": f"{example['file_name']}: background {ids['background_id']}, "
-        f"object of {ids['matched_id']}",
+        f"object of {ids['matched_id']}" + (f", audit {ids['audit']}" if "audit" in ids else ""),
     }
