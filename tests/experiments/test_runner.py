@@ -1,6 +1,8 @@
 """Which runs a table needs, and what happens when one ends. The processes are small scripts."""
 
+import base64
 import json
+import re
 import subprocess
 import sys
 import time
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tf_detectorgan.errors import InputError, Interrupted
-from tf_detectorgan.experiments import runner
+from tf_detectorgan.experiments import figures, runner
 from tf_detectorgan.experiments.runner import Cell, Job, parse_only, plan
 from tf_detectorgan.experiments.tables import BASE, TABLES, Column, Row, Table, Variant
 
@@ -170,9 +172,26 @@ def test_the_command_trains_a_table_and_then_finds_it_done(tmp_path, tiny_phanto
     assert "3 trainings to do in 2 runs" in first.stdout
     assert "cut_paste − real_only" in (out / "table_1.md").read_text()
     assert "cut_paste:0" in numbers["unfinished"]
+    assert (out / "table_1.html").read_text().count('src="data:image/svg') == 2
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0
     assert "0 trainings to do" in again.stdout
     refused = subprocess.run([*command, "--table=bound"], capture_output=True, text=True, check=False)
     assert refused.returncode == 78
     assert "draws its own data" in refused.stderr
+
+
+def test_pictures_of_a_table_show_every_row_and_number():
+    """As text in the SVG: rows by name where rows are compared, numbers of images where they are a curve."""
+    one = {"mean": 0.3, "low": 0.2, "high": None, "by_seed": {0: 0.3, 1: None}}
+    nothing = {"mean": None, "low": None, "high": None, "by_seed": {0: None}}
+    rows = [{**one, "title": "cut_paste", "high": 0.4}, {**nothing, "title": "real_only"}]
+    assert {"cut_paste", "real_only", "AP@0.1"} <= words(figures.seeds_and_intervals("AP@0.1", rows))
+    rows = [{**one, "arm": "real_only", "number": 0, "high": 0.4}, {**nothing, "arm": "acgan", "number": 300}]
+    assert {"real_only", "acgan", "0", "300"} <= words(figures.by_number("AP@0.1", "images", rows))
+
+
+def words(uri):
+    """The texts of a picture; matplotlib draws them as outlines and keeps each in a comment."""
+    picture = base64.b64decode(uri.split(",", 1)[1]).decode()
+    return {text.strip() for text in re.findall("<!-- (.*?) -->", picture)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -25,7 +25,7 @@ def precision_recall(arms: Mapping[str, dict], iou: str) -> str:
             precision = np.mean(curves, axis=0)
             axes.plot(np.linspace(0, 1, len(precision)), precision, label=_label(name), **_line(n))
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    return _svg(figure, axes)
+    return _svg(figure, legend=bool(axes.lines))
 
 
 def free_response(arms: Mapping[str, dict]) -> str:
@@ -44,7 +44,47 @@ def free_response(arms: Mapping[str, dict]) -> str:
     axes.set_xticks(list(ticks.values()), list(ticks))
     axes.minorticks_off()
     axes.set(xlim=(FEWEST_FP, 10), ylim=(0, 1.02))
-    return _svg(figure, axes)
+    return _svg(figure, legend=bool(axes.lines))
+
+
+def seeds_and_intervals(title: str, rows: Sequence[Mapping]) -> str:
+    """One line a row: its mean with the 95 % interval, and a small dot for each seed.
+
+    Args:
+      title: the measure.
+      rows: of a table, each with "title", and "mean", "low", "high", "by_seed" (values or None).
+    """
+    figure, axes = _axes("", title, "")
+    axes.grid(axis="y", visible=False)
+    for n, row in enumerate(rows):
+        seeds = [value for value in row["by_seed"].values() if value is not None]
+        axes.plot(seeds, [n + 0.22] * len(seeds), ".", color="#7a868f", markersize=5)
+        if row["low"] is not None:
+            axes.plot([row["low"], row["high"]], [n, n], color=COLORS[0], linewidth=1.2)
+        if row["mean"] is not None:
+            axes.plot(row["mean"], n, "o", color=COLORS[0], markersize=5)
+    axes.set_yticks(range(len(rows)), [_label(row["title"]) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
+    return _svg(figure)
+
+
+def by_number(title: str, x: str, rows: Sequence[Mapping]) -> str:
+    """A curve per arm: mean and 95 % interval against the "number" of images; rows as above with "arm"."""
+    figure, axes = _axes("", x, title)
+    for n, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
+        mine = [row for row in rows if row["arm"] == arm and row["mean"] is not None]
+        numbers, means = [row["number"] for row in mine], [row["mean"] for row in mine]
+        axes.plot(numbers, means, marker="o", markersize=4, label=_label(arm), **_line(n))
+        known = [row for row in mine if row["low"] is not None]
+        for row in known:
+            axes.plot(
+                [row["number"]] * 2, [row["low"], row["high"]], color=COLORS[n % len(COLORS)], alpha=0.4
+            )
+    axes.set_xscale("symlog", linthresh=10)  # 0 images have a place
+    numbers = sorted({row["number"] for row in rows})
+    axes.set_xticks(numbers, list(map(str, numbers)))
+    axes.minorticks_off()
+    return _svg(figure, legend=True)
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
@@ -65,8 +105,8 @@ def _label(name: str) -> str:
     return ("\N{ZERO WIDTH SPACE}" + name if name.startswith("_") else name).replace("$", r"\$")
 
 
-def _svg(figure: Figure, axes: Axes) -> str:
-    if axes.lines:
+def _svg(figure: Figure, legend: bool = False) -> str:
+    if legend:
         figure.legend(frameon=False, fontsize=9, loc="outside right upper")  # covers no curve
     file = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "detectorgan"}):  # the same curve is the same file

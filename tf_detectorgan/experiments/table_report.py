@@ -25,6 +25,7 @@ from tf_detectorgan.evaluation.statistics import (
     seeds_difference,
     seeds_sentence,
 )
+from tf_detectorgan.experiments import figures
 from tf_detectorgan.experiments.evaluation_table import aligned
 from tf_detectorgan.experiments.report import duration, markdown_text, versions
 from tf_detectorgan.experiments.run_results import read_run
@@ -33,6 +34,7 @@ from tf_detectorgan.experiments.tables import Column, Row, Table
 from tf_detectorgan.gallery import environment
 
 RESAMPLES = 1000
+PLOTTED = 2  # columns of a table
 
 
 class Results(NamedTuple):
@@ -116,13 +118,30 @@ def write_table(name: str, table: Table, seeds: Sequence[int], out: Path, comman
         if compared
     ]
     page = out / f"{stem}.html"
-    checkpoints.write_text(page, templates.get_template("table.html").render(content))
+    pictures = {"plots": _plots(table, content["columns"], numbers["rows"])}
+    checkpoints.write_text(page, templates.get_template("table.html").render(content | pictures))
     checkpoints.write_text(page.with_suffix(".md"), templates.get_template("table.md").render(content))
     lines = [["", *content["columns"], "seeds"]]
     for row in numbers["rows"]:
         lines.append([row["title"], *(cell(c) for c in row["cells"]), str(row["seeds"])])
     sentences = [s for _, group in content["comparisons"] for s in group]
     return page, "\n".join([aligned(lines), *sentences])
+
+
+def _plots(table: Table, titles: Sequence[str], rows: Sequence[dict]) -> list[str]:
+    """A picture of each of the first PLOTTED columns."""
+    numbers = {row.title: row.number for row in table.rows}
+    plots = []
+    for i, title in enumerate(titles[:PLOTTED]):
+        cells = [
+            {**row["cells"][i], "title": row["title"], "arm": row["arm"], "number": numbers[row["title"]]}
+            for row in rows
+        ]
+        if None in (cell["number"] for cell in cells):
+            plots.append(figures.seeds_and_intervals(title, cells))
+        else:
+            plots.append(figures.by_number(title, "images", cells))
+    return plots
 
 
 def comparisons(table: Table, column: Column, results: Results) -> list[dict[str, Any]]:

@@ -18,12 +18,16 @@ class Variant(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line of a table; `paper` maps a column's title to the published number."""
+    """One line of a table.
+
+    `paper` maps a column's title to the published number. `number`: of images, where the table is a curve.
+    """
 
     title: str
     arm: str
     variant: Variant
     paper: dict[str, float] = {}
+    number: int | None = None
 
 
 class Column(NamedTuple):
@@ -77,10 +81,8 @@ CLAIMS = (
     ("cut_paste", "real_only"),
 )
 REAL_1000 = Variant("real_1000", ("--phantom_train_images=1000",))
-DOSES = tuple(
-    Variant(f"synthetic_{n}", (f"--synthetic_count={n}",), continues=True) for n in (100, 300, 1000)
-)
-SIZES = tuple(Variant(f"labelled_{n}", (f"--phantom_train_images={n}",)) for n in (19, 57, 171))
+DOSES = {n: Variant(f"synthetic_{n}", (f"--synthetic_count={n}",), continues=True) for n in (100, 300, 1000)}
+SIZES = {n: Variant(f"labelled_{n}", (f"--phantom_train_images={n}",)) for n in (19, 57, 171)}
 LEARNED = ("cut_paste", "cyclegan_bbox", "detectorgan")
 
 TABLES = {
@@ -121,22 +123,20 @@ TABLES = {
         "By number of synthetic images",
         "ours",
         (
-            Row("real_only, 0", "real_only", BASE),
-            *(Row(f"{arm}, {v.flags[0].split('=')[1]}", arm, v) for arm in LEARNED for v in DOSES),
+            Row("real_only, 0", "real_only", BASE, number=0),
+            *(Row(f"{arm}, {n}", arm, v, number=n) for arm in LEARNED for n, v in DOSES.items()),
         ),
         AP,
-        tuple((f"detectorgan, {n}", f"cut_paste, {n}") for n in (100, 300, 1000)),
+        tuple((f"detectorgan, {n}", f"cut_paste, {n}") for n in DOSES),
     ),
     "small_data": Table(
         "By number of labelled images",
         "ours",
         tuple(
-            Row(f"{arm}, {v.flags[0].split('=')[1]}", arm, v)
-            for v in SIZES
-            for arm in ("real_only", *LEARNED)
+            Row(f"{arm}, {n}", arm, v, number=n) for n, v in SIZES.items() for arm in ("real_only", *LEARNED)
         ),
         AP,
-        tuple((f"detectorgan, {n}", f"cut_paste, {n}") for n in (19, 57, 171)),
+        tuple((f"detectorgan, {n}", f"cut_paste, {n}") for n in SIZES),
         phantom_only=True,
     ),
 }
