@@ -138,7 +138,7 @@ def test_all_phases_leave_their_results(runs):
             assert audit["made"] == SYNTHETIC
             assert {0 <= audit[k] <= 1 for k in ("found", "found_before", "found_real")} == {True}
         assert (home / "joint").is_dir() == (arm in ("cyclegan_bbox", "detectorgan"))
-    for name in ("report.html", "report.md", "timings.json", "config.json", "data_card.json"):
+    for name in ("report.html", "report.md", "costs.json", "config.json", "data_card.json"):
         assert (run / name).is_file()
     assert str(run / "report.html") in out
 

@@ -32,7 +32,7 @@ def main(settings: Train) -> None:
     run = run_directory.begin(settings)
     anchor_report(run)
     run_arms(run)
-    write_timings(run.path)
+    write_costs(run.path)
     page = report.write_report(run.path)
     print(report.result_table(run.path))
     print(f"run: {run.path}; TensorBoard: tensorboard --logdir {run.path / 'tensorboard'}; report: {page}")
@@ -55,15 +55,14 @@ def anchor_report(run: Run) -> None:
         )
 
 
-def write_timings(path: Path) -> None:
-    """timings.json: seconds of each phase, from the records that phases leave behind."""
-    seconds = {
-        str(file.parent.relative_to(path)): json.loads(file.read_text(encoding="utf-8")).get("seconds")
+def write_costs(path: Path) -> None:
+    """costs.json: what each phase took, from the records that phases leave behind."""
+    records = {
+        str(file.parent.relative_to(path)): json.loads(file.read_text(encoding="utf-8"))
         for file in sorted(path.glob("*/**/done.json"))
     }
-    checkpoints.write_text(
-        path / "timings.json", json.dumps({k: v for k, v in seconds.items() if v is not None})
-    )
+    costs = {phase: record for phase, record in records.items() if "seconds" in record}
+    checkpoints.write_text(path / "costs.json", json.dumps(costs, indent=1))
 
 
 if __name__ == "__main__":

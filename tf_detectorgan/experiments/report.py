@@ -72,8 +72,8 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         "resamples": first["bootstrap"]["resamples"],
         "config": run.config,
         "data_card": run.data_card,
-        "timings": [(phase, duration(seconds)) for phase, seconds in run.timings.items()],
-        "total": duration(sum(run.timings.values())),
+        "costs": _costs(run),
+        "total": duration(sum(cost["seconds"] for cost in run.costs.values())),
         "versions": versions(),
         "galleries": [
             (name, arm.contact_sheet, arm.gallery) for name, arm in run.arms.items() if arm.contact_sheet
@@ -219,6 +219,21 @@ def _per_class(run: Run, iou: str) -> list[tuple[str, int, list[str]]]:
         parts = [arm.metrics["per_class"][name] for arm in run.arms.values()]
         result.append((name, parts[0]["boxes"], [_number(part["ap"][iou]["value"]) for part in parts]))
     return result
+
+
+def _costs(run: Run) -> list[tuple[str, str, str, str, str]]:
+    """(phase, time, steps, steps per second, memory); a resumed phase's time is that of its last part."""
+    rows = []
+    for phase, cost in run.costs.items():
+        done = cost["steps"] - cost["seconds_cover_steps_from"]
+        rate = f"{done / cost['seconds']:.1f}" if done and cost["seconds"] else "–"
+        memory = f"{cost['peak_memory_mib'] / 1024:.1f} GiB"
+        if "gpu_peak_memory_mib" in cost:
+            memory += f", GPU {cost['gpu_peak_memory_mib'] / 1024:.1f} GiB"
+        resumed = cost["seconds_cover_steps_from"]
+        time = duration(cost["seconds"]) + (f" from step {resumed} on" if resumed else "")
+        rows.append((phase, time, str(cost["steps"]), rate, memory))
+    return rows
 
 
 def versions() -> dict[str, str]:

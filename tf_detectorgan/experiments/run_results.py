@@ -43,7 +43,7 @@ class Run(NamedTuple):
     truth: list[Truth]
     config: dict
     data_card: dict
-    timings: dict
+    costs: dict[str, dict]  # phase -> seconds, steps, peak_memory_mib
     samples: dict[int, np.ndarray]  # image id -> uint8 [H, W, C] without padding
 
 
@@ -72,7 +72,7 @@ def read_run(run_dir: str | os.PathLike) -> Run:
         truth,
         config,
         _json(directory / "data_card.json", {}),
-        _json(directory / "timings.json", {}),
+        _json(directory / "costs.json", {}),
         _samples(directory / "evaluation_samples.npz", truth),
     )
 

@@ -65,7 +65,7 @@ def read_results(table: Table, seeds: Sequence[int], out: Path) -> Results:
         if arm.found is None:
             raise InputError(f"{directory}: the detections of {row.arm} are missing")
         config = config or run.config
-        seconds[directory] = sum(run.timings.values())
+        seconds[directory] = sum(cost["seconds"] for cost in run.costs.values())
         metrics.setdefault(row.title, {})[seed] = arm.metrics
         matches = match(run.truth, arm.found, arm.metrics["class_names"])
         draws.setdefault(row.title, {})[seed] = bootstrap_ap(matches, RESAMPLES, seed=0)

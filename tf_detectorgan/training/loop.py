@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -105,10 +106,24 @@ def run_phase(
     if steps == 0:
         phase.save(0)
     seconds = time.monotonic() - began
-    phase.finish({"steps": steps, "seconds": round(seconds, 1), "seconds_cover_steps_from": start})
+    record = {"steps": steps, "seconds": round(seconds, 1), "seconds_cover_steps_from": start}
+    phase.finish(record | _peak_memory())
 
 
 _SHOWN = ("L_d", "L_real", "L_syn", "L_real_ahead", "L_localX", "L_bbox")
+
+
+def _peak_memory() -> dict[str, int]:
+    """The most memory that this process has held so far, and the most on any one GPU if there is one, MiB."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on Linux
+    held = {"peak_memory_mib": kilobytes // 1024}
+    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
+    if gpus:
+        peaks = [
+            tf.config.experimental.get_memory_info(name.replace("/device:", ""))["peak"] for name in gpus
+        ]
+        held["gpu_peak_memory_mib"] = max(peaks) // 2**20
+    return held
 
 
 def _finite(row: dict[str, float], name: str, step: int) -> dict[str, float]:
