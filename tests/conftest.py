@@ -94,6 +94,7 @@ def finished_run(tmp_path_factory, tiny_phantom):
                 run_dir=str(path),
                 data_dir=str(tiny_phantom("own")),
                 arm=("cut_paste",),
+                exemplar="image",
                 generator_filters=4,
                 generator_blocks=1,
                 discriminator_filters=4,

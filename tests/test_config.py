@@ -85,12 +85,25 @@ def test_a_detector_that_could_not_move_is_refused(parse):
         parse(Train, "--clipnorm=0")
 
 
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--audit_folds=1"], "give 2 or more, or 0"),
+        (["--audit_folds=0", "--min_audit=0.5"], "needs --audit_folds"),
+    ],
+)
+def test_an_audit_that_cannot_be_is_refused(parse, flags, message):
+    with pytest.raises(InputError, match=message):
+        parse(Train, *flags)
+
+
 def test_an_empty_list_is_empty(parse):
     assert parse(Options, "--kinds=", "--sizes=").kinds == ()
 
 
 PAPER = {
     "compose": "full",
+    "exemplar": "image",
     "condition": "mask",
     "gan_loss": "log",
     "lambda_syn": 1.0,

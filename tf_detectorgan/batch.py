@@ -24,7 +24,9 @@ class Insertion(NamedTuple):
 
     boxes: tf.Tensor  # [N, 4], whole pixels from the matched box's own position
     labels: tf.Tensor  # [N] int32
-    exemplars: tf.Tensor  # [N, H, W, C] the matched labelled image, moved so that its object lies in `boxes`
+    exemplars: (
+        tf.Tensor
+    )  # [N, H, W, C] the object in `boxes`: the matched labelled image, moved, or x with it
     content: tf.Tensor  # [N, 4] the box of what is no padding in x: nothing is drawn beyond
 
 
@@ -45,6 +47,7 @@ class Synthesis(NamedTuple):
 
     x: tf.Tensor  # [N, H, W, C]
     insertion: Insertion
+    matched: tf.Tensor  # [N, H, W, C] the matched labelled image, moved so that its object lies in the box
     background_ids: tf.Tensor  # int64
     matched_ids: tf.Tensor  # int64
     groups: tf.Tensor  # [N, 2] string: the background's and the matched image's group

@@ -243,7 +243,7 @@ def _gallery_entry(batch: Synthesis, i: int, example: dict[str, Any], bit_depth:
     return {
         "background": eight_bits(batch.x[i]),
         "inserted": (example["image"] // (1 if bit_depth == 8 else 257)).astype(np.uint8),
-        "matched": eight_bits(batch.insertion.exemplars[i]),
+        "matched": eight_bits(batch.matched[i]),
         "box": example["boxes"][0],
         "caption": f"{example['file_name']}: background {ids['background_id']}, "
         f"object of {ids['matched_id']}" + (f", audit {ids['audit']}" if "audit" in ids else ""),

@@ -1,8 +1,8 @@
 """Trains everything: python -m tf_detectorgan.train --flagfile=configs/demo.flags.
 
-Phases, each checkpointed and skipped when done: pretrain_gan, pretrain_detector, then for every --arm joint,
-synthetic images, final_detector, evaluate; a report at the end. Run the same command again to resume. Exit
-codes: 75 interrupted, all finished steps saved; 78 bad input.
+Phases, each checkpointed and skipped when done: pretrain_gan, pretrain_detector, audit_detectors, then for
+every --arm joint, synthetic images, final_detector, evaluate; a report at the end. Run the same command again
+to resume. Exit codes: 75 interrupted, all finished steps saved; 78 bad input.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf
 
 from tf_detectorgan import checkpoints, door
+from tf_detectorgan.data.object_layers import object_layers
 from tf_detectorgan.experiments import report
 from tf_detectorgan.models.detectors.anchors import coverage
-from tf_detectorgan.training import run_directory
+from tf_detectorgan.training import build, run_directory
 from tf_detectorgan.training.phases import run_arms
 from tf_detectorgan.training.run import Run
-from tf_detectorgan.training.settings import Train
+from tf_detectorgan.training.settings import ARMS, Train
 
 COVERED, WANTED_COVERAGE = 0.5, 0.95
+WANTED_SIGNAL = 0.4
 
 
 def main(settings: Train) -> None:
     """Runs every phase that is not done yet, then writes and prints the report."""
     run = run_directory.begin(settings)
     anchor_report(run)
+    layer_report(run)
     run_arms(run)
     write_costs(run.path)
     page = report.write_report(run.path)
@@ -53,6 +56,19 @@ def anchor_report(run: Run) -> None:
             f"warning: below {WANTED_COVERAGE:.0%}; worst IoU {best.min():.2f}. Boxes that anchors overlap "
             "badly are learnt slowly: set --anchor_sizes, --anchor_ratios"
         )
+
+
+def layer_report(run: Run) -> None:
+    """If an arm uses them: how well objects stand out from their predicted backgrounds; warns if badly."""
+    if not any(build.placement(run.settings, ARMS[arm].images).layer for arm in run.settings.arm):
+        return
+    for name, signal in zip(run.dataset.class_names, object_layers(run.dataset).signal, strict=True):
+        print(f"object layers: {signal:.0%} of what is left of a {name} without its background is no error")
+        if signal < WANTED_SIGNAL:
+            print(
+                f"warning: below {WANTED_SIGNAL:.0%}. What is behind this class cannot be predicted from "
+                "around its boxes, often because they are large; --exemplar=image cuts objects out instead"
+            )
 
 
 def write_costs(path: Path) -> None:

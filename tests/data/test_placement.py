@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan.data import placement
+from tf_detectorgan.data.object_layers import object_layers
 from tf_detectorgan.data.placement import DRAWS, Placement, insertions, reference_table
 from tf_detectorgan.errors import InputError
 
@@ -32,7 +33,9 @@ class Scene:
 
     def place(self, options, **changes):
         call = {"images": self.images, "valid_sizes": self.sizes, "draws": self.draws, **changes}
-        insertion, chosen = insertions(references=self.table, options=options, **call)
+        more = options.mode == "context" or options.layer
+        table = reference_table(self.dataset, options) if more else self.table
+        insertion, chosen, self.moved = insertions(references=table, options=options, **call)
         height, width = np.moveaxis(np.asarray(call["valid_sizes"]), -1, 0)
         np.testing.assert_array_equal(
             insertion.content, np.stack([0 * width, 0 * height, width, height], axis=-1)
@@ -62,6 +65,8 @@ OPTIONS = {
     "flip": Placement(exemplar_flip=True, top_k=3),
     "scaled": Placement(exemplar_scale=(0.5, 2.5), exemplar_flip=True),
     "far": Placement(max_shift=1.0),
+    "whole_context": Placement("context"),
+    "context": Placement("context", exemplar_flip=True, exemplar_scale=(0.5, 2.5)),
 }
 
 
@@ -75,7 +80,7 @@ def test_boxes_lie_inside_the_valid_content(scene, options):
     assert set(labels) <= {0, 1}
 
 
-@pytest.mark.parametrize("name", ["paper", "top_k", "uniform", "far"])
+@pytest.mark.parametrize("name", ["paper", "top_k", "uniform", "far", "whole_context"])
 def test_the_box_is_a_references_box_moved_by_whole_pixels(scene, name):
     boxes, labels, _, chosen = scene.place(OPTIONS[name])
     for box, label, index, size in zip(boxes, labels, chosen, scene.sizes.numpy(), strict=True):
@@ -107,6 +112,27 @@ def test_the_exemplar_shows_the_references_pixels_in_the_box(scene, name):
         np.testing.assert_array_equal(exemplar[y0:y1, x0:x1], decoded[y0 - dy : y1 - dy, x0 - dx : x1 - dx])
         compared += (x1 - x0) * (y1 - y0)
     assert compared > 10 * N
+
+
+def test_a_layer_is_laid_over_the_image_near_its_box_only(scene):
+    """The layer is that of the chosen object, moved with it; the moved image is there as well."""
+    image = scene.place(Placement("uniform"))
+    moved = scene.moved.numpy()
+    np.testing.assert_array_equal(moved, image[2])
+    boxes, labels, exemplars, chosen = scene.place(Placement("uniform", layer=True))
+    np.testing.assert_array_equal(scene.moved, moved)
+    for before, after in zip((image[0], image[1], image[3]), (boxes, labels, chosen), strict=True):
+        np.testing.assert_array_equal(before, after)
+    layers = object_layers(scene.dataset).images
+    for box, label, x, exemplar, index in zip(boxes, labels, scene.images, exemplars, chosen, strict=True):
+        shifts = box - scene.labelled[index]["boxes"]
+        same = np.isclose(shifts, np.tile(np.rint(shifts[:, :2]), 2), atol=1e-5).all(1)
+        k = np.flatnonzero(same & (scene.labelled[index]["labels"] == label))[0]
+        dx, dy = np.rint(shifts[k, :2]).astype(int)
+        x0, y0, x1, y1 = np.concatenate([np.ceil(box[:2]), np.floor(box[2:])]).astype(int)
+        laid = layers[index, k, y0 - dy : y1 - dy, x0 - dx : x1 - dx]
+        wanted = np.clip(x.numpy()[y0:y1, x0:x1] + laid, -1, 1)
+        np.testing.assert_allclose(exemplar[y0:y1, x0:x1], wanted, atol=1e-6)
 
 
 def test_beyond_the_reference_its_edge_is_repeated(padded):
@@ -229,7 +255,7 @@ def test_labelled_images_without_boxes_and_an_empty_split_are_errors(make_datase
     with pytest.raises(InputError, match="train_labelled"):
         reference_table(make_dataset(labelled=0))
     with pytest.raises(InputError, match=r"\[0, 1, 2"):
-        reference_table(make_dataset(), "train_clean")
+        reference_table(make_dataset(), split="train_clean")
 
 
 @pytest.mark.parametrize(

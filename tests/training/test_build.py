@@ -52,6 +52,25 @@ def test_devices():
             build.strategy(Train(distribution="mirrored", **{batch: 3}))
 
 
+def test_places_by_arm():
+    """Layers are put by context, cut-out objects by --placement, both where a file says so."""
+    ours, cut = Train(), Train(exemplar="image")
+    assert {arm.images: build.placement(ours, arm.images).mode for arm in ARMS.values()} == {
+        "none": "matched_shift",
+        "paste": "matched_shift",
+        "poisson": "matched_shift",
+        "layer": "context",
+        "generator": "context",
+    }
+    assert build.placement(ours, "generator").layer
+    assert not build.placement(ours, "paste").layer
+    assert build.placement(cut, "layer").layer
+    assert not build.placement(cut, "generator").layer
+    assert build.placement(cut, "generator").mode == "matched_shift"
+    listed = build.placement(Train(placement="file", placement_file="boxes.csv"), "generator")
+    assert (listed.mode, listed.layer) == ("file", True)
+
+
 def test_players_of_two_devices_have_two_pools_each():
     chosen = build.strategy(Train(distribution="mirrored"))
     p = build.players(Train(**TINY, gan_batch=4), DATASET, chosen)

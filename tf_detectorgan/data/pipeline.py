@@ -110,7 +110,7 @@ def joint_batches(
     def assemble(drawn: dict[str, _Drawn]) -> Batch:
         drawn["x"] = place.with_given_boxes(drawn["x"])
         drawn = {name: stream.augmented(chosen[name]) for name, stream in drawn.items()}
-        insertion, _ = place(drawn["x"])
+        insertion = place(drawn["x"]).insertion
         y = drawn["y"]
         y_boxes = tf.gather(y.boxes, draws.pick_true(y.draws[:, -1], y.labels >= 0), batch_dims=1)
         u, y2 = drawn.get("u", y), drawn.get("y2", y)
@@ -224,11 +224,12 @@ def synthesis_batches(
     place = _Placer(dataset, placement)
 
     def assemble(x: _Drawn) -> Synthesis:
-        insertion, chosen = place(place.with_given_boxes(x))
+        insertion, chosen, moved = place(place.with_given_boxes(x))
         matched_groups = tf.gather(place.references.groups, chosen)
         return Synthesis(
             x.images,
             insertion,
+            moved,
             background_ids=x.image_ids,
             matched_ids=tf.gather(place.references.image_ids, chosen),
             groups=tf.stack([x.groups, matched_groups], axis=1),
@@ -245,7 +246,7 @@ class _Placer:
 
     def __init__(self, dataset: Dataset, options: Placement):
         self.options = options
-        self.references = placement.reference_table(dataset)
+        self.references = placement.reference_table(dataset, options)
         self.table = placement_file.read_placements(options.file, dataset) if options.file else None
 
     def with_given_boxes(self, x: _Drawn) -> _Drawn:

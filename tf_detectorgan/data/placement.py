@@ -12,18 +12,23 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tf_detectorgan import boxes as box_ops
 from tf_detectorgan.batch import Insertion
+from tf_detectorgan.data import context
 from tf_detectorgan.data import draws as random
+from tf_detectorgan.data.context import Context
+from tf_detectorgan.data.object_layers import object_layers
 from tf_detectorgan.data.records import Dataset, Record
 from tf_detectorgan.data.resampling import resample, valid_mask
 from tf_detectorgan.errors import InputError
 
-MODES = ("matched_shift", "uniform", "file")
+MODES = ("matched_shift", "uniform", "context", "file")
 DRAWS = 6  # random numbers that one insertion needs
 DESCRIPTOR_SIDE = 16
+CONTEXT_OBJECTS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Placement:
 
     matched_shift: the most similar reference, its box shifted at random (the paper).
     uniform: any reference, its box anywhere in the image.
+    context: any reference, its box where the surroundings are like those of labelled objects (context.py).
     file: the box is read from `file` (see placement_file.py); the most similar reference with an object of
       that class, the object resampled to the box's size.
     """
@@ -42,6 +48,7 @@ class Placement:
     exemplar_flip: bool = False  # the reference is mirrored (left, right) in half of the cases
     exemplar_scale: tuple[float, float] = (1.0, 1.0)  # size of the inserted object; (1, 1) copies its pixels
     file: str = ""
+    layer: bool = False  # the exemplar is x with the object laid over (object_layers.py), not the moved image
 
     def __post_init__(self):
         if self.mode not in MODES:
@@ -63,6 +70,14 @@ class Given(NamedTuple):
     labels: tf.Tensor  # [N] int32
 
 
+class Placed(NamedTuple):
+    """An insertion, and where its object is from."""
+
+    insertion: Insertion
+    reference: tf.Tensor  # [N] int32
+    moved: tf.Tensor  # [N, S, S, C] the reference's image, moved so that its object lies in the box
+
+
 @dataclasses.dataclass(frozen=True)
 class References:
     """The labelled training images with what is needed to choose among them; pixels stay undecoded."""
@@ -75,6 +90,8 @@ class References:
     valid_sizes: tf.Tensor  # [L, 2] int32
     image_ids: tf.Tensor  # [L] int64
     groups: tf.Tensor  # [L] string
+    context: Context | None = None  # for mode "context"
+    layers: tf.Tensor | None = None  # [L, K, S, S, C], for `Placement.layer`
 
 
 def descriptors(images, valid_sizes) -> tf.Tensor:
@@ -98,11 +115,13 @@ def padded_boxes(record: Record, max_boxes: int) -> tuple[tf.Tensor, tf.Tensor]:
     return boxes, tf.ensure_shape(tf.pad(record.labels, rows, constant_values=-1), [max_boxes])
 
 
-def reference_table(dataset: Dataset, split: str = "train_labelled") -> References:
-    """Reads the labelled images once and describes them.
+def reference_table(
+    dataset: Dataset, options: Placement = Placement(), split: str = "train_labelled"
+) -> References:
+    """Reads the labelled images once and describes them, as far as `options` need it.
 
     Raises:
-      InputError: there are none, or one has no box.
+      InputError: there are none, or one has no box; see `object_layers`.
     """
 
     def describe(serialized):
@@ -121,24 +140,35 @@ def reference_table(dataset: Dataset, split: str = "train_labelled") -> Referenc
     if tf.reduce_any(empty):
         which = references.image_ids[empty].numpy().tolist()
         raise InputError(f"split {split}: images {which[:5]} have no box; every labelled image needs one")
+    if options.mode == "context":
+        references = dataclasses.replace(references, context=_context(references, dataset, options))
+    if options.layer:
+        references = dataclasses.replace(references, layers=tf.constant(object_layers(dataset).images))
     return references
+
+
+def _context(references: References, dataset: Dataset, options: Placement) -> Context:
+    """Of at most CONTEXT_OBJECTS objects, spread over the references."""
+    rows, columns = np.nonzero(references.labels.numpy() >= 0)
+    some = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), CONTEXT_OBJECTS)).astype(int))
+    rows, columns = rows[some], columns[some]
+    images = _decoded(references, tf.constant(rows), [len(rows), *dataset.image_shape])
+    boxes = tf.gather_nd(references.boxes, np.stack([rows, columns], axis=1))
+    return context.learn(images, tf.gather(references.valid_sizes, rows), boxes, options.exemplar_flip)
 
 
 def insertions(
     images, valid_sizes, references: References, draws, options: Placement, given: Given | None = None
-) -> tuple[Insertion, tf.Tensor]:
+) -> Placed:
     """Chooses a reference for each clean image and moves it there; every box lies inside the valid content.
 
     Args:
       images: [N, S, S, C] float32, clean, as they will be used (already mirrored or not).
       valid_sizes: [N, 2] int32.
-      references: what to choose from.
+      references: what to choose from, read with the same options.
       draws: [N, DRAWS] float32 in [0, 1).
       options: how.
       given: the boxes, in mode "file".
-
-    Returns:
-      (Insertion, [N] int32 index of the reference).
     """
     low, high = options.exemplar_scale
     zoom = low + (high - low) * draws[:, 0]
@@ -153,16 +183,26 @@ def insertions(
     scale, offset = _mirror(flip, tf.cast(sizes, tf.float32))
     boxes = box_ops.affine(boxes, scale, offset)
     if given is None:
-        zoom, move = _shift(boxes, valid_sizes, zoom, draws[:, 4:6], options)
+        zoom = _fitting(boxes, valid_sizes, zoom)
+        if references.context is not None:
+            middles = context.choose(
+                references.context, images, valid_sizes, _zoomed(boxes, zoom), draws[:, 4]
+            )
+            zoom, move = _around(boxes, valid_sizes, zoom, middles)
+        else:
+            zoom, move = _shift(boxes, valid_sizes, zoom, draws[:, 4:6], options)
         target = box_ops.affine(boxes, zoom, move)
         limits = tf.cast(valid_sizes, tf.float32)
         target = box_ops.clip(target, limits[:, 0], limits[:, 1])  # by rounding errors at most
     else:
         zoom, move = _onto(boxes, given.boxes)
         target = given.boxes
-    images = _decoded(references, chosen, images.shape)
-    exemplars = resample(images, zoom * scale, zoom * offset + move, sizes)
-    return Insertion(target, labels, exemplars, box_ops.of_sizes(valid_sizes)), chosen
+    total = zoom * scale, zoom * offset + move, sizes
+    exemplars = moved = resample(_decoded(references, chosen, images.shape), *total)
+    if options.layer:
+        layers = tf.gather_nd(references.layers, tf.stack([chosen, box_index], axis=1))
+        exemplars = tf.clip_by_value(images + resample(layers, *total), -1.0, 1.0)
+    return Placed(Insertion(target, labels, exemplars, box_ops.of_sizes(valid_sizes)), chosen, moved)
 
 
 def _candidates(references, valid_sizes, zoom, given):
@@ -186,7 +226,7 @@ def _choose(images, valid_sizes, references, candidates, draw, options):
     allowed = tf.reduce_any(candidates, axis=2)
     similarity = tf.where(allowed, similarity, -2.0)  # below every cosine
     total = references.labels.shape[0]
-    best = total if options.mode == "uniform" else min(options.top_k, total)
+    best = total if options.mode in ("uniform", "context") else min(options.top_k, total)
     ranked = tf.math.top_k(similarity, best).indices
     available = tf.minimum(tf.reduce_sum(tf.cast(allowed, tf.int32), axis=1), best)
     return tf.gather(ranked, random.pick(draw, available), batch_dims=1)
@@ -198,23 +238,51 @@ def _mirror(flip, sizes):
     return tf.where(flips, -1.0, 1.0), tf.where(flips, sizes, 0.0)
 
 
-def _shift(boxes, valid_sizes, zoom, draws, options):
-    """The map [N, 2], [N, 2] of a random whole-pixel shift that keeps boxes [N, 4] inside the valid content.
+def _fitting(boxes, valid_sizes, zoom):
+    """`zoom` [N], smaller where the box [N, 4] would not fit into the valid content."""
+    _, extent = _starts_and_extents(boxes)
+    return tf.minimum(zoom, tf.reduce_min((tf.cast(valid_sizes, tf.float32) - 1.0) / extent, axis=1))
 
-    A box that does not fit is shrunk until it does.
-    """
-    x, y, width, height = tf.unstack(box_ops.to_xywh(boxes), axis=1)
-    start, extent = tf.stack([y, x], axis=1), tf.stack([height, width], axis=1)
+
+def _shift(boxes, valid_sizes, zoom, draws, options):
+    """The map [N, 2], [N, 2] of a random whole-pixel shift that keeps boxes [N, 4] inside the content."""
     limits = tf.cast(valid_sizes, tf.float32)
-    zoom = tf.minimum(zoom, tf.reduce_min((limits - 1.0) / extent, axis=1))[:, None]
-    first = tf.math.ceil(-start)
-    last = tf.floor(limits - (start + extent) - (zoom - 1.0) * extent)
+    first, last = _shifts(boxes, limits, zoom)
     reach = limits if options.mode == "uniform" else tf.floor(options.max_shift * limits)
     # Where the reach ends before the content begins: the nearest place inside.
     first, last = tf.clip_by_value(-reach, first, last), tf.clip_by_value(reach, first, last)
-    shift = first + tf.cast(random.pick(draws, last - first + 1.0), tf.float32)
-    # The box keeps its top-left corner under the zoom; exactly `shift` where zoom is 1.
+    return _map(boxes, zoom, first + tf.cast(random.pick(draws, last - first + 1.0), tf.float32))
+
+
+def _around(boxes, valid_sizes, zoom, middles):
+    """The map [N, 2], [N, 2] of the whole-pixel shift that brings boxes [N, 4] nearest to `middles`."""
+    first, last = _shifts(boxes, tf.cast(valid_sizes, tf.float32), zoom)
+    start, extent = _starts_and_extents(boxes)
+    wanted = tf.round(middles - zoom[:, None] * extent / 2 - start)
+    return _map(boxes, zoom, tf.clip_by_value(wanted, first, last))
+
+
+def _shifts(boxes, limits, zoom):
+    """First and last whole-pixel shift [N, 2] of the top-left corner that keep zoomed boxes inside."""
+    start, extent = _starts_and_extents(boxes)
+    return tf.math.ceil(-start), tf.floor(limits - start - zoom[:, None] * extent)
+
+
+def _map(boxes, zoom, shift):
+    """The box keeps its top-left corner under the zoom, then is shifted; exactly `shift` where zoom is 1."""
+    start, _ = _starts_and_extents(boxes)
+    zoom = zoom[:, None]
     return tf.repeat(zoom, 2, axis=1), shift + (1.0 - zoom) * start
+
+
+def _zoomed(boxes, zoom):
+    """Boxes [N, 4] with their sides times `zoom` [N]."""
+    return boxes * zoom[:, None]
+
+
+def _starts_and_extents(boxes):
+    x, y, width, height = tf.unstack(box_ops.to_xywh(boxes), axis=1)
+    return tf.stack([y, x], axis=1), tf.stack([height, width], axis=1)
 
 
 def _onto(boxes, targets):

@@ -54,11 +54,13 @@ class Auditors(NamedTuple):
         mine = np.array([self.fold_of[int(i)] for i in matched_ids])
         found, rank = np.zeros(len(mine)), np.zeros(len(mine))
         for k, fold in enumerate(self.folds):
-            answer = self.detect(images, fold.weights)
-            scores = _object_scores(answer, _right(answer, boxes[:, None], labels[:, None], self.iou))
-            scores = scores[:, 0].numpy()
-            found = np.where(mine == k, scores > fold.threshold, found)
-            rank = np.where(mine == k, np.searchsorted(fold.real, scores, "right") / len(fold.real), rank)
+            which = np.flatnonzero(mine == k)
+            if len(which):
+                answer = self.detect(tf.gather(images, which), fold.weights)
+                box, label = (tf.gather(v, which)[:, None] for v in (boxes, labels))
+                scores = _object_scores(answer, _right(answer, box, label, self.iou))[:, 0].numpy()
+                found[which] = scores > fold.threshold
+                rank[which] = np.searchsorted(fold.real, scores, "right") / len(fold.real)
         return {"found": found, "rank": np.round(rank, 3)}
 
 

@@ -17,6 +17,7 @@ ARM_ORDER = (
     "real_only",
     "cut_paste",
     "poisson_blend",
+    "superpose",
     "cyclegan_bbox",
     "acgan",
     "detectorgan_no_unroll",

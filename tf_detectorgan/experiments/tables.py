@@ -62,6 +62,7 @@ TABLE_1 = (
     Row("real_only", "real_only", BASE, {"AP@main": 0.124}),
     Row("cut_paste", "cut_paste", BASE),
     Row("poisson_blend", "poisson_blend", BASE),
+    Row("superpose", "superpose", BASE),
     Row("cyclegan_bbox", "cyclegan_bbox", BASE),
     Row("acgan", "acgan", BASE),
     Row("detectorgan_no_unroll", "detectorgan_no_unroll", BASE),
@@ -71,6 +72,8 @@ TABLE_1 = (
 CLAIMS = (
     ("detectorgan", "cut_paste"),
     ("detectorgan", "poisson_blend"),
+    ("detectorgan", "superpose"),
+    ("superpose", "cut_paste"),
     ("detectorgan", "detectorgan_no_unroll"),
     ("detectorgan", "cyclegan_bbox"),
     ("detectorgan", "acgan"),

@@ -68,14 +68,17 @@ def objective(settings: Train, arm: Arm, classes: int) -> Objective:
     )
 
 
-def placement(settings: Train) -> Placement:
-    """Where objects are inserted, in training and in synthesis."""
+def placement(settings: Train, images: str) -> Placement:
+    """Where and as what objects are inserted by arms whose images are made like `images` (see Arm)."""
+    layer = images == "layer" or (images == "generator" and settings.exemplar == "layer")
+    given = settings.placement == "file"
     return Placement(
-        mode=settings.placement,
+        mode=settings.layer_placement if layer and not given else settings.placement,
         max_shift=settings.max_shift,
         top_k=settings.match_top_k,
         exemplar_flip=settings.exemplar_flip,
         file=settings.placement_file,
+        layer=layer,
     )
 
 

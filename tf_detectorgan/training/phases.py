@@ -59,7 +59,7 @@ def audit_detectors(run: Run) -> Auditors | None:
     if not s.audit_folds:
         return None
     dealt = auditors.deal(run.dataset, s.audit_folds)
-    detect = tf.function(run.detector.detect, autograph=False)
+    detect = tf.function(run.detector.detect, autograph=False, reduce_retracing=True)  # batches of any size
     folds = []
     for k in range(s.audit_folds):
         phase = f"audit_detector_{k}"
@@ -104,7 +104,7 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
         count=s.synthetic_count,
         batch_size=min(32, s.synthetic_count),
         seed=s.seed,
-        placement=build.placement(s),
+        placement=build.placement(s, arm.images),
         method=name,
         checkpoint=checkpoint,
         reach=s.feather,
@@ -120,7 +120,7 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
 def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[tf.Tensor, Insertion], tf.Tensor], str]:
     """How the arm inserts an object, as a graph, and the hash of the weights it uses ("" for none)."""
     composed = build.composition(run.settings, len(run.dataset.class_names))
-    if arm.images == "paste":
+    if arm.images in ("paste", "layer"):  # where layers are laid over x, the exemplar is the result
 
         @tf.function(autograph=False)
         def cut_and_paste(x, insertion):
@@ -227,7 +227,7 @@ def _train_generators(
                 seed=s.seed,
                 start_step=first_step + start,
                 steps=first_step + steps,
-                placement=build.placement(s),
+                placement=build.placement(s, "generator"),
                 unroll_real=s.unroll_real,
             )
         )

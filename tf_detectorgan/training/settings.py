@@ -6,6 +6,7 @@ import dataclasses
 from typing import NamedTuple
 
 from tf_detectorgan.config import option
+from tf_detectorgan.data.placement import MODES
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation.average_precision import SINGLE
 
@@ -13,7 +14,7 @@ from tf_detectorgan.evaluation.average_precision import SINGLE
 class Arm(NamedTuple):
     """One way to make synthetic images. Signs multiply --lambda_real and --lambda_syn."""
 
-    images: str  # "none", "paste" or "poisson" (no learning), or "generator"
+    images: str  # "none", "paste", "poisson" or "layer" (nothing is trained), or "generator"
     detector: bool  # DET takes part in the joint phase
     real_sign: float
     syn_sign: float
@@ -24,6 +25,7 @@ ARMS = {
     "real_only": Arm("none", False, 0, 0, "real images only"),
     "cut_paste": Arm("paste", False, 0, 0, "feathered cut-and-paste"),
     "poisson_blend": Arm("poisson", False, 0, 0, "Poisson blending"),
+    "superpose": Arm("layer", False, 0, 0, "object layers, nothing trained"),
     "cyclegan_bbox": Arm("generator", False, 0, 0, "CycleGAN + BboxLoss"),
     "acgan": Arm("generator", True, 0, -1, "ACGAN-like: minimises L_syn"),
     "detectorgan_no_unroll": Arm("generator", True, 0, 1, "DetectorGAN without Eqn 3"),
@@ -91,7 +93,17 @@ class Train:
     anchor_scales: tuple[float, ...] = option((), "Multiples of the sizes; empty: the detector's own.")
     anchor_ratios: tuple[float, ...] = option((), "Widths over heights; empty: the detector's own.")
 
-    placement: str = option("matched_shift", "Where to insert.", ("matched_shift", "uniform", "file"))
+    exemplar: str = option(
+        "layer",
+        "What generators start from. image: the matched object cut out with its background. layer: what it "
+        "adds to its background, laid over x.",
+        ("image", "layer"),
+        paper="image",
+    )
+    placement: str = option("matched_shift", "Where to insert.", MODES)
+    layer_placement: str = option(
+        "context", "Where to insert what is laid over x, unless --placement=file.", MODES[:-1]
+    )
     placement_file: str = option("", "Boxes for --placement=file (CSV or JSON).")
     max_shift: float = option(0.05, "Largest shift of the matched box, in image sides.", low=0.0, high=1.0)
     match_top_k: int = option(5, "Draw the matched image among this many best ones.", low=1, paper=1)

@@ -1,0 +1,59 @@
+"""Where objects are put by context: in surroundings like the labelled objects', inside the content."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan.data import context
+
+S = 32
+WHOLE = tf.constant([[S, S]])
+
+
+def halves(dark_left):
+    """[1, S, S, 1]: a dark and a bright half with a little noise."""
+    image = np.random.default_rng(0).normal(0, 0.05, (1, S, S, 1))
+    image[:, :, : S // 2] += -0.5 if dark_left else 0.5
+    image[:, :, S // 2 :] -= -0.5 if dark_left else 0.5
+    return tf.constant(image, tf.float32)
+
+
+def places(learned, image, box, sizes=WHOLE, count=50):
+    draws = tf.linspace(0.01, 0.99, count)
+    repeated = (tf.repeat(v, count, axis=0) for v in (image, sizes, tf.constant([box], tf.float32)))
+    return context.choose(learned, *repeated, draws).numpy()
+
+
+def test_objects_of_the_dark_half_go_into_the_dark_half():
+    """Places prefer the labelled object's height, but its half changes sides with the image."""
+    learned = context.learn(halves(True), WHOLE, tf.constant([[5.0, 12, 11, 18]]), mirrored=True)
+    for dark_left in (True, False):
+        found = places(learned, halves(dark_left), [0, 0, 6, 6])
+        dark = found[:, 1] < S / 2 if dark_left else found[:, 1] > S / 2
+        assert dark.all()
+        assert np.abs(found[:, 0] - 15).max() < 12
+        assert len(np.unique(found, axis=0)) > 30
+    once = context.learn(halves(True), WHOLE, tf.constant([[5.0, 12, 11, 18]]), mirrored=False)
+    assert (once.rings.shape[0], learned.rings.shape[0]) == (1, 2)
+
+
+def test_the_mirror_image_is_that_of_the_mirrored_image():
+    box, mirrored = tf.constant([[5.2, 12, 11, 18]]), tf.constant([[S - 11.0, 12, S - 5.2, 18]])
+    learned = context.learn(halves(True), WHOLE, box, mirrored=True)
+    other = context.learn(halves(True)[:, :, ::-1], WHOLE, mirrored, mirrored=False)
+    np.testing.assert_allclose(learned.rings[1:], other.rings, atol=1e-5)
+    np.testing.assert_allclose(learned.places[1:], other.places, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(S, S), (20, 26)])
+def test_boxes_lie_inside_the_content(size):
+    sizes = tf.constant([size])
+    learned = context.learn(halves(True), WHOLE, tf.constant([[1.0, 1, 9, 7]]), mirrored=False)
+    found = places(learned, halves(True), [0, 0, 8, 6], sizes)
+    assert (found >= (3, 4)).all()
+    assert (found <= (size[0] - 3, size[1] - 4)).all()
+
+
+def test_a_box_that_fits_nowhere_gets_some_place():
+    learned = context.learn(halves(True), WHOLE, tf.constant([[1.0, 1, 9, 7]]), mirrored=False)
+    assert np.isfinite(places(learned, halves(True), [0, 0, S + 2, 6])).all()

@@ -1,0 +1,116 @@
+"""Object layers against layers that are known: objects are drawn over backgrounds and have to come back."""
+
+import numpy as np
+import pytest
+
+from tf_detectorgan.data import object_layers
+from tf_detectorgan.data.object_layers import _split
+from tf_detectorgan.errors import InputError
+
+S = 48
+GRAIN = 0.03
+
+
+def backgrounds(rng, count):
+    """Planes of random slope, waves and some grain, [count, S, S, 1] around 0."""
+    v, u = np.meshgrid(*[np.linspace(-1, 1, S)] * 2, indexing="ij")
+    slopes, phase = rng.uniform(-0.3, 0.3, (count, 2, 1, 1)), rng.uniform(0, 6, (count, 1, 1))
+    smooth = slopes[:, 0] * u + slopes[:, 1] * v + 0.05 * np.sin(8 * v + phase)
+    return (smooth + GRAIN * rng.standard_normal((count, S, S)))[..., None]
+
+
+def blob(rng, box):
+    """The same shape in every box, more or less strong."""
+    v, u = np.meshgrid(*[np.arange(S) + 0.5] * 2, indexing="ij")
+    x0, y0, x1, y1 = box
+    distance = np.hypot((u - (x0 + x1) / 2) / (x1 - x0), (v - (y0 + y1) / 2) / (y1 - y0))
+    return rng.uniform(0.3, 0.6) * np.exp(-((distance / 0.3) ** 2))[..., None]
+
+
+def texture(rng, box):
+    """Another shape in every box, up to its border."""
+    layer = np.zeros((S, S, 1))
+    x0, y0, x1, y1 = box.astype(int)
+    layer[y0:y1, x0:x1] = rng.choice([-0.4, 0.4], (y1 - y0, x1 - x0, 1))
+    return layer
+
+
+@pytest.fixture
+def scene(make_dataset):
+    """scene(draw): a data set of 40 labelled images, and what was drawn into them [40, S, S, 1]."""
+
+    def make(draw):
+        rng = np.random.default_rng(3)
+        dataset = make_dataset(side=S, clean=60, labelled=40)
+        drawn = []
+        for stream in ("train_clean", "train_labelled"):
+            images = backgrounds(rng, len(dataset.examples[stream]))
+            for image, example in zip(images, dataset.examples[stream], strict=True):
+                if stream == "train_labelled":
+                    corner = rng.integers(2, S - 16, 2)
+                    box = np.concatenate([corner, corner + rng.integers(8, 14, 2)]).astype(np.float32)
+                    drawn.append(draw(rng, box))
+                    image = image + drawn[-1]
+                    example |= {"boxes": box[None], "labels": np.zeros(1, np.int64)}
+                example["image"] = np.clip(np.rint((image + 1) * 127.5), 0, 255).astype(np.uint8)
+        splits = dataset.examples
+        return type(dataset)(S, splits), np.stack(drawn)
+
+    return make
+
+
+def errors(layers, drawn):
+    """Relative error of each layer [40]."""
+    return np.sqrt(((layers - drawn) ** 2).sum((1, 2, 3)) / (drawn**2).sum((1, 2, 3)))
+
+
+@pytest.mark.parametrize("draw, allowed", [(blob, 0.2), (texture, 0.25)])
+def test_layers_are_what_was_drawn(scene, draw, allowed):
+    """Objects of one shape come back cleaner than their grain; objects of their own shapes with it."""
+    dataset, drawn = scene(draw)
+    layers, signal = object_layers.object_layers(dataset)
+    assert signal[0] > 0.8
+    assert np.isnan(signal[1])  # no object of the other class
+    assert layers.shape == (40, 1, S, S, 1)
+    assert np.median(errors(layers[:, 0], drawn)) < allowed
+    for layer, example in zip(layers[:, 0], dataset.examples["train_labelled"], strict=True):
+        x0, y0, x1, y1 = example["boxes"][0]
+        reach = 0.1 * max(x1 - x0, y1 - y0) + 1
+        rows, columns = np.nonzero(layer[..., 0])
+        assert rows.min() >= y0 - reach
+        assert rows.max() < y1 + reach
+        assert columns.min() >= x0 - reach
+        assert columns.max() < x1 + reach
+
+
+def test_no_object_no_layer(scene):
+    dataset, _ = scene(lambda rng, box: np.zeros((S, S, 1)))
+    layers, signal = object_layers.object_layers(dataset)
+    assert np.abs(layers).mean() < GRAIN / 20
+    assert signal[0] < 0.2
+
+
+def test_shared_and_own_part_by_hand():
+    """Errors of variance 1 in every cell; a third of what deviates from the shared part is no error."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((4000, 4))
+    noise -= noise.mean(0)
+    mean = np.array([3.0, 0.0, 0.0, 4.0])
+    strength = np.tile([0.5, 1.5], 50)
+    shared, own = _split(strength[:, None] * mean, np.zeros(100, int), noise)
+    np.testing.assert_allclose(shared, strength[:, None] * mean, atol=1e-6)
+    assert own.max() == 0
+    own_part = rng.standard_normal((20000, 4)) * np.sqrt(1.5)
+    _, own = _split(mean + own_part, np.zeros(20000, int), noise)
+    assert own == pytest.approx(1 - 1 / (1.5 * 3 / 4), abs=0.03)  # the strength takes one of four dimensions
+    few, own = _split(strength[:4, None] * mean, np.zeros(4, int), noise)
+    assert (few == 0).all()  # fewer than FEWEST objects share nothing
+    assert own == pytest.approx(1 - 1 / np.mean((strength[:4, None] * mean) ** 2), abs=0.01)
+
+
+def test_what_it_cannot_do_is_said(make_dataset, monkeypatch):
+    with pytest.raises(InputError, match="need clean and labelled"):
+        object_layers.object_layers(make_dataset(clean=0))
+    monkeypatch.setattr(object_layers, "LAYERS_LIMIT", 1000)
+    with pytest.raises(InputError, match="use --exemplar=image"):
+        object_layers.object_layers(make_dataset())

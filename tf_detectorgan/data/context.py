@@ -1,0 +1,102 @@
+"""Where an object looks at home: places whose surroundings are like those of the labelled objects.
+
+Surroundings are grey levels on a ring just beyond the box. A place's plausibility is a kernel density over
+the labelled objects: near in looks, and near in position (decision 0069).
+Letters: N images, S stored side, C channels, M objects, P places, R points of a ring, GRID cells a side.
+Pairs are (vertical, horizontal).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tf_detectorgan.data.resampling import valid_mask
+
+GRID = 64  # images are looked at in so many cells a side
+POINTS = 12
+BEYOND = 1.5  # cells between the box and the ring
+LOOKS_WIDTH = 0.12  # of the kernel, in standard deviations of the image
+PLACE_WIDTH = 0.09  # of the kernel, in image sides
+
+_ANGLES = np.arange(POINTS) * 2 * np.pi / POINTS
+_DIRECTIONS = np.stack([np.sin(_ANGLES), np.cos(_ANGLES)], axis=1).astype(np.float32)  # [R, 2]
+
+
+class Context(NamedTuple):
+    """What the labelled objects' surroundings look like, and where they are."""
+
+    rings: tf.Tensor  # [M, R]
+    places: tf.Tensor  # [M, 2] middles of the boxes, in image sides
+
+
+def learn(images, valid_sizes, boxes, mirrored: bool) -> Context:
+    """From objects' images [M, S, S, C], their sizes [M, 2] int32 and boxes [M, 4].
+
+    `mirrored`: the mirror image of each counts as well.
+    """
+    side = float(images.shape[1])
+    middles, halves = _middles_and_halves(boxes, side)
+    rings = _rings(_thumbnails(images, valid_sizes), middles[:, None], halves)[:, 0]
+    if mirrored:
+        other = tf.gather(rings, (POINTS // 2 - np.arange(POINTS)) % POINTS, axis=1)  # angle to pi - angle
+        width = tf.cast(valid_sizes[:, 1], tf.float32) / side
+        flipped = tf.stack([middles[:, 0], width - middles[:, 1]], axis=1)
+        rings, middles = tf.concat([rings, other], 0), tf.concat([middles, flipped], 0)
+    return Context(rings, middles)
+
+
+def choose(context: Context, images, valid_sizes, boxes, draw) -> tf.Tensor:
+    """A place for each box [N, 4] in its image [N, S, S, C]: middles [N, 2] in pixels, by draws [N].
+
+    Chosen among the GRID * GRID cells' middles where the box lies inside the content, by plausibility; any of
+    them where it fits nowhere.
+    """
+    side = float(images.shape[1])
+    _, halves = _middles_and_halves(boxes, side)
+    cells = (tf.range(GRID, dtype=tf.float32) + 0.5) / GRID
+    grid = tf.reshape(tf.stack(tf.meshgrid(cells, cells, indexing="ij"), axis=-1), [1, -1, 2])
+    rings = _rings(_thumbnails(images, valid_sizes), grid, halves)  # [N, P, R]
+    # Mean squared difference [N, P, M] of every place and every object.
+    looks = (
+        tf.reduce_mean(rings**2, -1)[..., None]
+        + tf.reduce_mean(context.rings**2, -1)
+        - 2.0 / POINTS * tf.einsum("npr,mr->npm", rings, context.rings)
+    )
+    away = tf.reduce_sum((grid[:, :, None] - context.places) ** 2, -1)  # [1, P, M]
+    density = tf.reduce_logsumexp(-looks / (2 * LOOKS_WIDTH**2) - away / (2 * PLACE_WIDTH**2), axis=-1)
+    limits = tf.cast(valid_sizes, tf.float32)[:, None] / side
+    fits = tf.reduce_all((grid >= halves[:, None]) & (grid <= limits - halves[:, None]), axis=-1)
+    density = tf.where(fits, density, -1e9)
+    total = tf.cumsum(tf.nn.softmax(tf.cast(density, tf.float64), axis=-1), axis=-1)
+    place = tf.reduce_sum(
+        tf.cast(total <= tf.cast(draw, tf.float64)[:, None] * total[:, -1:], tf.int32), axis=-1
+    )
+    return tf.gather(grid[0], tf.minimum(place, GRID * GRID - 1)) * side
+
+
+def _middles_and_halves(boxes, side: float):
+    """Middles and half sides [N, 2] of boxes [N, 4] in image sides."""
+    x0, y0, x1, y1 = tf.unstack(boxes / side, axis=-1)
+    return tf.stack([y0 + y1, x0 + x1], -1) / 2, tf.stack([y1 - y0, x1 - x0], -1) / 2
+
+
+def _thumbnails(images, valid_sizes) -> tf.Tensor:
+    """[N, GRID, GRID]: grey levels of the content with mean 0 and deviation 1, blurred over 3 cells."""
+    inside = tf.cast(valid_mask(valid_sizes, images.shape[1]), tf.float32)
+    grey = tf.reduce_mean(images, axis=-1, keepdims=True)
+    count = tf.reduce_sum(inside, [1, 2], keepdims=True)
+    grey = (grey - tf.reduce_sum(grey * inside, [1, 2], keepdims=True) / count) * inside
+    spread = tf.sqrt(tf.reduce_sum(grey**2, [1, 2], keepdims=True) / count)
+    small = tf.image.resize(tf.math.divide_no_nan(grey, spread), [GRID, GRID], method="area")
+    return tf.nn.avg_pool2d(small, 3, 1, "SAME")[..., 0]
+
+
+def _rings(thumbnails, middles, halves) -> tf.Tensor:
+    """[N, P, R]: grey levels BEYOND cells around boxes of half sides [N, 2] at middles [N or 1, P, 2]."""
+    radius = (halves * GRID + BEYOND)[:, None, None]
+    points = middles[:, :, None] * GRID + radius * _DIRECTIONS
+    cell = tf.clip_by_value(tf.cast(tf.floor(points), tf.int32), 0, GRID - 1)
+    return tf.gather_nd(thumbnails, cell, batch_dims=1)
