@@ -132,6 +132,9 @@ def test_everything_a_run_may_hold_is_on_the_page(tmp_path):
     assert "12 groups" in text
     assert "only 12 groups with objects: too few" in text  # 16 of 24 images hold objects, in all 12 groups
     assert "detectorgan − real_only = " in text
+    cards = (tmp_path / "cards.md").read_text()
+    for part in ("24 test images of 12 groups", "found 45%", "Privacy", "TODO: licence", "| detectorgan |"):
+        assert part in cards
     assert "keeps the background of a real" in text.replace("\n", " ")
     assert "with one seed" in text
     markdown = (tmp_path / "report.md").read_text()

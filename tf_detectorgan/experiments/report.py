@@ -46,7 +46,9 @@ class Cell(NamedTuple):
 
 
 def write_report(run_dir: str | os.PathLike) -> Path:
-    """Writes `report.html` (needs no other file) and `report.md` into the run directory; returns the former.
+    """Writes `report.html` (needs no other file), `report.md` and `cards.md`; returns the first.
+
+    `cards.md` holds drafts of a model card (Mitchell et al. 2019) and of a card of the synthetic images.
 
     Raises:
       InputError: no arm has been evaluated.
@@ -91,7 +93,8 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     }
     page = run.directory / "report.html"
     _replace(page, templates.get_template("report.html").render(content | pictures))
-    _replace(page.with_suffix(".md"), templates.get_template("report.md").render(content))
+    for name in ("report.md", "cards.md"):
+        _replace(run.directory / name, templates.get_template(name).render(content))
     return page
 
 
