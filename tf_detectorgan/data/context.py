@@ -98,5 +98,6 @@ def _rings(thumbnails, middles, halves) -> tf.Tensor:
     """[N, P, R]: grey levels BEYOND cells around boxes of half sides [N, 2] at middles [N or 1, P, 2]."""
     radius = (halves * GRID + BEYOND)[:, None, None]
     points = middles[:, :, None] * GRID + radius * _DIRECTIONS
-    cell = tf.clip_by_value(tf.cast(tf.floor(points), tf.int32), 0, GRID - 1)
-    return tf.gather_nd(thumbnails, cell, batch_dims=1)
+    row, column = tf.unstack(tf.clip_by_value(tf.floor(points), 0.0, GRID - 1.0), axis=-1)
+    flat = tf.reshape(thumbnails, [-1, GRID * GRID])
+    return tf.gather(flat, tf.cast(row * GRID + column, tf.int32), axis=1, batch_dims=1)
