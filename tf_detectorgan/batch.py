@@ -24,9 +24,7 @@ class Insertion(NamedTuple):
 
     boxes: tf.Tensor  # [N, 4], whole pixels from the matched box's own position
     labels: tf.Tensor  # [N] int32
-    exemplars: (
-        tf.Tensor
-    )  # [N, H, W, C] the object in `boxes`: the matched labelled image, moved, or x with it
+    exemplars: tf.Tensor  # [N, H, W, C] object in `boxes`: the moved labelled image, or x with a layer
     content: tf.Tensor  # [N, 4] the box of what is no padding in x: nothing is drawn beyond
 
 

@@ -93,68 +93,79 @@ def synthesize(
     batches = synthesis_batches(
         dataset, count=count, batch_size=batch_size, seed=seed, start=0, placement=placement
     )
-    coco = _empty_coco(dataset.class_names)
-    shown = _Shown()
-    audited: list[audit.Measures] = []
     origin = {"method": method, "checkpoint": checkpoint, "seed": seed}
+    beside = _Beside(partial, dataset, origin, reach, judges, min_audit)
 
     def examples() -> Iterator[dict[str, Any]]:
         with tqdm(total=count, desc=f"synthesize {method}", unit="image", dynamic_ncols=True) as bar:
             for batch in batches:
                 between()
                 images = records.to_stored(insert(batch.x, batch.insertion).numpy(), dataset.bit_depth)
-                verdicts = _judged(judges, batch, images, dataset.bit_depth)
                 made = batch.seeds.numpy() < count
-                wanted = np.flatnonzero(made & (verdicts["rank"] >= min_audit if judges else True))
                 bar.update(int(made.sum()))
-                if len(wanted):
-                    audited.append(_measured(batch, images, wanted, dataset.bit_depth, reach, verdicts))
-                for i in wanted.tolist():
-                    example = _example(batch, i, images[i], origin, verdicts)
-                    _add_to_coco(coco, example)
-                    _save_png(partial / example["file_name"], example["image"])
-                    shown.offer(
-                        int(batch.seeds[i]),
-                        float(verdicts["rank"][i]) if judges else None,
-                        functools.partial(_gallery_entry, batch, i, example, dataset.bit_depth),
-                    )
-                    yield example
+                yield from beside.examples(batch, images, made)
 
     kept = records.write_records(partial / "synthetic.tfrecord", examples(), dataset.features)
     if not kept:
         raise InputError(f"min_audit={min_audit}: none of the {count} images of {method} reaches it")
-    found_real = judges.found_real() if judges else None
-    found = audit.audit(audit.joined(audited), _measured_training(dataset), seed, found_real)
-    found |= {"made": count, "min_audit": min_audit}
-    _write_beside(partial, coco, shown, found, f"Synthetic images: {method}")
+    beside.write(count)
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
     return kept
 
 
-def _write_beside(directory: Path, coco, shown: _Shown, found, title: str) -> None:
-    """What lies beside the records: COCO file, audit, gallery and contact sheet."""
-    (directory / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
-    (directory / "audit.json").write_text(json.dumps(found), encoding="utf-8")
-    sections = shown.sections()
-    gallery.write_gallery(directory, sections, title)
-    gallery.contact_sheet(next(iter(sections.values()))[:8], directory / "contact_sheet.png")
+class _Beside:
+    """What lies beside the records: PNGs, COCO file, audit and gallery, gathered while images pass by."""
+
+    def __init__(self, directory: Path, dataset: Dataset, origin, reach: float, judges, min_audit: float):
+        self._directory, self._dataset, self._origin = directory, dataset, origin
+        self._reach, self._judges, self._min_audit = reach, judges, min_audit
+        self._coco = _empty_coco(dataset.class_names)
+        self._shown = _Shown()
+        self._audited: list[audit.Measures] = []
+
+    def examples(self, batch: Synthesis, images: np.ndarray, made: np.ndarray) -> Iterator[dict[str, Any]]:
+        """The records of those stored images [N, H, W, C] that are `made` [N] and pass the audit."""
+        stored = records.to_float(tf.constant(images), self._dataset.bit_depth).numpy()
+        verdicts = self._judged(batch, stored)
+        passed = verdicts["rank"] >= self._min_audit if verdicts else True
+        wanted = np.flatnonzero(made & passed)
+        if len(wanted):
+            self._audited.append(_measured(batch, stored, wanted, self._reach, verdicts))
+        for i in wanted.tolist():
+            example = _example(batch, i, images[i], self._origin, verdicts)
+            _add_to_coco(self._coco, example)
+            _save_png(self._directory / example["file_name"], example["image"])
+            rank = float(verdicts["rank"][i]) if verdicts else None
+            entry = functools.partial(_gallery_entry, batch, i, example, self._dataset.bit_depth)
+            self._shown.offer(int(batch.seeds[i]), rank, entry)
+            yield example
+
+    def write(self, count: int) -> None:
+        """Writes what was gathered of `count` images made."""
+        found_real = self._judges.found_real() if self._judges else None
+        measured = audit.joined(self._audited), _measured_training(self._dataset)
+        found = audit.audit(*measured, self._origin["seed"], found_real)
+        found |= {"made": count, "min_audit": self._min_audit}
+        for name, content in {"annotations.json": self._coco, "audit.json": found}.items():
+            (self._directory / name).write_text(json.dumps(content), encoding="utf-8")
+        sections = self._shown.sections()
+        gallery.write_gallery(self._directory, sections, f"Synthetic images: {self._origin['method']}")
+        gallery.contact_sheet(next(iter(sections.values()))[:8], self._directory / "contact_sheet.png")
+
+    def _judged(self, batch: Synthesis, stored: np.ndarray) -> dict[str, np.ndarray]:
+        """What the judges say of images [N, H, W, C], and "found_before", of their backgrounds."""
+        if self._judges is None:
+            return {}
+        what = batch.insertion.boxes, batch.insertion.labels, batch.matched_ids.numpy()
+        before = self._judges.judge(batch.x, *what)["found"]
+        return self._judges.judge(stored, *what) | {"found_before": before}
 
 
-def _judged(judges: Auditors | None, batch: Synthesis, images: np.ndarray, bit_depth: int):
-    """What the judges say of stored images [N, H, W, C], and "found_before", of their backgrounds."""
-    if judges is None:
-        return {}
-    stored = records.to_float(tf.constant(images), bit_depth)
-    what = batch.insertion.boxes, batch.insertion.labels, batch.matched_ids.numpy()
-    return judges.judge(stored, *what) | {"found_before": judges.judge(batch.x, *what)["found"]}
-
-
-def _measured(batch: Synthesis, images: np.ndarray, wanted: np.ndarray, bit_depth: int, reach, verdicts):
-    """The audit's measures of the `wanted` ones of the stored images [N, H, W, C]."""
-    stored = records.to_float(tf.constant(images[wanted]), bit_depth).numpy()
+def _measured(batch: Synthesis, stored: np.ndarray, wanted: np.ndarray, reach: float, verdicts):
+    """The audit's measures of the `wanted` ones of images [N, H, W, C]."""
     boxes, content = (v.numpy()[wanted] for v in (batch.insertion.boxes, batch.insertion.content))
-    found = audit.measure(audit.Objects(stored, boxes, content), batch.x.numpy()[wanted], reach)
+    found = audit.measure(audit.Objects(stored[wanted], boxes, content), batch.x.numpy()[wanted], reach)
     return found._replace(more=found.more | {name: values[wanted] for name, values in verdicts.items()})
 
 

@@ -18,9 +18,9 @@ def halves(dark_left):
     return tf.constant(image, tf.float32)
 
 
-def places(learned, image, box, sizes=WHOLE, count=50):
+def places(learned, image, extents, sizes=WHOLE, count=50):
     draws = tf.linspace(0.01, 0.99, count)
-    repeated = (tf.repeat(v, count, axis=0) for v in (image, sizes, tf.constant([box], tf.float32)))
+    repeated = (tf.repeat(v, count, axis=0) for v in (image, sizes, tf.constant([extents], tf.float32)))
     return context.choose(learned, *repeated, draws).numpy()
 
 
@@ -28,7 +28,7 @@ def test_objects_of_the_dark_half_go_into_the_dark_half():
     """Places prefer the labelled object's height, but its half changes sides with the image."""
     learned = context.learn(halves(True), WHOLE, tf.constant([[5.0, 12, 11, 18]]), mirrored=True)
     for dark_left in (True, False):
-        found = places(learned, halves(dark_left), [0, 0, 6, 6])
+        found = places(learned, halves(dark_left), [6, 6])
         dark = found[:, 1] < S / 2 if dark_left else found[:, 1] > S / 2
         assert dark.all()
         assert np.abs(found[:, 0] - 15).max() < 12
@@ -49,11 +49,11 @@ def test_the_mirror_image_is_that_of_the_mirrored_image():
 def test_boxes_lie_inside_the_content(size):
     sizes = tf.constant([size])
     learned = context.learn(halves(True), WHOLE, tf.constant([[1.0, 1, 9, 7]]), mirrored=False)
-    found = places(learned, halves(True), [0, 0, 8, 6], sizes)
+    found = places(learned, halves(True), [6, 8], sizes)
     assert (found >= (3, 4)).all()
     assert (found <= (size[0] - 3, size[1] - 4)).all()
 
 
 def test_a_box_that_fits_nowhere_gets_some_place():
     learned = context.learn(halves(True), WHOLE, tf.constant([[1.0, 1, 9, 7]]), mirrored=False)
-    assert np.isfinite(places(learned, halves(True), [0, 0, S + 2, 6])).all()
+    assert np.isfinite(places(learned, halves(True), [6, S + 2])).all()

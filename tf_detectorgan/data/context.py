@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tf_detectorgan import boxes as box_ops
 from tf_detectorgan.data.resampling import valid_mask
 
 GRID = 64  # images are looked at in so many cells a side
@@ -38,24 +39,24 @@ def learn(images, valid_sizes, boxes, mirrored: bool) -> Context:
     `mirrored`: the mirror image of each counts as well.
     """
     side = float(images.shape[1])
-    middles, halves = _middles_and_halves(boxes, side)
+    x, y, width, height = tf.unstack(box_ops.to_center(boxes) / side, axis=-1)
+    middles, halves = tf.stack([y, x], -1), tf.stack([height, width], -1) / 2
     rings = _rings(_thumbnails(images, valid_sizes), middles[:, None], halves)[:, 0]
     if mirrored:
         other = tf.gather(rings, (POINTS // 2 - np.arange(POINTS)) % POINTS, axis=1)  # angle to pi - angle
-        width = tf.cast(valid_sizes[:, 1], tf.float32) / side
-        flipped = tf.stack([middles[:, 0], width - middles[:, 1]], axis=1)
+        flipped = tf.stack([y, tf.cast(valid_sizes[:, 1], tf.float32) / side - x], -1)
         rings, middles = tf.concat([rings, other], 0), tf.concat([middles, flipped], 0)
     return Context(rings, middles)
 
 
-def choose(context: Context, images, valid_sizes, boxes, draw) -> tf.Tensor:
-    """A place for each box [N, 4] in its image [N, S, S, C]: middles [N, 2] in pixels, by draws [N].
+def choose(context: Context, images, valid_sizes, extents, draw) -> tf.Tensor:
+    """Places for boxes of `extents` [N, 2] in images [N, S, S, C], by draws [N]: middles [N, 2]; in pixels.
 
     Chosen among the GRID * GRID cells' middles where the box lies inside the content, by plausibility; any of
     them where it fits nowhere.
     """
     side = float(images.shape[1])
-    _, halves = _middles_and_halves(boxes, side)
+    halves = extents / (2 * side)
     cells = (tf.range(GRID, dtype=tf.float32) + 0.5) / GRID
     grid = tf.reshape(tf.stack(tf.meshgrid(cells, cells, indexing="ij"), axis=-1), [1, -1, 2])
     rings = _rings(_thumbnails(images, valid_sizes), grid, halves)  # [N, P, R]
@@ -71,16 +72,9 @@ def choose(context: Context, images, valid_sizes, boxes, draw) -> tf.Tensor:
     fits = tf.reduce_all((grid >= halves[:, None]) & (grid <= limits - halves[:, None]), axis=-1)
     density = tf.where(fits, density, -1e9)
     total = tf.cumsum(tf.nn.softmax(tf.cast(density, tf.float64), axis=-1), axis=-1)
-    place = tf.reduce_sum(
-        tf.cast(total <= tf.cast(draw, tf.float64)[:, None] * total[:, -1:], tf.int32), axis=-1
-    )
+    wanted = tf.cast(draw, tf.float64)[:, None] * total[:, -1:]
+    place = tf.searchsorted(total, wanted, side="right")[:, 0]
     return tf.gather(grid[0], tf.minimum(place, GRID * GRID - 1)) * side
-
-
-def _middles_and_halves(boxes, side: float):
-    """Middles and half sides [N, 2] of boxes [N, 4] in image sides."""
-    x0, y0, x1, y1 = tf.unstack(boxes / side, axis=-1)
-    return tf.stack([y0 + y1, x0 + x1], -1) / 2, tf.stack([y1 - y0, x1 - x0], -1) / 2
 
 
 def _thumbnails(images, valid_sizes) -> tf.Tensor:

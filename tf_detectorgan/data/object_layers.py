@@ -84,13 +84,14 @@ def object_layers(dataset: Dataset) -> Layers:
         ]
     )
     residuals = predictor.residuals(crops)
+    _, inside, mean = _parts(crops)
+    behind = inside - residuals + mean
     flat = residuals.reshape(len(objects), -1)
     shared, own = _split(flat, classes, errors.reshape(len(errors), -1))
     layers = np.zeros(shape, np.float32)
     for m, (i, k) in enumerate(objects):
-        background = _parts(crops[m : m + 1])[1][0] - residuals[m] + _parts(crops[m : m + 1])[2][0]
         common = _to_image(shared[m].reshape(residuals[m].shape), boxes[m], labelled[i].image.shape)
-        whole = labelled[i].image - _to_image(background, boxes[m], labelled[i].image.shape)
+        whole = labelled[i].image - _to_image(behind[m], boxes[m], labelled[i].image.shape)
         layers[i, k] = _window(boxes[m], labelled[i].image.shape) * (common + own[m] * (whole - common))
     return Layers(layers, _signal(flat, classes, errors, len(dataset.class_names)))
 
@@ -123,7 +124,7 @@ def _learn(clean, boxes: np.ndarray, sizes) -> tuple[_Predictor, np.ndarray]:
         start = boxes[m, :2] / np.asarray(sizes[m][::-1]) * limits + rng.uniform(-0.08, 0.08, 2) * limits
         start = np.clip(start, 0, limits - extent)
         crops.append(_crop(image, np.concatenate([start, start + extent]), valid))
-    # Every fourth image, not crop, is for the errors; with a single image there is no choice.
+    # Crops are in the order of their images: with several images the errors are of other ones.
     last = len(crops) - len(crops) // 4
     around, inside, _ = _parts(np.stack(crops[:last]))
     x, y = around.reshape(-1, around.shape[-1]), inside.reshape(-1, inside.shape[-1])

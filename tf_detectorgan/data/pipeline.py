@@ -165,8 +165,7 @@ def labelled_batches(
     if min(counts.values()) < 0 or not counts["real"]:
         raise ValueError(f"{synthetic_fraction=}, {clean_fraction=}: {counts['real']} real images in a batch")
     counts = {kind: count for kind, count in counts.items() if count}
-    strings = dataset.serialized("train_labelled") if real is None else real
-    sources = {"real": streams.open_source(strings, f"split train_labelled of {dataset.name}")}
+    sources = {"real": _open(dataset, "train_labelled", real)}
     if "clean" in counts:
         sources["clean"] = _open(dataset, "train_clean")
     if synthetic is not None and "synthetic" in counts:
@@ -263,8 +262,10 @@ class _Placer:
         return placement.insertions(x.images, x.valid_sizes, self.references, mine, self.options, given)
 
 
-def _open(dataset, split):
-    return streams.open_source(dataset.serialized(split), f"split {split} of {dataset.name}")
+def _open(dataset, split, some=None):
+    """The split's records, or `some` of them."""
+    strings = dataset.serialized(split) if some is None else some
+    return streams.open_source(strings, f"split {split} of {dataset.name}")
 
 
 def _drawn(dataset, source, seed, stream, batch_size, start) -> tf.data.Dataset:

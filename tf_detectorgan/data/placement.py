@@ -185,9 +185,8 @@ def insertions(
     if given is None:
         zoom = _fitting(boxes, valid_sizes, zoom)
         if references.context is not None:
-            middles = context.choose(
-                references.context, images, valid_sizes, _zoomed(boxes, zoom), draws[:, 4]
-            )
+            extents = zoom[:, None] * _starts_and_extents(boxes)[1]
+            middles = context.choose(references.context, images, valid_sizes, extents, draws[:, 4])
             zoom, move = _around(boxes, valid_sizes, zoom, middles)
         else:
             zoom, move = _shift(boxes, valid_sizes, zoom, draws[:, 4:6], options)
@@ -273,11 +272,6 @@ def _map(boxes, zoom, shift):
     start, _ = _starts_and_extents(boxes)
     zoom = zoom[:, None]
     return tf.repeat(zoom, 2, axis=1), shift + (1.0 - zoom) * start
-
-
-def _zoomed(boxes, zoom):
-    """Boxes [N, 4] with their sides times `zoom` [N]."""
-    return boxes * zoom[:, None]
 
 
 def _starts_and_extents(boxes):

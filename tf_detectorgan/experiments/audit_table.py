@@ -15,7 +15,7 @@ class Column(NamedTuple):
 
 
 def _found(audit: dict) -> str:
-    if audit.get("found") is None:
+    if audit["found"] is None:
         return "–"
     return f"{audit['found']:.0%} ({audit['found_real']:.0%}; {audit['found_before']:.0%})"
 
@@ -35,7 +35,7 @@ COLUMNS = (
     Column(
         "left out",
         "share of the images made that did not reach --min_audit",
-        lambda a: f"{1 - a['images'] / a.get('made', a['images']):.0%}",
+        lambda a: f"{1 - a['images'] / a['made']:.0%}",
     ),
     Column(
         "change in box",

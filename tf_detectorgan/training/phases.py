@@ -59,7 +59,6 @@ def audit_detectors(run: Run) -> Auditors | None:
     if not s.audit_folds:
         return None
     dealt = auditors.deal(run.dataset, s.audit_folds)
-    detect = tf.function(run.detector.detect, autograph=False, reduce_retracing=True)  # batches of any size
     folds = []
     for k in range(s.audit_folds):
         phase = f"audit_detector_{k}"
@@ -70,8 +69,8 @@ def audit_detectors(run: Run) -> Auditors | None:
         checkpoints.load(directory, {"DET": run.detector.network})
         weights = [tf.identity(w) for w in run.detector.weights]
         wanted = [image_id for image_id, fold in dealt if fold == k]
-        folds.append(auditors.calibrated(detect, weights, run.dataset, wanted, s.main_iou))
-    return Auditors(detect, s.main_iou, dict(dealt), folds)
+        folds.append(auditors.calibrated(run.detect, weights, run.dataset, wanted, s.main_iou))
+    return Auditors(run.detect, s.main_iou, dict(dealt), folds)
 
 
 def joint(run: Run, name: str) -> None:

@@ -68,7 +68,8 @@ class Run:
 
     @functools.cached_property
     def detect(self) -> Callable:
-        return tf.function(self.detector.detect, autograph=False)
+        """`RetinaNet.detect` as a graph, for batches of any size."""
+        return tf.function(self.detector.detect, autograph=False, reduce_retracing=True)
 
     @functools.cached_property
     def gan_step(self) -> Callable:

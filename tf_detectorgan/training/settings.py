@@ -102,7 +102,9 @@ class Train:
     )
     placement: str = option("matched_shift", "Where to insert.", MODES)
     layer_placement: str = option(
-        "context", "Where to insert what is laid over x, unless --placement=file.", MODES[:-1]
+        "context",
+        "Where to insert what is laid over x, unless --placement=file.",
+        [m for m in MODES if m != "file"],
     )
     placement_file: str = option("", "Boxes for --placement=file (CSV or JSON).")
     max_shift: float = option(0.05, "Largest shift of the matched box, in image sides.", low=0.0, high=1.0)
