@@ -7,15 +7,21 @@ number. Exit codes: 75 interrupted, 78 bad input.
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 
 from tf_detectorgan import door
 from tf_detectorgan.config import option
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.experiments import runner, table_report
-from tf_detectorgan.experiments.tables import TABLES
+from tf_detectorgan.experiments.tables import TABLES, Row, Table, Variant
+from tf_detectorgan.training import phases, run_directory
 from tf_detectorgan.training.loop import StopSignal
 
 
@@ -32,6 +38,9 @@ class Reproduce:
     out: str = option("runs/table", "Where all runs and the tables are written; call again to resume.")
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "One training of every arm for each.")
     only: tuple[str, ...] = option((), "Cells to train now, as arm or arm:seed; empty: all.")
+    test_data: str = option(
+        "", "Another prepared data set to score all runs on: more test images than the runs' own, say."
+    )
     workers: int = option(1, "Training processes at a time; each gets its share of the cores.", low=1)
 
 
@@ -53,13 +62,33 @@ def main(options: Reproduce) -> None:
     jobs = runner.plan(table, options.seeds, cells, out)
     print(f"table {options.table}: {sum(len(job.arms) for job in jobs)} trainings to do in {len(jobs)} runs")
     runner.run_jobs(jobs, flagfile, out, options.workers, lambda: stop.received)
+    elsewhere = _score(options, table, stop) if options.test_data else ""
     seeds = ",".join(map(str, options.seeds))
     command = ["python", "-m", "tf_detectorgan.reproduce", f"--table={options.table}", f"--config={flagfile}"]
+    command += [f"--out={out}", f"--seeds={seeds}"]
+    command += [f"--test_data={options.test_data}"] if options.test_data else []
     page, text = table_report.write_table(
-        options.table, table, options.seeds, out, shlex.join([*command, f"--out={out}", f"--seeds={seeds}"])
+        options.table, table, options.seeds, out, shlex.join(command), elsewhere
     )
     print(text)
     print(f"table: {page}, {page.with_suffix('.md').name}, {page.with_suffix('.json').name}; runs: {out}")
+
+
+def _score(options: Reproduce, table: Table, stop: StopSignal) -> str:
+    """Scores every finished cell on --test_data, unless that is done. Returns that set's name in runs."""
+    out, elsewhere, variants = Path(options.out), "", dict[Variant, list[Row]]()
+    for row in table.rows:
+        variants.setdefault(row.variant, []).append(row)
+    cells = [(rows, seed) for rows in variants.values() for seed in options.seeds]
+    for rows, seed in tqdm(cells, desc=f"scoring on {options.test_data}", unit="run", dynamic_ncols=True):
+        arms = [row.arm for row in rows if runner.metrics_file(out, row, seed).exists()]
+        if arms:
+            directory = runner.run_directory(out, rows[0].variant, seed)
+            run = run_directory.reopen(str(directory), options.test_data)
+            run.stop, elsewhere = stop, run.elsewhere
+            for arm in arms:
+                phases.evaluate(run, arm, "test")
+    return elsewhere
 
 
 if __name__ == "__main__":

@@ -176,6 +176,13 @@ def test_the_command_trains_a_table_and_then_finds_it_done(tmp_path, tiny_phanto
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0
     assert "0 trainings to do" in again.stdout
+    other = tiny_phantom("more", seed=9, test_images=3)
+    scored = subprocess.run([*command, f"--test_data={other}"], capture_output=True, text=True, check=False)
+    assert scored.returncode == 0, scored.stderr[-2000:]
+    (more,) = out.glob("table_1_more-*.json")
+    counts = json.loads(more.read_text())["counts"]
+    assert (counts["images"], numbers["counts"]["images"]) == (3 + 2, 4 + 2)
+    assert json.loads((out / "table_1.json").read_text()) == numbers
     refused = subprocess.run([*command, "--table=bound"], capture_output=True, text=True, check=False)
     assert refused.returncode == 78
     assert "draws its own data" in refused.stderr

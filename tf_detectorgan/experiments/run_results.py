@@ -48,22 +48,24 @@ class Run(NamedTuple):
     samples: dict[int, np.ndarray]  # image id -> uint8 [H, W, C] without padding
 
 
-def read_run(run_dir: str | os.PathLike) -> Run:
-    """Reads a run directory.
+def read_run(run_dir: str | os.PathLike, elsewhere: str = "") -> Run:
+    """Reads a run directory; `elsewhere` names another data set than the run's, whose scores are wanted.
 
     Raises:
       InputError: no arm has metrics, or a file is not JSON.
     """
     directory = Path(run_dir)
     config = _json(directory / "config.json", {})
-    truth = truth_from_json(_json(directory / "truth.json", []))
     begun = sorted(path.name for path in directory.glob("arms/*") if path.is_dir())
     names = sorted({*begun, *_asked_for(config)}, key=_order)
     arms = {}
+    truth = truth_from_json(_json(directory / "truth.json", []))
     for name in names:
-        metrics = _json(directory / "arms" / name / "evaluation" / "metrics.json", None)
+        scores = directory / "arms" / name / "evaluation" / elsewhere
+        metrics = _json(scores / "metrics.json", None)
         if metrics is not None:
-            arms[name] = _arm(directory / "arms" / name, metrics, truth)
+            truth = truth_from_json(_json(scores / "truth.json", [])) if elsewhere else truth
+            arms[name] = _arm(directory / "arms" / name, scores, metrics, truth)
     if not arms:
         raise InputError(f"{directory}: no arm has been evaluated (arms/*/evaluation/metrics.json)")
     return Run(
@@ -87,8 +89,8 @@ def _order(name: str) -> tuple[int, str]:
     return (ARM_ORDER.index(name) if name in ARM_ORDER else len(ARM_ORDER), name)
 
 
-def _arm(directory: Path, metrics: dict, truth: Sequence[Truth]) -> Arm:
-    results = _json(directory / "evaluation" / "detections.json", None)
+def _arm(directory: Path, scores: Path, metrics: dict, truth: Sequence[Truth]) -> Arm:
+    results = _json(scores / "detections.json", None)
     sheet, gallery = (directory / "synthetic" / name for name in ("contact_sheet.png", "gallery.html"))
     return Arm(
         metrics,

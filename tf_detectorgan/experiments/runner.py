@@ -42,9 +42,10 @@ def run_directory(out: Path, variant: Variant, seed: int) -> Path:
     return out / variant.name / f"seed{seed}"
 
 
-def metrics_file(out: Path, row: Row, seed: int) -> Path:
-    """What says that a cell is done."""
-    return run_directory(out, row.variant, seed) / "arms" / row.arm / "evaluation" / "metrics.json"
+def metrics_file(out: Path, row: Row, seed: int, elsewhere: str = "") -> Path:
+    """What says that a cell is done; `elsewhere` names another data set that it is scored on."""
+    arm = run_directory(out, row.variant, seed) / "arms" / row.arm
+    return arm / "evaluation" / elsewhere / "metrics.json"
 
 
 def parse_only(items: Iterable[str], table: Table, seeds: Sequence[int]) -> set[Cell]:

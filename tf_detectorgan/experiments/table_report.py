@@ -47,8 +47,8 @@ class Results(NamedTuple):
     config: dict  # of the first run
 
 
-def read_results(table: Table, seeds: Sequence[int], out: Path) -> Results:
-    """Reads every finished cell.
+def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str = "") -> Results:
+    """Reads every finished cell, scored on the runs' own test images or on those of the set `elsewhere`.
 
     Raises:
       InputError: nothing is finished, or the runs' main IoUs differ.
@@ -57,10 +57,10 @@ def read_results(table: Table, seeds: Sequence[int], out: Path) -> Results:
     draws: dict[str, dict[int, Bootstrap]] = {}
     seconds: dict[Path, float] = {}
     config: dict = {}
-    cells = [(row, seed) for row in table.rows for seed in seeds if metrics_file(out, row, seed).exists()]
+    cells = [(r, s) for r in table.rows for s in seeds if metrics_file(out, r, s, elsewhere).exists()]
     for row, seed in tqdm(cells, desc="intervals", unit="cell", dynamic_ncols=True):
         directory = run_directory(out, row.variant, seed)
-        run = read_run(directory)
+        run = read_run(directory, elsewhere)
         arm = run.arms[row.arm]
         if arm.found is None:
             raise InputError(f"{directory}: the detections of {row.arm} are missing")
@@ -77,8 +77,10 @@ def read_results(table: Table, seeds: Sequence[int], out: Path) -> Results:
     return Results(metrics, draws, f"{mains.pop():g}", sum(seconds.values()), config)
 
 
-def write_table(name: str, table: Table, seeds: Sequence[int], out: Path, command: str) -> tuple[Path, str]:
-    """Writes `table_<name>.html`, `.md` and `.json` to `out`.
+def write_table(
+    name: str, table: Table, seeds: Sequence[int], out: Path, command: str, elsewhere: str = ""
+) -> tuple[Path, str]:
+    """Writes `table_<name>.html`, `.md` and `.json` to `out`; the set `elsewhere` gets pages of its own.
 
     Returns:
       The page, and the table as plain text.
@@ -86,10 +88,10 @@ def write_table(name: str, table: Table, seeds: Sequence[int], out: Path, comman
     Raises:
       InputError: as `read_results`.
     """
-    results = read_results(table, seeds, out)
+    results = read_results(table, seeds, out, elsewhere)
     numbers = {
         "table": name,
-        "title": table.title,
+        "title": table.title + (f", scored on {elsewhere}" if elsewhere else ""),
         "source": table.source,
         "command": command,
         "seeds": list(seeds),
@@ -107,7 +109,7 @@ def write_table(name: str, table: Table, seeds: Sequence[int], out: Path, comman
         "config": results.config,
         "versions": versions(),
     }
-    stem = f"table_{name}"
+    stem = f"table_{name}" + (f"_{elsewhere}" if elsewhere else "")
     checkpoints.write_text(out / f"{stem}.json", json.dumps(numbers, indent=1) + "\n")
     templates = environment()
     templates.filters |= {"md": markdown_text, "duration": duration, "cell": cell}
