@@ -55,6 +55,8 @@ EXTRAS = {
         "ruff>=0.17,<0.18",
         "mypy>=1.15",
         "import-linter>=2.7",
+        "kubernetes-validate>=1.37",
+        "pyyaml>=6",
         "setuptools>=70",
         "types-tqdm",
     ],

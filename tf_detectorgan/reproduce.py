@@ -41,6 +41,12 @@ class Reproduce:
     test_data: str = option(
         "", "Another prepared data set to score all runs on: more test images than the runs' own, say."
     )
+    completion_index: int = option(
+        -1,
+        "For one pod of an Indexed Job: train the cell of this number, alone, under --out/cells, and write "
+        "no table; a call without it gathers the cells. Arms in the table's order, each with all --seeds.",
+        low=-1,
+    )
     workers: int = option(1, "Training processes at a time; each gets its share of the cores.", low=1)
 
 
@@ -58,6 +64,10 @@ def main(options: Reproduce) -> None:
     if table.phantom_only and "--data_dir=" in flagfile.read_text(encoding="utf-8"):
         raise InputError(f"{flagfile}: names --data_dir, but table {options.table} draws its own data")
     stop = StopSignal().install()
+    if options.completion_index >= 0:
+        _one_cell(options, table, stop)
+        return
+    runner.gather(table, options.seeds, out)
     cells = runner.parse_only(options.only, table, options.seeds)
     jobs = runner.plan(table, options.seeds, cells, out)
     print(f"table {options.table}: {sum(len(job.arms) for job in jobs)} trainings to do in {len(jobs)} runs")
@@ -89,6 +99,19 @@ def _score(options: Reproduce, table: Table, stop: StopSignal) -> str:
             for arm in arms:
                 phases.evaluate(run, arm, "test")
     return elsewhere
+
+
+def _one_cell(options: Reproduce, table: Table, stop: StopSignal) -> None:
+    """Trains the cell of --completion_index in a directory that no other cell writes to."""
+    if options.only:
+        raise InputError("--only and --completion_index: both choose cells; give one")
+    out = Path(options.out)
+    cell = runner.indexed_cell(options.completion_index, table, options.seeds)
+    apart = runner.cell_directory(out, cell)
+    if runner.plan(table, options.seeds, {cell}, out):  # else gathered before
+        jobs = runner.plan(table, options.seeds, {cell}, apart)
+        runner.run_jobs(jobs, Path(options.config), apart, options.workers, lambda: stop.received)
+    print(f"cell {options.completion_index}: {cell.arm}, seed {cell.seed}: done; runs: {apart}")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,36 @@ def test_only():
         parse_only(["a:7"], TABLE, [0, 1])
 
 
+def test_every_completion_index_is_another_cell():
+    cells = [runner.indexed_cell(index, TABLE, [3, 1]) for index in range(4)]
+    assert cells == [Cell("a", 3), Cell("a", 1), Cell("b", 3), Cell("b", 1)]
+    with pytest.raises(InputError, match="--completion_index=4: the table has 4 cells, 0 to 3"):
+        runner.indexed_cell(4, TABLE, [3, 1])
+
+
+def test_cells_are_gathered_with_their_costs_and_curves(tmp_path):
+    for arm, seconds in (("a", 5), ("b", 7)):
+        apart = runner.cell_directory(tmp_path, Cell(arm, 0))
+        finish(apart, BASE, 0, arm)
+        run = runner.run_directory(apart, BASE, 0)
+        (run / "costs.json").write_text(json.dumps({"shared/x": {"seconds": 1}, arm: {"seconds": seconds}}))
+        (run / "truth.json").write_text(arm)
+        (run / "tensorboard" / arm).mkdir(parents=True)
+    (runner.run_directory(runner.cell_directory(tmp_path, Cell("a", 1)), BASE, 1) / "arms/a").mkdir(
+        parents=True
+    )
+    runner.gather(TABLE, [0, 1], tmp_path)
+    target = runner.run_directory(tmp_path, BASE, 0)
+    costs = {"shared/x": {"seconds": 1}, "a": {"seconds": 5}, "b": {"seconds": 7}}
+    assert json.loads((target / "costs.json").read_text()) == costs
+    assert (target / "truth.json").read_text() == "a"
+    assert sorted(path.name for path in (target / "tensorboard").iterdir()) == ["a", "b"]
+    assert not runner.run_directory(tmp_path, BASE, 1).exists()  # it is not finished
+    assert Job(BASE, 0, ("a", "b")) not in plan(TABLE, [0], parse_only([], TABLE, [0]), tmp_path)
+    runner.gather(TABLE, [0, 1], tmp_path)
+    assert json.loads((target / "costs.json").read_text()) == costs
+
+
 def test_plan_has_what_is_not_done_base_first(tmp_path):
     everything = parse_only([], TABLE, [0, 1])
     assert plan(TABLE, [0, 1], everything, tmp_path) == [
@@ -183,9 +213,27 @@ def test_the_command_trains_a_table_and_then_finds_it_done(tmp_path, tiny_phanto
     counts = json.loads(more.read_text())["counts"]
     assert (counts["images"], numbers["counts"]["images"]) == (3 + 2, 4 + 2)
     assert json.loads((out / "table_1.json").read_text()) == numbers
+    pod = [a for a in command if not a.startswith("--only")] + ["--completion_index=3"]  # cut_paste, seed 1
+    assert "cut_paste, seed 1: done" in subprocess.run(pod, capture_output=True, text=True, check=True).stdout
+    assert not (out / "cells").exists()
     refused = subprocess.run([*command, "--table=bound"], capture_output=True, text=True, check=False)
     assert refused.returncode == 78
     assert "draws its own data" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_cell_trained_apart_is_gathered_into_the_table(tmp_path, tiny_phantom):
+    flagfile = tmp_path / "tiny.flags"
+    flagfile.write_text(FLAGS + f"--data_dir={tiny_phantom('cell')}\n")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tf_detectorgan.reproduce", f"--config={flagfile}", f"--out={out}"]
+    command += ["--seeds=0"]
+    pod = subprocess.run([*command, "--completion_index=1"], capture_output=True, text=True, check=True)
+    assert "cell 1: cut_paste, seed 0: done" in pod.stdout
+    assert not (out / "table_1.json").exists()
+    table = subprocess.run([*command, "--only=cut_paste"], capture_output=True, text=True, check=True)
+    assert "0 trainings to do" in table.stdout
+    assert [row["title"] for row in json.loads((out / "table_1.json").read_text())["rows"]] == ["cut_paste"]
 
 
 def test_pictures_of_a_table_show_every_row_and_number():

@@ -5,6 +5,7 @@ A run directory is `<out>/<variant>/seed<k>`. Its arms share pretraining; tables
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from tf_detectorgan import checkpoints
 from tf_detectorgan.errors import EXIT_BAD_INPUT, InputError, Interrupted
 from tf_detectorgan.experiments.tables import BASE, Row, Table, Variant
 
@@ -64,6 +66,60 @@ def parse_only(items: Iterable[str], table: Table, seeds: Sequence[int]) -> set[
             raise InputError(f"--only={item}: seed {seed} is not among --seeds={','.join(map(str, seeds))}")
         cells |= {Cell(arm, int(s)) for s in ([seed] if seed else seeds)}
     return cells or {Cell(arm, seed) for arm in arms for seed in seeds}
+
+
+def indexed_cell(index: int, table: Table, seeds: Sequence[int]) -> Cell:
+    """Cell number `index` of arms in the table's order, each with all `seeds` in theirs.
+
+    Raises:
+      InputError: there is no such cell.
+    """
+    cells = [Cell(arm, seed) for arm in dict.fromkeys(row.arm for row in table.rows) for seed in seeds]
+    if index >= len(cells):
+        raise InputError(
+            f"--completion_index={index}: the table has {len(cells)} cells, 0 to {len(cells) - 1}"
+        )
+    return cells[index]
+
+
+def cell_directory(out: Path, cell: Cell) -> Path:
+    """Where a cell trains alone: arms of one seed share pretraining, and two processes must not write it."""
+    return out / "cells" / f"{cell.arm}-seed{cell.seed}"
+
+
+def gather(table: Table, seeds: Sequence[int], out: Path) -> None:
+    """Moves what is finished in `cell_directory`s to where the table looks for it."""
+    for row in table.rows:
+        for seed in seeds:
+            apart = cell_directory(out, Cell(row.arm, seed))
+            if metrics_file(apart, row, seed).exists() and not metrics_file(out, row, seed).exists():
+                source, target = (run_directory(parent, row.variant, seed) for parent in (apart, out))
+                _merge_costs(source / "costs.json", target / "costs.json")
+                _move_missing(source, target, but="arms")
+                # The metrics come last: with them the cell counts as done.
+                shutil.rmtree(target / "arms" / row.arm, ignore_errors=True)
+                (target / "arms").mkdir(exist_ok=True)
+                (source / "arms" / row.arm).rename(target / "arms" / row.arm)
+
+
+def _move_missing(source: Path, target: Path, but: str) -> None:
+    """Renames into `target` what it does not have, looking into folders that both have."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if path.name == but:
+            continue
+        if not (target / path.name).exists():
+            path.rename(target / path.name)
+        elif path.name == "tensorboard":
+            _move_missing(path, target / path.name, but)
+
+
+def _merge_costs(source: Path, target: Path) -> None:
+    """Costs of both; those of pretraining, which every cell does again, count once."""
+    if source.exists():
+        before = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+        merged = json.loads(source.read_text(encoding="utf-8")) | before
+        checkpoints.write_text(target, json.dumps(merged, indent=1))
 
 
 def plan(table: Table, seeds: Sequence[int], cells: set[Cell], out: Path) -> list[Job]:

@@ -1,0 +1,177 @@
+"""k8s/ against the schemas of eight Kubernetes versions, against what those miss, and against our flags."""
+
+import copy
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from absl import flags
+
+from tests.cluster import manifest_rules
+from tf_detectorgan import config, prepare, reproduce
+from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from tf_detectorgan.experiments.tables import TABLES
+from tf_detectorgan.training.settings import Train
+
+ROOT = Path(__file__).resolve().parents[2]
+MANIFESTS = sorted(path for path in (ROOT / "k8s").glob("*.yaml") if path.name != "kustomization.yaml")
+OVERLAYS = sorted(path.parent for path in (ROOT / "k8s/overlays").glob("*/kustomization.yaml"))
+VERSIONS = [f"1.{minor}" for minor in range(30, 38)]
+COMMANDS = {"prepare": prepare.Prepare, "reproduce": reproduce.Reproduce, "train": Train}
+
+
+def resources(path):
+    return [resource for resource in yaml.safe_load_all(path.read_text("utf-8")) if resource]
+
+
+def find(path, kind):
+    return next(resource for resource in resources(path) if resource["kind"] == kind)
+
+
+def check(resource):
+    """Raises for what does not validate; a kind without a schema, a mere WARN of the command, raises too."""
+    for version in VERSIONS:
+        assert kubernetes_validate.validate(resource, version, strict=True) == version
+    assert manifest_rules.problems(resource) == []
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_manifest_is_valid(path):
+    assert path.read_text("utf-8").startswith("# ")
+    for resource in resources(path):
+        check(resource)
+        assert "namespace" not in resource["metadata"]
+
+
+def pod_spec(job):
+    return job["spec"]["template"]["spec"]
+
+
+def container(job):
+    return pod_spec(job)["containers"][0]
+
+
+# What each rule is for: a change of a good Job, and a word of the complaint.
+FAULTS = {
+    "token": lambda job: pod_spec(job).pop("automountServiceAccountToken"),
+    "root": lambda job: pod_spec(job)["securityContext"].update(runAsUser=0),
+    "seccomp": lambda job: pod_spec(job)["securityContext"].pop("seccompProfile"),
+    "hostPath": lambda job: pod_spec(job)["volumes"].append({"name": "host", "hostPath": {"path": "/"}}),
+    "nobody mounts": lambda job: pod_spec(job)["volumes"].append({"name": "spare", "emptyDir": {}}),
+    "not there": lambda job: container(job)["volumeMounts"].append({"name": "absent", "mountPath": "/a"}),
+    "mount paths": lambda job: container(job)["volumeMounts"].append({"name": "tmp", "mountPath": "/tmp"}),
+    "above limit": lambda job: container(job)["resources"]["requests"].update(memory="17Gi"),
+    "no quantity": lambda job: container(job)["resources"]["limits"].update(memory="16GB"),
+    "none of": lambda job: job["spec"].update(podReplacementPolicy="failed"),
+    "restartPolicy Never": lambda job: pod_spec(job).update(restartPolicy="OnFailure"),
+    "FailIndex": lambda job: job["spec"]["podFailurePolicy"]["rules"][2].update(action="FailIndex"),
+    "name": lambda job: job["metadata"].update(name="Train_NIH"),
+    "labels": lambda job: job["metadata"].pop("labels"),
+    "capabilities": lambda job: container(job)["securityContext"].pop("capabilities"),
+    "root file": lambda job: container(job)["securityContext"].update(readOnlyRootFilesystem=False),
+    "privileges": lambda job: container(job)["securityContext"].pop("allowPrivilegeEscalation"),
+}
+
+
+@pytest.mark.parametrize("word", FAULTS)
+def test_rules_see_what_the_schema_does_not(word):
+    job = copy.deepcopy(find(ROOT / "k8s/train-nih.yaml", "Job"))
+    assert manifest_rules.problems(job) == []
+    FAULTS[word](job)
+    assert any(word in problem for problem in manifest_rules.problems(job))
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+def test_overlay_is_valid(overlay, tmp_path):
+    if not shutil.which("kubectl"):
+        pytest.skip("no kubectl, whose kustomize builds overlays")
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    top = tmp_path / "k8s/kustomization.yaml"
+    text = top.read_text("utf-8")
+    assert f"# - overlays/{overlay.name}\n" in text  # what the user is told to uncomment
+    for line in ("components:\n", f"- overlays/{overlay.name}\n"):
+        text = text.replace(f"# {line}", line)
+    plain, changed = built(ROOT / "k8s"), {}
+    top.write_text(text, "utf-8")
+    for resource in built(top.parent).values():
+        check(resource)
+        changed[resource["kind"], resource["metadata"]["name"]] = resource
+    assert changed.keys() == plain.keys()
+    assert {key for key in plain if plain[key] != changed[key]} == {("Job", "train-nih")}
+    assert container(changed["Job", "train-nih"])["image"] == "registry.example.com/tf_detectorgan:gpu"
+
+
+def built(directory):
+    done = subprocess.run(["kubectl", "kustomize", directory], capture_output=True, text=True, check=True)
+    return {(r["kind"], r["metadata"]["name"]): r for r in yaml.safe_load_all(done.stdout)}
+
+
+def parse(options, arguments):
+    """The flags as the command would read them."""
+    values = flags.FlagValues()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config.flags, "FLAGS", values)
+        for name in ("bool", "integer", "float", "string", "list", "enum"):
+            patch.setattr(config.flags, f"DEFINE_{name}", bound(getattr(flags, f"DEFINE_{name}"), values))
+        config.define_flags(options)
+    values(["command", *arguments])
+    return config.read_flags(options, values)
+
+
+def bound(define, values):
+    return lambda *arguments: define(*arguments, flag_values=values)
+
+
+def flagfile(path):
+    ((_, text),) = find(path, "ConfigMap")["data"].items()
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def known(options, arguments):
+    """Without the data sets that this version cannot prepare."""
+    choices = options.__dataclass_fields__["dataset"].metadata["choices"]
+    return any(f"--dataset={choice}" in arguments for choice in choices)
+
+
+@pytest.mark.parametrize("path", [p for p in MANIFESTS if p.name != "tensorboard.yaml"], ids=lambda p: p.name)
+def test_flags_are_those_of_the_command(path):
+    job = container(find(path, "Job"))
+    command, lines = job["name"], flagfile(path)
+    if command == "prepare" and not known(prepare.Prepare, lines):
+        pytest.skip("prepare does not know this data set")
+    mounts = [m["mountPath"] for m in job["volumeMounts"] if not m.get("readOnly")]
+    (file,) = find(path, "ConfigMap")["data"]
+    if command == "reproduce":
+        parse(Train, lines)
+        given = parse(reproduce.Reproduce, [a.replace("$(CELL)", "0") for a in job["args"]])
+        assert given.config == f"/config/{file}"
+        written = given.out
+    else:
+        assert job["args"] == [f"--flagfile=/config/{file}"]
+        given = parse(COMMANDS[command], lines)
+        written = given.run_dir if command == "train" else given.out
+    assert any(written.startswith(f"{mount}/") for mount in mounts)
+
+
+@pytest.mark.parametrize("path", [p for p in MANIFESTS if p.name != "tensorboard.yaml"], ids=lambda p: p.name)
+def test_exit_codes_are_ours(path):
+    rules = find(path, "Job")["spec"]["podFailurePolicy"]["rules"]
+    actions = {code: r["action"] for r in rules for code in r.get("onExitCodes", {}).get("values", [])}
+    assert actions[EXIT_INTERRUPTED] == "Ignore"
+    assert actions[EXIT_BAD_INPUT] in ("FailJob", "FailIndex")
+
+
+def test_table_1_has_one_index_a_cell():
+    job = find(ROOT / "k8s/reproduce-table1.yaml", "Job")
+    given = parse(reproduce.Reproduce, [a.replace("$(CELL)", "0") for a in container(job)["args"]])
+    assert job["spec"]["completions"] == len(TABLES["1"].rows) * len(given.seeds)
+
+
+def test_files_that_comments_name_exist():
+    named = {name for path in MANIFESTS for name in re.findall(r"k8s/[\w./-]+", path.read_text("utf-8"))}
+    assert "k8s/train-nih.yaml" in named
+    assert [name for name in named if not (ROOT / name.rstrip(".")).exists()] == []
