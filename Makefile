@@ -2,10 +2,11 @@
 # make test   install, then every check; what CI runs
 # make lint   the checks that run no test         make format   rewrite the files in house style
 # make lock   recompute constraints.txt           make clean    remove what make built; runs/ stays
+# make image  a container image by docker, podman or buildah; EXTRAS=gpu for GPUs
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format lock clean
+.PHONY: demo test lint format lock image clean
 
 # The first of these that runs and is 3.10 to 3.13; or say `make test PYTHON=/path/to/python`.
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))
@@ -53,6 +54,22 @@ lock: .venv/made
 	build/lock/bin/pip --disable-pip-version-check install --quiet uv
 	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --no-annotate \
 	  --custom-compile-command 'make lock' --extra test --extra k8s --extra gpu setup.py -o constraints.txt
+
+EXTRAS ?=
+BASE_IMAGE ?= docker.io/library/python:3.11-slim
+IMAGE ?= tf_detectorgan:$(or $(EXTRAS),cpu)
+BUILDER ?= $(firstword $(notdir $(foreach b,docker podman buildah,$(shell command -v $(b)))))
+# Passed on to the builder: --secret, or (podman, buildah) -v for a package index on this machine.
+BUILD_FLAGS ?=
+BUILD_docker := build
+BUILD_podman := build
+BUILD_buildah := bud --isolation chroot
+
+image:
+	@test -n "$(BUILD_$(BUILDER))" || { echo "error: none of docker, podman and buildah found; install one" >&2; exit 1; }
+	$(BUILDER) $(BUILD_$(BUILDER)) $(BUILD_FLAGS) --build-arg BASE_IMAGE="$(BASE_IMAGE)" --build-arg EXTRAS="$(EXTRAS)" \
+	  --build-arg VERSION="$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' tf_detectorgan/__init__.py)" \
+	  --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" -f docker/Dockerfile -t "$(IMAGE)" .
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,104 @@
+"""The image is built without a daemon on a Debian base of its own, and trains in it as its user."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+USER = 10001
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+TINY = (
+    "--arm=cut_paste --exemplar=image --phantom_size=32 --phantom_train_images=4 --pretrain_detector_steps=1"
+)
+TINY += " --final_steps=2 --synthetic_count=3 --detector_batch=2 --audit_folds=0 --run_dir=/runs/tiny"
+
+
+def call(*command, **environment):
+    done = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | environment,
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout[-1500:]} {done.stderr[-1500:]}"
+    return done.stdout.strip()
+
+
+def pip_settings():
+    """Files and folders of this machine that pip reads packages and certificates by."""
+    pip = [sys.executable, "-m", "pip", "config"]
+    files = re.findall(r"^  (/\S+), exists: True", call(*pip, "debug"), re.MULTILINE)
+    values = re.findall(r"(?<![\w:/.])(?:file://)?(/[^\s'\"]+)", call(*pip, "list"))
+    found = {Path(name) for name in (*files, *values)} | {CERTIFICATES}
+    # A folder "simple" is an index; it links to files beside it.
+    found = {path.parent if path.name == "simple" else path for path in found}
+    return sorted(path for path in found if path.exists())
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    """An environment in which the built image is `localhost/detectorgan`."""
+    missing = [tool for tool in ("buildah", "debootstrap") if not shutil.which(tool)]
+    if os.geteuid() or missing:
+        pytest.skip(f"wants root, buildah and debootstrap (missing: {', '.join(missing) or 'root'})")
+    store = tmp_path_factory.mktemp("storage")
+    (store / "storage.conf").write_text(
+        f'[storage]\ndriver = "overlay"\nrunroot = "{store}/run"\ngraphroot = "{store}/graph"\n'
+    )
+    environment = {"CONTAINERS_STORAGE_CONF": str(store / "storage.conf")}
+    release = dict(
+        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
+    )
+    try:
+        wanted = "--include=python3,python3-venv,ca-certificates"
+        call(
+            "debootstrap", "--variant=minbase", wanted, release["VERSION_CODENAME"].strip('"'), store / "root"
+        )
+        empty = call("buildah", "from", "scratch", **environment)
+        call("buildah", "add", "--quiet", empty, store / "root", "/", **environment)
+        call("buildah", "commit", "--quiet", "--rm", empty, "localhost/base", **environment)
+        mounts = " ".join(f"-v {path}:{path}:ro" for path in pip_settings())
+        call(
+            *("make", "image", "BUILDER=buildah", "BASE_IMAGE=localhost/base", "IMAGE=localhost/detectorgan"),
+            f"BUILD_FLAGS={mounts}",
+            **environment,
+        )
+        yield environment
+    finally:
+        subprocess.run(
+            ["buildah", "rm", "--all"], env=os.environ | environment, capture_output=True, check=False
+        )
+        subprocess.run(["umount", store / "graph/overlay"], capture_output=True, check=False)
+        shutil.rmtree(store)
+
+
+@pytest.mark.image
+@pytest.mark.slow
+def test_the_image_trains_as_its_user(image, tmp_path):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    os.chown(runs, USER, USER)
+    container = call("buildah", "from", "localhost/detectorgan", **image)
+    describe = ("buildah", "inspect", "--type", "image", "--format")
+    config = call(
+        *describe, "{{.OCIv1.Config.User}} {{.OCIv1.Config.Entrypoint}}", "localhost/detectorgan", **image
+    )
+    assert config == "10001:10001 [/opt/venv/bin/python -m tf_detectorgan.train]"
+    run = ("buildah", "run", "--isolation", "chroot", "-v", f"{runs}:/runs", container, "--")
+    out = call(*run, "/opt/venv/bin/python", "-m", "tf_detectorgan.train", *TINY.split(), **image)
+    assert "report: /runs/tiny/report.html" in out
+    assert (runs / "tiny/report.html").stat().st_uid == USER
+    # A read-only root would have done: nothing outside of /tmp and /runs can be, or was, written by the user.
+    kept = (
+        "( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /var/tmp -o -path /runs ) -prune -o"
+    )
+    as_root = ("buildah", "run", "--user", "0:0", *run[2:])
+    assert call(*as_root, "find", "/", *kept.split(), "-user", str(USER), "-print", **image) == ""
+    assert call(*run, "sh", "-c", "touch /opt/venv/x 2>/dev/null || echo refused", **image) == "refused"
