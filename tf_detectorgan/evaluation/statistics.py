@@ -99,26 +99,29 @@ def independent_units(groups: Sequence[Sequence[str]]) -> np.ndarray:
     return np.unique([root(i) for i in range(len(groups))], return_inverse=True)[1]
 
 
+def group_draws(groups: Sequence[Sequence[str]], resamples: int, seed: int) -> np.ndarray:
+    """How often each image occurs [R, I], int32, in R sets of as many units as there are, replaced."""
+    units = independent_units(groups)
+    count = int(units.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    return drawn.astype(np.int32)[:, units]
+
+
 def bootstrap_ap(matches: Matches, resamples: int = 1000, seed: int = 0) -> Bootstrap:
     """AP and recall of `resamples` sets of U groups drawn with replacement.
 
     The same seed and groups give the same sets, so that two arms' rows belong together.
     """
     units = independent_units(matches.groups)
-    count = int(units.max()) + 1
-    drawn = (
-        np.random.default_rng(seed)
-        .multinomial(count, np.full(count, 1 / count), size=resamples)
-        .astype(np.int32)
-    )
-    ap, recall = weighted(matches, np.concatenate([np.ones((1, count), drawn.dtype), drawn])[:, units])
+    drawn = group_draws(matches.groups, resamples, seed)
+    ap, recall = weighted(matches, np.concatenate([np.ones((1, len(units)), drawn.dtype), drawn]))
     ap[0], recall[0] = average_precision(matches), matches.recall  # the published number is the library's
     truths = sum(found.truths for found in matches.classes)
     return Bootstrap(
         by_name(ap, matches.thresholds, axis=1),
         by_name(recall, matches.thresholds, axis=1),
         matches.image_ids,
-        count,
+        int(units.max()) + 1,
         len(np.unique(units[truths > 0])),
         seed,
     )

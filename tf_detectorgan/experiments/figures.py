@@ -16,20 +16,30 @@ STYLES = (":", "--", "-.", "-")
 FEWEST_FP = 0.1  # false positives per image at the left edge: the axis is logarithmic
 
 
-def precision_recall(arms: Mapping[str, dict], iou: str) -> str:
-    """Interpolated precision (mean over classes) against recall; `arms`: metrics of `evaluation.evaluate`."""
+RATES = np.geomspace(FEWEST_FP, 10, 60)  # false positives per image at which FROC's bands are given
+Bands = Mapping[str, tuple[np.ndarray, np.ndarray]]  # arm -> lower and upper end
+
+
+def precision_recall(arms: Mapping[str, dict], iou: str, bands: Bands) -> str:
+    """Interpolated precision (mean over classes) against recall.
+
+    `arms`: metrics of `evaluation.evaluate`. `bands`: of the arms that have one, at recall 0, 0.01 .. 1.
+    """
     figure, axes = _axes(f"Precision and recall, IoU ≥ {iou}", "recall", "precision")
     for n, (name, metrics) in enumerate(arms.items()):
         curves = list(metrics["precision_recall"][iou].values())
         if curves:
             precision = np.mean(curves, axis=0)
-            axes.plot(np.linspace(0, 1, len(precision)), precision, label=_label(name), **_line(n))
+            recall = np.linspace(0, 1, len(precision))
+            axes.plot(recall, precision, label=_label(name), **_line(n))
+            if name in bands:
+                axes.fill_between(recall, *bands[name], **_shade(n))
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     return _svg(figure, legend=bool(axes.lines))
 
 
-def free_response(arms: Mapping[str, dict]) -> str:
-    """Sensitivity against false positives per image."""
+def free_response(arms: Mapping[str, dict], bands: Bands) -> str:
+    """Sensitivity against false positives per image; `bands` at RATES."""
     iou = next(iter(arms.values()))["froc"]["iou"]
     figure, axes = _axes(f"FROC, IoU ≥ {iou:g}", "false positives per image", "sensitivity")
     for n, (name, metrics) in enumerate(arms.items()):
@@ -39,6 +49,8 @@ def free_response(arms: Mapping[str, dict]) -> str:
         axes.step(
             false, np.append(sensitivity, sensitivity[-1]), where="post", label=_label(name), **_line(n)
         )
+        if name in bands:
+            axes.fill_between(RATES, *bands[name], **_shade(n))
     ticks = {"1/8": 0.125, "1/4": 0.25, "1/2": 0.5, "1": 1, "2": 2, "4": 4, "8": 8}
     axes.set_xscale("log")
     axes.set_xticks(list(ticks.values()), list(ticks))
@@ -98,6 +110,10 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 def _line(n: int) -> dict:
     return {"color": COLORS[n % len(COLORS)], "linestyle": STYLES[n % len(STYLES)], "linewidth": 1.8}
+
+
+def _shade(n: int) -> dict:
+    return {"color": COLORS[n % len(COLORS)], "alpha": 0.1, "linewidth": 0}
 
 
 def _label(name: str) -> str:

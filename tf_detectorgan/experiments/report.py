@@ -17,6 +17,7 @@ import tensorflow as tf
 
 import tf_detectorgan
 from tf_detectorgan import boxes as box_ops
+from tf_detectorgan.evaluation import curves
 from tf_detectorgan.evaluation.average_precision import RANGE_NAME, match
 from tf_detectorgan.evaluation.records import Found
 from tf_detectorgan.evaluation.statistics import bootstrap_ap, paired_difference, sentence
@@ -56,7 +57,6 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     run = read_run(run_dir)
     first = next(iter(run.arms.values())).metrics
     columns, rows = headline(run)
-    metrics = {name: arm.metrics for name, arm in run.arms.items()}
     content = {
         "title": f"DetectorGAN run: {run.directory.resolve().name}",
         "columns": [column.title for column in columns],
@@ -87,8 +87,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     templates = environment()
     templates.filters |= {"md": markdown_text, "png": _file_uri, "number": _number}
     pictures = {
-        "plots": [*(figures.precision_recall(metrics, iou) for iou in first["precision_recall"])]
-        + [figures.free_response(metrics)],
+        "plots": _plots(run),
         "examples": examples(run),
     }
     page = run.directory / "report.html"
@@ -163,6 +162,27 @@ def comparisons(run: Run) -> list[tuple[str, list[str]]]:
         )
         for iou in ious
     ]
+
+
+def _plots(run: Run) -> list[str]:
+    """Curves of all arms, with bands for those that have detections and truth to resample."""
+    metrics = {name: arm.metrics for name, arm in run.arms.items()}
+    first = next(iter(metrics.values()))
+    main, resamples = first["main_iou"], (first["bootstrap"]["resamples"], first["bootstrap"]["seed"])
+    ious = [float(iou) for iou in first["precision_recall"]]
+    ready = {
+        name: match(run.truth, arm.found, first["class_names"], tuple(dict.fromkeys([*ious, main])))
+        for name, arm in run.arms.items()
+        if arm.found is not None and first["counts"]["boxes"]
+    }
+    plots = []
+    for iou in ious:
+        bands = {name: curves.precision_band(found, iou, *resamples) for name, found in ready.items()}
+        plots.append(figures.precision_recall(metrics, _name(iou), bands))
+    bands = {
+        name: curves.sensitivity_band(found, main, figures.RATES, *resamples) for name, found in ready.items()
+    }
+    return [*plots, figures.free_response(metrics, bands)]
 
 
 def examples(run: Run) -> list[dict]:

@@ -210,6 +210,7 @@ def _start(job: Job, flagfile: Path, out: Path, workers: int) -> subprocess.Pope
     command += [f"--run_dir={directory}", f"--seed={job.seed}", f"--arm={','.join(job.arms)}"]
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     environment = os.environ | {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
+    environment["TQDM_MININTERVAL"] = "30"  # seconds between lines of a progress bar that goes to a file
     with open(_log(job, out), "ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 

@@ -96,7 +96,7 @@ def run_phase(
                 row = _finite({k: float(v) for k, v in values.items()}, name, done)
                 row["steps_per_second"] = (done - start) / (time.monotonic() - began)
                 scalars(done, row)
-                bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in _SHOWN})
+                bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in _SHOWN}, refresh=False)
             if inspect is not None and (done % every.inspect == 0 or done == steps):
                 inspect(done, batch)
             if saving:

@@ -1,0 +1,72 @@
+"""Precision-recall and FROC curves under image weights, and the bands between which resampled ones lie.
+
+Letters: I images, K classes, D detections, R weightings, P correct detections.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tf_detectorgan.evaluation.average_precision import RECALLS, Matches, mean_over_classes
+from tf_detectorgan.evaluation.statistics import LEVEL, group_draws
+
+
+def precision_at_recall(matches: Matches, weights: np.ndarray, iou: float) -> np.ndarray:
+    """COCO's interpolated precision [R, 101, K] when image i counts weights[r, i] >= 0 times.
+
+    NaN where a class has no truth. With weights of 1 it is COCO's own.
+    """
+    t = matches.thresholds.index(iou)
+    result = np.full((len(weights), len(RECALLS), len(matches.classes)), np.nan)
+    for k, found in enumerate(matches.classes):
+        positives = weights @ found.truths
+        where = np.flatnonzero(found.correct[t])
+        for r in np.flatnonzero(positives):
+            drawn = weights[r, found.image]
+            true = np.cumsum(drawn[where])
+            precision = true / (np.cumsum(drawn)[where] + np.spacing(1))  # COCO's guard against 0 / 0
+            envelope = np.maximum.accumulate(precision[::-1])[::-1]
+            first = np.searchsorted(true / positives[r], RECALLS, side="left")  # detection that reaches it
+            result[r, :, k] = np.append(envelope, 0.0)[first]  # a recall that is never reached: 0
+    return result
+
+
+def sensitivity_at_rates(matches: Matches, weights: np.ndarray, iou: float, rates: np.ndarray) -> np.ndarray:
+    """FROC's sensitivity [R, len(rates)] when image i counts weights[r, i] times; NaN without truth.
+
+    Classes pooled, equal scores together, as in `froc.froc`. `rates`: false positives per image.
+    """
+    t = matches.thresholds.index(iou)
+    scores = np.concatenate([found.scores for found in matches.classes])
+    order = np.argsort(-scores, kind="mergesort")
+    scores = scores[order]
+    image = np.concatenate([found.image for found in matches.classes])[order]
+    correct = np.concatenate([found.correct[t] for found in matches.classes])[order]
+    last_of_tie = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))[: len(scores)]
+    positives = weights @ sum(found.truths for found in matches.classes)
+    result = np.full((len(weights), len(rates)), np.nan)
+    for r in np.flatnonzero(positives):
+        drawn = weights[r, image]
+        true = np.append(0, np.cumsum(drawn * correct)[last_of_tie])
+        false = np.append(0, np.cumsum(drawn * ~correct)[last_of_tie])
+        last = np.searchsorted(false / weights[r].sum(), rates, side="right") - 1
+        result[r] = true[last] / positives[r]
+    return result
+
+
+def precision_band(matches: Matches, iou: float, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ends [101] of the pointwise 95 % interval of the mean over classes, groups resampled."""
+    weights = group_draws(matches.groups, resamples, seed)
+    return _band(mean_over_classes(precision_at_recall(matches, weights, iou)))
+
+
+def sensitivity_band(
+    matches: Matches, iou: float, rates: np.ndarray, resamples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ends [len(rates)] of the pointwise 95 % interval of FROC's sensitivity, groups resampled."""
+    return _band(sensitivity_at_rates(matches, group_draws(matches.groups, resamples, seed), iou, rates))
+
+
+def _band(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    low, high = np.nanpercentile(curves, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0)
+    return low, high
