@@ -48,10 +48,11 @@ EXTRAS = {
     "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
     # Submits the jobs of k8s/ from Python.
     "k8s": ["kubernetes>=31"],
-    # Everything `make test` runs; xdist for files side by side, setuptools because a test reads this file.
+    # Everything `make test` runs; xdist for files side by side, Playwright to look at pages, setuptools because a test reads this file.
     "test": [
         "pytest>=8",
         "pytest-xdist>=3.6",
+        "playwright>=1.50",
         "hypothesis>=6",
         "ruff>=0.17,<0.18",
         "mypy>=1.15",

@@ -1,6 +1,7 @@
 """What every test runs under: a quiet TensorFlow on two CPU devices, a fixed seed, the way to real images."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,6 +12,7 @@ os.environ["MPLBACKEND"] = "agg"
 
 import hypothesis
 import keras
+import playwright.sync_api
 import pytest
 import tensorflow as tf
 
@@ -56,6 +58,20 @@ def real_data():
         return parent / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium without a window, driven by Playwright; skips where there is none."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not program:
+        pytest.skip("no Chromium in PATH: install it (Debian: apt-get install chromium)")
+    # No sandbox, as root has none; nothing may ask the network.
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+    with playwright.sync_api.sync_playwright() as driver:
+        window = driver.chromium.launch(executable_path=program, args=[*flags, "--disable-sync"])
+        yield window
+        window.close()
 
 
 @pytest.fixture(scope="session")
