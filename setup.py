@@ -48,7 +48,8 @@ EXTRAS = {
     "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
     # Submits the jobs of k8s/ from Python.
     "k8s": ["kubernetes>=31"],
-    # Everything `make test` runs; xdist for files side by side, Playwright to look at pages, setuptools because a test reads this file.
+    # Everything `make test` runs: xdist for files side by side, Playwright to look at pages in a browser;
+    # setuptools because a test reads this file.
     "test": [
         "pytest>=8",
         "pytest-xdist>=3.6",
