@@ -3,18 +3,28 @@
 `--data_dir` scores them on another data set made by `prepare`, with the same classes and image size: another
 hospital's images, say. Written per arm: metrics and detections, with the truth, so that every number can be
 computed again.
+
+`--predictions=results.json --data_dir=data/mine` scores what any other framework found in the images of a
+data set made by `prepare`: COCO's results list, [{"image_id", "category_id", "bbox": [x, y, width, height],
+"score"}, ...]. `image_id` is the id in the annotation file that the set was made of, or the file's name.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 
 from tf_detectorgan import checkpoints, door
+from tf_detectorgan import evaluation as ev
 from tf_detectorgan.config import option
+from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
+from tf_detectorgan.evaluation.average_precision import SINGLE
+from tf_detectorgan.evaluation.detect import truth_of_split
+from tf_detectorgan.evaluation.predictions import PIXELS, read_predictions
 from tf_detectorgan.experiments.evaluation_table import evaluation_table
 from tf_detectorgan.training import phases, run_directory
 from tf_detectorgan.training.run import Run
@@ -31,10 +41,24 @@ class Evaluate:
     data_dir: str = option(
         "", "Another prepared data set, or where the run's own lies now; empty: the run's."
     )
+    predictions: str = option("", "Score this file, COCO's results list, in place of a run's detectors.")
+    prediction_pixels: str = option(
+        "original", "Whose pixels its boxes are in: the image files', or the prepared images'.", PIXELS
+    )
+    prediction_categories: str = option(
+        "",
+        "COCO file that says what its category_id mean; empty: 1, 2, ... in the order of the data set's "
+        "classes.",
+    )
+    main_iou: float = option(
+        0.1, "IoU at which FROC counts one of --predictions as right; runs have their own.", choices=SINGLE
+    )
 
 
 def main(options: Evaluate) -> None:
-    """Scores the arms and prints their numbers side by side."""
+    """Scores the arms and prints their numbers side by side; or those of --predictions."""
+    if options.predictions:
+        return score_predictions(options)
     run = run_directory.reopen(options.run_dir, options.data_dir)
     arms = finished_arms(run, options.arm)
     if not any(run.dataset.count(f"{options.split}_{stream}") for stream in ("labelled", "clean")):
@@ -44,6 +68,37 @@ def main(options: Evaluate) -> None:
     print(evaluation_table(metrics))
     for arm in arms:
         print(f"{arm}: metrics and detections in {run.evaluation_path(arm)}")
+
+
+def score_predictions(options: Evaluate) -> None:
+    """Scores --predictions, prints the numbers and writes them beside that file."""
+    if options.arm:
+        raise InputError(f"--arm={','.join(options.arm)}: --predictions are of no arm; leave one of them out")
+    if options.data_dir:
+        dataset = records.open_dataset(options.data_dir)
+    else:
+        dataset = run_directory.reopen(options.run_dir).dataset
+    path = Path(options.predictions).expanduser()
+    found, elsewhere = read_predictions(
+        path,
+        dataset,
+        options.split,
+        pixels=options.prediction_pixels,
+        categories=options.prediction_categories,
+    )
+    metrics = ev.evaluate(
+        truth_of_split(dataset, options.split), found, dataset.class_names, main_iou=options.main_iou
+    )
+    out = path.with_suffix(f".{options.split}_metrics.json")
+    ev.write_json(out, metrics)
+    print(
+        f"{options.split} split of {dataset.directory}, boxes in pixels of the "
+        f"{options.prediction_pixels} images"
+    )
+    print(evaluation_table({path.stem: metrics}))
+    if elsewhere:
+        print(f"{elsewhere} detections of images of other splits left out")
+    print(f"{path}: metrics in {out}")
 
 
 def finished_arms(run: Run, wanted: tuple[str, ...]) -> list[str]:

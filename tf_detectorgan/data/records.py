@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,15 @@ class Record(NamedTuple):
     valid_size: tf.Tensor  # [2] int32, height and width of the content inside the padding, stored pixels
     source_size: tf.Tensor  # [2] int32, height and width of the file the image came from
     provenance: tf.Tensor  # [] string, JSON of how a synthetic image was made, "" for others
+
+
+class Listed(NamedTuple):
+    """What a record says of its image, without the pixels; sizes are (height, width) as in `Record`."""
+
+    image_id: int
+    file_name: str
+    valid_size: tuple[int, ...]
+    source_size: tuple[int, ...]
 
 
 def features(
@@ -206,6 +215,17 @@ class Dataset:
         if not self.count(split):
             return tf.data.Dataset.from_tensor_slices(tf.zeros([0], tf.string))
         return tf.data.TFRecordDataset([str(path) for path in self._splits[split].filepaths])
+
+    def listed(self, split: str) -> Iterator[Listed]:
+        """The split's images in order, read without decoding one; none when the split is absent."""
+        for example in self.serialized(split).as_numpy_iterator():
+            feature = tf.train.Example.FromString(example).features.feature
+            yield Listed(
+                feature["image_id"].int64_list.value[0],
+                feature["file_name"].bytes_list.value[0].decode(),
+                tuple(feature["valid_size"].int64_list.value),
+                tuple(feature["source_size"].int64_list.value),
+            )
 
     def decode(self, serialized: tf.Tensor) -> Record:
         """One undecoded Example as a `Record`, inside tf.data."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import tensorflow as tf
 
 from tf_detectorgan.batch import Detections
-from tf_detectorgan.data.pipeline import evaluation_batches
+from tf_detectorgan.data.pipeline import EvaluationBatch, evaluation_batches
 from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.evaluation.average_precision import average_precision, match, mean_over_classes
 from tf_detectorgan.evaluation.records import Found, Truth, found_of
+
+EVALUATED = ("labelled", "clean")  # streams of a split whose truth is complete
 
 
 def detect_split(
@@ -20,24 +23,38 @@ def detect_split(
 
     `detect` maps images [N, H, W, C] to Detections.
     """
-    streams = [f"{split}_{kind}" for kind in ("labelled", "clean") if dataset.count(f"{split}_{kind}")]
     truth, found = [], []
-    for batch in evaluation_batches(dataset, streams or [f"{split}_labelled"], batch_size):
-        real = np.flatnonzero(batch.real)
+    for batch in _batches(dataset, split, batch_size):
         answers = found_of(batch.image_ids.numpy(), detect(batch.images))
-        found += [answers[i] for i in real]
-        for i in real:
-            present = batch.labels[i].numpy() >= 0
-            truth.append(
-                Truth(
-                    image_id=int(batch.image_ids[i]),
-                    groups=(batch.groups[i].numpy().decode(),),
-                    boxes=batch.boxes[i].numpy()[present],
-                    labels=batch.labels[i].numpy()[present],
-                    size=(int(batch.valid_sizes[i][0]), int(batch.valid_sizes[i][1])),
-                )
-            )
+        found += [answers[i] for i in np.flatnonzero(batch.real)]
+        truth += _truth(batch)
     return truth, found
+
+
+def truth_of_split(dataset: Dataset, split: str) -> list[Truth]:
+    """The truth of every image of `split`, as `detect_split` gives it."""
+    return [item for batch in _batches(dataset, split, 1) for item in _truth(batch)]
+
+
+def _batches(dataset: Dataset, split: str, batch_size: int) -> tf.data.Dataset:
+    streams = [f"{split}_{kind}" for kind in EVALUATED if dataset.count(f"{split}_{kind}")]
+    return evaluation_batches(dataset, streams or [f"{split}_labelled"], batch_size)
+
+
+def _truth(batch: EvaluationBatch) -> list[Truth]:
+    result = []
+    for i in np.flatnonzero(batch.real):
+        present = batch.labels[i].numpy() >= 0
+        result.append(
+            Truth(
+                image_id=int(batch.image_ids[i]),
+                groups=(batch.groups[i].numpy().decode(),),
+                boxes=batch.boxes[i].numpy()[present],
+                labels=batch.labels[i].numpy()[present],
+                size=(int(batch.valid_sizes[i][0]), int(batch.valid_sizes[i][1])),
+            )
+        )
+    return result
 
 
 def quick_ap(truth: list[Truth], found: list[Found], class_names, ious=(0.1, 0.5)) -> dict[str, float]:

@@ -142,10 +142,17 @@ def detector(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
             settings.detector,
             dataset.image_shape,
             len(dataset.class_names),
-            sizes=settings.anchor_sizes,
-            scales=settings.anchor_scales,
-            ratios=settings.anchor_ratios,
+            **anchor_arguments(settings),
         )
+
+
+def anchor_arguments(settings: Train) -> dict[str, tuple[float, ...]]:
+    """What `detectors.build` is told of anchors."""
+    return {
+        "sizes": settings.anchor_sizes,
+        "scales": settings.anchor_scales,
+        "ratios": settings.anchor_ratios,
+    }
 
 
 def joint_detector_optimizer(settings: Train, DET: RetinaNet, chosen) -> keras.optimizers.SGD:

@@ -1,0 +1,155 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tf_detectorgan import evaluate
+from tf_detectorgan.data import records
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.evaluate import Evaluate
+from tf_detectorgan.evaluation.predictions import read_predictions
+from tf_detectorgan.prepare import Prepare, prepare
+
+TEST = (1, 2, 3)  # ids of the test images; 3 is clean
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of 80 x 40 files of two classes, prepared at half their size."""
+    folder = tmp_path_factory.mktemp("photos")
+    images, boxes = [], []
+    for number in range(1, 7):
+        Image.fromarray(np.full((40, 80), 20 * number, np.uint8)).save(folder / f"scan_{number}.png")
+        part = "test" if number in TEST else "train"
+        images.append({"id": number, "file_name": f"scan_{number}.png", "part": part})
+        if number not in (3, 6):
+            category = 30 if number % 2 else 70
+            boxes.append({"id": number, "image_id": number, "category_id": category, "bbox": [8, 4, 16, 20]})
+    document = {
+        "images": images,
+        "annotations": boxes,
+        "categories": [{"id": 70, "name": "crack"}, {"id": 30, "name": "hole"}],
+    }
+    (folder / "annotations.json").write_text(json.dumps(document))
+    prepare(
+        Prepare(
+            annotations=str(folder / "annotations.json"),
+            out=str(folder / "prepared"),
+            image_size=40,
+            split_key="part",
+        )
+    )
+    return folder
+
+
+def result(image_id, **changes):
+    return {"image_id": image_id, "category_id": 1, "bbox": [8, 4, 16, 20], "score": 0.5} | changes
+
+
+def read(photos, tmp_path, results, split="test", **options):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results))
+    return read_predictions(path, records.open_dataset(photos / "prepared"), split, **options)
+
+
+def test_boxes_of_the_files_are_scaled_as_the_images_were(photos, tmp_path):
+    found, elsewhere = read(
+        photos, tmp_path, [result(1), result("scan_2.png"), result("scan_2", category_id=2)]
+    )
+    assert [f.image_id for f in found] == [1, 2, 3]
+    # 80 x 40 became 40 x 20: everything halves
+    np.testing.assert_array_equal(found[0].boxes, [[4, 2, 12, 12]])
+    np.testing.assert_array_equal(found[1].labels, [0, 1])
+    assert len(found[2].labels) == 0
+    assert elsewhere == 0
+
+
+def test_boxes_of_the_prepared_images_are_left_as_they_are(photos, tmp_path):
+    found, _ = read(photos, tmp_path, [result(1)], pixels="prepared")
+    np.testing.assert_array_equal(found[0].boxes, [[8, 4, 24, 24]])
+
+
+def test_other_splits_are_left_out_and_counted(photos, tmp_path):
+    found, elsewhere = read(photos, tmp_path, [result(4), result(5), result(1)])
+    assert sum(len(f.labels) for f in found) == 1
+    assert elsewhere == 2
+
+
+def test_the_categories_of_the_annotation_file(photos, tmp_path):
+    given = [result(1, category_id=30), result(2, category_id=70)]
+    found, _ = read(photos, tmp_path, given, categories=str(photos / "annotations.json"))
+    assert records.open_dataset(photos / "prepared").class_names == ("hole", "crack")
+    assert [f.labels.tolist() for f in found] == [[0], [1], []]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"image_id": 99}, "detection 1: image_id 99 is no image of the data set"),
+        ({"image_id": "scan_99"}, "detection 1: image_id 'scan_99' is no image"),
+        ({"image_id": True}, "detection 1: image_id True is no image"),
+        ({"category_id": 70}, r"detection 1: category_id 70 is none of \[1, 2\].*--prediction_categories"),
+        ({"category_id": [1]}, "must be a whole number"),
+        ({"score": float("nan")}, "detection 1: .* score nan: not finite"),
+        ({"bbox": [0, 0, float("inf"), 1]}, "not finite"),
+        ({"bbox": [0, 0, 4]}, "must be \\[x, y, width, height\\]"),
+        ({"score": "0.5"}, "and a number"),
+        ({"bbox": [20, 20, -4, 8]}, "negative width or height"),
+        ({"bbox": [80, 0, 4, 4]}, "outside image 1 of 80 x 40 pixels.*--prediction_pixels=prepared"),
+    ],
+)
+def test_each_fault_is_named(photos, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        read(photos, tmp_path, [result(1), result(1) | changes])
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('[{"image_id": 1}]', "detection 0 has no category_id, bbox, score"),
+        ('{"annotations": []}', "must be COCO's results list"),
+        ("[", "cannot be read as JSON"),
+    ],
+)
+def test_a_file_that_is_no_results_list(photos, tmp_path, content, message):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_predictions(tmp_path / "results.json", records.open_dataset(photos / "prepared"), "test")
+
+
+def test_a_name_of_two_images_is_ambiguous(tiny_phantom, tmp_path, monkeypatch):
+    dataset = records.open_dataset(tiny_phantom("ambiguous"))
+    listed = [records.Listed(i, f"{folder}/a.png", (32, 32), (32, 32)) for i, folder in ((1, "x"), (2, "y"))]
+    monkeypatch.setattr(dataset, "listed", lambda split: listed if split == "test_labelled" else [])
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([result("a.png")]))
+    with pytest.raises(InputError, match=r"'a.png' may be any of the images \[1, 2\]"):
+        read_predictions(path, dataset, "test")
+
+
+def test_perfect_predictions_are_scored_perfect(photos, tmp_path, capsys):
+    file = tmp_path / "yolo.json"
+    file.write_text(json.dumps([result(1, category_id=1), result(2, category_id=2)]))
+    evaluate.main(Evaluate(predictions=str(file), data_dir=str(photos / "prepared")))
+    metrics = json.loads((tmp_path / "yolo.test_metrics.json").read_text())
+    assert metrics["ap"]["0.75"]["value"] == pytest.approx(1.0)
+    assert metrics["counts"]["images"] == 3
+    said = capsys.readouterr().out
+    assert "boxes in pixels of the original images" in said
+    assert f"metrics in {tmp_path / 'yolo.test_metrics.json'}" in said
+
+
+def test_a_run_s_own_detections_score_as_they_did(finished_run, tmp_path):
+    own = finished_run / "arms" / "cut_paste" / "evaluation"
+    file = tmp_path / "detections.json"
+    file.write_bytes((own / "detections.json").read_bytes())
+    evaluate.main(Evaluate(run_dir=str(finished_run), predictions=str(file), prediction_pixels="prepared"))
+    assert json.loads((tmp_path / "detections.test_metrics.json").read_text()) == json.loads(
+        (own / "metrics.json").read_text()
+    )
+
+
+def test_an_arm_has_no_predictions():
+    with pytest.raises(InputError, match="of no arm"):
+        evaluate.main(Evaluate(predictions="x.json", arm=("cut_paste",)))

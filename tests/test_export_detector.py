@@ -1,0 +1,91 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan import export_detector
+from tf_detectorgan.data import records
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.evaluation import from_coco_results
+from tf_detectorgan.export_detector import Export
+
+ROOT = Path(__file__).resolve().parents[1]
+KERAS_FILE = """
+import sys, keras, numpy as np
+import tf_detectorgan.models.detectors.serving
+model = keras.saving.load_model(sys.argv[1] + "/detector.keras", safe_mode=True)
+np.savez(sys.argv[3], **{k: v.numpy() for k, v in model(np.load(sys.argv[2])).items()})
+"""
+SAVED_MODEL = """
+import sys, numpy as np, tensorflow as tf
+serve = tf.saved_model.load(sys.argv[1] + "/saved_model/1").signatures["serving_default"]
+answers = [serve(images=tf.constant(batch)) for batch in np.split(np.load(sys.argv[2]), [1])]
+assert not any(name.startswith("tf_detectorgan") for name in sys.modules)
+np.savez(sys.argv[3], **{k: np.concatenate([a[k].numpy() for a in answers]) for k in answers[0]})
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(finished_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "detector"
+    export_detector.main(Export(run_dir=str(finished_run), arm="cut_paste", out=str(out)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def images(finished_run):
+    """Ids and stored pixels of the run's test images."""
+    data = json.loads((finished_run / "config.json").read_text())["data_dir"]
+    dataset = records.open_dataset(data)
+    rows = [dataset.decode(one) for s in ("test_labelled", "test_clean") for one in dataset.serialized(s)]
+    pixels = [records.to_stored(row.image.numpy(), dataset.bit_depth) for row in rows]
+    return [int(row.image_id) for row in rows], np.stack(pixels)
+
+
+@pytest.mark.parametrize("script", [KERAS_FILE, SAVED_MODEL], ids=["keras", "saved_model"])
+def test_a_fresh_process_finds_what_evaluate_found(exported, images, finished_run, tmp_path, script):
+    ids, pixels = images
+    np.save(tmp_path / "images.npy", pixels)
+    arguments = [str(exported), str(tmp_path / "images.npy"), str(tmp_path / "found.npz")]
+    subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, check=True)
+    served = np.load(tmp_path / "found.npz")
+    results = json.loads((finished_run / "arms/cut_paste/evaluation/detections.json").read_text())
+    assert sorted(served.files) == ["boxes", "classes", "num_detections", "scores"]
+    for i, expected in enumerate(from_coco_results(results, ids)):
+        count = served["num_detections"][i]
+        assert count == len(expected.labels) > 0
+        assert (served["classes"][i, count:] == -1).all()
+        np.testing.assert_array_equal(served["classes"][i, :count], expected.labels)
+        np.testing.assert_allclose(served["scores"][i, :count], expected.scores, rtol=1e-4)
+        np.testing.assert_allclose(served["boxes"][i, :count], expected.boxes, atol=2e-3)
+
+
+def test_the_signature_is_what_the_card_says(exported):
+    card = json.loads((exported / "detector.json").read_text())
+    signature = tf.saved_model.load(str(exported / "saved_model/1")).signatures["serving_default"]
+    (given,) = signature.structured_input_signature[1].values()
+    assert given.name == card["input"]["name"] == "images"
+    assert given.dtype.name == card["input"]["dtype"] == "uint8"
+    assert given.shape.as_list() == card["input"]["shape"] == [None, 32, 32, 1]
+    assert signature.structured_outputs.keys() == card["output"].keys()
+    assert card["class_names"] == ["nodule"]
+
+
+def test_only_an_exported_detector_is_written_over_and_only_when_asked(exported, finished_run, tmp_path):
+    options = {"run_dir": str(finished_run), "arm": "cut_paste"}
+    out = shutil.copytree(exported, tmp_path / "again")
+    with pytest.raises(InputError, match="--overwrite"):
+        export_detector.main(Export(**options, out=str(out)))
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds no exported detector"):
+        export_detector.main(Export(**options, out=str(tmp_path), overwrite=True))
+
+
+def test_an_arm_that_is_not_finished(finished_run, tmp_path):
+    with pytest.raises(InputError, match="no final detector of acgan; run"):
+        export_detector.main(Export(run_dir=str(finished_run), arm="acgan", out=str(tmp_path / "x")))

@@ -1,0 +1,181 @@
+"""Detections of any other framework, COCO's results list, as answers to a prepared data set's images.
+
+A result is {"image_id", "category_id", "bbox": [x, y, width, height], "score"}.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tf_detectorgan import boxes as box_ops
+from tf_detectorgan.data.records import SPLITS, STREAMS, Dataset, Listed
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.evaluation.detect import EVALUATED
+from tf_detectorgan.evaluation.records import Found
+
+PIXELS = ("original", "prepared")
+
+
+class Predictions(NamedTuple):
+    """What a results file says of one split."""
+
+    found: list[Found]  # one for each image of the split, in stored pixels
+    elsewhere: int  # detections of the data set's other images, which are left out
+
+
+def read_predictions(
+    path: Path, dataset: Dataset, split: str, *, pixels: str = "original", categories: str = ""
+) -> Predictions:
+    """Reads and checks a results file.
+
+    Args:
+      path: a JSON list of results. An `image_id` is the id of the annotation file that the data set was made
+        of or, if a string, the image's file name, with or without folder and suffix.
+      dataset: whose images were looked at.
+      split: "validation" or "test".
+      pixels: whose pixels boxes are in: the "original" files', which are scaled, or the "prepared" images'.
+      categories: a COCO file that says which `category_id` has which name; "": 1, 2, ... in the order of the
+        data set's classes.
+
+    Raises:
+      InputError: the file is no results list; a detection is of an unknown image or category, has a box or
+        score that is not finite, or lies outside its image.
+    """
+    labels = _labels(dataset.class_names, categories)
+    known = _Names(image for part in SPLITS for s in STREAMS for image in dataset.listed(f"{part}_{s}"))
+    wanted = [image.image_id for s in EVALUATED for image in dataset.listed(f"{split}_{s}")]
+    rows: dict[int, list[tuple[Any, float, int]]] = {image_id: [] for image_id in wanted}
+    elsewhere = 0
+    for index, result in enumerate(_results(path)):
+        where = f"{path}: detection {index}"
+        image = known.find(result["image_id"], where)
+        _check(result, where)
+        if result["category_id"] not in labels:
+            raise InputError(
+                f"{where}: category_id {result['category_id']!r} is none of {sorted(labels)}; say what the "
+                "numbers mean by --prediction_categories=ANNOTATIONS.json, or leave other classes out"
+            )
+        box = _stored(result["bbox"], image, dataset.image_shape, pixels, where)
+        if image.image_id in rows:
+            rows[image.image_id].append((box, float(result["score"]), labels[result["category_id"]]))
+        else:
+            elsewhere += 1
+    found = [
+        Found(
+            image_id,
+            np.array([box for box, _, _ in row], np.float64).reshape(-1, 4),
+            np.array([score for _, score, _ in row], np.float64),
+            np.array([label for _, _, label in row], np.int64),
+        )
+        for image_id, row in rows.items()
+    ]
+    return Predictions(found, elsewhere)
+
+
+class _Names:
+    """Images by id and by name."""
+
+    def __init__(self, images: Iterable[Listed]):
+        self._by_id: dict[int, Listed] = {}
+        self._by_name: dict[str, set[int]] = defaultdict(set)
+        for image in images:
+            self._by_id[image.image_id] = image
+            path = PurePosixPath(image.file_name)
+            for name in {image.file_name, path.name, path.stem}:
+                self._by_name[name].add(image.image_id)
+
+    def find(self, image_id: Any, where: str) -> Listed:
+        """The image that is meant.
+
+        Raises:
+          InputError: there is none, or there are several of this name.
+        """
+        if isinstance(image_id, str):
+            ids = sorted(self._by_name.get(image_id, ()))
+            if len(ids) > 1:
+                raise InputError(
+                    f"{where}: image_id {image_id!r} may be any of the images {ids}; give the id"
+                )
+            if ids:
+                return self._by_id[ids[0]]
+        elif type(image_id) is int and image_id in self._by_id:
+            return self._by_id[image_id]
+        raise InputError(
+            f"{where}: image_id {image_id!r} is no image of the data set; it must be an id of the annotation "
+            "file that the set was prepared from, or a file name; leave other images out"
+        )
+
+
+def _read_json(flag: str, path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{flag}={path}: cannot be read as JSON ({error})") from error
+
+
+def _results(path: Path) -> list[dict[str, Any]]:
+    results = _read_json("--predictions", path)
+    if not isinstance(results, list):
+        raise InputError(f"--predictions={path}: is no list; it must be COCO's results list")
+    for index, result in enumerate(results):
+        keys = result.keys() if isinstance(result, dict) else ()
+        missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in keys]
+        if missing:
+            raise InputError(f"{path}: detection {index} has no {', '.join(missing)}")
+    return results
+
+
+def _labels(class_names: Sequence[str], categories: str) -> dict[int, int]:
+    """Category id -> label."""
+    if not categories:
+        return {label + 1: label for label in range(len(class_names))}
+    flag = "--prediction_categories"
+    document = _read_json(flag, Path(categories).expanduser())
+    try:
+        named = {row["name"]: int(row["id"]) for row in document["categories"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{flag}={categories}: no COCO list 'categories' of id and name") from error
+    missing = [name for name in class_names if name not in named]
+    if missing:
+        raise InputError(f"{flag}={categories}: no category {', '.join(missing)}, which the data set has")
+    return {named[name]: label for label, name in enumerate(class_names)}
+
+
+def _check(result: Mapping[str, Any], where: str) -> None:
+    if type(result["category_id"]) is not int:
+        raise InputError(f"{where}: category_id {result['category_id']!r}; it must be a whole number")
+    numbers = [result["score"], *(result["bbox"] if isinstance(result["bbox"], list) else [])]
+    if len(numbers) != 5 or any(type(v) not in (int, float) for v in numbers):
+        raise InputError(
+            f"{where}: bbox {result['bbox']!r}, score {result['score']!r}; they must be "
+            "[x, y, width, height] and a number"
+        )
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(
+            f"{where}: bbox {result['bbox']}, score {result['score']}: not finite; leave it out or correct it"
+        )
+    if min(result["bbox"][2:]) < 0:
+        raise InputError(f"{where}: bbox {result['bbox']} has a negative width or height; give [x, y, w, h]")
+
+
+def _stored(box: Sequence[float], image: Listed, shape: Sequence[int], pixels: str, where: str) -> np.ndarray:
+    """COCO's box as ours [4], in stored pixels; padding counts as image where `pixels` are the prepared."""
+    height, width = image.source_size if pixels == "original" else shape[:2]
+    x, y, w, h = box
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        other = next(name for name in PIXELS if name != pixels)
+        raise InputError(
+            f"{where}: bbox {box} lies outside image {image.image_id} of {width} x {height} pixels; are "
+            f"these the {other} images' pixels? (--prediction_pixels={other})"
+        )
+    scale = np.ones(4)
+    if pixels == "original":
+        scale = np.tile(np.divide(image.valid_size, image.source_size)[::-1], 2)
+    return box_ops.from_xywh(np.array(box, np.float64) * scale).numpy()

@@ -1,0 +1,122 @@
+"""Writes an arm's final detector for use elsewhere, as a Keras file and as a SavedModel.
+
+python -m tf_detectorgan.export_detector --run_dir=runs/demo --arm=detectorgan --out=exported
+
+Written: detector.keras (keras.saving.load_model reads it after `import
+tf_detectorgan.models.detectors.serving`), saved_model/1 (TensorFlow Serving's layout; needs nothing of this
+project) and detector.json, which says what goes in and what comes out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+
+import keras
+
+from tf_detectorgan import checkpoints, door
+from tf_detectorgan.config import option
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.models.detectors.serving import ServedDetector
+from tf_detectorgan.training import build, run_directory
+from tf_detectorgan.training.run import Run
+from tf_detectorgan.training.settings import ARMS
+
+
+@dataclass(frozen=True)
+class Export:
+    """Options of `python -m tf_detectorgan.export_detector`."""
+
+    run_dir: str = option("runs/phantom", "A run of tf_detectorgan.train.")
+    arm: str = option("detectorgan", "Whose final detector.", choices=tuple(ARMS))
+    out: str = option("", "Directory to write; empty: arms/<arm>/exported in the run.")
+    overwrite: bool = option(False, "Replace --out if it holds an exported detector.")
+    data_dir: str = option("", "Where the run's data set lies now; empty: where it was.")
+
+
+def main(options: Export) -> None:
+    """Loads the detector, writes it in both forms, says where."""
+    run = run_directory.reopen(options.run_dir, options.data_dir)
+    weights = run.arm_path(options.arm) / "final_detector"
+    if not checkpoints.finished(weights):
+        raise InputError(
+            f"{run.path}: no final detector of {options.arm}; "
+            f"run tf_detectorgan.train --arm={options.arm} first"
+        )
+    out = Path(options.out).expanduser() if options.out else run.arm_path(options.arm) / "exported"
+    _check_target(out, options.overwrite)
+    model = served(run)
+    checkpoints.load(weights, {"DET": model.network})
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save(partial / "detector.keras")
+    write_saved_model(model, partial / "saved_model" / "1")
+    card = description(run, options.arm, checkpoints.fingerprint(weights))
+    (partial / "detector.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+    print(f"final detector of {options.arm} in {out}: detector.keras, saved_model/1, detector.json")
+
+
+def served(run: Run) -> ServedDetector:
+    """The run's detector with fresh weights, fed with stored pixels."""
+    return ServedDetector(
+        run.settings.detector,
+        run.dataset.image_shape,
+        len(run.dataset.class_names),
+        run.dataset.bit_depth,
+        build.anchor_arguments(run.settings),
+    )
+
+
+def write_saved_model(model: ServedDetector, directory: Path) -> None:
+    """A SavedModel whose signature `serving_default` is the model's call."""
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("serve", model.call, input_signature=[model.signature])
+    archive.write_out(str(directory), verbose=False)
+
+
+def description(run: Run, arm: str, weights: str) -> dict[str, Any]:
+    """What `detector.json` says: input, output, class names, origin."""
+    height, width, channels = run.dataset.image_shape
+    return {
+        "input": {
+            "name": "images",
+            "dtype": f"uint{run.dataset.bit_depth}",
+            "shape": [None, height, width, channels],
+            "preparation": "longer side resized to that of the prepared images, by the average over pixels "
+            f"where it shrinks; black at the right and the bottom up to {width} x {height}. The model scales "
+            "the values itself.",
+        },
+        "output": {
+            "boxes": "[N, D, 4] float32: x0, y0, x1, y1 in pixels of the input, origin at its top left",
+            "scores": "[N, D] float32 in [0, 1], best first",
+            "classes": "[N, D] int32: index into class_names; -1 beyond num_detections",
+            "num_detections": "[N] int32",
+        },
+        "class_names": list(run.dataset.class_names),
+        "detector": run.settings.detector,
+        "arm": arm,
+        "weights": weights,
+    }
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / "detector.json").is_file():
+        raise InputError(f"--out={out}: exists and holds no exported detector; choose another directory")
+    if not overwrite:
+        raise InputError(f"--out={out}: holds an exported detector; use --overwrite to replace it")
+
+
+if __name__ == "__main__":
+    door.run(Export, main)
