@@ -130,7 +130,7 @@ def test_help_lists_every_option_of_the_command_with_its_default():
     done = subprocess.run([*COMMAND, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     for field in dataclasses.fields(Prepare):
         assert re.search(rf"--(\[no\])?{field.name}:", done.stdout), field.name
-    assert "(default: '0.7,0.1,0.2')" in done.stdout
+    assert "(default: 'split_group')" in done.stdout
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
-"""Makes a prepared data set (TFRecords, split by groups) of a COCO folder, or of drawn chest X-rays.
+"""Makes a prepared data set (TFRecords, split by groups) of a COCO folder, of NIH's or of drawn chest X-rays.
 
 python -m tf_detectorgan.prepare --images=photos --annotations=photos/boxes.json --out=data/photos
+python -m tf_detectorgan.prepare --dataset=nih --images=nih --finding=Nodule --out=data/nih
 python -m tf_detectorgan.prepare --dataset=phantom --out=data/phantom
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import tensorflow as tf
 
 from tf_detectorgan import door
 from tf_detectorgan.config import option
-from tf_detectorgan.data import coco, coco_builder, phantom, records, splits
+from tf_detectorgan.data import coco, coco_builder, nih_chestxray, nih_tables, phantom, records, splits
 from tf_detectorgan.errors import InputError
 
 _SMALL_BOX = 2.0  # stored pixels: below this side no network of ours can see the object
@@ -24,29 +26,49 @@ _SMALL_BOX = 2.0  # stored pixels: below this side no network of ours can see th
 class Prepare:
     """Options of `prepare`."""
 
-    dataset: str = option("coco", "where the images come from", choices=("coco", "phantom"))
+    dataset: str = option("coco", "where the images come from", choices=("coco", "nih", "phantom"))
     out: str = option("", "directory to write; must not exist")
     overwrite: bool = option(False, "replace --out if it is a prepared data set")
     seed: int = option(0, "of the division into splits, and of the drawn images", low=0)
     train_images: int = option(0, "labelled training images to keep; 0: all (phantom: 57)", low=0)
-    image_size: int = option(128, "longer side in pixels; 0: the files' own sizes", low=0, high=4096)
+    image_size: int = option(
+        -1, "longer side in pixels; 0: the files' own sizes; -1: 128, nih 512", low=-1, high=4096
+    )
 
-    images: str = option("", "coco: directory of the images; default: that of --annotations")
+    images: str = option(
+        "",
+        "coco: directory of the images, default: that of --annotations; nih: that of its tables",
+    )
     annotations: str = option("", "coco: the json file")
-    splits: tuple[float, ...] = option((0.7, 0.1, 0.2), "coco: shares of training, validation, test")
+    splits: tuple[float, ...] = option(
+        (),
+        "shares of training, validation, test; default: 0.7,0.1,0.2; nih: 57, 9, 13 of 79, as the paper has",
+    )
     group_key: str = option(coco.Keys.group, "coco: key of an image that names its group (patient, scene)")
     exclude_key: str = option(coco.Keys.exclude, "coco: images where this key is true are left out")
     split_key: str = option("", "coco: key of an image that names its split, instead of --splits")
     train_only: str = option("", "coco: key=value of images that must stay out of validation and test")
     label_filter: tuple[str, ...] = option((), "coco: names of the categories to keep; default: all")
     channels: str = option("auto", "coco: auto is 1 if all images are grey", choices=("auto", "1", "3"))
-    skip_bad: bool = option(False, "coco: leave out bad images and boxes, with a counted summary")
+    skip_bad: bool = option(False, "leave out bad images (coco: and boxes), with a counted summary")
+
+    finding: str = option("Nodule", "nih: what the boxes are around", choices=nih_tables.FINDINGS)
+    allow_missing: bool = option(False, "nih: go on without the images that are not there")
+    extra_annotations: str = option(
+        "", "nih: COCO file, or CSV like BBox_List_2017.csv, whose boxes replace those of validation and test"
+    )
 
     phantom_clean_images: int = option(600, "phantom: clean training images", low=1)
     phantom_unboxed_images: int = option(200, "phantom: training images with nodules, boxes withheld", low=0)
     phantom_validation_images: int = option(100, "phantom: labelled validation images", low=0)
     phantom_test_images: int = option(300, "phantom: labelled test images", low=0)
     phantom_test_clean_images: int = option(100, "phantom: clean test images", low=0)
+
+
+# Defaults that depend on the data set, in place of these values of `Prepare`.
+_NOT_GIVEN = (-1, ())
+_COMMON: dict = {"image_size": 128, "splits": (0.7, 0.1, 0.2)}
+_OWN: dict[str, dict] = {"nih": {"image_size": 512, "splits": nih_chestxray.SHARES}}
 
 
 def prepare(options: Prepare) -> None:
@@ -58,8 +80,11 @@ def prepare(options: Prepare) -> None:
     if not options.out:
         raise InputError("--out= is missing: the directory to write")
     records.check_target(options.out, options.overwrite)
-    build = _build_phantom if options.dataset == "phantom" else _build_coco
-    notes = build(options)
+    defaults = _COMMON | _OWN.get(options.dataset, {})
+    options = dataclasses.replace(
+        options, **{k: v for k, v in defaults.items() if getattr(options, k) in _NOT_GIVEN}
+    )
+    notes = _BUILD[options.dataset](options)
     dataset = records.open_dataset(options.out)
     print(summary(dataset))
     for note in notes + _warnings(dataset):
@@ -122,6 +147,35 @@ def _build_coco(options: Prepare) -> list[str]:
     notes = folder.notes + left_out
     notes += [f"skipped {count} x {reason}" for reason, count in sorted(folder.skipped.items())]
     return notes
+
+
+def _build_nih(options: Prepare) -> list[str]:
+    if not options.images:
+        raise InputError("--images= is missing: the folder with NIH's tables and images_001 to images_012")
+    splits.check_shares(options.splits)
+    extra = options.extra_annotations
+    plan, notes = nih_chestxray.plan(
+        Path(options.images).expanduser(),
+        options.finding,
+        shares=options.splits,
+        seed=options.seed,
+        train_images=options.train_images,
+        extra_annotations=Path(extra).expanduser() if extra else None,
+        allow_missing=options.allow_missing,
+        skip_bad=options.skip_bad,
+    )
+    config = coco_builder.CocoConfig(
+        name="prepared", plan=plan, class_names=[options.finding], image_size=options.image_size
+    )
+    records.build(
+        lambda data_dir: nih_chestxray.NihChestXray(data_dir=data_dir, config=config),
+        options.out,
+        overwrite=options.overwrite,
+    )
+    return notes
+
+
+_BUILD = {"coco": _build_coco, "nih": _build_nih, "phantom": _build_phantom}
 
 
 def _contents(dataset: records.Dataset, split: str) -> tuple[np.ndarray, list[int], set[str]]:

@@ -117,7 +117,7 @@ def read_folder(
     labels, class_names = _categories(document["categories"], label_filter, annotations)
     sources = _images(document["images"], annotations, images, keys, problems, notes)
     readable = [
-        s for s in tqdm(sources.values(), desc="checking images", unit="image") if _inspect(s, problems)
+        s for s in tqdm(sources.values(), desc="checking images", unit="image") if inspect(s, problems)
     ]
     known = {row.get("id") for row in document["images"]}
     _boxes(document["annotations"], {s.image_id: s for s in readable}, known, labels, problems, notes)
@@ -132,8 +132,8 @@ def read_folder(
     return Folder(readable, class_names, notes, problems.reasons)
 
 
-def read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The annotation file with its three lists of objects.
+def read_json(path: Path, flag: str = "--annotations") -> dict[str, list[dict[str, Any]]]:
+    """The annotation file, given by `flag`, with its three lists of objects.
 
     Raises:
       InputError: it is missing, empty, no JSON or no COCO file.
@@ -141,21 +141,19 @@ def read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--annotations={path}: cannot be read ({error})") from error
+        raise InputError(f"{flag}={path}: cannot be read ({error})") from error
     if not text.strip():
-        raise InputError(f"--annotations={path}: the file is empty")
+        raise InputError(f"{flag}={path}: the file is empty")
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"--annotations={path}: not JSON ({error})") from error
+        raise InputError(f"{flag}={path}: not JSON ({error})") from error
     for key in ("images", "annotations", "categories"):
         rows = document.get(key) if isinstance(document, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise InputError(
-                f"--annotations={path}: no list of objects {key!r}; it must be a COCO detection file"
-            )
+            raise InputError(f"{flag}={path}: no list of objects {key!r}; it must be a COCO detection file")
     if not document["images"]:
-        raise InputError(f"--annotations={path}: 'images' is empty")
+        raise InputError(f"{flag}={path}: 'images' is empty")
     return document
 
 
@@ -247,8 +245,8 @@ def _image_fault(
     return None
 
 
-def _inspect(source: Source, problems: Problems) -> bool:
-    """Decodes the file and notes its size, depth and colour; False when it is of no use."""
+def inspect(source: Source, problems: Problems) -> bool:
+    """Decodes the file and notes its size, depth and colour; False, and a problem, when it is of no use."""
     who = f"{source.path} (image {source.image_id})"
     if not source.path.is_file():
         problems.add(
@@ -309,7 +307,7 @@ def _boxes(
         elif row.get("iscrowd"):
             crowds += 1
             _hide(source)
-        elif (fault := _fault(row.get("bbox"), source.height, source.width)) is not None:
+        elif (fault := box_fault(row.get("bbox"), source.height, source.width)) is not None:
             problems.add(fault[0], f"{source.file_name}, {who}: bbox {row.get('bbox')!r} {fault[1]}")
             _hide(source)
         else:
@@ -327,7 +325,7 @@ def _hide(source: Source | None) -> None:
         source.hidden = source.training_only = True
 
 
-def _fault(box: Any, height: int, width: int) -> tuple[str, str] | None:
+def box_fault(box: Any, height: int, width: int) -> tuple[str, str] | None:
     """What is wrong with a COCO box on an image of that size, as (reason, sentence); None when it is good."""
     numbers = isinstance(box, list) and all(
         isinstance(v, (int, float)) and not isinstance(v, bool) for v in box

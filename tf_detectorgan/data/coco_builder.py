@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -47,11 +47,7 @@ def divide(
         part = split_of[source.group]
         if part == "train" or not source.training_only:
             result[f"{part}_{source.stream}"].append(source)
-    for stream, hint in (("labelled", "no box"), ("clean", "no image without the object")):
-        if not result[f"train_{stream}"]:
-            raise InputError(
-                f"no training images are {stream} ({hint} in the training split): nothing to learn from"
-            )
+    check_trainable(result)
     notes = []
     if lost := len(sources) - sum(map(len, result.values())):
         notes.append(f"{lost} images with incomplete boxes left out of validation and test")
@@ -67,6 +63,19 @@ def divide(
     return {split: rows for split, rows in result.items() if rows}, notes
 
 
+def check_trainable(plan: Mapping[str, Sequence[Source]]) -> None:
+    """Training needs images with boxes and images without the object.
+
+    Raises:
+      InputError: there are none.
+    """
+    for stream, hint in (("labelled", "no box"), ("clean", "no image without the object")):
+        if not plan.get(f"train_{stream}"):
+            raise InputError(
+                f"no training images are {stream} ({hint} in the training split): nothing to learn from"
+            )
+
+
 @dataclasses.dataclass
 class CocoConfig(tfds.core.BuilderConfig):
     """What to write: the sources of every split, and the form of the images."""
@@ -75,7 +84,6 @@ class CocoConfig(tfds.core.BuilderConfig):
     class_names: Sequence[str] = ()
     image_size: int = 0  # longer side after resizing; 0: the files' own sizes
     channels: int = 1
-    citation: str = ""
 
 
 class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -83,6 +91,8 @@ class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ig
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
+    DESCRIPTION = "Images with COCO annotations"
+    CITATION = ""
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
@@ -94,8 +104,8 @@ class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ig
             self,
             records.features((self._side, self._side, config.channels), self._bit_depth, config.class_names),
             max_boxes=max(len(s.boxes) for s in sources),
-            description="Images with COCO annotations",
-            citation=config.citation,
+            description=self.DESCRIPTION,
+            citation=self.CITATION,
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:

@@ -198,6 +198,7 @@ class Dataset:
         self.directory = Path(builder.data_dir)
         self.name: str = builder.name
         self.version: str = str(builder.version)
+        self.description: str = builder.info.description
         self.citation: str = builder.info.citation
         self.features: tfds.features.FeaturesDict = schema
         self.image_shape: tuple[int, int, int] = tuple(schema["image"].shape)

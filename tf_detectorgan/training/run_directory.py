@@ -99,6 +99,7 @@ def _card(dataset: records.Dataset) -> dict[str, Any]:
         "image_shape": list(dataset.image_shape),
         "bit_depth": dataset.bit_depth,
         "class_names": list(dataset.class_names),
+        "description": dataset.description,
         "citation": dataset.citation,
         "counts": {
             f"{split}_{stream}": dataset.count(f"{split}_{stream}")
