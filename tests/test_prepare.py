@@ -183,3 +183,24 @@ def test_real_tiles_keep_groups_apart_and_boxes_in_place(real_data, tmp_path):
                 record.boxes, np.reshape(boxes.get(image["id"], []), (-1, 4)) * scale, atol=0.51
             )
     assert dataset.count("train_labelled") == 57
+
+
+def test_the_real_nih_sample_is_prepared_without_what_is_absent(real_data, tmp_path, capsys):
+    """48 of the 51,496 images that the tables have for Pneumonia are in the sample."""
+    prepare(
+        Prepare(
+            dataset="nih",
+            images=str(real_data("nih_raw_sample")),
+            finding="Pneumonia",
+            out=str(tmp_path / "set"),
+            allow_missing=True,
+            image_size=64,
+        )
+    )
+    dataset = records.open_dataset(tmp_path / "set")
+    counts = [dataset.count(f"train_{stream}") for stream in records.STREAMS]
+    assert counts[1:] == [20, 8]
+    assert counts[0] + dataset.count("validation_labelled") + dataset.count("test_labelled") == 20
+    said = capsys.readouterr().out
+    assert "51448 images are missing" in said
+    assert "not normal" in said

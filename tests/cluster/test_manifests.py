@@ -163,6 +163,15 @@ def test_table_1_has_one_index_a_cell():
     assert job["spec"]["completions"] == len(TABLES["1"].rows) * len(given.seeds)
 
 
+def test_nih_is_trained_and_prepared_as_by_the_configs():
+    """The same flags but for places, which are on the volume."""
+    for job, config_file in (("train-nih", "nih"), ("prepare-nih", "nih_prepare")):
+        lines = (ROOT / f"configs/{config_file}.flags").read_text("utf-8").splitlines()
+        ours = {line for line in lines if line.startswith("--")}
+        theirs = {re.sub("=/(data|runs)/", r"=\1/", line) for line in flagfile(ROOT / f"k8s/{job}.yaml")}
+        assert theirs - {"--images=data/nih-images"} == ours
+
+
 def test_files_that_comments_name_exist():
     named = {name for path in MANIFESTS for name in re.findall(r"k8s/[\w./-]+", path.read_text("utf-8"))}
     assert "k8s/train-nih.yaml" in named

@@ -24,10 +24,10 @@ SHARES = (57 / 79, 9 / 79, 13 / 79)
 _SHOWN = 10  # names of missing images in an error message
 
 DESCRIPTION = f"""NIH ChestX-ray14 (ChestX-ray8): frontal chest X-rays of the NIH Clinical Center, 1992 to
-2015. Clean images are those labelled "{NO_FINDING}". "{NO_FINDING}" is not normal: it says that a program found
-none of 14 findings in the text of the report. Other findings, devices, scars, and objects that the report does
-not mention are among them. The publisher's boxes are one an image and finding at most: there may be more to
-see."""
+2015. Clean images are those labelled "{NO_FINDING}". "{NO_FINDING}" is not normal: it says that a program
+found none of 14 findings in the text of the report. Other findings, devices, scars, and objects that the
+report does not mention are among them. The publisher's boxes are one an image and finding at most: there may
+be more to see."""
 CITATION = """X. Wang, Y. Peng, L. Lu, Z. Lu, M. Bagheri, R. M. Summers: ChestX-ray8: Hospital-scale Chest
 X-ray Database and Benchmarks on Weakly-Supervised Classification and Localization of Common Thorax Diseases.
 CVPR 2017, pp. 3462-3471. Provided by the NIH Clinical Center without restrictions on use; it asks to be

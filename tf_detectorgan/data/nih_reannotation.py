@@ -41,8 +41,10 @@ def _read_coco(path: Path, finding: str) -> dict[str, list[Box]]:
         number = _whole(path, "image", row, "id")
         name = nih_tables.checked_name(f"{path}: image {number}", str(row.get("file_name")).split("/")[-1])
         width, height = (_whole(path, "image", {key: SIDE, **row}, key) for key in ("width", "height"))
-        if number in images or min(width, height) < 1:
-            raise InputError(f"{path}: image {number} ({name}): is there twice, or {width} x {height} pixels")
+        if number in images:
+            raise InputError(f"{path}: image {number} ({name}): the id {number} is there twice")
+        if min(width, height) < 1:
+            raise InputError(f"{path}: image {number} ({name}): has {width} x {height} pixels")
         images[number] = (name, width, height)
     result: dict[str, list[Box]] = {name: [] for name, _, _ in images.values()}
     for row in document["annotations"]:

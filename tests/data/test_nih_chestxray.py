@@ -1,0 +1,379 @@
+"""NIH's builder, on its real tables and on a small collection of 64 x 64 pictures in its folders."""
+
+import collections
+import csv
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tf_detectorgan.data import coco_builder, nih_chestxray, nih_tables, records
+from tf_detectorgan.errors import InputError
+
+BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
+LABEL_HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,OriginalImage[Width,Height],"
+BOXED = [f"{patient:08d}_000.png" for patient in range(1, 21)]
+CLEAN = ["00000101_000.png", "00000101_001.png", "00000102_000.png"]
+UNBOXED = ["00000103_000.png"]
+OTHERS = ["00000104_000.png"]  # another finding: neither clean nor labelled
+HIDDEN = ["00000021_000.png"]  # a nodule without a box among the boxed patients: not used
+BOX = (512.0, 256.0, 128.0, 64.0)  # x, y, width, height of 1024
+
+
+class Collection:
+    """20 boxed nodules of 20 patients, 3 clean images and one with a nodule and no box."""
+
+    def __init__(self, root):
+        self.root = root
+        self.boxes = [BOX_HEADER, *(f"{name},Nodule,512.0,256.0,128.0,64.0" for name in BOXED)]
+        self.boxes.append(f"{BOXED[0]},Mass,1,2,3,4")
+        self.labels = [LABEL_HEADER, *(f"{name},Mass|Nodule,0,1,2500,2048," for name in BOXED)]
+        self.labels += [f"{name},No Finding,0,1,2500,2048," for name in CLEAN]
+        self.labels += [f"{name},Nodule,0,1,2500,2048," for name in UNBOXED + HIDDEN]
+        self.labels += [f"{name},Hernia,0,1,2500,2048," for name in OTHERS]
+        self.training = CLEAN + UNBOXED + OTHERS
+        self.place("images_001", BOXED)
+        self.place("images_012", self.training)
+
+    def place(self, folder, names, mode="L"):
+        (self.root / folder).mkdir(parents=True, exist_ok=True)
+        for number, name in enumerate(names):
+            self.picture(number).convert(mode).save(self.root / folder / name)
+
+    @staticmethod
+    def picture(number):
+        pixels = np.random.default_rng(number).integers(0, 256, (64, 64))
+        return Image.fromarray(pixels.astype(np.uint8))
+
+    def write(self, encoding="utf-8", newline="\n"):
+        for name, lines in (
+            ("BBox_List_2017.csv", self.boxes),
+            ("Data_Entry_2017_v2020.csv", self.labels),
+            ("train_val_list.txt", self.training),
+        ):
+            (self.root / name).write_bytes((newline.join(lines) + newline).encode(encoding))
+
+    def plan(self, finding="Nodule", **options):
+        self.write()
+        return nih_chestxray.plan(self.root, finding, **options)
+
+
+@pytest.fixture
+def collection(tmp_path):
+    return Collection(tmp_path / "nih")
+
+
+def names(plan):
+    return {split: [source.file_name for source in rows] for split, rows in plan.items()}
+
+
+def test_the_papers_nodules_on_the_real_tables(real_data):
+    """57, 9 and 13 images by patient, whatever the seed; streams against sets counted here."""
+    folder = real_data("nih_raw_sample")
+    sources, notes = nih_chestxray._sources(folder, "Nodule")
+    with (folder / "Data_Entry_2017_v2020.csv").open(newline="") as file:
+        labels = {row["Image Index"]: row["Finding Labels"].split("|") for row in csv.DictReader(file)}
+    offered = (folder / "train_val_list.txt").read_text().split()
+    with (folder / "BBox_List_2017.csv").open(newline="") as file:
+        boxed = {row[0] for row in csv.reader(file) if row[1] == "Nodule"}
+    nodules = {name for name in offered if "Nodule" in labels[name]} - boxed
+    clean = {name for name in offered if labels[name] == ["No Finding"]}
+    assert (len(boxed), len(nodules), len(clean)) == (79, 4708, 50500)
+    assert "6331 images are labelled Nodule, 6252 of them have no box" in notes[0]
+    assert any("not normal" in note for note in notes)
+    tests = []
+    for seed in range(5):
+        plan, _ = coco_builder.divide(sources, nih_chestxray.SHARES, seed, 0, "")
+        counts = {split: len(rows) for split, rows in plan.items()}
+        assert counts == {
+            "train_labelled": 57,
+            "train_clean": 50500,
+            "train_unboxed": 4708,
+            "validation_labelled": 9,
+            "test_labelled": 13,
+        }
+        assert {s.file_name for s in plan["train_clean"]} == clean
+        assert {s.file_name for s in plan["train_unboxed"]} == nodules
+        parts = collections.defaultdict(set)
+        for split, rows in plan.items():
+            for source in rows:
+                parts[source.file_name[:8]].add(split.split("_")[0])
+        assert {len(found) for found in parts.values()} == {1}
+        tests.append(names(plan)["test_labelled"])
+    assert len(set(map(tuple, tests))) == 5
+    again, _ = coco_builder.divide(sources, nih_chestxray.SHARES, 0, 0, "")
+    assert names(again)["test_labelled"] == tests[0]
+
+
+def test_the_real_boxes_of_all_findings(real_data):
+    """The numbers of Wang et al. 2017: 984 boxes, 880 images, 726 patients."""
+    boxes = nih_tables.read_boxes(real_data("nih_raw_sample") / "BBox_List_2017.csv")
+    found = {finding: sum(map(len, rows.values())) for finding, rows in boxes.items()}
+    assert found == dict(
+        zip(nih_tables.FINDINGS, (180, 146, 153, 123, 85, 79, 120, 98), strict=True)
+    )  # in the order of the alphabet
+    images = {name for rows in boxes.values() for name in rows}
+    assert (len(images), len({nih_tables.patient(name) for name in images})) == (880, 726)
+
+
+def test_streams_and_splits_of_a_small_collection(collection):
+    plan, notes = collection.plan(shares=(0.7, 0.1, 0.2))
+    counts = {split: len(rows) for split, rows in plan.items()}
+    assert counts == {
+        "train_labelled": 14,
+        "train_clean": 3,
+        "train_unboxed": 1,
+        "validation_labelled": 2,
+        "test_labelled": 4,
+    }
+    assert names(plan)["train_clean"] == CLEAN
+    assert names(plan)["train_unboxed"] == UNBOXED
+    assert "22 images are labelled Nodule, 2 of them have no box of it; 1 of those, and 3 images" in notes[0]
+    assert plan["test_labelled"][0].boxes == [(32, 16, 40, 20)]  # of 64 pixels instead of 1024
+    assert plan["train_clean"][0].group == "00000101"
+
+
+@pytest.mark.parametrize("folder", ["images_003/images", "images", "images_002"])
+def test_images_are_found_in_every_layout(collection, folder):
+    before = names(collection.plan()[0])
+    for parent in ("images_001", "images_012"):
+        target = collection.root / folder
+        target.mkdir(parents=True, exist_ok=True)
+        for path in (collection.root / parent).glob("*.png"):
+            path.rename(target / path.name)
+    plan, _ = collection.plan()
+    assert names(plan) == before
+    assert {source.path.parent for rows in plan.values() for source in rows} == {collection.root / folder}
+
+
+@pytest.mark.parametrize(
+    "encoding, newline, change",
+    [
+        ("utf-8-sig", "\n", lambda c: None),
+        ("utf-8", "\r\n", lambda c: None),
+        ("utf-8", "\n", lambda c: c.boxes.extend(c.boxes[1:4])),
+        ("utf-8", "\n", lambda c: c.labels.extend(c.labels[1:4])),
+        ("utf-8", "\n", lambda c: c.training.extend(c.training[:2])),
+        ("utf-8", "\n", lambda c: c.boxes.__setitem__(slice(1, None), [f"{row},,," for row in c.boxes[1:]])),
+        ("utf-8", "\n", lambda c: c.boxes.__setitem__(0, 'Image Index,Finding Label,"Bbox [x,y,w,h]"')),
+        ("utf-8", "\n", lambda c: c.labels.__setitem__(1, f'"{BOXED[0]}","Mass|Nodule","a, quoted ""b""",1')),
+        ("utf-8", "\n", lambda c: c.labels.insert(3, "")),
+    ],
+    ids="bom crlf boxes-twice labels-twice names-twice kaggle quoted-header quoted-field empty-line".split(),
+)
+def test_editions_of_the_tables_are_read_alike(collection, encoding, newline, change):
+    expected = names(collection.plan()[0])
+    change(collection)
+    collection.write(encoding, newline)
+    plan, _ = nih_chestxray.plan(collection.root, "Nodule")
+    assert names(plan) == expected
+    assert all(len(source.boxes) == 1 for source in plan["train_labelled"])
+
+
+def edit(table, line, text):
+    def change(collection):
+        getattr(collection, table)[line] = text
+
+    return change
+
+
+BAD_TABLES = {
+    "no header": (edit("boxes", 0, f"{BOXED[0]},Nodule,1,2,3,4"), ["BBox_List", "begins with"]),
+    "five columns": (edit("boxes", 2, f"{BOXED[1]},Nodule,1,2,3"), ["BBox_List", "line 3", "5 columns"]),
+    "no number": (edit("boxes", 2, f"{BOXED[1]},Nodule,1,2,3,four"), ["BBox_List", "line 3", "'four'"]),
+    "NaN": (edit("boxes", 2, f"{BOXED[1]},Nodule,1,2,nan,4"), ["BBox_List", "line 3", "'nan'"]),
+    "negative": (edit("boxes", 2, f"{BOXED[1]},Nodule,1,2,-3,4"), ["BBox_List", "line 3", "'-3'"]),
+    "outside": (edit("boxes", 2, f"{BOXED[1]},Nodule,1000,2,30,4"), ["BBox_List", "line 3", "1024"]),
+    "no finding": (edit("boxes", 2, f"{BOXED[1]},Nodul,1,2,3,4"), ["BBox_List", "line 3", "'Nodul'"]),
+    "no name": (edit("boxes", 2, "2.png,Nodule,1,2,3,4"), ["BBox_List", "line 3", "'2.png'"]),
+    "quote": (edit("boxes", 2, f'"{BOXED[1]},Nodule,1,2,3,4'), ["BBox_List", "cannot be read"]),
+    "no column": (
+        edit("labels", 0, "Image Index,Findings"),
+        ["Data_Entry", "'Finding Labels'", "'Findings'"],
+    ),
+    "two columns": (edit("labels", 0, LABEL_HEADER + "Finding Labels"), ["Data_Entry", "'Finding Labels'"]),
+    "short row": (edit("labels", 2, BOXED[1]), ["Data_Entry", "line 3", "1 columns"]),
+    "two labels": (
+        edit("labels", 2, f"{BOXED[0]},Nodule"),
+        ["Data_Entry", "line 3", BOXED[0], "'Nodule'", "Mass|Nodule"],
+    ),
+    "not labelled": (edit("labels", 2, "00000999_000.png,Nodule"), ["Data_Entry", BOXED[1], "BBox_List"]),
+    "no image name": (edit("training", 0, "not a name"), ["train_val_list", "line 1", "'not a name'"]),
+    "unknown image": (edit("training", 0, "00000999_000.png"), ["Data_Entry", "00000999_000.png"]),
+    "empty": (lambda c: c.training.clear(), ["train_val_list", "names no image"]),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_TABLES)
+def test_a_bad_table_is_an_error_with_file_line_and_value(collection, fault):
+    change, expected = BAD_TABLES[fault]
+    change(collection)
+    with pytest.raises(InputError) as caught:
+        collection.plan()
+    for part in expected:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("table", ["BBox_List_2017.csv", "Data_Entry_2017_v2020.csv", "train_val_list.txt"])
+def test_an_absent_or_unreadable_table_is_named(collection, table):
+    collection.write()
+    (collection.root / table).write_bytes(b"\xff\xfe\x00Image Index")
+    with pytest.raises(InputError, match=table):
+        nih_chestxray.plan(collection.root, "Nodule")
+    (collection.root / table).unlink()
+    with pytest.raises(InputError, match=f"no file {table.replace('_v2020', '.')}"):
+        nih_chestxray.plan(collection.root, "Nodule")
+    with pytest.raises(InputError, match="no such directory"):
+        nih_chestxray.plan(collection.root / "absent", "Nodule")
+
+
+@given(
+    line=st.integers(0, 22),
+    column=st.integers(0, 60),
+    cut=st.integers(0, 12),
+    put=st.text(st.characters(codec="utf-8"), max_size=6),
+)
+@settings(max_examples=150)
+def test_a_damaged_table_is_read_or_refused_in_one_sentence(tmp_path_factory, line, column, cut, put):
+    path = tmp_path_factory.getbasetemp() / "damaged.csv"
+    rows = [BOX_HEADER, *(f"{name},Nodule,512.0,256.0,128.0,64.0" for name in BOXED)]
+    rows[line % len(rows)] = rows[line % len(rows)][:column] + put + rows[line % len(rows)][column + cut :]
+    path.write_text("\n".join(rows), "utf-8")
+    try:
+        boxes = nih_tables.read_boxes(path)
+    except InputError as error:
+        boxes, message = {}, str(error)
+    else:
+        message = str(path)
+    assert message.startswith(str(path))
+    assert all(w > 0 and h > 0 for b in boxes.values() for r in b.values() for _, _, w, h in r)
+
+
+def test_missing_images_are_one_summary_and_can_be_done_without(collection):
+    whole = names(collection.plan(shares=(0.7, 0.1, 0.2))[0])
+    for name in [*BOXED[:12], *CLEAN[:1]]:
+        next(collection.root.glob(f"images_*/{name}")).unlink()
+    with pytest.raises(InputError, match="--allow_missing") as caught:
+        collection.plan(shares=(0.7, 0.1, 0.2))
+    message = str(caught.value)
+    assert "13 images are missing" in message
+    assert "train_clean 1 of 3" in message
+    assert sum(name in message for name in BOXED + CLEAN) == 10
+    assert "and 3 more" in message
+    plan, notes = collection.plan(shares=(0.7, 0.1, 0.2), allow_missing=True)
+    assert any("13 images are missing" in note for note in notes)
+    gone = {*BOXED[:12], *CLEAN[:1]}
+    assert names(plan) == {
+        split: kept for split, rows in whole.items() if (kept := [n for n in rows if n not in gone])
+    }
+
+
+def test_bad_images_are_errors_that_can_be_skipped(collection):
+    (collection.root / "images_001" / BOXED[3]).write_bytes(b"no image")
+    Image.new("L", (64, 32)).save(collection.root / "images_012" / CLEAN[0])
+    with pytest.raises(InputError, match=r"2 problems(.|\n)*--skip_bad") as caught:
+        collection.plan()
+    assert BOXED[3] in str(caught.value)
+    assert "64 x 32" in str(caught.value)
+    plan, notes = collection.plan(skip_bad=True)
+    assert sum(map(len, plan.values())) == 22
+    assert "skipped 1 x undecodable image" in notes
+    assert "skipped 1 x image that is not square" in notes
+
+
+def reannotation(folder, kind, rows):
+    """Two boxes on each of the images `rows`, by 1024 (CSV) or 512 pixels (COCO)."""
+    if kind == "csv":
+        path = folder / "anew.csv"
+        lines = [f"{name},Nodule,{x},0,8,16" for name in rows for x in (0, 512)]
+        path.write_text("\n".join([BOX_HEADER, *lines]))
+        return path
+    path = folder / "anew.json"
+    images = [
+        {"id": i, "file_name": f"any/{name}", "width": 512, "height": 512} for i, name in enumerate(rows)
+    ]
+    boxes = [
+        {"id": 2 * i + (x > 0), "image_id": i, "category_id": 4, "bbox": [x, 0, 4, 8]}
+        for i in range(len(rows))
+        for x in (0, 256)
+    ]
+    categories = [{"id": 4, "name": "nodule"}, {"id": 5, "name": "mass"}]
+    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "coco"])
+def test_a_reannotation_replaces_boxes_of_validation_and_test_only(collection, tmp_path, kind):
+    before, _ = collection.plan()
+    again = [*names(before)["test_labelled"][1:], names(before)["train_labelled"][0]]
+    plan, notes = collection.plan(extra_annotations=reannotation(tmp_path, kind, again))
+    assert names(plan) == names(before)
+    old = (32, 16, 40, 20)
+    new = [(0, 0, 0.5, 1), (32, 0, 32.5, 1)]  # of 64 pixels
+    assert [s.boxes for s in plan["test_labelled"]] == [[old]] + [new] * (len(again) - 1)
+    assert [s.labels for s in plan["test_labelled"]] == [[0]] + [[0, 0]] * (len(again) - 1)
+    assert {tuple(s.boxes) for s in plan["train_labelled"]} == {(old,)}
+    assert any("1 images of anew" in note and "not used" in note for note in notes)
+    nothing = reannotation(tmp_path, kind, names(before)["train_labelled"])
+    with pytest.raises(InputError, match="names no image of validation or test"):
+        collection.plan(extra_annotations=nothing)
+
+
+def test_a_test_image_on_which_readers_saw_nothing_is_left_out(collection, tmp_path):
+    before, _ = collection.plan()
+    path = reannotation(tmp_path, "coco", names(before)["test_labelled"])
+    document = json.loads(path.read_text())
+    document["annotations"] = [row for row in document["annotations"] if row["image_id"]]
+    path.write_text(json.dumps(document))
+    plan, notes = collection.plan(extra_annotations=path)
+    assert names(plan)["test_labelled"] == names(before)["test_labelled"][1:]
+    assert any("nothing is to be seen: 1" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (lambda d: d["categories"][0].update(name="lump"), "no category is called Nodule, only lump"),
+        (lambda d: d["images"][0].update(file_name="1.png"), "image 0: '1.png'"),
+        (lambda d: d["images"][0].update(id=1), "image 1 .*is there twice"),
+        (lambda d: d["images"][0].update(width="wide"), "image .*width is 'wide'"),
+        (lambda d: d["images"][0].update(height=0), "image 0 .*512 x 0 pixels"),
+        (lambda d: d["annotations"][0].update(image_id=99), "annotation 0: image_id 99"),
+        (lambda d: d["annotations"][0].update(bbox=[0, 0, -1, 1]), "annotation 0 .*negative"),
+    ],
+)
+def test_a_bad_reannotation_is_an_error(collection, tmp_path, change, expected):
+    path = reannotation(tmp_path, "coco", BOXED)
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=f"anew.json: {expected}"):
+        collection.plan(extra_annotations=path)
+
+
+def test_what_is_written_is_grey_and_says_where_it_comes_from(collection, tmp_path):
+    """Files of four channels, as some of NIH's are, and a picture written and read back bit by bit."""
+    collection.place("images_001", BOXED, mode="RGBA")
+    plan, _ = collection.plan()
+    config = coco_builder.CocoConfig(name="test", plan=plan, class_names=["Nodule"], image_size=64)
+    out = tmp_path / "set"
+    records.build(lambda data_dir: nih_chestxray.NihChestXray(data_dir=data_dir, config=config), out)
+    dataset = records.open_dataset(out)
+    assert (dataset.name, dataset.image_shape, dataset.class_names) == (
+        "nih_chest_xray",
+        (64, 64, 1),
+        ("Nodule",),
+    )
+    assert '"No Finding" is not normal' in dataset.description
+    assert "ChestX-ray8" in dataset.citation
+    for serialized in dataset.serialized("train_labelled"):
+        record = dataset.decode(serialized)
+        name = record.file_name.numpy().decode()
+        assert int(record.image_id) == 1000 * int(name[:8])
+        assert record.groups.numpy().tolist() == [name[:8].encode()]
+        np.testing.assert_array_equal(record.boxes, [[32, 16, 40, 20]])
+        stored = records.to_stored(record.image.numpy(), 8)[..., 0]
+        np.testing.assert_array_equal(stored, np.asarray(collection.picture(BOXED.index(name))))
