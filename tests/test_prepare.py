@@ -147,7 +147,7 @@ def test_a_terminated_command_leaves_nothing(tmp_path):
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 300
         while not list(tmp_path.rglob("*incomplete*")) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert process.poll() is None
