@@ -51,6 +51,7 @@ class Prepare:
     label_filter: tuple[str, ...] = option((), "coco: names of the categories to keep; default: all")
     channels: str = option("auto", "coco: auto is 1 if all images are grey", choices=("auto", "1", "3"))
     skip_bad: bool = option(False, "leave out bad images (coco: and boxes), with a counted summary")
+    allow_duplicates: bool = option(False, "go on although a picture is in two splits")
 
     finding: str = option("Nodule", "nih: what the boxes are around", choices=nih_tables.FINDINGS)
     allow_missing: bool = option(False, "nih: go on without the images that are not there")
@@ -132,19 +133,17 @@ def _build_coco(options: Prepare) -> list[str]:
         folder.sources, options.splits, options.seed, options.train_images, options.split_key
     )
     grey = all(source.grey for source in folder.sources)
-    config = coco_builder.CocoConfig(
-        name="prepared",
-        plan=plan,
+    notes = folder.notes + left_out
+    notes += coco_builder.write(
+        coco_builder.Coco,
+        plan,
+        options.out,
         class_names=folder.class_names,
         image_size=options.image_size,
         channels={"auto": 1 if grey else 3, "1": 1, "3": 3}[options.channels],
-    )
-    records.build(
-        lambda data_dir: coco_builder.Coco(data_dir=data_dir, config=config),
-        options.out,
         overwrite=options.overwrite,
+        allow_duplicates=options.allow_duplicates,
     )
-    notes = folder.notes + left_out
     notes += [f"skipped {count} x {reason}" for reason, count in sorted(folder.skipped.items())]
     return notes
 
@@ -164,15 +163,15 @@ def _build_nih(options: Prepare) -> list[str]:
         allow_missing=options.allow_missing,
         skip_bad=options.skip_bad,
     )
-    config = coco_builder.CocoConfig(
-        name="prepared", plan=plan, class_names=[options.finding], image_size=options.image_size
-    )
-    records.build(
-        lambda data_dir: nih_chestxray.NihChestXray(data_dir=data_dir, config=config),
+    return notes + coco_builder.write(
+        nih_chestxray.NihChestXray,
+        plan,
         options.out,
+        class_names=[options.finding],
+        image_size=options.image_size,
         overwrite=options.overwrite,
+        allow_duplicates=options.allow_duplicates,
     )
-    return notes
 
 
 _BUILD = {"coco": _build_coco, "nih": _build_nih, "phantom": _build_phantom}

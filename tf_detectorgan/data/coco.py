@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tf_detectorgan.data import resize
+from tf_detectorgan.data import resize, split_guard
 from tf_detectorgan.errors import InputError
 
 _TOLERANCE = 1.0  # pixels that a box may lie outside: rounding of annotation tools; it is clipped
@@ -41,6 +41,7 @@ class Source:
     brightest: int = 0  # stored value
     boxes: list[tuple[float, float, float, float]] = dataclasses.field(default_factory=list)  # x0, y0, x1, y1
     labels: list[int] = dataclasses.field(default_factory=list)
+    fingerprint: split_guard.Fingerprint | None = None  # set by `inspect`
     hidden: bool = False  # has objects without a usable box: a crowd, or a bad box that was skipped
     others: bool = False  # has boxes of categories that are not wanted
 
@@ -246,7 +247,10 @@ def _image_fault(
 
 
 def inspect(source: Source, problems: Problems) -> bool:
-    """Decodes the file and notes its size, depth and colour; False, and a problem, when it is of no use."""
+    """Decodes the file and notes its size, depth, colour and fingerprint.
+
+    False, and a problem, when it is of no use.
+    """
     who = f"{source.path} (image {source.image_id})"
     if not source.path.is_file():
         problems.add(
@@ -270,6 +274,7 @@ def inspect(source: Source, problems: Problems) -> bool:
     source.height, source.width = height, width
     source.bit_depth, source.grey = 8 * pixels.dtype.itemsize, resize.is_grey(pixels)
     source.brightest = int(pixels.max())
+    source.fingerprint = split_guard.fingerprint(pixels)
     return True
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from tf_detectorgan.data import records, resize, splits
+from tf_detectorgan.data import records, resize, split_guard, splits
 from tf_detectorgan.data.coco import Source
 from tf_detectorgan.errors import InputError
 
@@ -84,6 +84,46 @@ class CocoConfig(tfds.core.BuilderConfig):
     class_names: Sequence[str] = ()
     image_size: int = 0  # longer side after resizing; 0: the files' own sizes
     channels: int = 1
+
+
+def write(
+    builder: type[Coco],
+    plan: dict[str, list[Source]],
+    out,
+    *,
+    class_names: Sequence[str],
+    image_size: int,
+    channels: int = 1,
+    overwrite: bool = False,
+    allow_duplicates: bool = False,
+) -> list[str]:
+    """Writes inspected sources as the data set `out`, unless a picture is in two splits.
+
+    Args:
+      builder: `Coco`, or its subclass that says where the images come from.
+      plan: the sources of every split.
+      out: the directory.
+      class_names: in the order of the labels.
+      image_size: longer side after resizing; 0: the files' own sizes.
+      channels: 1 or 3.
+      overwrite: replace a prepared data set.
+      allow_duplicates: go on, with a note, when a picture is in two splits.
+
+    Returns:
+      Notes for the user.
+
+    Raises:
+      InputError: a picture is in two splits, or `out` is not to be written to.
+    """
+    prints = {
+        split: [(s.file_name, s.fingerprint) for s in rows if s.fingerprint] for split, rows in plan.items()
+    }
+    notes = split_guard.check(prints, allow_duplicates)
+    config = CocoConfig(
+        name="prepared", plan=plan, class_names=class_names, image_size=image_size, channels=channels
+    )
+    records.build(lambda data_dir: builder(data_dir=data_dir, config=config), out, overwrite=overwrite)
+    return notes
 
 
 class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]

@@ -20,7 +20,7 @@ import tensorflow as tf
 from tf_detectorgan import checkpoints
 from tf_detectorgan import evaluation as ev
 from tf_detectorgan.batch import Batch, Insertion
-from tf_detectorgan.data import pipeline, records
+from tf_detectorgan.data import pipeline, records, split_guard
 from tf_detectorgan.evaluation import auditors
 from tf_detectorgan.evaluation.auditors import Auditors
 from tf_detectorgan.evaluation.detect import detect_split, quick_ap
@@ -146,7 +146,9 @@ def final_detector(run: Run, name: str) -> None:
         return
     synthetic = None
     if ARMS[name].images != "none":
-        synthetic = records.read_records(run.arm_path(name) / "synthetic" / "synthetic.tfrecord")
+        file = run.arm_path(name) / "synthetic" / "synthetic.tfrecord"
+        synthetic = records.read_records(file)
+        split_guard.check_parents(run.dataset, synthetic, str(file))
     _train_detector(run, name, "final_detector", directory, run.settings.final_steps, synthetic=synthetic)
 
 
