@@ -2,7 +2,7 @@
 
 A picture is known again by its decoded pixels, or nearly by a perceptual hash: the signs of its 255 slowest
 cosine waves against their median (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash
-Functions", 3.2.1, with 16 x 16 waves instead of 8 x 8). Why, and where the limit is from: docs/decisions/0081.
+Functions", 3.2.1, with 16 x 16 waves instead of 8 x 8). Why, and whence the limit: docs/decisions/0081.
 """
 
 from __future__ import annotations
