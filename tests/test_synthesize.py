@@ -9,7 +9,7 @@ from tf_detectorgan import checkpoints, synthesize
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.synthesize import Synthesize
-from tf_detectorgan.training import run_directory
+from tf_detectorgan.training import phases, run_directory
 
 
 @pytest.fixture
@@ -107,3 +107,18 @@ def test_bad_input_writes_nothing(run_dir, tmp_path, monkeypatch, options, messa
     with pytest.raises(InputError, match=message):
         make(run_dir, **options)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_no_detector_is_trained_on_what_was_made_of_a_test_image(run_dir):
+    file = run_dir / "arms/cut_paste/synthetic/synthetic.tfrecord"
+    run = run_directory.reopen(str(run_dir))
+    (held_out,) = run.dataset.serialized("test_clean").take(1)
+    schema = records.read_features(file.parent)
+    made = [records.decode(schema, s)._asdict() for s in records.read_records(file)]
+    made = [{name: value.numpy() for name, value in one.items()} for one in made]
+    made[1]["groups"] = np.append(made[1]["groups"], run.dataset.decode(held_out).groups[0].numpy())
+    records.write_records(file, made, schema)
+    shutil.rmtree(run_dir / "arms/cut_paste/final_detector")
+    with pytest.raises(InputError, match=rf"{file}: images/000001.png .*, which is in test"):
+        phases.final_detector(run, "cut_paste")
+    assert not (run_dir / "arms/cut_paste/final_detector").exists()

@@ -14,9 +14,6 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan import checkpoints
-from tf_detectorgan.data import records
-from tf_detectorgan.errors import InputError
-from tf_detectorgan.training import phases, run_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = ("real_only", "cut_paste", "cyclegan_bbox", "detectorgan")
@@ -234,19 +231,3 @@ def test_a_killed_run_ends_with_the_very_same_numbers(runs):
     for number in range(SYNTHETIC):
         file = f"synthetic/images/{number:06d}.png"
         assert (killed / file).read_bytes() == (whole / file).read_bytes(), reached
-
-
-def test_no_detector_is_trained_on_what_was_made_of_a_test_image(finished_run, tmp_path):
-    path = shutil.copytree(finished_run, tmp_path / "run")
-    file = path / "arms/cut_paste/synthetic/synthetic.tfrecord"
-    run = run_directory.reopen(str(path))
-    (held_out,) = run.dataset.serialized("test_clean").take(1)
-    schema = records.read_features(file.parent)
-    made = [records.decode(schema, s)._asdict() for s in records.read_records(file)]
-    made = [{name: value.numpy() for name, value in one.items()} for one in made]
-    made[1]["groups"] = np.append(made[1]["groups"], run.dataset.decode(held_out).groups[0].numpy())
-    records.write_records(file, made, schema)
-    shutil.rmtree(path / "arms/cut_paste/final_detector")
-    with pytest.raises(InputError, match=rf"{file}: images/000001.png .*, which is in test"):
-        phases.final_detector(run, "cut_paste")
-    assert not (path / "arms/cut_paste/final_detector").exists()

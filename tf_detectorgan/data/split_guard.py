@@ -81,7 +81,7 @@ def check(splits: Mapping[str, Marked], allow: bool) -> list[str]:
         for p in sorted(pairs, key=lambda pair: pair.bits)[:_SHOWN]
     ]
     more = [f"... and {len(pairs) - _SHOWN} more"] if len(pairs) > _SHOWN else []
-    said = f"{len(pairs)} times a picture is in two splits:\n  " + "\n  ".join(shown + more)
+    said = f"a picture is in two splits, number of pairs {len(pairs)}:\n  " + "\n  ".join(shown + more)
     if not allow:
         raise InputError(
             f"{said}\nPut both into one group, leave one out, or go on with them by --allow_duplicates"
