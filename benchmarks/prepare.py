@@ -2,9 +2,9 @@
 
     python benchmarks/prepare.py --out=runs/prepare.json
 
-Draws grey PNGs of noise on a gradient with one box each, prepares the first few, then all, in a process of its
-own each time. Wanted: peak memory of 10,000 images at most 1.2 times that of 1,000. The default takes some
-half an hour on one core, most of it for drawing and decoding 11,000 images of 1024 px; 8 GB of disk.
+Draws grey PNGs of noise on a gradient with one box each, prepares the first few, then all, in a process of
+its own each time. Wanted: peak memory of 10,000 images at most 1.2 times that of 1,000. The default takes
+some half an hour on one core, most of it for drawing and decoding 11,000 images of 1024 px; 8 GB of disk.
 """
 
 import argparse
