@@ -39,6 +39,10 @@ REQUIRES = [
     "matplotlib>=3.9",
     # Progress bars with the time that is left.
     "tqdm>=4.66",
+    # Pascal VOC's files, without the entities by which XML of strangers can fill the memory.
+    "defusedxml>=0.7",
+    # The names of classes in YOLO's data.yaml.
+    "pyyaml>=6",
     # The report's and the gallery's HTML pages.
     "Jinja2>=3.1",
 ]
@@ -48,6 +52,8 @@ EXTRAS = {
     "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
     # Submits the jobs of k8s/ from Python.
     "k8s": ["kubernetes>=31"],
+    # Medical images: DICOM, and NODE21's MetaImages.
+    "medical": ["pydicom>=3", "SimpleITK>=2.4"],
     # Everything `make test` runs: xdist for files side by side, Playwright to look at pages in a browser;
     # setuptools because a test reads this file.
     "test": [
@@ -59,7 +65,8 @@ EXTRAS = {
         "mypy>=1.15",
         "import-linter>=2.7",
         "kubernetes-validate>=1.37",
-        "pyyaml>=6",
+        "pydicom>=3",
+        "SimpleITK>=2.4",
         "setuptools>=70",
         "types-tqdm",
     ],

@@ -1,6 +1,7 @@
-"""Makes a prepared data set (TFRecords, split by groups) of a COCO folder, of NIH's or of drawn chest X-rays.
+"""Makes a prepared data set (TFRecords, split by groups) of images with boxes, of NIH's or of drawn X-rays.
 
 python -m tf_detectorgan.prepare --images=photos --annotations=photos/boxes.json --out=data/photos
+python -m tf_detectorgan.prepare --images=photos_in_voc_yolo_or_node21_layout --out=data/photos
 python -m tf_detectorgan.prepare --dataset=nih --images=nih --finding=Nodule --out=data/nih
 python -m tf_detectorgan.prepare --dataset=phantom --out=data/phantom
 """
@@ -16,7 +17,16 @@ import tensorflow as tf
 
 from tf_detectorgan import door
 from tf_detectorgan.config import option
-from tf_detectorgan.data import coco, coco_builder, nih_chestxray, nih_tables, phantom, records, splits
+from tf_detectorgan.data import (
+    coco,
+    coco_builder,
+    formats,
+    nih_chestxray,
+    nih_tables,
+    phantom,
+    records,
+    splits,
+)
 from tf_detectorgan.errors import InputError
 
 _SMALL_BOX = 2.0  # stored pixels: below this side no network of ours can see the object
@@ -26,7 +36,11 @@ _SMALL_BOX = 2.0  # stored pixels: below this side no network of ours can see th
 class Prepare:
     """Options of `prepare`."""
 
-    dataset: str = option("coco", "where the images come from", choices=("coco", "nih", "phantom"))
+    dataset: str = option(
+        "auto",
+        "where the images come from; auto: annotations of the user's own, whose format is recognised",
+        choices=("auto", *formats.FORMATS, "nih", "phantom"),
+    )
     out: str = option("", "directory to write; must not exist")
     overwrite: bool = option(False, "replace --out if it is a prepared data set")
     seed: int = option(0, "of the division into splits, and of the drawn images", low=0)
@@ -37,20 +51,20 @@ class Prepare:
 
     images: str = option(
         "",
-        "coco: directory of the images, default: that of --annotations; nih: that of its tables",
+        "directory of the images, default: that of --annotations; nih: that of its tables",
     )
-    annotations: str = option("", "coco: the json file")
+    annotations: str = option("", "file or directory with the boxes; default: look into --images")
     splits: tuple[float, ...] = option(
         (),
         "shares of training, validation, test; default: 0.7,0.1,0.2; nih: 57, 9, 13 of 79, as the paper has",
     )
-    group_key: str = option(coco.Keys.group, "coco: key of an image that names its group (patient, scene)")
-    exclude_key: str = option(coco.Keys.exclude, "coco: images where this key is true are left out")
-    split_key: str = option("", "coco: key of an image that names its split, instead of --splits")
-    train_only: str = option("", "coco: key=value of images that must stay out of validation and test")
-    label_filter: tuple[str, ...] = option((), "coco: names of the categories to keep; default: all")
-    channels: str = option("auto", "coco: auto is 1 if all images are grey", choices=("auto", "1", "3"))
-    skip_bad: bool = option(False, "leave out bad images (coco: and boxes), with a counted summary")
+    group_key: str = option(coco.Keys.group, "key or column of an image that names its group")
+    exclude_key: str = option(coco.Keys.exclude, "images where this key is true are left out")
+    split_key: str = option("", "key of an image that names its split, instead of --splits")
+    train_only: str = option("", "key=value of images that must stay out of validation and test")
+    label_filter: tuple[str, ...] = option((), "names of the categories to keep; default: all")
+    channels: str = option("auto", "auto is 1 if all images are grey", choices=("auto", "1", "3"))
+    skip_bad: bool = option(False, "leave out bad images and boxes, with a counted summary")
     allow_duplicates: bool = option(False, "go on although a picture is in two splits")
 
     finding: str = option("Nodule", "nih: what the boxes are around", choices=nih_tables.FINDINGS)
@@ -114,17 +128,18 @@ def _build_phantom(options: Prepare) -> list[str]:
     return []
 
 
-def _build_coco(options: Prepare) -> list[str]:
-    if not options.annotations:
-        raise InputError("--annotations= is missing: the COCO json file")
+def _build_images(options: Prepare) -> list[str]:
+    """Images with annotations in one of `formats.FORMATS`."""
     splits.check_shares(options.splits)
-    annotations = Path(options.annotations).expanduser()
-    images = Path(options.images).expanduser() if options.images else annotations.parent
-    if not images.is_dir():
-        raise InputError(f"--images={images}: no such directory")
-    folder = coco.read_folder(
-        annotations,
-        images,
+    given = (Path(p).expanduser() if p else None for p in (options.annotations, options.images))
+    place = formats.locate(options.dataset, *given)
+    document = place.read()
+    title, boxes = formats.FORMATS[place.kind].title, len(document.annotations)
+    print(f"found {title}: {len(document.images)} images and {boxes} boxes in {place.annotations}")
+    print(f"images below {place.images}")
+    folder = coco.check(
+        document,
+        place.images,
         keys=coco.Keys(options.group_key, options.exclude_key, options.split_key, options.train_only),
         label_filter=options.label_filter,
         skip_bad=options.skip_bad,
@@ -141,6 +156,7 @@ def _build_coco(options: Prepare) -> list[str]:
         class_names=folder.class_names,
         image_size=options.image_size,
         channels={"auto": 1 if grey else 3, "1": 1, "3": 3}[options.channels],
+        white=folder.white,
         overwrite=options.overwrite,
         allow_duplicates=options.allow_duplicates,
     )
@@ -174,7 +190,8 @@ def _build_nih(options: Prepare) -> list[str]:
     )
 
 
-_BUILD = {"coco": _build_coco, "nih": _build_nih, "phantom": _build_phantom}
+_BUILD = dict.fromkeys(("auto", *formats.FORMATS), _build_images)
+_BUILD |= {"nih": _build_nih, "phantom": _build_phantom}
 
 
 def _contents(dataset: records.Dataset, split: str) -> tuple[np.ndarray, list[int], set[str]]:

@@ -45,7 +45,7 @@ class Folder:
 
     def read(self, **options):
         self.file.write_text(json.dumps(self.document))
-        return coco.read_folder(self.file, self.root, **{"keys": coco.Keys()} | options)
+        return coco.check(coco.read_document(self.file), self.root, **{"keys": coco.Keys()} | options)
 
 
 @pytest.fixture
@@ -169,13 +169,18 @@ def test_a_file_that_is_no_coco_file_is_refused_even_when_bad_rows_are_skipped(t
     if contents is not None:
         path.write_text(contents)
     with pytest.raises(InputError, match=re.escape(expected)) as caught:
-        coco.read_folder(path, tmp_path, keys=coco.Keys(), skip_bad=True)
+        coco.check(coco.read_document(path), tmp_path, keys=coco.Keys(), skip_bad=True)
     assert "boxes.json" in str(caught.value)
 
 
-def test_12_bit_values_in_16_bit_files_are_pointed_out(folder):
-    write_png(folder.root / "images/2.png", np.full((20, 40, 1), 4095, np.uint16))
-    assert any("4095 of 65535" in note for note in folder.read().notes)
+def test_12_bit_values_in_16_bit_files_are_scaled_and_pointed_out(folder, tmp_path):
+    write_png(folder.root / "images/2.png", np.full((20, 40, 1), 3000, np.uint16))
+    result = folder.read()
+    assert result.white == 4095
+    assert any("brighter than 3000: 4095 is taken for white" in note for note in result.notes)
+    _, rows = build(folder, tmp_path / "set", image_size=0, channels=1, white=result.white)
+    image = records.to_stored(rows[2].image.numpy(), 16)[:20, :40]
+    np.testing.assert_array_equal(image, round(3000 / 4095 * 65535))
     write_png(folder.root / "images/2.png", np.full((20, 40, 1), 40950, np.uint16))
     assert folder.read().notes == []
 

@@ -1,4 +1,4 @@
-"""A folder of images with a COCO annotation file, checked whole before anything is made of it.
+"""Images and boxes in the terms of a COCO annotation file, checked whole before anything is made of them.
 
 pycocotools is not used: it prints, and takes any box. COCO boxes are (x, y, width, height) in file pixels.
 """
@@ -15,9 +15,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tf_detectorgan.data import resize, split_guard
+from tf_detectorgan.data import medical_images, resize, split_guard
+from tf_detectorgan.data.document import Document, Mark
 from tf_detectorgan.errors import InputError
 
+_WHITES = (1023, 4095, 16383, 65535)  # of 10, 12, 14 and 16 bits, all kept in files of 16
 _TOLERANCE = 1.0  # pixels that a box may lie outside: rounding of annotation tools; it is clipped
 _SHOWN = 10  # problems in an error message
 _SPLIT_NAMES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -90,21 +92,27 @@ class Keys:
 
 @dataclasses.dataclass
 class Folder:
-    """What a COCO annotation file holds once it is checked."""
+    """What a `Document` holds once it is checked."""
 
     sources: list[Source]
     class_names: list[str]
     notes: list[str]  # what a user should know, one sentence each
     skipped: Counter[str]
+    white: int = 65535  # stored value of white in 16-bit files
 
 
-def read_folder(
-    annotations: Path, images: Path, *, keys: Keys, label_filter: Collection[str] = (), skip_bad: bool = False
+def check(
+    document: Document,
+    images: Path,
+    *,
+    keys: Keys,
+    label_filter: Collection[str] = (),
+    skip_bad: bool = False,
 ) -> Folder:
-    """Reads and checks an annotation file and every image it names; writes nothing.
+    """Checks a document and every image it names; writes nothing.
 
     Args:
-      annotations: the COCO json file.
+      document: what a reader found.
       images: where the images are; a file name may also be relative to the annotation file's folder.
       keys: names of the keys of an image entry.
       label_filter: names of the categories to keep (none: all); an image with boxes of others only is clean.
@@ -113,24 +121,28 @@ def read_folder(
     Raises:
       InputError: everything that is wrong, the first ten problems in full.
     """
-    document = read_json(annotations)
-    problems, notes = Problems(annotations), list[str]()
-    labels, class_names = _categories(document["categories"], label_filter, annotations)
-    sources = _images(document["images"], annotations, images, keys, problems, notes)
+    problems, notes = Problems(document.file), list(document.notes)
+    labels, class_names = _categories(document.categories, label_filter, document.file)
+    sources = _images(document.images, document.file, images, keys, problems, notes)
     readable = [
         s for s in tqdm(sources.values(), desc="checking images", unit="image") if inspect(s, problems)
     ]
-    known = {row.get("id") for row in document["images"]}
-    _boxes(document["annotations"], {s.image_id: s for s in readable}, known, labels, problems, notes)
+    known = {row.get("id") for row in document.images}
+    _boxes(document.annotations, {s.image_id: s for s in readable}, known, labels, problems, notes)
     readable = [s for s in readable if _agrees(s, problems)]
     if not skip_bad:
         problems.raise_any()
-    deep = [s.brightest for s in readable if s.bit_depth == 16]
-    if deep and max(deep) < 2**14:
-        notes.append(
-            f"no 16-bit image is brighter than {max(deep)} of 65535: scale them, or they are all but black"
-        )
-    return Folder(readable, class_names, notes, problems.reasons)
+    deep = max((s.brightest for s in readable if s.bit_depth == 16), default=65535)
+    white = next(white for white in _WHITES if deep <= white)
+    if white < 65535:
+        notes.append(f"no 16-bit image is brighter than {deep}: {white} is taken for white")
+    return Folder(readable, class_names, notes, problems.reasons, white)
+
+
+def read_document(path: Path) -> Document:
+    """A COCO detection file; raises InputError as `read_json` does."""
+    lists = read_json(path)
+    return Document(path, lists["images"], lists["annotations"], lists["categories"])
 
 
 def read_json(path: Path, flag: str = "--annotations") -> dict[str, list[dict[str, Any]]]:
@@ -233,6 +245,8 @@ def _image_fault(
 ) -> tuple[str, str] | None:
     """What is wrong with an image entry, as (reason, sentence); None when it is good."""
     number, name = row.get("id"), row.get("file_name")
+    if Mark.FAULT in row:
+        return row[Mark.FAULT]
     if not isinstance(number, int) or isinstance(number, bool) or not isinstance(name, str):
         return "image without id or file_name", f"images[{index}]: id {number!r}, file_name {name!r}"
     if number in sources:
@@ -259,6 +273,8 @@ def inspect(source: Source, problems: Problems) -> bool:
         return False
     try:
         pixels = resize.read_image(source.path)
+    except InputError:  # a library that is not installed
+        raise
     except Exception as error:  # decoders raise many kinds; all mean the same to the user
         problems.add("undecodable image", f"{who}: cannot be decoded ({error})")
         return False
@@ -273,7 +289,8 @@ def inspect(source: Source, problems: Problems) -> bool:
             return False
     source.height, source.width = height, width
     source.bit_depth, source.grey = 8 * pixels.dtype.itemsize, resize.is_grey(pixels)
-    source.brightest = int(pixels.max())
+    # DICOM states what is white, and its reader has scaled to that.
+    source.brightest = 65535 if medical_images.is_dicom(source.path) else int(pixels.max())
     source.fingerprint = split_guard.fingerprint(pixels)
     return True
 
@@ -291,7 +308,7 @@ def _boxes(
     crowds = 0
     for index, row in enumerate(rows):
         number, image_id, category = row.get("id", index), row.get("image_id"), row.get("category_id")
-        who = f"annotation {number} (image {image_id})"
+        who = row.get(Mark.WHERE) or f"annotation {number} (image {image_id})"
         source = sources.get(image_id) if isinstance(image_id, int) else None
         if number in seen:
             problems.add("duplicate annotation id", f"{who}: this annotation id is given twice")
@@ -301,6 +318,10 @@ def _boxes(
         if source is None:
             if image_id not in known:
                 problems.add("unknown image id", f"{who}: image_id {image_id!r} is not among the images")
+            continue
+        if Mark.FAULT in row:
+            problems.add(*row[Mark.FAULT])
+            _hide(source)
             continue
         if not isinstance(category, int) or category not in labels:
             problems.add("unknown category", f"{who}: category_id {category!r} is none of {sorted(labels)}")

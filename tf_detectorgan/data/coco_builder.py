@@ -1,4 +1,4 @@
-"""Writes checked COCO sources as records: divides them into splits, resizes, pads."""
+"""Writes checked images as records: divides them into splits, resizes, pads."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ class CocoConfig(tfds.core.BuilderConfig):
     class_names: Sequence[str] = ()
     image_size: int = 0  # longer side after resizing; 0: the files' own sizes
     channels: int = 1
+    white: int = 65535  # stored value of white in 16-bit files
 
 
 def write(
@@ -94,6 +95,7 @@ def write(
     class_names: Sequence[str],
     image_size: int,
     channels: int = 1,
+    white: int = 65535,
     overwrite: bool = False,
     allow_duplicates: bool = False,
 ) -> list[str]:
@@ -106,6 +108,7 @@ def write(
       class_names: in the order of the labels.
       image_size: longer side after resizing; 0: the files' own sizes.
       channels: 1 or 3.
+      white: stored value of white in 16-bit files.
       overwrite: replace a prepared data set.
       allow_duplicates: go on, with a note, when a picture is in two splits.
 
@@ -120,18 +123,23 @@ def write(
     }
     notes = split_guard.check(prints, allow_duplicates)
     config = CocoConfig(
-        name="prepared", plan=plan, class_names=class_names, image_size=image_size, channels=channels
+        name="prepared",
+        plan=plan,
+        class_names=class_names,
+        image_size=image_size,
+        channels=channels,
+        white=white,
     )
     records.build(lambda data_dir: builder(data_dir=data_dir, config=config), out, overwrite=overwrite)
     return notes
 
 
 class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Images with COCO annotations, resized and padded to squares."""
+    """Images with boxes, resized and padded to squares."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
-    DESCRIPTION = "Images with COCO annotations"
+    DESCRIPTION = "Images with boxes"
     CITATION = ""
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -160,7 +168,9 @@ class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ig
     def _example(self, source: Source) -> dict:
         longest = self.builder_config.image_size or max(source.height, source.width)
         height, width = resize.target_size(source.height, source.width, longest)
-        pixels = resize.convert(resize.read_image(source.path), self.builder_config.channels, self._bit_depth)
+        config = self.builder_config
+        pixels = resize.read_image(source.path)
+        pixels = resize.convert(pixels, config.channels, self._bit_depth, config.white)
         pixels = np.rint(resize.pad(resize.resize(pixels, height, width), self._side))
         scale = np.array([width / source.width, height / source.height] * 2)
         return {

@@ -8,12 +8,16 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import cv2
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 from scipy import sparse
 
+from tf_detectorgan.data import medical_images
+
 _GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N", "I"}
+_TIFF = (b"II*\0", b"MM\0*")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -24,13 +28,25 @@ def read_image(path: Path) -> np.ndarray:
       ValueError, OSError: the file is no image, is damaged, or has another depth than 8 or 16 bits.
     """
     data = path.read_bytes()
+    if data[128:132] == b"DICM":
+        return medical_images.read_dicom(path)
+    if path.suffix.lower() == ".mha":
+        return _whole(medical_images.read_meta_image(path))
     if data.startswith(_PNG) and data[24:25] == b"\x10":  # bit depth; Pillow reads 16-bit colour as 8-bit
         try:
             pixels = tf.io.decode_png(data, dtype=tf.uint16).numpy()
         except tf.errors.InvalidArgumentError as error:
             raise ValueError("not a complete PNG file") from error
         return pixels[..., : 1 if pixels.shape[-1] < 3 else 3]
+    if data.startswith(_TIFF):  # Pillow reads no colour of 16 bits
+        pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[1]
+        if len(pages) > 1:
+            raise ValueError(f"{len(pages)} pages: give files of one image")
+        if pages and pages[0].ndim == 3 and pages[0].dtype == np.uint16:
+            return pages[0][..., 2::-1]
     with Image.open(path) as image:
+        if getattr(image, "n_frames", 1) > 1:
+            raise ValueError("several frames: give files of one image")
         image.load()
         if image.mode == "F":
             raise ValueError(f"pixel format {image.mode}: give 8 or 16 bits per channel")
@@ -42,7 +58,13 @@ def read_image(path: Path) -> np.ndarray:
 def _grey(image: Image.Image) -> np.ndarray:
     if image.mode in ("1", "L", "LA", "La"):
         return np.asarray(image.convert("L"))[..., None]
-    pixels = np.asarray(image)
+    return _whole(np.asarray(image))
+
+
+def _whole(pixels: np.ndarray) -> np.ndarray:
+    """Whole numbers [H, W] as [H, W, 1] uint8 or uint16."""
+    if pixels.dtype == np.uint8:
+        return pixels[..., None]
     if pixels.min() < 0 or pixels.max() > 65535:
         raise ValueError(f"values {pixels.min()} to {pixels.max()}: give 8 or 16 bits per channel")
     return pixels.astype(np.uint16)[..., None]
@@ -53,11 +75,16 @@ def is_grey(pixels: np.ndarray) -> bool:
     return pixels.shape[-1] == 1 or bool((pixels == pixels[..., :1]).all())
 
 
-def convert(pixels: np.ndarray, channels: int, bit_depth: int) -> np.ndarray:
-    """[H, W, any] to float32 [H, W, channels] in units of `bit_depth`; colour to grey by ITU-R 601 luma."""
+def convert(pixels: np.ndarray, channels: int, bit_depth: int, white: int = 65535) -> np.ndarray:
+    """[H, W, any] to float32 [H, W, channels] in units of `bit_depth`; colour to grey by ITU-R 601 luma.
+
+    `white` is the value of white in 16-bit files: 12-bit values kept in 16 bits have 4095.
+    """
     scaled = pixels.astype(np.float32)
     if bit_depth == 16 and pixels.dtype == np.uint8:
         scaled *= 257.0  # 255 becomes 65535
+    elif bit_depth == 16:
+        scaled *= np.float32(65535 / white)
     if channels == 1 and not is_grey(pixels):
         return scaled @ np.array([[0.299], [0.587], [0.114]], np.float32)
     return scaled[..., :1] if channels == 1 else np.broadcast_to(scaled, (*scaled.shape[:2], 3))

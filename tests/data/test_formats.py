@@ -1,0 +1,352 @@
+"""Every format is written here by hand, from its specification, and read with the same boxes."""
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from tf_detectorgan.data import coco, formats, medical_images, records, resize
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.prepare import Prepare, prepare
+
+# Two images of 40 x 20 px with boxes, one without; class and x, y, width, height.
+TRUTH = {"a": [("crack", [4.0, 5.0, 8.0, 10.0]), ("hole", [0.0, 0.0, 40.0, 20.0])], "b": [("hole", [1.0, 2.0, 3.0, 4.0])], "c": []}  # fmt: skip  # noqa: E501
+
+
+def pictures(folder: Path, suffix=".png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, stem in enumerate(TRUTH):
+        pixels = np.full((20, 40), 100 + 10 * number, np.uint16 if suffix == ".mha" else np.uint8)
+        path = folder / f"{stem}{suffix}"
+        if suffix == ".mha":
+            sitk.WriteImage(sitk.GetImageFromArray(pixels), str(path))
+        else:
+            Image.fromarray(pixels).save(path)
+
+
+def write_coco(root):
+    pictures(root / "images")
+    names = ["crack", "hole"]
+    boxes = [(i, b) for i, bs in enumerate(TRUTH.values()) for b in bs]
+    document = {
+        "images": [{"id": i, "file_name": f"images/{s}.png"} for i, s in enumerate(TRUTH)],
+        "annotations": [
+            {"id": n, "image_id": i, "category_id": names.index(c), "bbox": b}
+            for n, (i, (c, b)) in enumerate(boxes)
+        ],
+        "categories": [{"id": i, "name": n} for i, n in enumerate(names)],
+    }
+    (root / "boxes.json").write_text(json.dumps(document))
+
+
+def write_voc(root):
+    pictures(root / "JPEGImages")
+    (root / "Annotations").mkdir()
+    for stem, boxes in TRUTH.items():
+        objects = "".join(
+            f"<object><name>{c}</name><bndbox><xmin>{x + 1:g}</xmin><ymin>{y + 1:g}</ymin>"
+            f"<xmax>{x + w:g}</xmax><ymax>{y + h:g}</ymax></bndbox></object>"
+            for c, (x, y, w, h) in boxes
+        )
+        xml = f"<annotation><filename>{stem}.png</filename>{objects}</annotation>"
+        (root / "Annotations" / f"{stem}.xml").write_text(xml)
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\nb\nc\n")
+
+
+def write_yolo(root):
+    pictures(root / "images" / "train")
+    (root / "labels" / "train").mkdir(parents=True)
+    for stem, boxes in TRUTH.items():
+        lines = [
+            f"{('crack', 'hole').index(c)} {(x + w / 2) / 40} {(y + h / 2) / 20} {w / 40} {h / 20}\r\n"
+            for c, (x, y, w, h) in boxes
+        ]
+        if lines:  # an image without objects has no file
+            (root / "labels" / "train" / f"{stem}.txt").write_text("".join(lines))
+    (root / "data.yaml").write_text("train: images/train\nnames: {0: crack, 1: hole}\n")
+
+
+def write_csv(root):
+    pictures(root)
+    lines = [f"{s}.png,{c},{x},{y},{x + w},{y + h}" for s, bs in TRUTH.items() for c, (x, y, w, h) in bs]
+    text = "\r\n".join(["File_Name,class,xmin,ymin,xmax,ymax", *lines, "c.png,,,,,"])
+    (root / "boxes.csv").write_text("\ufeff" + text, encoding="utf-8")
+
+
+def write_node21(root):
+    pictures(root / "images", ".mha")
+    lines = [
+        f"{n},{h},{s}.mha,1,{w},{x},{y}" for n, (s, bs) in enumerate(TRUTH.items()) for _, (x, y, w, h) in bs
+    ]
+    lines.append("9,0,c.mha,0,0,0,0")
+    (root / "metadata.csv").write_text("\n".join([",height,img_name,label,width,x,y", *lines]) + "\n")
+
+
+def write_dicom(root):
+    (root / "images").mkdir()
+    for number, stem in enumerate(TRUTH):
+        dicom(root / "images" / stem, np.full((20, 40), 1000 + number, np.uint16), uid=f"1.2.{number}")
+    uids = dict(zip(TRUTH, ("1.2.0", "b", "1.2.2"), strict=True))  # by SOPInstanceUID, or by file name
+    lines = [f"{uids[s]},{c},{x},{y},{w},{h}" for s, bs in TRUTH.items() for c, (x, y, w, h) in bs]
+    (root / "boxes.csv").write_text("\n".join(["image,class,x,y,width,height", *lines, "1.2.2,,,,,"]))
+
+
+def dicom(path, pixels, *, uid="1.2.3", bits=12, **elements):
+    """A DICOM file of one grey image of unsigned 16-bit words."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, uid
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.SOPClassUID, data.SOPInstanceUID, data.PatientID = CTImageStorage, uid, f"patient {uid}"
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, bits, bits - 1, 0
+    data.PixelData = pixels.astype("<u2").tobytes()
+    for name, value in elements.items():
+        setattr(data, name, value)
+    data.save_as(path, enforce_file_format=True)
+
+
+WRITERS = {
+    "coco": write_coco,
+    "voc": write_voc,
+    "yolo": write_yolo,
+    "csv": write_csv,
+    "node21": write_node21,
+    "dicom": write_dicom,
+}
+
+
+def read(root, kind="auto", **options):
+    place = formats.locate(kind, None, root)
+    return coco.check(place.read(), place.images, **{"keys": coco.Keys()} | options)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_format_is_recognised_and_read_with_the_boxes_that_were_written(tmp_path, kind):
+    WRITERS[kind](tmp_path)
+    place = formats.locate("auto", None, tmp_path)
+    assert place.kind == kind
+    assert formats.locate(kind, None, tmp_path) == place
+    assert formats.locate("auto", place.annotations, place.images) == place
+    folder = coco.check(place.read(), place.images, keys=coco.Keys())
+    assert [Path(s.file_name).stem for s in folder.sources] == list(TRUTH)
+    for source, (stem, boxes) in zip(folder.sources, TRUTH.items(), strict=True):
+        assert len(source.boxes) == len(boxes), stem
+        for label, corners, (name, (x, y, w, h)) in zip(source.labels, source.boxes, boxes, strict=True):
+            assert folder.class_names[label] == ("nodule" if kind == "node21" else name)
+            assert corners == pytest.approx((x, y, x + w, y + h)), stem
+    assert [s.stream for s in folder.sources] == ["labelled", "labelled", "clean"]
+    assert not folder.skipped
+
+
+def test_dicom_patients_are_groups_and_voc_and_yolo_keep_their_splits(tmp_path):
+    for kind in ("dicom", "voc", "yolo"):
+        (tmp_path / kind).mkdir()
+        WRITERS[kind](tmp_path / kind)
+    assert [s.group for s in read(tmp_path / "dicom").sources] == [f"patient 1.2.{i}" for i in range(3)]
+    for kind in ("voc", "yolo"):
+        sources = read(tmp_path / kind, keys=coco.Keys(split="split")).sources
+        assert [s.split for s in sources] == ["train"] * 3
+
+
+def test_other_columns_of_a_csv_are_keys_where_an_images_lines_agree(tmp_path):
+    pictures(tmp_path)
+    (tmp_path / "boxes.csv").write_text(
+        "image,x1,y1,x2,y2,patient,reader,clean\na,1,1,5,5,p7,r1,\na,2,2,6,6,p7,r2,\nb,1,1,5,5,p7,r1,\nc,,,,,p8,r1,FALSE\n"
+    )
+    folder = read(tmp_path, keys=coco.Keys(group="patient"))
+    assert [s.group for s in folder.sources] == ["p7", "p7", "p8"]
+    assert [s.stream for s in folder.sources] == ["labelled", "labelled", "unboxed"]
+    with pytest.raises(InputError, match="a.png.*no 'reader'"):
+        read(tmp_path, keys=coco.Keys(group="reader"))
+
+
+def edit(name, before, after):
+    def change(root):
+        path = root / name
+        text = path.read_text("utf-8-sig")
+        assert before in text
+        path.write_text(text.replace(before, after, 1), "utf-8")
+
+    return change
+
+
+def raw(name, content):
+    return lambda root: (root / name).write_bytes(content)
+
+
+BAD = {  # what is done to a good folder, and what the message must name
+    "voc: damaged": ("voc", raw("Annotations/a.xml", b"<annotation>"), ["a.xml", "--skip_bad"]),
+    "voc: bomb": (
+        "voc",
+        raw("Annotations/a.xml", b'<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>'),
+        ["a.xml", "Entities"],
+    ),
+    "voc: word": ("voc", edit("Annotations/b.xml", ">2<", ">two<"), ["b.xml, object 1", "two"]),
+    "voc: nan": ("voc", edit("Annotations/b.xml", ">2<", ">nan<"), ["b.xml, object 1", "nan"]),
+    "voc: no name": ("voc", edit("Annotations/b.xml", "<name>hole</name>", ""), ["b.xml, object 1"]),
+    "yolo: columns": ("yolo", raw("labels/train/a.txt", b"0 0.5 0.5 0.1"), ["line 1", "0 0.5 0.5 0.1"]),
+    "yolo: class": ("yolo", raw("labels/train/a.txt", b"2 .5 .5 .1 .1"), ["line 1", "class 2"]),
+    "yolo: outside": ("yolo", raw("labels/train/a.txt", b"1 .9 .5 .4 .1"), ["a.txt, line 1", "4 px outside"]),
+    "yolo: bytes": ("yolo", raw("labels/train/a.txt", b"\xff\xfe\x00"), ["a.txt"]),
+    "yolo: stray": ("yolo", raw("labels/train/z.txt", b""), ["z.txt", "no image"]),
+    "csv: word": ("csv", edit("boxes.csv", "4.0,5.0", "4.0,five"), ["line 2", "ymin 'five'"]),
+    "csv: half": ("csv", edit("boxes.csv", "4.0,5.0", "4.0,"), ["line 2", "ymin ''"]),
+    "csv: missing": ("csv", edit("boxes.csv", "b.png", "z.png"), ["z.png", "no such file"]),
+    "csv: twice": ("csv", edit("boxes.csv", "c.png,,,,,", "b.png,hole,1.0,2.0,4.0,6.0"), ["line 5"]),
+    "csv: swapped": ("csv", edit("boxes.csv", "1.0,2.0,4.0", "4.0,2.0,1.0"), ["line 4", "-3.0"]),
+    "csv: no class": ("csv", edit("boxes.csv", "b.png,hole", "b.png,"), ["line 4", "class is empty"]),
+    "csv: both": ("csv", edit("boxes.csv", "c.png", "b.png"), ["line 5: no box", "b.png", "2 lines"]),
+    "node21: label": ("node21", edit("metadata.csv", "b.mha,1", "b.mha,7"), ["line 4", "'7'"]),
+    "node21: word": ("node21", edit("metadata.csv", "b.mha,1,3.0", "b.mha,1,wide"), ["line 4", "wide"]),
+    "node21: image": ("node21", raw("images/b.mha", b"ObjectType = Image\n"), ["b.mha", "cannot be decoded"]),
+    "dicom: image": ("dicom", raw("images/b", b"\0" * 128 + b"DICM"), ["images/b", "cannot be decoded"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_is_named_and_can_be_skipped(tmp_path, case):
+    kind, change, expected = BAD[case]
+    WRITERS[kind](tmp_path)
+    change(tmp_path)
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, kind)
+    for part in expected:
+        assert part in str(caught.value)
+    folder = read(tmp_path, kind, skip_bad=True)
+    assert folder.skipped.total() >= 1
+    clean = {Path(s.file_name).stem for s in folder.sources if s.stream == "clean"}
+    assert clean <= {"c"}  # an image that lost a box never passes for a clean one
+
+
+WHOLE = {
+    "csv: columns": ("csv", edit("boxes.csv", "b.png,hole", "b.png,hole,5"), ["line 4 has 7 fields"]),
+    "csv: header": ("csv", edit("boxes.csv", "xmin", "left"), ["boxes.csv", "no column for a box", "left"]),
+    "csv: repeated": ("csv", edit("boxes.csv", "class", "xmin"), ["names a column twice"]),
+    "csv: empty": ("csv", raw("boxes.csv", b""), ["needs a header"]),
+    "csv: bytes": ("csv", raw("boxes.csv", b"image\xff,x"), ["boxes.csv", "UTF-8"]),
+    "yolo: yaml": ("yolo", raw("data.yaml", b"names: ["), ["data.yaml", "names of classes"]),
+    "yolo: names": ("yolo", raw("data.yaml", b"names: {1: crack}"), ["data.yaml", "names of classes"]),
+    "node21: columns": ("node21", edit("metadata.csv", "img_name", "image"), ["no column img_name"]),
+    "dicom: uid": ("dicom", lambda r: dicom(r / "d", np.zeros((2, 2)), uid="1.2.0"), ["1.2.0"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_file_that_cannot_be_understood_is_refused_as_a_whole(tmp_path, case):
+    kind, change, expected = WHOLE[case]
+    WRITERS[kind](tmp_path)
+    change(tmp_path)
+    file = {"yolo": "data.yaml", "node21": "metadata.csv"}.get(kind, "boxes.csv")
+    with pytest.raises(InputError) as caught:
+        formats.locate(kind, tmp_path / file, None).read()
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_a_folder_of_no_or_of_two_formats_is_refused(tmp_path):
+    with pytest.raises(InputError, match="none of coco, voc, yolo"):
+        read(tmp_path)
+    write_coco(tmp_path)
+    (tmp_path / "classes.txt").write_text("crack")
+    with pytest.raises(InputError, match=r"coco: .*boxes.json; yolo: .*classes.txt"):
+        read(tmp_path)
+    with pytest.raises(InputError, match="--annotations= is missing"):
+        formats.locate("auto", None, None)
+
+
+def test_a_loop_of_symbolic_links_ends(tmp_path):
+    write_yolo(tmp_path)
+    (tmp_path / "images" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    assert len(read(tmp_path).sources) == 3
+
+
+@pytest.mark.parametrize("suffix, name", [(".mha", "SimpleITK"), (".dcm", "pydicom")])
+def test_a_missing_library_is_one_error_that_names_the_extra(tmp_path, monkeypatch, suffix, name):
+    write_node21(tmp_path) if suffix == ".mha" else write_dicom(tmp_path)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=rf"{name} is not installed.*tf_detectorgan\[medical\]"):
+        read(tmp_path)
+
+
+# DICOM's linear window, PS3.3 C.11.2.1.2.1: ((v - (c - 0.5)) / (w - 1) + 0.5) of the range, clipped.
+WINDOW = [
+    0,
+    round(((1000 - 1199.5) / 999 + 0.5) * 65535),
+    round(((1500 - 1199.5) / 999 + 0.5) * 65535),
+    65535,
+]
+GREY = {
+    "whole range of 12 bits": ({}, [0, round(1000 / 4095 * 65535), round(1500 / 4095 * 65535), 65535]),
+    "window": ({"WindowCenter": 1200, "WindowWidth": 1000}, WINDOW),
+    "first of two windows": ({"WindowCenter": [1200, 9], "WindowWidth": [1000, 9]}, WINDOW),
+    "window after rescaling": (
+        {"RescaleSlope": 2, "RescaleIntercept": -100, "WindowCenter": 2300, "WindowWidth": 1999},
+        [round(65535 * min(max((2 * v - 100 - 2299.5) / 1998 + 0.5, 0), 1)) for v in (0, 1000, 1500, 4095)],
+    ),
+}
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("case", GREY)
+def test_dicom_is_seen_as_a_radiologist_sees_it(tmp_path, case, inverse):
+    elements, expected = GREY[case]
+    if inverse:
+        elements = {**elements, "PhotometricInterpretation": "MONOCHROME1"}
+        expected = [65535 - v for v in expected]
+    dicom(tmp_path / "a.dcm", np.array([[0, 1000, 1500, 4095]]), **elements)
+    pixels = resize.read_image(tmp_path / "a.dcm")
+    assert pixels.dtype == np.uint16
+    np.testing.assert_allclose(pixels[0, :, 0], expected, atol=1)
+
+
+def test_dicom_with_a_voi_table_signed_values_or_8_bits(tmp_path):
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [4, 1, 10]
+    table.LUTData = np.array([0, 100, 1000, 1023], "<u2").tobytes()
+    dicom(tmp_path / "a.dcm", np.array([[0, 1, 2, 3, 4, 9]]), VOILUTSequence=[table])
+    expected = np.rint(np.array([0, 0, 100, 1000, 1023, 1023]) / 1023 * 65535)
+    np.testing.assert_array_equal(resize.read_image(tmp_path / "a.dcm")[0, :, 0], expected)
+    dicom(tmp_path / "b.dcm", np.array([[-2048, 0, 2047]]).astype(np.int16), PixelRepresentation=1)
+    expected = np.rint(np.array([0, 2048, 4095]) / 4095 * 65535)
+    np.testing.assert_array_equal(resize.read_image(tmp_path / "b.dcm")[0, :, 0], expected)
+    dicom(tmp_path / "c.dcm", np.array([[0, 7, 255]]), bits=8)
+    assert resize.read_image(tmp_path / "c.dcm").dtype == np.uint8
+    np.testing.assert_array_equal(resize.read_image(tmp_path / "c.dcm")[0, :, 0], [0, 7, 255])
+    dicom(tmp_path / "d.dcm", np.zeros((2, 2)), NumberOfFrames=2)
+    with pytest.raises(ValueError, match="NumberOfFrames 2"):
+        medical_images.read_dicom(tmp_path / "d.dcm")
+
+
+def test_16_bit_colour_tiff_is_kept_and_a_stack_is_refused(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (5, 7, 3)).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "a.tif"), deep[..., ::-1])
+    np.testing.assert_array_equal(resize.read_image(tmp_path / "a.tif"), deep)
+    Image.new("L", (4, 4)).save(tmp_path / "b.tif", save_all=True, append_images=[Image.new("L", (4, 4))])
+    with pytest.raises(ValueError, match="2 pages"):
+        resize.read_image(tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize("kind", ["voc", "dicom"])
+def test_prepare_says_what_it_found_and_keeps_12_bits(tmp_path, capsys, kind):
+    source = tmp_path / "source"
+    source.mkdir()
+    WRITERS[kind](source)
+    prepare(Prepare(images=str(source), out=str(tmp_path / "set"), splits=(1.0, 0.0, 0.0), image_size=0))
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"found {formats.FORMATS[kind].title}: 3 images and 3 boxes in ")
+    dataset = records.open_dataset(tmp_path / "set")
+    assert dataset.bit_depth == (16 if kind == "dicom" else 8)
+    first = dataset.decode(next(iter(dataset.serialized("train_labelled"))))
+    expected = 1000 / 4095 * 2 - 1 if kind == "dicom" else 100 / 255 * 2 - 1
+    np.testing.assert_allclose(first.image[:20, :40], expected, atol=2e-5)

@@ -1,0 +1,50 @@
+"""A folder of DICOM files with a CSV of boxes, whose lines name SOPInstanceUIDs or files (see table.py)."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tf_detectorgan.data import medical_images
+from tf_detectorgan.data.document import Document
+from tf_detectorgan.data.formats import table
+from tf_detectorgan.errors import InputError
+
+_LOOKED_AT = 50
+
+
+def files(folder: Path) -> list[Path]:
+    """The DICOM files below `folder`, by their contents: many have no suffix."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and medical_images.is_dicom(path)]
+
+
+def likely(folder: Path) -> bool:
+    """Whether one of the first files below `folder` is a DICOM file."""
+    first = itertools.islice((path for path in folder.rglob("*") if path.is_file()), _LOOKED_AT)
+    return any(map(medical_images.is_dicom, first))
+
+
+def read(annotations: Path, images: Path) -> Document:
+    """Groups are patients (PatientID), unless a file has none.
+
+    Raises:
+      InputError: a header or the CSV file cannot be read, or pydicom is not installed.
+    """
+    medical_images.library("pydicom")
+    found = files(images)
+    names, patients = table.names_of(found, images), dict[str, str]()
+    for path in tqdm(found, desc="reading headers", unit="image"):
+        relative = path.relative_to(images).as_posix()
+        try:
+            header = medical_images.dicom_header(path)
+            uid, patient = str(header.get("SOPInstanceUID", "")), str(header.get("PatientID") or "")
+        except Exception as error:  # pydicom raises many kinds for a damaged file
+            raise InputError(f"{path}: its DICOM header cannot be read ({error}); remove the file") from error
+        if uid and names.setdefault(uid, relative) != relative:
+            raise InputError(f"{path}: SOPInstanceUID {uid} is also that of {names[uid]}; remove one of them")
+        patients[relative] = patient
+    grouped = bool(patients) and all(patients.values())
+    keys = {name: {"split_group": patient} for name, patient in patients.items()} if grouped else {}
+    return table.assemble(annotations, names, keys)

@@ -1,0 +1,48 @@
+"""NODE21 (node21.grand-challenge.org/Data): MetaImages, and metadata.csv, a line a nodule or clean image.
+
+A line has img_name, label (1 nodule, 0 none), and x, y, width, height in pixels, all 0 where the label is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tf_detectorgan.data import medical_images
+from tf_detectorgan.data.document import Document
+from tf_detectorgan.data.formats import table
+from tf_detectorgan.errors import InputError
+
+COLUMNS = ("img_name", "label", "x", "y", "width", "height")
+
+
+def read(annotations: Path, images: Path) -> Document:
+    """A metadata.csv and its images.
+
+    Raises:
+      InputError: it cannot be read, or SimpleITK is not installed.
+    """
+    medical_images.library("SimpleITK")
+    header, lines = table.read_lines(annotations)
+    if missing := [column for column in COLUMNS if column not in header]:
+        raise InputError(f"--annotations={annotations}: no column {', '.join(missing)}; is it NODE21's file?")
+    document = Document(annotations)
+    nodule, rows = document.category("nodule"), dict[str, dict]()
+    for number, row in lines:
+        name, label = row["img_name"].strip(), row["label"].strip()
+        image = rows.get(name) or rows.setdefault(name, document.add_image(name))
+        if label not in ("0", "1"):
+            document.add_fault(image, "unknown label", f"line {number}: label {label!r} is neither 0 nor 1")
+        elif label == "1":
+            document.add_box(image, nodule, _numbers(row), f"line {number}")
+    return document
+
+
+def _numbers(row: dict[str, str]) -> list[float | str]:
+    """x, y, width, height; what is no number stays as it is, for the message."""
+    values: list[float | str] = []
+    for column in COLUMNS[2:]:
+        try:
+            values.append(float(row[column]))
+        except ValueError:
+            values.append(row[column])
+    return values

@@ -1,0 +1,168 @@
+"""CSV files with a header, a box per line.
+
+Columns, whatever their order and case: the image's name; four coordinates, either corners or x, y, width,
+height, in pixels of the file; perhaps a class. A line with four empty coordinates says that its image shows
+no object. All other columns in which an image's lines agree become keys of the image, for --group_key and
+the like; `true` and `false` are understood.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tf_detectorgan.data.document import Document
+from tf_detectorgan.errors import InputError
+
+_NAMES = (
+    "file_name", "filename", "file", "image", "image_path", "path", "img_name", "image_name", "image index",
+    "sopinstanceuid", "image_id", "patientid",
+)  # fmt: skip
+_CLASSES = ("class", "class_name", "label", "category", "category_name", "finding label", "name")
+_CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2"))
+_SIZES = (("x", "y", "width", "height"), ("x", "y", "w", "h"))
+_TRUTH = {"true": True, "false": False}
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".mha", ".dcm", ".dicom")
+
+
+class Columns(NamedTuple):
+    """Which column (as the header spells it) holds what."""
+
+    name: str
+    box: Sequence[str]
+    corners: bool
+    category: str | None
+
+
+def read(annotations: Path, images: Path) -> Document:
+    """A CSV file whose image names are paths below `images`, file names, or file names without their suffix.
+
+    Raises:
+      InputError: it cannot be read, or lacks a column.
+    """
+    files = [path for path in sorted(images.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+    return assemble(annotations, names_of(files, images), {})
+
+
+def assemble(annotations: Path, names: Mapping[str, str], keys: Mapping[str, Mapping[str, str]]) -> Document:
+    """The document of a CSV file.
+
+    Args:
+      annotations: the CSV file.
+      names: how a line may call an image -> the file name below the folder of images.
+      keys: file name -> what is known of the image from elsewhere.
+    """
+    header, lines = read_lines(annotations)
+    columns = _columns(header, annotations)
+    document = Document(annotations)
+    rows: dict[str, list[tuple[int, Mapping[str, str]]]] = {}
+    for number, row in lines:
+        name = row[columns.name].strip()
+        rows.setdefault(names.get(name, name), []).append((number, row))
+    for file_name, own in rows.items():
+        others = [c for c in header if c not in (columns.name, columns.category, *columns.box)]
+        agreed: dict[str, str | bool] = {
+            c: own[0][1][c] for c in others if len({row[c] for _, row in own}) == 1
+        }
+        agreed = {c: _TRUTH.get(str(value).lower(), value) for c, value in agreed.items() if value}
+        image = document.add_image(file_name)
+        image.update(agreed | dict(keys.get(file_name, {})) | image)
+        _add_boxes(document, image, own, columns)
+    if unlisted := len(set(names.values()) - set(rows)):
+        document.notes.append(
+            f"{unlisted} images that {annotations.name} does not name are left out; give an image without "
+            "objects a line with empty coordinates"
+        )
+    return document
+
+
+def _add_boxes(
+    document: Document, image: dict, rows: Sequence[tuple[int, Mapping]], columns: Columns
+) -> None:
+    seen: dict[tuple, int] = {}
+    for number, row in rows:
+        texts = tuple(row[column].strip() for column in columns.box)
+        name = row[columns.category].strip() if columns.category else "object"
+        where = f"line {number}"
+        if not any(texts):
+            if len(rows) > 1:
+                document.add_fault(image, "line without a box", f"{where}: no box, but {image['file_name']} "
+                                   f"has {len(rows)} lines")  # fmt: skip
+            continue
+        if (first := seen.setdefault((name, texts), number)) != number:
+            document.add_fault(image, "duplicate line", f"{where}: the same box as in line {first}")
+            continue
+        try:
+            a, b, c, d = (float(text) for text in texts)
+        except ValueError:
+            given = ", ".join(f"{k} {t!r}" for k, t in zip(columns.box, texts, strict=True))
+            document.add_fault(
+                image, "malformed box", f"{where}: {given}: must be four numbers, or all empty"
+            )
+            continue
+        if not name:
+            document.add_fault(image, "box without class", f"{where}: {columns.category} is empty")
+            continue
+        box = [a, b, c - a, d - b] if columns.corners else [a, b, c, d]
+        document.add_box(image, document.category(name), box, where)
+
+
+def names_of(files: Sequence[Path], folder: Path) -> dict[str, str]:
+    """How a file below `folder` may be called: path, name, name without suffix, where unambiguous."""
+    names: dict[str, str] = {}
+    ambiguous: set[str] = set()
+    for path in files:
+        relative = path.relative_to(folder).as_posix()
+        for name in {relative, path.name, path.stem}:
+            if names.setdefault(name, relative) != relative:
+                ambiguous.add(name)
+    whole = {path.relative_to(folder).as_posix() for path in files}
+    return {n: (n if n in whole else file) for n, file in names.items() if n in whole or n not in ambiguous}
+
+
+def read_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The header, and the lines with their numbers, which all have as many columns.
+
+    Raises:
+      InputError: the file cannot be read, is empty, names a column twice, or a line has another length.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = list(_numbered(csv.reader(file, strict=True)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"--annotations={path}: cannot be read as CSV in UTF-8 ({error})") from error
+    if len(lines) < 2:
+        raise InputError(f"--annotations={path}: needs a header and at least one line")
+    header = [name.strip() for name in lines[0][1]]
+    if len(set(header)) < len(header):
+        raise InputError(f"--annotations={path}: the header {','.join(header)} names a column twice")
+    for number, fields in lines[1:]:
+        if len(fields) != len(header):
+            raise InputError(
+                f"--annotations={path}: line {number} has {len(fields)} fields, the header {len(header)}: "
+                f"{','.join(fields)}"
+            )
+    return header, [(number, dict(zip(header, fields, strict=True))) for number, fields in lines[1:]]
+
+
+def _numbered(reader) -> Iterator[tuple[int, list[str]]]:
+    for fields in reader:
+        if fields:
+            yield reader.line_num, fields
+
+
+def _columns(header: Sequence[str], file: Path) -> Columns:
+    """Raises InputError when the image's name or the coordinates are missing."""
+    spelled = {name.lower(): name for name in header}
+    name = next((spelled[n] for n in _NAMES if n in spelled), None)
+    box = next((box for box in (*_CORNERS, *_SIZES) if all(c in spelled for c in box)), None)
+    if name is None or box is None:
+        missing = f"an image's name ({', '.join(_NAMES)})" if name is None else "a box"
+        raise InputError(
+            f"--annotations={file}: no column for {missing} in {','.join(header)}; a box is "
+            "xmin,ymin,xmax,ymax or x1,y1,x2,y2 or x,y,width,height"
+        )
+    category = next((spelled[c] for c in _CLASSES if c in spelled and spelled[c] != name), None)
+    return Columns(name, [spelled[c] for c in box], box in _CORNERS, category)
