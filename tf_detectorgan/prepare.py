@@ -3,6 +3,7 @@
 python -m tf_detectorgan.prepare --images=photos --annotations=photos/boxes.json --out=data/photos
 python -m tf_detectorgan.prepare --images=photos_in_voc_yolo_or_node21_layout --out=data/photos
 python -m tf_detectorgan.prepare --dataset=nih --images=nih --finding=Nodule --out=data/nih
+python -m tf_detectorgan.prepare --dataset=cityscapes --images=cityscapes --out=data/cityscapes
 python -m tf_detectorgan.prepare --dataset=phantom --out=data/phantom
 """
 
@@ -18,6 +19,7 @@ import tensorflow as tf
 from tf_detectorgan import door
 from tf_detectorgan.config import option
 from tf_detectorgan.data import (
+    cityscapes,
     coco,
     coco_builder,
     formats,
@@ -39,24 +41,29 @@ class Prepare:
     dataset: str = option(
         "auto",
         "where the images come from; auto: annotations of the user's own, whose format is recognised",
-        choices=("auto", *formats.FORMATS, "nih", "phantom"),
+        choices=("auto", *formats.FORMATS, "nih", "cityscapes", "phantom"),
     )
     out: str = option("", "directory to write; must not exist")
     overwrite: bool = option(False, "replace --out if it is a prepared data set")
     seed: int = option(0, "of the division into splits, and of the drawn images", low=0)
     train_images: int = option(0, "labelled training images to keep; 0: all (phantom: 57)", low=0)
     image_size: int = option(
-        -1, "longer side in pixels; 0: the files' own sizes; -1: 128, nih 512", low=-1, high=4096
+        -1,
+        "longer side in pixels; 0: the files' own sizes; -1: 128, nih 512, cityscapes 256",
+        low=-1,
+        high=4096,
     )
 
     images: str = option(
         "",
-        "directory of the images, default: that of --annotations; nih: that of its tables",
+        "directory of the images, default: that of --annotations; nih: that of its tables; "
+        "cityscapes: that of leftImg8bit",
     )
     annotations: str = option("", "file or directory with the boxes; default: look into --images")
     splits: tuple[float, ...] = option(
         (),
-        "shares of training, validation, test; default: 0.7,0.1,0.2; nih: 57, 9, 13 of 79, as the paper has",
+        "shares of training, validation, test; default: 0.7,0.1,0.2; nih: 57, 9, 13 of 79, as the paper; "
+        "cityscapes: 0.9,0.1,0 of the official training cities",
     )
     group_key: str = option(coco.Keys.group, "key or column of an image that names its group")
     exclude_key: str = option(coco.Keys.exclude, "images where this key is true are left out")
@@ -83,7 +90,10 @@ class Prepare:
 # Defaults that depend on the data set, in place of these values of `Prepare`.
 _NOT_GIVEN = (-1, ())
 _COMMON: dict = {"image_size": 128, "splits": (0.7, 0.1, 0.2)}
-_OWN: dict[str, dict] = {"nih": {"image_size": 512, "splits": nih_chestxray.SHARES}}
+_OWN: dict[str, dict] = {
+    "cityscapes": {"image_size": cityscapes.SIDE, "splits": cityscapes.SHARES},
+    "nih": {"image_size": 512, "splits": nih_chestxray.SHARES},
+}
 
 
 def prepare(options: Prepare) -> None:
@@ -190,8 +200,31 @@ def _build_nih(options: Prepare) -> list[str]:
     )
 
 
+def _build_cityscapes(options: Prepare) -> list[str]:
+    if not options.images:
+        raise InputError("--images= is missing: the folder with leftImg8bit and gtBboxCityPersons or gtFine")
+    splits.check_shares(options.splits)
+    plan, notes = cityscapes.plan(
+        Path(options.images).expanduser(),
+        shares=options.splits,
+        seed=options.seed,
+        train_images=options.train_images,
+        skip_bad=options.skip_bad,
+    )
+    return notes + coco_builder.write(
+        cityscapes.Cityscapes,
+        plan,
+        options.out,
+        class_names=["pedestrian"],
+        image_size=options.image_size,
+        channels=3,
+        overwrite=options.overwrite,
+        allow_duplicates=options.allow_duplicates,
+    )
+
+
 _BUILD = dict.fromkeys(("auto", *formats.FORMATS), _build_images)
-_BUILD |= {"nih": _build_nih, "phantom": _build_phantom}
+_BUILD |= {"cityscapes": _build_cityscapes, "nih": _build_nih, "phantom": _build_phantom}
 
 
 def _contents(dataset: records.Dataset, split: str) -> tuple[np.ndarray, list[int], set[str]]:

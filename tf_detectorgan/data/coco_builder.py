@@ -165,12 +165,15 @@ class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ig
         for number, source in enumerate(tqdm(sources, desc=f"writing {split}", unit="image")):
             yield number, self._example(source)
 
+    def _read(self, source: Source) -> np.ndarray:
+        """Pixels [source.height, source.width, C]."""
+        return resize.read_image(source.path)
+
     def _example(self, source: Source) -> dict:
         longest = self.builder_config.image_size or max(source.height, source.width)
         height, width = resize.target_size(source.height, source.width, longest)
         config = self.builder_config
-        pixels = resize.read_image(source.path)
-        pixels = resize.convert(pixels, config.channels, self._bit_depth, config.white)
+        pixels = resize.convert(self._read(source), config.channels, self._bit_depth, config.white)
         pixels = np.rint(resize.pad(resize.resize(pixels, height, width), self._side))
         scale = np.array([width / source.width, height / source.height] * 2)
         return {

@@ -12,7 +12,12 @@ from tf_detectorgan.errors import InputError
 
 def order(seed: int, names: Collection[str]) -> list[str]:
     """Names in an order by a hash of seed and name: a further name does not reshuffle the others."""
-    return sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    return sorted(names, key=lambda name: digest(seed, name))
+
+
+def digest(seed: int, name: str) -> bytes:
+    """A hash of seed and name: what is drawn by it does not change with other names."""
+    return hashlib.sha256(f"{seed} {name}".encode()).digest()
 
 
 def check_shares(shares: Sequence[float]) -> None:
