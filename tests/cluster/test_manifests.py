@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import kubernetes_validate
+import numpy as np
 import pytest
 import yaml
 from absl import flags
@@ -15,6 +16,8 @@ from tests.cluster import manifest_rules
 from tf_detectorgan import config, prepare, reproduce
 from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from tf_detectorgan.experiments.tables import TABLES
+from tf_detectorgan.models.detectors import DETECTORS
+from tf_detectorgan.models.detectors.anchors import coverage
 from tf_detectorgan.training.settings import Train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,13 +166,23 @@ def test_table_1_has_one_index_a_cell():
     assert job["spec"]["completions"] == len(TABLES["1"].rows) * len(given.seeds)
 
 
-def test_nih_is_trained_and_prepared_as_by_the_configs():
+def test_the_papers_data_are_prepared_and_trained_on_as_by_the_configs():
     """The same flags but for places, which are on the volume."""
-    for job, config_file in (("train-nih", "nih"), ("prepare-nih", "nih_prepare")):
+    pairs = {"train-nih": "nih", "prepare-nih": "nih_prepare", "train-cityscapes": "cityscapes"}
+    for job, config_file in pairs.items():
         lines = (ROOT / f"configs/{config_file}.flags").read_text("utf-8").splitlines()
         ours = {line for line in lines if line.startswith("--")}
         theirs = {re.sub("=/(data|runs)/", r"=\1/", line) for line in flagfile(ROOT / f"k8s/{job}.yaml")}
         assert theirs - {"--images=data/nih-images"} == ours
+
+
+def test_anchors_meet_pedestrians():
+    """CityPersons' are 0.41 times as wide as high, and those in a crop 70 to 256 px high."""
+    given = parse(Train, flagfile(ROOT / "k8s/train-cityscapes.yaml"))
+    DET = DETECTORS[given.detector]((256, 256, 3), 1, sizes=given.anchor_sizes, ratios=given.anchor_ratios)
+    heights = np.linspace(70, 250, 19)
+    pedestrians = np.stack([100 - 0 * heights, 3 + 0 * heights, 100 + 0.41 * heights, 3 + heights], 1)
+    assert coverage(DET.anchors, pedestrians).min() >= 0.5
 
 
 def test_files_that_comments_name_exist():
