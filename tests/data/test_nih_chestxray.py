@@ -85,7 +85,7 @@ def test_the_papers_nodules_on_the_real_tables(real_data):
     assert "6331 images are labelled Nodule, 6252 of them have no box" in notes[0]
     assert any("not normal" in note for note in notes)
     tests = []
-    for seed in range(5):
+    for seed in range(2):
         plan, _ = coco_builder.divide(sources, nih_chestxray.SHARES, seed, 0, "")
         counts = {split: len(rows) for split, rows in plan.items()}
         assert counts == {
@@ -103,7 +103,7 @@ def test_the_papers_nodules_on_the_real_tables(real_data):
                 parts[source.file_name[:8]].add(split.split("_")[0])
         assert {len(found) for found in parts.values()} == {1}
         tests.append(names(plan)["test_labelled"])
-    assert len(set(map(tuple, tests))) == 5
+    assert tests[0] != tests[1]
     again, _ = coco_builder.divide(sources, nih_chestxray.SHARES, 0, 0, "")
     assert names(again)["test_labelled"] == tests[0]
 
