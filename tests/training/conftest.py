@@ -11,6 +11,7 @@ from tf_detectorgan.batch import Batch, Insertion, Labelled
 from tf_detectorgan.models.detectors import retinanet
 from tf_detectorgan.models.discriminators import patch_gan
 from tf_detectorgan.models.generators import Composition, resnet_generator
+from tf_detectorgan.training.cyclegan import CycleGAN, CycleObjective
 from tf_detectorgan.training.image_pool import ImagePool
 from tf_detectorgan.training.joint_step import Objective, Players
 
@@ -18,8 +19,15 @@ SIDE, CLASSES, CROP = 32, 2, 16
 RECIPES = {"paper": ("full", "mask", "log"), "ours": ("box", "exemplar", "lsgan")}
 
 
-def objective(recipe="ours", **changes):
+def objective(**changes):
     """All weights different and none 0, so that no mistake in one of them is hidden."""
+    return Objective(
+        **{"lambda_real": 0.9, "lambda_syn": 0.3, "rho_real": 0.0, "rho_syn": 0.0, "syn_cap": 1e6, **changes}
+    )
+
+
+def cycle_objective(recipe="ours", **changes):
+    """The same for the GAN's own terms."""
     compose, condition, gan_loss = RECIPES[recipe]
     values = {
         "gan_loss": gan_loss,
@@ -28,16 +36,11 @@ def objective(recipe="ours", **changes):
         "lambda_bbox": 1.3,
         "lambda_cycle": 3.0,
         "lambda_identity": 2.0,
-        "lambda_real": 0.9,
-        "lambda_syn": 0.3,
-        "rho_real": 0.0,
-        "rho_syn": 0.0,
-        "syn_cap": 1e6,
         "crop_size": CROP,
         "crop_context": 0.25,
         "composition": Composition(compose, condition, feather=0.25, classes=CLASSES),
     }
-    return Objective(**{**values, **changes})
+    return CycleObjective(**{**values, **changes})
 
 
 def sgd(variables, rate=0.1, **options):
@@ -50,7 +53,8 @@ def players(recipe="ours", *, detector=True, pool_size=0, batch_size=2, clipnorm
     """Players with seeded random weights; all optimizers are SGD with momentum, m' = 0.9 m - lr g."""
     strategy = strategy or tf.distribute.get_strategy()
     keras.utils.set_random_seed(0)
-    composed = objective(recipe).composition
+    own = cycle_objective(recipe)
+    composed = own.composition
     shape = (SIDE, SIDE, 1)
     with strategy.scope():
         G_X = resnet_generator(
@@ -77,10 +81,11 @@ def players(recipe="ours", *, detector=True, pool_size=0, batch_size=2, clipnorm
         m.assign(1e-3 * rng.normal(size=m.shape))
     count = strategy.num_replicas_in_sync
     pools = [[ImagePool(pool_size, batch_size // count, shape) for _ in range(count)] for _ in range(2)]
-    return Players(
-        G_X, G_Y, DIS_globalX, DIS_localX, DIS_globalY, generator_optimizer, discriminator_optimizer, *pools,
-        *((DET, detector_optimizer) if detector else ()),
+    gan = CycleGAN(
+        own, G_X, G_Y, DIS_globalX, DIS_localX, DIS_globalY, generator_optimizer, discriminator_optimizer,
+        *pools,
     )  # fmt: skip
+    return Players(gan, *((DET, detector_optimizer) if detector else ()))
 
 
 def labelled(rng, count):
@@ -112,7 +117,7 @@ def batch(seed=0, count=2):
 
 def networks(p):
     """Name -> weights of every player, as arrays."""
-    nets = {name: getattr(p, name) for name in ("G_X", "G_Y", "DIS_globalX", "DIS_localX", "DIS_globalY")}
+    nets = {name: getattr(p.gan, name) for name in ("G_X", "G_Y", "DIS_globalX", "DIS_localX", "DIS_globalY")}
     if p.DET is not None:
         nets["DET"] = p.DET.network
     return {name: [w.numpy() for w in net.weights] for name, net in nets.items()}
@@ -122,6 +127,7 @@ def networks(p):
 def tiny():
     return types.SimpleNamespace(
         objective=objective,
+        cycle_objective=cycle_objective,
         players=players,
         batch=batch,
         labelled=labelled,

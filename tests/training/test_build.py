@@ -73,16 +73,15 @@ def test_places_by_arm():
 
 def test_players_of_two_devices_have_two_pools_each():
     chosen = build.strategy(Train(distribution="mirrored"))
-    p = build.players(Train(**TINY, gan_batch=4), DATASET, chosen)
+    p = build.cyclegan(Train(**TINY, gan_batch=4), DATASET, chosen)
     for pools in (p.pools_X, p.pools_Y):
         assert [pool.images.shape for pool in pools] == [(8, 32, 32, 1)] * 2
     assert len({id(pool) for pool in (*p.pools_X, *p.pools_Y)}) == 4
-    assert p.DET is None
 
 
 @pytest.mark.parametrize("condition,channels", [("mask", 1 + 2), ("exemplar", 1 + 1 + 2)])
 def test_players_fit_the_recipe(condition, channels):
-    p = build.players(Train(**TINY, condition=condition), DATASET, tf.distribute.get_strategy())
+    p = build.cyclegan(Train(**TINY, condition=condition), DATASET, tf.distribute.get_strategy())
     assert p.G_X.input_shape == (None, 32, 32, channels)
     assert p.G_Y.input_shape == (None, 32, 32, 1 + 2)
     assert p.DIS_localX.input_shape == (None, 16, 16, 1)
@@ -96,7 +95,7 @@ def test_players_fit_the_recipe(condition, channels):
 
 def test_the_seed_decides_the_first_weights():
     def weights(seed):
-        p = build.players(Train(**TINY, seed=seed), DATASET, tf.distribute.get_strategy())
+        p = build.cyclegan(Train(**TINY, seed=seed), DATASET, tf.distribute.get_strategy())
         return p.G_Y.get_weights()
 
     first, again, other = weights(3), weights(3), weights(4)
@@ -107,10 +106,10 @@ def test_the_seed_decides_the_first_weights():
 def test_rho_needs_no_lambda():
     """Only the arm's sign is left of the lambdas where rho takes the place of their size."""
     settings = Train(lambda_real=0.0, lambda_syn=0.0, rho_real=2.0, rho_syn=0.5)
-    o = build.objective(settings, ARMS["detectorgan"], 1)
+    o = build.objective(settings, ARMS["detectorgan"])
     assert (o.lambda_real, o.lambda_syn, o.rho_real, o.rho_syn) == (1, 1, 2, 0.5)
-    assert build.objective(settings, ARMS["acgan"], 1).lambda_syn == -1
-    assert build.objective(settings, ARMS["detectorgan_no_unroll"], 1).lambda_real == 0
+    assert build.objective(settings, ARMS["acgan"]).lambda_syn == -1
+    assert build.objective(settings, ARMS["detectorgan_no_unroll"]).lambda_real == 0
 
 
 def test_arms_scale_the_settings_by_their_signs():
@@ -118,7 +117,7 @@ def test_arms_scale_the_settings_by_their_signs():
     found = {
         name: (o.lambda_real, o.lambda_syn)
         for name in ARMS
-        for o in [build.objective(settings, ARMS[name], 1)]
+        for o in [build.objective(settings, ARMS[name])]
         if ARMS[name].detector
     }
     assert found == {"acgan": (0, -0.5), "detectorgan_no_unroll": (0, 0.5), "detectorgan": (2.0, 0.5)}

@@ -13,12 +13,13 @@ from tf_detectorgan.models.discriminators import crop
 from tf_detectorgan.models.generators import insert, paste, reinsert, remove
 from tf_detectorgan.training import build, joint_step
 from tf_detectorgan.training.detector_step import detector_step
+from tf_detectorgan.training.joint_step import Players
 from tf_detectorgan.training.settings import ARMS, Train
 
 SEED = tf.constant([0, 0])
 RATE = 0.1  # of the generators' and discriminators' SGD: after a first step its momenta are -RATE * gradient
 NOTHING = dict.fromkeys(
-    ("lambda_global", "lambda_local", "lambda_bbox", "lambda_cycle", "lambda_identity", "lambda_real"), 0.0
+    ("lambda_global", "lambda_local", "lambda_bbox", "lambda_cycle", "lambda_identity"), 0.0
 )
 
 
@@ -28,8 +29,8 @@ def arena(tiny):
     built = {}
 
     def variables(p):
-        parts = [p.G_X, p.G_Y, p.DIS_globalX, p.DIS_localX, p.DIS_globalY, p.DET.network]
-        optimizers = [p.generator_optimizer, p.discriminator_optimizer, p.detector_optimizer]
+        parts = [p.gan.G_X, p.gan.G_Y, p.gan.DIS_globalX, p.gan.DIS_localX, p.gan.DIS_globalY, p.DET.network]
+        optimizers = [p.gan.generator_optimizer, p.gan.discriminator_optimizer, p.detector_optimizer]
         return [v for part in parts for v in part.weights] + [v for o in optimizers for v in o.variables]
 
     def give(recipe="ours", clipnorm=None):
@@ -47,6 +48,12 @@ def arena(tiny):
 
 def without_detector(p):
     return dataclasses.replace(p, DET=None, detector_optimizer=None)
+
+
+def with_weights(p, **changes):
+    """Other weights of the GAN's own terms."""
+    own = dataclasses.replace(p.gan.objective, **changes)
+    return dataclasses.replace(p, gan=dataclasses.replace(p.gan, objective=own))
 
 
 def mean(per_image):
@@ -78,28 +85,29 @@ def step_of_detector(p, b, x_syn):
 
 def written_objective(p, o, b):
     """What G_X and G_Y minimise, as a sum of terms, and what the step does to DET (W', m')."""
-    composed, (x, y) = o.composition, (b.x, b.y)
+    own, gan, (x, y) = p.gan.objective, p.gan, (b.x, b.y)
+    composed = own.composition
     boxes, labels, content = b.insertion.boxes[:, None], b.insertion.labels[:, None], b.insertion.content
 
     def fooled(D, images):
-        return mean(losses.adversarial_generator(D(images), o.gan_loss))
+        return mean(losses.adversarial_generator(D(images), own.gan_loss))
 
-    x_syn = insert(p.G_X, x, b.insertion, composed)
-    y_clean = remove(p.G_Y, *y, b.y_content, composed)
+    x_syn = insert(gan.G_X, x, b.insertion, composed)
+    y_clean = remove(gan.G_Y, *y, b.y_content, composed)
     mask = boxes_lib.mask(b.insertion.boxes, *x.shape[1:3])[..., None]
     target = b.insertion.exemplars
     if composed.condition == "exemplar":
         mask = composed.blend(b.insertion.boxes, content, *x.shape[1:3])
         target = paste(x, target, mask)
-    x_back, x_same = (remove(p.G_Y, image, boxes, labels, content, composed) for image in (x_syn, x))
-    y_back, y_same = (reinsert(p.G_X, image, y, b.y_content, composed) for image in (y_clean, y.images))
+    x_back, x_same = (remove(gan.G_Y, image, boxes, labels, content, composed) for image in (x_syn, x))
+    y_back, y_same = (reinsert(gan.G_X, image, y, b.y_content, composed) for image in (y_clean, y.images))
     terms = {
-        "global": o.lambda_global * (fooled(p.DIS_globalX, x_syn) + fooled(p.DIS_globalY, y_clean)),
-        "local": o.lambda_local
-        * fooled(p.DIS_localX, crop(x_syn, b.insertion.boxes, o.crop_size, o.crop_context)),
-        "bbox": o.lambda_bbox * mean(losses.bbox_loss(x_syn, target, mask)),
-        "cycle": o.lambda_cycle * (mean(losses.l1(x_back, x)) + mean(losses.l1(y_back, y.images))),
-        "identity": o.lambda_identity * (mean(losses.l1(x_same, x)) + mean(losses.l1(y_same, y.images))),
+        "global": own.lambda_global * (fooled(gan.DIS_globalX, x_syn) + fooled(gan.DIS_globalY, y_clean)),
+        "local": own.lambda_local
+        * fooled(gan.DIS_localX, crop(x_syn, b.insertion.boxes, own.crop_size, own.crop_context)),
+        "bbox": own.lambda_bbox * mean(losses.bbox_loss(x_syn, target, mask)),
+        "cycle": own.lambda_cycle * (mean(losses.l1(x_back, x)) + mean(losses.l1(y_back, y.images))),
+        "identity": own.lambda_identity * (mean(losses.l1(x_same, x)) + mean(losses.l1(y_same, y.images))),
     }
     if p.DET is None:
         return terms, None
@@ -115,16 +123,17 @@ def discriminator_loss(o, D, real, fake):
     return (mean(real) + mean(fake)) / 2
 
 
-def discriminator_losses(p, o, b):
+def discriminator_losses(gan, b):
     """On real images and on those of this step: discriminator -> loss. u stands beside y."""
-    x_syn = insert(p.G_X, b.x, b.insertion, o.composition)
-    y_clean = remove(p.G_Y, *b.y, b.y_content, o.composition)
+    o = gan.objective
+    x_syn = insert(gan.G_X, b.x, b.insertion, o.composition)
+    y_clean = remove(gan.G_Y, *b.y, b.y_content, o.composition)
     real_crops = crop(b.y.images, b.y_boxes, o.crop_size, o.crop_context)
     crops = crop(x_syn, b.insertion.boxes, o.crop_size, o.crop_context)
     return {
-        "DIS_globalX": discriminator_loss(o, p.DIS_globalX, tf.concat([b.y.images, b.u], 0), x_syn),
-        "DIS_localX": discriminator_loss(o, p.DIS_localX, real_crops, crops),
-        "DIS_globalY": discriminator_loss(o, p.DIS_globalY, b.x, y_clean),
+        "DIS_globalX": discriminator_loss(o, gan.DIS_globalX, tf.concat([b.y.images, b.u], 0), x_syn),
+        "DIS_localX": discriminator_loss(o, gan.DIS_localX, real_crops, crops),
+        "DIS_globalY": discriminator_loss(o, gan.DIS_globalY, b.x, y_clean),
     }
 
 
@@ -152,12 +161,12 @@ def relative_error(found, expected):
 def test_step_is_the_gradient_of_the_written_objective(tiny, arena, recipe, detector, changes, clipnorm):
     p = arena(recipe, clipnorm)
     p = p if detector else without_detector(p)
-    o, b = tiny.objective(recipe, **changes), tiny.batch()
+    o, own, b = tiny.objective(**changes), p.gan.objective, tiny.batch()
     with tf.GradientTape(persistent=True) as tape:
         terms, ahead = written_objective(p, o, b)
-        judged = discriminator_losses(p, o, b)
-    theta = {name: getattr(p, name).trainable_variables for name in ("G_X", "G_Y")}
-    phi = {name: getattr(p, name).trainable_variables for name in judged}
+        judged = discriminator_losses(p.gan, b)
+    theta = {name: getattr(p.gan, name).trainable_variables for name in ("G_X", "G_Y")}
+    phi = {name: getattr(p.gan, name).trainable_variables for name in judged}
     expected = {name: tape.gradient(judged[name], v) for name, v in phi.items()}
     parts = {name: {k: gradient(tape, term, v) for k, term in terms.items()} for name, v in theta.items()}
     for name, by_term in parts.items():
@@ -169,7 +178,7 @@ def test_step_is_the_gradient_of_the_written_objective(tiny, arena, recipe, dete
 
     out = joint_step.joint_step(p, o, b, SEED)
 
-    in_order = iter([*p.generator_optimizer.momentums, *p.discriminator_optimizer.momentums])
+    in_order = iter([*p.gan.generator_optimizer.momentums, *p.gan.discriminator_optimizer.momentums])
     for name, variables in (theta | phi).items():
         steps = [next(in_order) for _ in variables]
         assert relative_error(steps, [-RATE * g for g in expected[name]]) < 1e-5, name
@@ -177,8 +186,8 @@ def test_step_is_the_gradient_of_the_written_objective(tiny, arena, recipe, dete
             np.testing.assert_array_equal(variable, old + step)
     for name, loss in judged.items():
         np.testing.assert_allclose(out[f"L_{name}"], loss, rtol=1e-5)
-    np.testing.assert_allclose(o.lambda_bbox * out["L_bbox"], terms["bbox"], rtol=1e-5)
-    np.testing.assert_allclose(o.lambda_cycle * out["L_cycle"], terms["cycle"], rtol=1e-5)
+    np.testing.assert_allclose(own.lambda_bbox * out["L_bbox"], terms["bbox"], rtol=1e-5)
+    np.testing.assert_allclose(own.lambda_cycle * out["L_cycle"], terms["cycle"], rtol=1e-5)
     if detector:
         np.testing.assert_allclose(o.lambda_real * out["L_real_ahead"], terms["real"], rtol=1e-5)
         assert relative_error(p.DET.weights, ahead[0]) < 1e-6
@@ -196,16 +205,17 @@ def test_step_is_the_gradient_of_the_written_objective(tiny, arena, recipe, dete
 )
 def test_g_x_raises_or_lowers_the_loss_on_synthetic_images(tiny, arena, arm, cap, sign):
     """With every other weight 0, G_X steps along sign * dL_syn/dG_X; not at all beyond the cap."""
-    signs = build.objective(Train(lambda_syn=0.3, syn_cap=cap), ARMS[arm], 2)
-    o = dataclasses.replace(tiny.objective(), **NOTHING, lambda_syn=signs.lambda_syn, syn_cap=signs.syn_cap)
-    p, b = arena(), tiny.batch()
+    signs = build.objective(Train(lambda_syn=0.3, syn_cap=cap), ARMS[arm])
+    o = dataclasses.replace(signs, lambda_real=0.0)
+    p, b = with_weights(arena(), **NOTHING), tiny.batch()
+    x_syn_of = p.gan.G_X, b.x, b.insertion, p.gan.objective.composition
     with tf.GradientTape() as tape:
-        L_syn = step_of_detector(p, b, insert(p.G_X, b.x, b.insertion, o.composition))[-1]
-    rises = tape.gradient(L_syn, p.G_X.trainable_variables)
+        L_syn = step_of_detector(p, b, insert(*x_syn_of))[-1]
+    rises = tape.gradient(L_syn, p.gan.G_X.trainable_variables)
     assert tf.linalg.global_norm(rises) > 1e-3
     out = joint_step.joint_step(p, o, b, SEED)
     np.testing.assert_allclose(out["L_syn"], L_syn, rtol=1e-5)
-    steps = p.generator_optimizer.momentums[: len(rises)]
+    steps = p.gan.generator_optimizer.momentums[: len(rises)]
     if sign:
         assert relative_error(steps, [sign * 0.3 * RATE * g for g in rises]) < 1e-5
     else:
@@ -214,9 +224,9 @@ def test_g_x_raises_or_lowers_the_loss_on_synthetic_images(tiny, arena, arm, cap
 
 def test_rho_sets_the_detector_s_share_inside_the_box(tiny, arena):
     """Whatever the size of the lambdas: rho times the adversarial norm in the box, nothing outside."""
-    o = dataclasses.replace(tiny.objective(), **(NOTHING | {"lambda_global": 0.5, "lambda_real": 123.0}))
-    o = dataclasses.replace(o, rho_real=2.0, rho_syn=0.5)
-    out = joint_step.joint_step(arena(), o, tiny.batch(), SEED)
+    o = tiny.objective(lambda_real=123.0, rho_real=2.0, rho_syn=0.5)
+    p = with_weights(arena(), **(NOTHING | {"lambda_global": 0.5}))
+    out = joint_step.joint_step(p, o, tiny.batch(), SEED)
     adversarial = out["squared_norm/global_inside"]
     assert adversarial > 0
     np.testing.assert_allclose(out["squared_norm/real_inside"], 4 * adversarial, rtol=1e-5)
@@ -274,13 +284,13 @@ def test_a_detector_step_moves_the_detector_and_nobody_else(tiny, arena):
         for name, w in tiny.networks(p).items()
     }
     assert {name for name, did in moved.items() if did} == {"DET"}
-    assert int(p.generator_optimizer.iterations) == int(p.discriminator_optimizer.iterations) == 0
+    assert int(p.gan.generator_optimizer.iterations) == int(p.gan.discriminator_optimizer.iterations) == 0
 
 
 def test_discriminators_train_on_the_pool(tiny, arena):
     """Whatever the pools hand out is what discriminators see, cropped at its own boxes."""
-    o, b = tiny.objective(), tiny.batch()
-    p = arena()
+    b, gan = tiny.batch(), arena().gan
+    o = gan.objective
 
     class Handing:
         """Hands out fixed images and remembers what it was given."""
@@ -294,14 +304,14 @@ def test_discriminators_train_on_the_pool(tiny, arena):
 
     old_X, old_Y, old_boxes = b.u[::-1], b.x[::-1], b.y_boxes + 3
     pools = Handing(old_X, old_boxes), Handing(old_Y, old_boxes)
-    p = dataclasses.replace(without_detector(p), pools_X=[pools[0]], pools_Y=[pools[1]])
-    x_syn = insert(p.G_X, b.x, b.insertion, o.composition)
+    gan = dataclasses.replace(gan, pools_X=[pools[0]], pools_Y=[pools[1]])
+    x_syn = insert(gan.G_X, b.x, b.insertion, o.composition)
     crops = crop(b.y.images, b.y_boxes, o.crop_size, o.crop_context)
     old_crops = crop(old_X, old_boxes, o.crop_size, o.crop_context)
     expected = {
-        "L_DIS_globalX": (tf.concat([b.y.images, b.u], 0), old_X, p.DIS_globalX),
-        "L_DIS_localX": (crops, old_crops, p.DIS_localX),
-        "L_DIS_globalY": (b.x, old_Y, p.DIS_globalY),
+        "L_DIS_globalX": (tf.concat([b.y.images, b.u], 0), old_X, gan.DIS_globalX),
+        "L_DIS_localX": (crops, old_crops, gan.DIS_localX),
+        "L_DIS_globalY": (b.x, old_Y, gan.DIS_globalY),
     }
     expected = {
         name: (
@@ -311,7 +321,7 @@ def test_discriminators_train_on_the_pool(tiny, arena):
         / 2
         for name, (real, fake, D) in expected.items()
     }
-    out = joint_step.joint_step(p, o, b, SEED)
+    out = joint_step.joint_step(Players(gan), tiny.objective(), b, SEED)
     for name, value in expected.items():
         np.testing.assert_allclose(out[name], value, rtol=1e-5)
     (given_images, given_boxes, seed_X), *rest = pools[0].given
@@ -334,10 +344,10 @@ def test_norms_by_hand():
 def test_a_disconnected_network_is_an_error(tiny, arena):
     """A generator that does not take part must not pass for one whose gradient is 0."""
     p = without_detector(arena())
-    idle = dataclasses.replace(p, DIS_localX=lambda crops: crops[:, :1, :1])
-    idle.DIS_localX.trainable_variables = p.DIS_localX.trainable_variables
+    idle = dataclasses.replace(p.gan, DIS_localX=lambda crops: crops[:, :1, :1])
+    idle.DIS_localX.trainable_variables = p.gan.DIS_localX.trainable_variables
     with pytest.raises(RuntimeError, match="the discriminators' objective has no gradient for: "):
-        joint_step.joint_step(idle, tiny.objective(), tiny.batch(), SEED)
+        joint_step.joint_step(Players(idle), tiny.objective(), tiny.batch(), SEED)
 
 
 def test_sgd_options_that_the_virtual_step_does_not_know_are_not_used():

@@ -43,8 +43,8 @@ def worst_error(found, expected):
 def states(p):
     """The last update of every player (SGD's momenta) and its weights."""
     optimizers = {
-        "G_X, G_Y": p.generator_optimizer,
-        "DIS": p.discriminator_optimizer,
+        "G_X, G_Y": p.gan.generator_optimizer,
+        "DIS": p.gan.discriminator_optimizer,
         "DET": p.detector_optimizer,
     }
     return {name: [m.value for m in optimizer.momentums] for name, optimizer in optimizers.items()} | {
@@ -77,12 +77,12 @@ def test_joint_step(tiny, mirrored):
         if not number:
             # Each replica's pool holds its own half of the synthetic images.
             for pools in ("pools_X", "pools_Y"):
-                whole, halves = getattr(one, pools)[0], getattr(two, pools)
+                whole, halves = getattr(one.gan, pools)[0], getattr(two.gan, pools)
                 np.testing.assert_allclose(
                     tf.concat([half.images for half in halves], 0), whole.images, atol=1e-5
                 )
                 np.testing.assert_array_equal(tf.concat([half.boxes for half in halves], 0), whole.boxes)
-            for pool in (one.pools_X[0], *two.pools_X, one.pools_Y[0], *two.pools_Y):
+            for pool in (one.gan.pools_X[0], *two.gan.pools_X, one.gan.pools_Y[0], *two.gan.pools_Y):
                 pool.stored.assign(
                     0
                 )  # still filling: the next step's exchange would be each replica's own choice

@@ -15,8 +15,9 @@ from tf_detectorgan.models import detectors
 from tf_detectorgan.models.detectors.retinanet import RetinaNet
 from tf_detectorgan.models.discriminators import patch_gan
 from tf_detectorgan.models.generators import Composition, resnet_generator
+from tf_detectorgan.training.cyclegan import CycleGAN, CycleObjective
 from tf_detectorgan.training.image_pool import ImagePool
-from tf_detectorgan.training.joint_step import Objective, Players
+from tf_detectorgan.training.joint_step import Objective
 from tf_detectorgan.training.settings import Arm, Train
 
 LOCAL_LAYERS = 2  # of DIS_localX: its crops are smaller than 70 pixels
@@ -47,24 +48,15 @@ def composition(settings: Train, classes: int) -> Composition:
     return Composition(settings.compose, settings.condition, settings.feather, classes)
 
 
-def objective(settings: Train, arm: Arm, classes: int) -> Objective:
+def objective(settings: Train, arm: Arm) -> Objective:
     """The arm's signs times the settings' weights."""
     return Objective(
-        gan_loss=settings.gan_loss,
-        lambda_global=settings.lambda_global,
-        lambda_local=settings.lambda_local,
-        lambda_bbox=settings.lambda_bbox,
-        lambda_cycle=settings.lambda_cycle,
-        lambda_identity=settings.lambda_identity,
         # Where rho is set only the sign matters: --rho_real works with --lambda_real=0 as well.
         lambda_real=arm.real_sign * (1.0 if settings.rho_real else settings.lambda_real),
         lambda_syn=arm.syn_sign * (1.0 if settings.rho_syn else settings.lambda_syn),
         rho_real=settings.rho_real,
         rho_syn=settings.rho_syn,
         syn_cap=settings.syn_cap,
-        crop_size=settings.crop_size,
-        crop_context=settings.crop_context,
-        composition=composition(settings, classes),
     )
 
 
@@ -89,7 +81,7 @@ def augmentation(settings: Train) -> Augmentation:
     )
 
 
-def players(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -> Players:
+def cyclegan(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -> CycleGAN:
     """G_X, G_Y and the discriminators with their optimizers, all built. Seeds Keras's initialisers."""
     keras.utils.set_random_seed(settings.seed)
     shape, classes = dataset.image_shape, len(dataset.class_names)
@@ -121,7 +113,18 @@ def players(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -
         )
     batch = settings.gan_batch // chosen.num_replicas_in_sync
     replicas = range(chosen.num_replicas_in_sync)
-    return Players(
+    return CycleGAN(
+        CycleObjective(
+            gan_loss=settings.gan_loss,
+            lambda_global=settings.lambda_global,
+            lambda_local=settings.lambda_local,
+            lambda_bbox=settings.lambda_bbox,
+            lambda_cycle=settings.lambda_cycle,
+            lambda_identity=settings.lambda_identity,
+            crop_size=settings.crop_size,
+            crop_context=settings.crop_context,
+            composition=composed,
+        ),
         G_X,
         G_Y,
         DIS_globalX,

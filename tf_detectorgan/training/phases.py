@@ -19,15 +19,15 @@ import tensorflow as tf
 
 from tf_detectorgan import checkpoints
 from tf_detectorgan import evaluation as ev
-from tf_detectorgan.batch import Batch, Insertion
+from tf_detectorgan.batch import Insertion
 from tf_detectorgan.data import pipeline, records, split_guard
 from tf_detectorgan.evaluation import auditors
 from tf_detectorgan.evaluation.auditors import Auditors
 from tf_detectorgan.evaluation.detect import detect_split, quick_ap
-from tf_detectorgan.models.generators import insert, paste, remove
+from tf_detectorgan.models.generators import paste
 from tf_detectorgan.poisson import poisson_blend
 from tf_detectorgan.synthesis import synthesize
-from tf_detectorgan.training import build, summaries
+from tf_detectorgan.training import build
 from tf_detectorgan.training.joint_step import Objective, Players
 from tf_detectorgan.training.loop import run_phase, skip_finished
 from tf_detectorgan.training.run import Run, joint_function
@@ -41,7 +41,7 @@ def pretrain_gan(run: Run) -> None:
     directory = run.path / "shared" / "pretrain_gan"
     if skip_finished("pretrain_gan", directory):
         return
-    objective = build.objective(run.settings, ARMS["cyclegan_bbox"], len(run.dataset.class_names))
+    objective = build.objective(run.settings, ARMS["cyclegan_bbox"])
     _train_generators(run, "shared", "pretrain_gan", directory, objective, 0, run.settings.gan_steps)
 
 
@@ -78,7 +78,7 @@ def joint(run: Run, name: str) -> None:
     arm, directory = ARMS[name], run.arm_path(name) / "joint"
     if arm.images != "generator" or skip_finished(f"{name}/joint", directory):
         return
-    objective = build.objective(run.settings, arm, len(run.dataset.class_names))
+    objective = build.objective(run.settings, arm)
     checkpoints.load(run.path / "shared" / "pretrain_gan", _player_parts(run.players))
     players = run.players
     if arm.detector:
@@ -118,8 +118,8 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
 
 def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[tf.Tensor, Insertion], tf.Tensor], str]:
     """How the arm inserts an object, as a graph, and the hash of the weights it uses ("" for none)."""
-    composed = build.composition(run.settings, len(run.dataset.class_names))
     if arm.images in ("paste", "layer"):  # where layers are laid over x, the exemplar is the result
+        composed = build.composition(run.settings, len(run.dataset.class_names))
 
         @tf.function(autograph=False)
         def cut_and_paste(x, insertion):
@@ -129,14 +129,9 @@ def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[tf.Tensor, In
         return cut_and_paste, ""
     if arm.images == "poisson":
         return poisson_blend, ""
-    joint_directory = run.arm_path(name) / "joint"
-    checkpoints.load(joint_directory, {"G_X": run.players.G_X})
-
-    @tf.function(autograph=False)
-    def generate(x, insertion):
-        return insert(run.players.G_X, x, insertion, composed)
-
-    return generate, checkpoints.fingerprint(joint_directory)
+    directory, gan = run.arm_path(name) / "joint", run.players.gan
+    checkpoints.load(directory, gan.parts)
+    return tf.function(gan.insert, autograph=False), checkpoints.fingerprint(directory)
 
 
 def final_detector(run: Run, name: str) -> None:
@@ -196,12 +191,9 @@ def run_arms(run: Run) -> None:
 
 def _player_parts(players: Players) -> dict[str, Any]:
     """The trackable parts that `joint_step` changes, by name."""
-    parts = {f.name: getattr(players, f.name) for f in dataclasses.fields(players)}
     if players.DET is None:
-        del parts["DET"], parts["detector_optimizer"]
-    else:
-        parts["DET"] = players.DET.network
-    return parts
+        return players.gan.parts
+    return players.gan.parts | {"DET": players.DET.network, "detector_optimizer": players.detector_optimizer}
 
 
 def _train_generators(
@@ -239,7 +231,7 @@ def _train_generators(
     def inspect(done: int, batch) -> None:
         if done % s.image_every == 0 or done == steps:
             local = tf.nest.map_structure(lambda v: run.strategy.experimental_local_results(v)[0], batch)
-            writer.image("insertions", done, _picture(run, players, local, objective))
+            writer.image("insertions", done, players.gan.picture(local))
         if players.DET is not None and (done % s.validate_every == 0 or done == steps):
             writer.scalars(done, _validation(run))
 
@@ -305,13 +297,6 @@ def _validation(run: Run) -> dict[str, float]:
         return {}
     truth, found = detect_split(run.detect, run.dataset, "validation", run.settings.detector_batch)
     return {f"validation_{k}": v for k, v in quick_ap(truth, found, run.dataset.class_names).items()}
-
-
-def _picture(run: Run, players: Players, batch: Batch, objective: Objective):
-    composed = objective.composition
-    x_syn = insert(players.G_X, batch.x, batch.insertion, composed)
-    y_clean = remove(players.G_Y, *batch.y, batch.y_content, composed)
-    return summaries.insertion_picture(batch.x, batch.insertion, x_syn, batch.y, y_clean)
 
 
 def _keep_samples(run: Run) -> None:

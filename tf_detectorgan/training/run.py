@@ -49,7 +49,7 @@ class Run:
 
     @functools.cached_property
     def players(self) -> Players:
-        return build.players(self.settings, self.dataset, self.strategy)
+        return Players(build.cyclegan(self.settings, self.dataset, self.strategy))
 
     @functools.cached_property
     def detector(self) -> RetinaNet:
@@ -74,8 +74,7 @@ class Run:
     @functools.cached_property
     def gan_step(self) -> Callable:
         """The joint step without a detector."""
-        objective = build.objective(self.settings, ARMS["cyclegan_bbox"], len(self.dataset.class_names))
-        return joint_function(self, self.players, objective)
+        return joint_function(self, self.players, build.objective(self.settings, ARMS["cyclegan_bbox"]))
 
     @functools.cached_property
     def alone(self) -> dict[int, tuple[Any, Callable]]:
@@ -109,8 +108,8 @@ def joint_function(run: Run, players: Players, objective: Objective) -> Callable
         shares = run.strategy.run(joint_step, args=(players, objective, batch, seed))
         values = {k: run.strategy.reduce("SUM", v, axis=None) for k, v in shares.items()}
         rates = {
-            "learning_rate/generators": players.generator_optimizer.learning_rate,
-            "learning_rate/discriminators": players.discriminator_optimizer.learning_rate,
+            "learning_rate/generators": players.gan.generator_optimizer.learning_rate,
+            "learning_rate/discriminators": players.gan.discriminator_optimizer.learning_rate,
         }
         if players.detector_optimizer is not None:
             rates["learning_rate/DET"] = players.detector_optimizer.learning_rate

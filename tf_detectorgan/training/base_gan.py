@@ -1,0 +1,61 @@
+"""What the joint step asks of the GAN it trains. Whatever answers this can have a detector in its loop.
+
+Letters: N images a replica, H, W, C channels. theta: the generators' trainable variables. Every loss is this
+replica's share of the global batch's (`replicas.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import keras
+import tensorflow as tf
+
+from tf_detectorgan.batch import Batch, Insertion
+
+
+class Drawn(NamedTuple):
+    """Images [N, H, W, C] that the generators make of a batch, each a function of theta."""
+
+    x_syn: tf.Tensor  # clean x with an object at `batch.insertion`: what DET is shown
+    beside: tuple[tf.Tensor, ...]  # what else is judged
+
+
+class Judged(NamedTuple):
+    """The generators' own objective: every opinion of the images but DET's."""
+
+    terms: dict[str, tf.Tensor]  # name -> unweighted scalar, for the summaries
+    wishes: dict[str, tf.Tensor]  # name -> weighted derivative at x_syn
+    adversarial: tf.Tensor | None  # those of the discriminators together: what rho is measured by
+    d_beside: tuple[tf.Tensor, ...]  # derivative at each image of `Drawn.beside`
+    d_theta: list[tf.Tensor | None]  # of terms that reach theta by other ways than the drawn images
+
+
+class BaseGAN(Protocol):
+    """Networks with their optimizers, built, and what they play for."""
+
+    generator_optimizer: keras.optimizers.Optimizer
+    discriminator_optimizer: keras.optimizers.Optimizer
+
+    @property
+    def theta(self) -> list[keras.Variable]:
+        """What the generators' optimizer trains, in its order."""
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Everything that `joint_step` changes, by name (networks, optimizers, pools): the checkpoint's."""
+
+    def draw(self, batch: Batch) -> Drawn:
+        """The forward pass of the generators."""
+
+    def judge(self, batch: Batch, drawn: Drawn) -> Judged:
+        """The generators' objective and its derivatives."""
+
+    def train_discriminators(self, batch: Batch, drawn: Drawn, seed) -> dict[str, tf.Tensor]:
+        """One step on real and generated images; returns scalars. `seed`: int32 [2], of this step."""
+
+    def insert(self, x, insertion: Insertion) -> tf.Tensor:
+        """x [N, H, W, C] with the objects of `insertion`, as `draw` makes x_syn: synthesis."""
+
+    def picture(self, batch: Batch) -> tf.Tensor:
+        """[1, h, w, 3] for the summaries: what the generators do with a batch, beside what they are given."""

@@ -1,0 +1,151 @@
+"""CycleGAN with BboxLoss as base GAN: the paper's Fig. 2 without DET, and Eqn 4.
+
+Letters: N images a replica, H, W, C channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_detectorgan import losses
+from tf_detectorgan.batch import Batch, Insertion, Labelled
+from tf_detectorgan.models.discriminators import crop
+from tf_detectorgan.models.generators import Composition, bbox_target, bbox_weight, insert, reinsert, remove
+from tf_detectorgan.training import replicas, summaries
+from tf_detectorgan.training.base_gan import Drawn, Judged
+from tf_detectorgan.training.image_pool import ImagePool
+
+
+@dataclasses.dataclass(frozen=True)
+class CycleObjective:
+    """Weights of what G_X and G_Y are trained for, and what their judges see."""
+
+    gan_loss: str
+    lambda_global: float
+    lambda_local: float
+    lambda_bbox: float
+    lambda_cycle: float
+    lambda_identity: float
+    crop_size: int
+    crop_context: float
+    composition: Composition
+
+
+@dataclasses.dataclass
+class CycleGAN:
+    """G_X inserts, G_Y removes, three discriminators judge; one pair of image pools a replica."""
+
+    objective: CycleObjective
+    G_X: keras.Model
+    G_Y: keras.Model
+    DIS_globalX: keras.Model
+    DIS_localX: keras.Model
+    DIS_globalY: keras.Model
+    generator_optimizer: keras.optimizers.Optimizer
+    discriminator_optimizer: keras.optimizers.Optimizer
+    pools_X: list[ImagePool]
+    pools_Y: list[ImagePool]
+
+    @property
+    def theta(self) -> list[keras.Variable]:
+        return self.G_X.trainable_variables + self.G_Y.trainable_variables
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "objective"}
+
+    def draw(self, batch: Batch) -> Drawn:
+        """G_X(x, m) and, beside it, G_Y(y, m)."""
+        x_syn = self.insert(batch.x, batch.insertion)
+        return Drawn(x_syn, (remove(self.G_Y, *batch.y, batch.y_content, self.objective.composition),))
+
+    def judge(self, batch: Batch, drawn: Drawn) -> Judged:
+        """Who judges x_syn, and how it should change to please them: d(term)/dx_syn, term by term."""
+        o, x_syn, (y_clean,), boxes = self.objective, drawn.x_syn, drawn.beside, batch.insertion.boxes
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch([x_syn, y_clean])
+            # Eqn 4, the generators' side.
+            L_globalX = replicas.share(losses.adversarial_generator(self.DIS_globalX(x_syn), o.gan_loss))
+            crops = crop(x_syn, boxes, o.crop_size, o.crop_context)
+            L_localX = replicas.share(losses.adversarial_generator(self.DIS_localX(crops), o.gan_loss))
+            L_globalY = replicas.share(losses.adversarial_generator(self.DIS_globalY(y_clean), o.gan_loss))
+            # BboxLoss: the object should look like the matched one.
+            weight = bbox_weight(batch.insertion, o.composition, *x_syn.shape[1:3])
+            target = bbox_target(batch.x, batch.insertion, o.composition)
+            L_bbox = replicas.share(losses.bbox_loss(x_syn, target, weight))
+            L_cycle, L_identity = self._cycle(batch, x_syn, y_clean)
+            cyclic = o.lambda_cycle * L_cycle + o.lambda_identity * L_identity
+            adversarial_Y = o.lambda_global * L_globalY
+            weighted = {
+                "global": o.lambda_global * L_globalX,
+                "local": o.lambda_local * L_localX,
+                "bbox": o.lambda_bbox * L_bbox,
+            }
+        wishes = {name: tape.gradient(term, x_syn) for name, term in weighted.items()}
+        wishes["cycle"], d_y_cycle, *d_theta = tape.gradient(cyclic, [x_syn, y_clean, *self.theta])
+        d_y = tape.gradient(adversarial_Y, y_clean) + d_y_cycle
+        terms = {
+            "L_globalX": L_globalX,
+            "L_localX": L_localX,
+            "L_globalY": L_globalY,
+            "L_bbox": L_bbox,
+            "L_cycle": L_cycle,
+            "L_identity": L_identity,
+        }
+        return Judged(terms, wishes, wishes["global"] + wishes["local"], (d_y,), d_theta)
+
+    def train_discriminators(self, batch: Batch, drawn: Drawn, seed) -> dict[str, tf.Tensor]:
+        """Eqn 4, the discriminators' side, on real images and on the pool. u trains DIS_globalX only."""
+        o, replica, (y_clean,) = self.objective, replicas.index(), drawn.beside
+        seed = seed + tf.constant([0, 7919], tf.int32) * replica
+        fake_X, fake_boxes = self.pools_X[replica].exchange(drawn.x_syn, batch.insertion.boxes, seed)
+        fake_Y, _ = self.pools_Y[replica].exchange(y_clean, batch.y_boxes, seed + 2)
+        nets = (self.DIS_globalX, self.DIS_localX, self.DIS_globalY)
+        phi = [v for net in nets for v in net.trainable_variables]
+        with tf.GradientTape() as tape:
+
+            def loss(net, real, fake):
+                count = tf.shape(real)[0]
+                logits = net(tf.concat([real, fake], 0))
+                L_real = replicas.share(losses.adversarial_real(logits[:count], o.gan_loss))
+                return 0.5 * (L_real + replicas.share(losses.adversarial_fake(logits[count:], o.gan_loss)))
+
+            terms = {
+                "L_DIS_globalX": loss(self.DIS_globalX, tf.concat([batch.y.images, batch.u], 0), fake_X),
+                "L_DIS_localX": loss(
+                    self.DIS_localX,
+                    crop(batch.y.images, batch.y_boxes, o.crop_size, o.crop_context),
+                    crop(fake_X, fake_boxes, o.crop_size, o.crop_context),
+                ),
+                "L_DIS_globalY": loss(self.DIS_globalY, batch.x, fake_Y),
+            }
+            objective = tf.add_n(list(terms.values()))
+        g = tape.gradient(objective, phi)
+        replicas.require_gradients(g, [v.path for v in phi], "the discriminators' objective")
+        self.discriminator_optimizer.apply(g, phi)
+        return terms
+
+    def insert(self, x, insertion: Insertion) -> tf.Tensor:
+        return insert(self.G_X, x, insertion, self.objective.composition)
+
+    def picture(self, batch: Batch) -> tf.Tensor:
+        x_syn, (y_clean,) = self.draw(batch)
+        return summaries.insertion_picture(batch.x, batch.insertion, x_syn, batch.y, y_clean)
+
+    def _cycle(self, batch: Batch, x_syn, y_clean):
+        """L_cycle, and L_identity on images that are already what the generator should make: scalars."""
+        x, y, composed = batch.x, batch.y, self.objective.composition
+        y_twice = Labelled(*(tf.concat([v, v], 0) for v in y))
+        boxes_twice, labels_twice = (tf.concat([v, v], 0)[:, None] for v in batch.insertion[:2])
+        x_content, y_content = (tf.concat([v, v], 0) for v in (batch.insertion.content, batch.y_content))
+        y_back, y_same = tf.split(
+            reinsert(self.G_X, tf.concat([y_clean, y.images], 0), y_twice, y_content, composed), 2
+        )
+        removed = remove(self.G_Y, tf.concat([x_syn, x], 0), boxes_twice, labels_twice, x_content, composed)
+        x_back, x_same = tf.split(removed, 2)
+        L_cycle = replicas.share(losses.l1(x_back, x) + losses.l1(y_back, y.images))
+        return L_cycle, replicas.share(losses.l1(y_same, y.images) + losses.l1(x_same, x))
