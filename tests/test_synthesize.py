@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tf_detectorgan import checkpoints, synthesize
-from tf_detectorgan.data import records
+from tf_detectorgan.data import coco, formats, records, resize
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.synthesize import Synthesize
 from tf_detectorgan.training import phases, run_directory
@@ -122,3 +122,22 @@ def test_no_detector_is_trained_on_what_was_made_of_a_test_image(run_dir):
     with pytest.raises(InputError, match=rf"{file}: images/000001.png .*, which is in test"):
         phases.final_detector(run, "cut_paste")
     assert not (run_dir / "arms/cut_paste/final_detector").exists()
+
+
+def test_the_images_are_exported_in_other_formats_with_the_records_boxes(run_dir, tmp_path, capsys):
+    out = tmp_path / "made"
+    with pytest.raises(InputError, match="'vco' is none of"):
+        make(run_dir, count=2, out=str(out), export=("vco",))
+    assert not out.exists()
+    make(run_dir, count=3, out=str(out), export=("voc", "yolo", "node21"))
+    assert "gallery.html, voc, yolo, node21" in capsys.readouterr().out
+    schema = records.read_features(out)
+    made = [records.decode(schema, one) for one in records.read_records(out / "synthetic.tfrecord")]
+    for kind in ("coco", "voc", "yolo", "node21"):
+        place = formats.locate(kind, None, out if kind == "coco" else out / kind)
+        sources = coco.check(place.read(), place.images, keys=coco.Keys()).sources
+        for record, source in zip(made, sources, strict=True):
+            np.testing.assert_allclose(source.boxes, record.boxes, atol=1e-5)
+            np.testing.assert_array_equal(
+                resize.read_image(source.path), records.to_stored(record.image.numpy(), 8)
+            )

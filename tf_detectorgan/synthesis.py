@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import gallery
 from tf_detectorgan.batch import Insertion, Synthesis
 from tf_detectorgan.data import records
+from tf_detectorgan.data.formats import export
 from tf_detectorgan.data.pipeline import synthesis_batches
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.data.records import Dataset
@@ -66,6 +67,7 @@ def synthesize(
     reach: float,
     judges: Auditors | None = None,
     min_audit: float = 0.0,
+    exports: Sequence[str] = (),
     between: Callable[[], None] = lambda: None,
 ) -> int:
     """Writes synthetic images to `directory`, which appears when all are finished; returns their number.
@@ -82,6 +84,7 @@ def synthesize(
       reach: how far beyond a box `insert` may draw, in longer sides of the box.
       judges: give each image its "audit" in the provenance, the rank of its object among real ones.
       min_audit: images whose "audit" is below are made, but not written.
+      exports: further formats of `export.WRITERS`, each into a folder of its name.
       between: called before every batch; what it raises ends the work, and nothing appears.
 
     Raises:
@@ -109,6 +112,8 @@ def synthesize(
     if not kept:
         raise InputError(f"min_audit={min_audit}: none of the {count} images of {method} reaches it")
     beside.write(count)
+    for kind in exports:
+        export.write(kind, partial)
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
     return kept

@@ -3,7 +3,7 @@
 python -m tf_detectorgan.synthesize --run_dir=runs/demo --arm=detectorgan --count=1000 --out=synthetic
 
 Backgrounds and matched objects come from the training split. Written: TFRecord of the data set's own schema,
-PNGs with a COCO file, a gallery page.
+PNGs with a COCO file (--export: also Pascal VOC, YOLO, NODE21), a gallery page.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is impor
 
 from tf_detectorgan import checkpoints, door
 from tf_detectorgan.config import option
+from tf_detectorgan.data.formats import export
 from tf_detectorgan.data.placement import MODES
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.synthesis import synthesize
@@ -50,6 +51,11 @@ class Synthesize:
         low=0.0,
         high=1.0,
     )
+    export: tuple[str, ...] = option(
+        (),
+        "Write the images also as voc, yolo, node21 (comma-separated), into folders of these names; COCO is "
+        "always written.",
+    )
     data_dir: str = option(
         "", "Another prepared data set, or where the run's own lies now; empty: the run's."
     )
@@ -61,6 +67,7 @@ def main(options: Synthesize) -> None:
     _check_finished(run, options.arm)
     out = Path(options.out).expanduser() if options.out else run.arm_path(options.arm) / "more"
     _check_target(out, options.overwrite)
+    export.check(options.export, run.dataset.class_names, run.dataset.image_shape[-1])
     settings = run.settings
     if options.placement != "run":
         settings = dataclasses.replace(
@@ -90,12 +97,13 @@ def main(options: Synthesize) -> None:
         reach=run.settings.feather,
         judges=judges,
         min_audit=options.min_audit,
+        exports=options.export,
     )
     weights = f" (weights {checkpoint})" if checkpoint else ""
     dropped = f", {options.count - kept} below --min_audit left out" if options.min_audit else ""
     print(
         f"{kept} images of {options.arm}{weights}{dropped} in {out}: "
-        "synthetic.tfrecord, annotations.json (COCO) of images/, gallery.html"
+        + ", ".join(["synthetic.tfrecord, annotations.json (COCO) of images/, gallery.html", *options.export])
     )
 
 
