@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from tf_detectorgan import checkpoints, synthesize
-from tf_detectorgan.data import coco, formats, records, resize
+from tf_detectorgan.data import coco as data_coco
+from tf_detectorgan.data import formats, records, resize
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.synthesize import Synthesize
 from tf_detectorgan.training import phases, run_directory
@@ -28,7 +29,7 @@ def images(folder):
 
 
 def test_the_run_s_seed_gives_the_run_s_images_and_more(run_dir, tmp_path, capsys):
-    make(run_dir, count=5, seed=0, out=str(tmp_path / "again"))
+    make(run_dir, count=5, seed=0, out=str(tmp_path / "again"), export=("voc", "yolo", "node21"))
     again = images(tmp_path / "again")
     assert len(again) == 5
     np.testing.assert_array_equal(again[:3], images(run_dir / "arms" / "cut_paste" / "synthetic"))
@@ -37,6 +38,13 @@ def test_the_run_s_seed_gives_the_run_s_images_and_more(run_dir, tmp_path, capsy
     coco = json.loads((tmp_path / "again" / "annotations.json").read_text("utf-8"))
     stored = np.asarray(Image.open(tmp_path / "again" / coco["images"][3]["file_name"]))
     np.testing.assert_array_equal(stored, records.to_stored(again[3, ..., 0], 8))
+    for kind in ("voc", "yolo", "node21"):
+        place = formats.locate(kind, None, tmp_path / "again" / kind)
+        sources = data_coco.check(place.read(), place.images, keys=data_coco.Keys()).sources
+        for image, annotation, source in zip(again, coco["annotations"], sources, strict=True):
+            x, y, w, h = annotation["bbox"]
+            np.testing.assert_allclose(source.boxes, [(x, y, x + w, y + h)], atol=1e-5)
+            np.testing.assert_array_equal(resize.read_image(source.path), records.to_stored(image, 8))
 
 
 def test_by_default_other_images_than_the_run_s_in_a_place_of_the_arm(run_dir):
@@ -95,6 +103,7 @@ def test_a_generator_is_loaded_from_its_checkpoint(run_dir, tmp_path):
         ({"arm": "detectorgan"}, "the generator of detectorgan is not trained to its end"),
         ({"placement_file": "boxes.csv"}, "needs --placement=file"),
         ({"placement": "file"}, "'file' needs one"),
+        ({"export": ("vco",)}, "'vco' is none of voc, yolo, node21"),
         ({"out": "strange", "overwrite": True}, "holds no synthetic images"),
         ({"out": "run/arms/cut_paste/synthetic", "overwrite": True}, "a run was trained on these images"),
     ],
@@ -122,22 +131,3 @@ def test_no_detector_is_trained_on_what_was_made_of_a_test_image(run_dir):
     with pytest.raises(InputError, match=rf"{file}: images/000001.png .*, which is in test"):
         phases.final_detector(run, "cut_paste")
     assert not (run_dir / "arms/cut_paste/final_detector").exists()
-
-
-def test_the_images_are_exported_in_other_formats_with_the_records_boxes(run_dir, tmp_path, capsys):
-    out = tmp_path / "made"
-    with pytest.raises(InputError, match="'vco' is none of"):
-        make(run_dir, count=2, out=str(out), export=("vco",))
-    assert not out.exists()
-    make(run_dir, count=3, out=str(out), export=("voc", "yolo", "node21"))
-    assert "gallery.html, voc, yolo, node21" in capsys.readouterr().out
-    schema = records.read_features(out)
-    made = [records.decode(schema, one) for one in records.read_records(out / "synthetic.tfrecord")]
-    for kind in ("coco", "voc", "yolo", "node21"):
-        place = formats.locate(kind, None, out if kind == "coco" else out / kind)
-        sources = coco.check(place.read(), place.images, keys=coco.Keys()).sources
-        for record, source in zip(made, sources, strict=True):
-            np.testing.assert_allclose(source.boxes, record.boxes, atol=1e-5)
-            np.testing.assert_array_equal(
-                resize.read_image(source.path), records.to_stored(record.image.numpy(), 8)
-            )

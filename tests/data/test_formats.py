@@ -265,6 +265,12 @@ def test_a_folder_of_no_or_of_two_formats_is_refused(tmp_path):
         formats.locate("auto", None, None)
 
 
+def test_other_json_files_beside_a_coco_file_do_not_hide_it(tmp_path):
+    write_coco(tmp_path)
+    (tmp_path / "audit.json").write_text("{}")
+    assert formats.locate("auto", None, tmp_path).annotations == tmp_path / "boxes.json"
+
+
 def test_a_loop_of_symbolic_links_ends(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "images" / "loop").symlink_to(tmp_path, target_is_directory=True)

@@ -87,6 +87,14 @@ def _only(start: Path, suffix: str) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
+def _find_coco(start: Path, images: Path) -> Path | None:
+    """The only json file, or the only one of several with COCO's keys."""
+    if start.is_file() or _only(start, ".json"):
+        return _only(start, ".json")
+    found = [path for path in sorted(start.glob("*.json")) if b'"categories"' in path.read_bytes()]
+    return found[0] if len(found) == 1 else None
+
+
 def _find_voc(start: Path, images: Path) -> Path | None:
     folders = (start, start / "Annotations") if start.is_dir() else ()
     return next(
@@ -120,9 +128,7 @@ def _find_csv(kind: str) -> Callable[[Path, Path], Path | None]:
 
 
 FORMATS = {
-    "coco": Format(
-        "COCO", lambda start, images: _only(start, ".json"), lambda file, _: coco.read_document(file)
-    ),
+    "coco": Format("COCO", _find_coco, lambda file, _: coco.read_document(file)),
     "voc": Format("Pascal VOC", _find_voc, voc.read),
     "yolo": Format("YOLO", _find_yolo, yolo.read),
     "node21": Format("NODE21", _find_csv("node21"), node21.read),

@@ -98,15 +98,13 @@ def _write_yolo(document: Document, source: Path, out: Path) -> None:
     for image in document.images:
         path, width, height = source / image["file_name"], image["width"], image["height"]
         shutil.copyfile(path, out / "images/train" / path.name)
-        lines = [
-            f"{label} {(x + w / 2) / width:.10g} {(y + h / 2) / height:.10g} {w / width:.10g} {h / height:.10g}\n"
-            for label, (x, y, w, h) in _boxes(document, image)
-        ]
+        lines = []
+        for label, (x, y, w, h) in _boxes(document, image):
+            shares = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+            lines.append(" ".join([str(label), *(f"{share:.10g}" for share in shares)]) + "\n")
         (out / "labels/train" / f"{path.stem}.txt").write_text("".join(lines), encoding="utf-8")
     names = dict(enumerate(_names(document)))
-    text = yaml.safe_dump(
-        {"path": ".", "train": "images/train", "names": names}, allow_unicode=True, sort_keys=False
-    )
+    text = yaml.safe_dump({"path": ".", "train": "images/train", "names": names}, sort_keys=False)
     (out / "data.yaml").write_text(
         f"# Synthetic images are for training: add `val`, real images.\n{text}", "utf-8"
     )
