@@ -5,6 +5,7 @@ python -m tf_detectorgan.prepare --images=photos_in_voc_yolo_or_node21_layout --
 python -m tf_detectorgan.prepare --dataset=nih --images=nih --finding=Nodule --out=data/nih
 python -m tf_detectorgan.prepare --dataset=cityscapes --images=cityscapes --out=data/cityscapes
 python -m tf_detectorgan.prepare --dataset=phantom --out=data/phantom
+python -m tf_detectorgan.prepare --inspect=data/phantom
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Prepare:
         "where the images come from; auto: annotations of the user's own, whose format is recognised",
         choices=("auto", *formats.FORMATS, "nih", "cityscapes", "phantom"),
     )
+    inspect: str = option("", "write data_card.html of this prepared data set into it, and do nothing else")
     out: str = option("", "directory to write; must not exist")
     overwrite: bool = option(False, "replace --out if it is a prepared data set")
     seed: int = option(0, "of the division into splits, and of the drawn images", low=0)
@@ -102,6 +104,11 @@ def prepare(options: Prepare) -> None:
     Raises:
       InputError: the options, the annotation file or an image is at fault; nothing is written then.
     """
+    if options.inspect:
+        from tf_detectorgan.experiments import data_card  # here: only the card has to wait for the networks
+
+        print(f"data card: {data_card.write(records.open_dataset(options.inspect))}")
+        return
     if not options.out:
         raise InputError("--out= is missing: the directory to write")
     records.check_target(options.out, options.overwrite)

@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -96,6 +97,40 @@ def by_number(title: str, x: str, rows: Sequence[Mapping]) -> str:
     numbers = sorted({row["number"] for row in rows})
     axes.set_xticks(numbers, list(map(str, numbers)))
     axes.minorticks_off()
+    return _svg(figure, legend=True)
+
+
+def box_sizes(sizes: Mapping[str, np.ndarray], train: np.ndarray, best: np.ndarray, wanted: float) -> str:
+    """Histogram of box sizes a split, and the share of training boxes that anchors cover in each bin.
+
+    Args:
+      sizes: split -> root of the area of its boxes, pixels.
+      train, best: size of every training box, and its best IoU with an anchor.
+      wanted: IoU from which on a box is covered.
+    """
+    everything = np.maximum(np.concatenate(list(sizes.values())), 0.5)
+    low, high = np.log2(everything.min()), np.log2(everything.max())
+    edges = 2 ** np.linspace(low - 0.05, high + 0.05, 16)
+    figure, axes = _axes("", "root of the area, pixels", "boxes")
+    for n, (name, values) in enumerate(sizes.items()):
+        color, label = COLORS[n % len(COLORS)], name.replace("_", ", ")
+        axes.hist(np.maximum(values, 0.5), edges, histtype="step", linewidth=1.8, color=color, label=label)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    count = np.histogram(np.maximum(train, 0.5), edges)[0]
+    covered = np.histogram(np.maximum(train[best >= wanted], 0.5), edges)[0]
+    held = count > 0
+    right = axes.twinx()
+    right.plot(
+        np.sqrt(edges[:-1] * edges[1:])[held],
+        covered[held] / count[held],
+        "o",
+        color="#5b6670",
+        markersize=4,
+        label=f"covered, IoU ≥ {wanted}",
+    )
+    right.set(ylim=(-0.03, 1.06), ylabel="share covered by an anchor (training)")
+    right.spines["top"].set_visible(False)
     return _svg(figure, legend=True)
 
 

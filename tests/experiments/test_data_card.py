@@ -1,0 +1,88 @@
+"""The data card of four pictures of 64 x 64 px, whose numbers can be counted by hand."""
+
+import html
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tf_detectorgan.data import records
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.experiments import data_card
+from tf_detectorgan.prepare import Prepare, prepare
+
+LINES = """file_name,class,x,y,width,height,patient
+a.png,nodule,8,8,16,16,one
+a.png,mass,40,40,2,2,one
+b.png,nodule,4,4,36,4,two
+c.png,,,,,,<i>two</i>
+d.png,,,,,,<i>two</i>
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    (root / "boxes.csv").write_text(LINES)
+    for number, name in enumerate("abc"):
+        pixels = np.random.default_rng(number).integers(0, 256, (64, 64)).astype(np.uint8)
+        Image.fromarray(pixels).save(root / f"{name}.png")
+    Image.fromarray(pixels).save(root / "d.png")  # c once more
+    options = {"splits": (1.0, 0.0, 0.0), "group_key": "patient", "image_size": 0}
+    prepare(Prepare(images=str(root), out=str(root / "set"), **options))
+    prepare(Prepare(inspect=str(root / "set")))
+    assert records.open_dataset(root / "set").count("train_labelled") == 2  # the card harms nothing
+    return (root / "set" / "data_card.html").read_text("utf-8")
+
+
+def text(page):
+    """The page's words between single spaces."""
+    body = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(body))
+
+
+def test_counts_are_those_of_the_lines(page):
+    words = text(page)
+    assert "4 images of 64 × 64 px, grey, 8 bits; classes: nodule, mass." in words
+    # Sizes 16, 2 and 12 (root of 36 times 4): 5 % of the way from 2 to 12 lies at 10 %, and so on.
+    assert "train, labelled 2 2 3 2 1 3.0 / 12.0 / 15.6" in words
+    assert "train, clean 2 1 – – – –" in words
+    assert "3 groups (patients, scenes); the largest, <i>two</i>, has 2 images." in words
+    assert "Licence and citation are not recorded" in words
+
+
+def test_a_box_like_an_anchor_is_covered_and_tiny_or_long_ones_are_not(page):
+    """16 x 16 px is an anchor's size; of 2 x 2 px the smallest anchor's overlap is 4 / 64 at most.
+
+    36 x 4 px: an anchor of width over height 2 that holds it has an area of 648, so 144 / 648 at most; one of
+    height 4 is none.
+    """
+    assert "33 % of the training boxes overlap an anchor of retinanet_small by IoU 0.5 or more." in text(page)
+
+
+def test_equal_pictures_are_named_and_others_are_not(page):
+    words = text(page)
+    assert "1 pictures are stored more than once" in words
+    assert "c.png (train, clean); d.png (train, clean)" in words
+    assert "a.png (train" not in words
+
+
+def test_every_box_is_drawn_on_its_picture_and_the_page_needs_no_other_file(page):
+    drawn = re.findall(
+        r'<rect class="truth" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', page
+    )
+    assert sorted(tuple(map(float, box)) for box in drawn) == [(4, 4, 36, 4), (8, 8, 16, 16), (40, 40, 2, 2)]
+    assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]{0,20})', page))
+    assert "http" not in re.sub(r'src="[^"]*"', "", page)
+
+
+def test_a_group_in_two_parts_is_pointed_out():
+    held = data_card.Contents(["a"], [("p",)], [b"1"], np.zeros([0, 4]), [])
+    found = data_card._groups({"train_clean": held, "test_clean": held, "test_labelled": held})
+    assert found == {"count": 1, "name": "p", "largest": 3, "torn": ["p"]}
+
+
+def test_a_directory_without_a_data_set_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no prepared data set"):
+        prepare(Prepare(inspect=str(tmp_path)))
