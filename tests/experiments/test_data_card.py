@@ -63,7 +63,7 @@ def test_a_box_like_an_anchor_is_covered_and_tiny_or_long_ones_are_not(page):
 
 def test_equal_pictures_are_named_and_others_are_not(page):
     words = text(page)
-    assert "1 pictures are stored more than once" in words
+    assert "Stored more than once, every pixel the same: 1 picture:" in words
     assert "c.png (train, clean); d.png (train, clean)" in words
     assert "a.png (train" not in words
 

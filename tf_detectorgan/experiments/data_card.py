@@ -20,11 +20,7 @@ from tf_detectorgan.training.settings import Train
 
 SHOWN = {"labelled": 12, "clean": 4, "unboxed": 4}  # pictures of the training split
 LISTED = 10  # pairs of equal pictures
-_STREAM_TEXT = {
-    "labelled": "with boxes",
-    "clean": "without the object",
-    "unboxed": "with objects, without boxes",
-}
+_STREAMS = {"labelled": "with boxes", "clean": "without the object", "unboxed": "whose boxes are not given"}
 
 
 class Contents(NamedTuple):
@@ -70,7 +66,7 @@ def write(dataset: records.Dataset) -> Path:
         groups=_groups(splits),
         equal=_equal(splits),
         listed=LISTED,
-        pictures={text: _pictures(dataset, stream) for stream, text in _STREAM_TEXT.items()},
+        pictures={text: _pictures(dataset, stream) for stream, text in _STREAMS.items()},
     )
     path = dataset.directory / "data_card.html"
     checkpoints.write_text(path, html)
