@@ -114,7 +114,9 @@ def box_sizes(sizes: Mapping[str, np.ndarray], train: np.ndarray, best: np.ndarr
     figure, axes = _axes("", "root of the area, pixels", "boxes")
     for n, (name, values) in enumerate(sizes.items()):
         color, label = COLORS[n % len(COLORS)], name.replace("_", ", ")
-        axes.hist(np.maximum(values, 0.5), edges.tolist(), histtype="step", linewidth=1.8, color=color, label=label)
+        axes.hist(
+            np.maximum(values, 0.5), edges.tolist(), histtype="step", linewidth=1.8, color=color, label=label
+        )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     count = np.histogram(np.maximum(train, 0.5), edges)[0]
