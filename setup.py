@@ -47,6 +47,8 @@ REQUIRES = [
     "Jinja2>=3.1",
 ]
 
+STUDY = ["flask>=3.1", "waitress>=3"]
+
 EXTRAS = {
     # CUDA libraries as wheels.
     "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
@@ -54,9 +56,12 @@ EXTRAS = {
     "k8s": ["kubernetes>=31"],
     # Medical images: DICOM, and NODE21's MetaImages.
     "medical": ["pydicom>=3", "SimpleITK>=2.4"],
+    # The rating page: routes, signed cookies and Jinja2 pages by Flask, served by waitress, which bears several raters.
+    "study": STUDY,
     # Everything `make test` runs: xdist for files side by side, Playwright to look at pages in a browser;
     # setuptools because a test reads this file.
     "test": [
+        *STUDY,
         "pytest>=8",
         "pytest-xdist>=3.6",
         "playwright>=1.50",
@@ -84,7 +89,9 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["tf_detectorgan", "tf_detectorgan.*"]),
-    package_data={"tf_detectorgan": ["experiments/templates/*", "**/*.jinja", "**/*.html"]},
+    package_data={
+        "tf_detectorgan": ["experiments/templates/*", "**/*.jinja", "**/*.html", "user_study/templates/*"]
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

@@ -21,17 +21,26 @@ T = TypeVar("T")
 UNSET: Any = object()
 
 
-def option(default: Any, help: str, choices: Sequence | None = None, low=None, high=None, paper=UNSET) -> Any:
+def option(
+    default: Any, help: str, choices: Sequence | None = None, low=None, high=None, paper=UNSET, repeated=False
+) -> Any:
     """A dataclass field that is also a flag.
 
     `low` and `high` bound numbers (inclusive). `paper` is the value under --recipe=paper, where it differs
-    from ours.
+    from ours. `repeated`: a tuple of strings whose flag is given once an item, not a comma-separated list.
     """
     if paper is not UNSET:
         help = f"{help} With --recipe=paper the default is {paper}."
     return dataclasses.field(
         default=default,
-        metadata={"help": help, "choices": choices, "low": low, "high": high, "paper": paper},
+        metadata={
+            "help": help,
+            "choices": choices,
+            "low": low,
+            "high": high,
+            "paper": paper,
+            "repeated": repeated,
+        },
     )
 
 
@@ -51,6 +60,8 @@ def define_flags(options: type) -> None:
             flags.DEFINE_enum(name, default, meta["choices"], meta["help"])
         elif kind is str:
             flags.DEFINE_string(name, default, meta["help"])
+        elif meta["repeated"]:
+            flags.DEFINE_multi_string(name, list(default), meta["help"])
         else:
             flags.DEFINE_list(name, ",".join(map(str, default)), meta["help"])
 

@@ -1,0 +1,206 @@
+"""What is shown: pairs of images of methods A and B, copied into the study's own directory.
+
+`study.json` and `images/` are all that the page reads. Boxes are COCO's (x, y, width, height) in pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tf_detectorgan.errors import InputError
+
+SIDES = ("A", "B")
+PLAN = "study.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two images of one background with an object in the same box.
+
+    Of an attention check A is a real image and B the same with the box's pixels shuffled.
+    """
+
+    box: tuple[float, ...]
+    check: bool
+    origin: str  # for whoever analyses the answers; never shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A study. Image k of method A is `images/k_A.png`."""
+
+    methods: tuple[str, str]
+    seed: int
+    pairs: tuple[Pair, ...]
+
+
+class Shown(NamedTuple):
+    """One pair as one rater sees it."""
+
+    pair: int
+    left: str  # the method at the left, one of SIDES
+
+
+class Candidate(NamedTuple):
+    """A synthetic image on disk."""
+
+    file: Path
+    box: tuple[float, ...]
+    method: str
+    background: int
+
+
+class RealImage(NamedTuple):
+    """A real image with one of its objects, for an attention check."""
+
+    pixels: np.ndarray  # [H, W, C] uint8
+    box: tuple[float, ...]
+    name: str
+
+
+def image_file(directory: Path, pair: int, side: str) -> Path:
+    """Where the image of a pair lies."""
+    return directory / "images" / f"{pair}_{side}.png"
+
+
+def synthetic_images(directory: Path) -> list[Candidate]:
+    """The images that `train` or `synthesize` wrote to `directory`, or to `directory`/synthetic (an arm's).
+
+    Raises:
+      InputError: there are none, or the COCO file cannot be read.
+    """
+    home = next((d for d in (directory, directory / "synthetic") if (d / "annotations.json").is_file()), None)
+    if home is None:
+        raise InputError(
+            f"--run={directory}: no annotations.json there; name an arm (runs/mine/arms/detectorgan) or a "
+            "directory that tf_detectorgan.synthesize wrote"
+        )
+    try:
+        document = json.loads((home / "annotations.json").read_text("utf-8"))
+        boxes = {row["image_id"]: tuple(row["bbox"]) for row in document["annotations"]}
+        return [
+            Candidate(
+                home / row["file_name"],
+                boxes[row["id"]],
+                row["provenance"]["method"],
+                row["provenance"]["background_id"],
+            )
+            for row in document["images"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{home / 'annotations.json'}: not of synthetic images of this package ({error!r})"
+        ) from error
+
+
+def matched(
+    first: Sequence[Candidate], second: Sequence[Candidate], count: int, seed: int
+) -> list[tuple[Candidate, Candidate]]:
+    """`count` pairs of the same background with the same box, drawn by `seed`.
+
+    Raises:
+      InputError: there are fewer.
+    """
+
+    def key(image: Candidate):
+        return image.background, *(round(v, 2) for v in image.box)
+
+    others = {key(image): image for image in second}
+    pairs = [(image, others[key(image)]) for image in first if key(image) in others]
+    if len(pairs) < count:
+        raise InputError(
+            f"only {len(pairs)} images of {first[0].method} and {second[0].method} have background and box in "
+            f"common, --pairs={count}; ask for fewer, or make images of both by tf_detectorgan.synthesize with "
+            "the same --seed and --placement"
+        )
+    chosen = np.random.default_rng(seed).permutation(len(pairs))[:count]
+    return [pairs[i] for i in chosen]
+
+
+def write(
+    directory: Path,
+    pairs: Sequence[tuple[Candidate, Candidate]],
+    checks: Sequence[RealImage],
+    methods: tuple[str, str],
+    seed: int,
+) -> Plan:
+    """Copies the images and writes the plan; `directory` appears whole or not at all.
+
+    Images become 8-bit PNGs without any of the files' own text, which might name the method.
+    """
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "images").mkdir(parents=True)
+    rng = np.random.default_rng([seed, 1])
+    rows = []
+    for first, second in pairs:
+        for side, one in zip(SIDES, (first, second), strict=True):
+            _picture(one.file).save(image_file(partial, len(rows), side))
+        rows.append(Pair(first.box, False, f"{first.file.name}, {second.file.name}"))
+    for real in checks:
+        for side, pixels in zip(SIDES, (real.pixels, shuffled(real, rng)), strict=True):
+            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
+                image_file(partial, len(rows), side)
+            )
+        rows.append(Pair(real.box, True, real.name))
+    plan = Plan(methods, seed, tuple(rows))
+    (partial / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=1), encoding="utf-8")
+    os.replace(partial, directory)
+    return plan
+
+
+def read(directory: Path) -> Plan:
+    """Inverse of `write`.
+
+    Raises:
+      InputError: there is no study, or its plan cannot be read.
+    """
+    try:
+        values: dict[str, Any] = json.loads((directory / PLAN).read_text("utf-8"))
+        pairs = tuple(Pair(tuple(row["box"]), row["check"], row["origin"]) for row in values["pairs"])
+        return Plan((values["methods"][0], values["methods"][1]), values["seed"], pairs)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{directory / PLAN}: no study that can be read ({error!r})") from error
+
+
+def order(plan: Plan, rater: int) -> list[Shown]:
+    """The pairs in the order and on the sides of one rater: A at the left in half of them."""
+    rng = np.random.default_rng([plan.seed, 2, rater])
+    count = len(plan.pairs)
+    sides = rng.permutation(np.arange(count) % 2)
+    return [Shown(int(pair), SIDES[sides[pair]]) for pair in rng.permutation(count)]
+
+
+def shuffled(real: RealImage, rng: np.random.Generator) -> np.ndarray:
+    """The image [H, W, C] with the pixels of its box in random order: nobody who looks can prefer it."""
+    pixels = real.pixels.copy()
+    x, y, w, h = real.box
+    rows = slice(max(0, int(y)), int(np.ceil(y + h)))
+    columns = slice(max(0, int(x)), int(np.ceil(x + w)))
+    inside = pixels[rows, columns]
+    pixels[rows, columns] = rng.permutation(inside.reshape(-1, inside.shape[-1])).reshape(inside.shape)
+    return pixels
+
+
+def _picture(file: Path) -> Image.Image:
+    """An 8-bit grey or colour image; 16 bits lose their lower half, as a browser would drop it anyway."""
+    with Image.open(file) as image:
+        if image.mode.startswith("I"):
+            return Image.fromarray((np.asarray(image).astype(np.uint16) // 257).astype(np.uint8))
+        kept = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+        return Image.fromarray(np.asarray(kept))
+
+
+def shown_sides(shown: Shown) -> Iterator[tuple[str, str]]:
+    """("left", method) and ("right", method)."""
+    right = SIDES[1 - SIDES.index(shown.left)]
+    return iter((("left", shown.left), ("right", right)))

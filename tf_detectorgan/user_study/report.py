@@ -1,0 +1,97 @@
+"""Table 4: which method is preferred, how real its images look, and how far raters agree."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from tf_detectorgan.evaluation.statistics import exact_interval
+from tf_detectorgan.user_study.answers import CHOICES, Answer, Rater
+from tf_detectorgan.user_study.plan import SIDES, Plan
+
+
+def cohen_kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
+    """Agreement of two raters beyond chance (Cohen 1960); None where both always gave one same answer."""
+    agreed = np.mean([a == b for a, b in zip(first, second, strict=True)])
+    shares = [Counter(first), Counter(second)]
+    chance = sum(shares[0][c] * shares[1][c] for c in shares[0]) / len(first) ** 2
+    return None if chance == 1 else float((agreed - chance) / (1 - chance))
+
+
+def fleiss_kappa(ratings: Sequence[Sequence[str]]) -> float | None:
+    """Agreement of n raters beyond chance (Fleiss 1971); `ratings` holds each pair's n answers."""
+    kinds = sorted(set(itertools.chain.from_iterable(ratings)))
+    counts = np.array([[row.count(kind) for kind in kinds] for row in map(list, ratings)])  # [pairs, kinds]
+    n = counts[0].sum()
+    agreed = np.mean((counts * (counts - 1)).sum(1) / (n * (n - 1)))
+    chance = ((counts.sum(0) / counts.sum()) ** 2).sum()
+    return None if chance == 1 else float((agreed - chance) / (1 - chance))
+
+
+def sign_test(answers: Sequence[Answer], what: str) -> tuple[int, int, float]:
+    """(pairs whose raters mostly prefer A, pairs that are no draw, two-sided p).
+
+    Over pairs, as the raters' answers to one pair are not independent.
+    """
+    votes: dict[int, int] = defaultdict(int)
+    for answer in answers:
+        votes[answer.pair] += 1 if getattr(answer, f"better_{what}") == "A" else -1
+    decided = [vote for vote in votes.values() if vote]
+    wins = sum(vote > 0 for vote in decided)
+    return wins, len(decided), float(stats.binomtest(wins, len(decided)).pvalue) if decided else 1.0
+
+
+def agreement(answers: Sequence[Answer], what: str) -> str:
+    """A sentence on the pairs that all raters answered."""
+    by_rater: dict[int, dict[int, str]] = defaultdict(dict)
+    for answer in answers:
+        by_rater[answer.rater][answer.pair] = getattr(answer, f"better_{what}")
+    if len(by_rater) < 2:
+        return "one rater: no agreement to speak of"
+    common = sorted(set.intersection(*(set(given) for given in by_rater.values())))
+    if not common:
+        return "no pair was answered by all raters"
+    rows = [[given[pair] for given in by_rater.values()] for pair in common]
+    two = len(by_rater) == 2
+    kappa = cohen_kappa(*zip(*rows, strict=True)) if two else fleiss_kappa(rows)
+    name, value = "Cohen's" if two else "Fleiss'", "undefined" if kappa is None else f"{kappa:.2f}"
+    return f"{name} kappa {value} ({len(by_rater)} raters, {len(common)} pairs that all answered)"
+
+
+def table(plan: Plan, raters: Sequence[Rater], answers: Sequence[Answer]) -> str:
+    """The whole report as text."""
+    checks = [answer for answer in answers if plan.pairs[answer.pair].check]
+    counted = [answer for answer in answers if not plan.pairs[answer.pair].check]
+    if not counted:
+        return "no answers yet"
+    lines = [f"{'':<24}{'prefer':<22}{'Likert, mean ± SD':<20}"]
+    for side, method in zip(SIDES, plan.methods, strict=True):
+        for what in CHOICES:
+            k = sum(getattr(answer, f"better_{what}") == side for answer in counted)
+            share = exact_interval(k, len(counted))
+            prefer = f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
+            values = [getattr(answer, f"{what}_{side}") for answer in counted]
+            spread = f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else "–"
+            lines.append(f"{method + ', ' + what:<24}{prefer:<22}{np.mean(values):.2f} ± {spread}")
+    lines.append(
+        f"{len(counted)} answers of {len({a.rater for a in counted})} raters to "
+        f"{len({a.pair for a in counted})} pairs; [95 % interval: exact, as if answers were independent]"
+    )
+    for what in CHOICES:
+        wins, decided, p = sign_test(counted, what)
+        lines.append(
+            f"{what}: {plan.methods[0]} preferred in {wins} of {decided} pairs that are no draw, sign test "
+            f"p {p:.3f}; {agreement(counted, what)}"
+        )
+    for rater in raters:
+        own = [answer for answer in checks if answer.rater == rater.id]
+        passed = sum(answer.better_whole == answer.better_object == "A" for answer in own)
+        done = sum(answer.rater == rater.id for answer in answers)
+        lines.append(
+            f"{rater.name}: {done} of {len(plan.pairs)} pairs, attention checks passed {passed} of {len(own)}"
+        )
+    return "\n".join(lines)
