@@ -47,7 +47,7 @@ REQUIRES = [
     "Jinja2>=3.1",
 ]
 
-STUDY = ["flask>=3.1", "waitress>=3"]
+STUDY = ["flask>=3.1", "werkzeug>=3.1", "waitress>=3"]
 
 EXTRAS = {
     # CUDA libraries as wheels.
@@ -56,7 +56,7 @@ EXTRAS = {
     "k8s": ["kubernetes>=31"],
     # Medical images: DICOM, and NODE21's MetaImages.
     "medical": ["pydicom>=3", "SimpleITK>=2.4"],
-    # The rating page: routes, signed cookies and Jinja2 pages by Flask, served by waitress, which bears several raters.
+    # The rating page: Flask (and Werkzeug, its basis) for routes, signed cookies and pages; waitress serves it.
     "study": STUDY,
     # Everything `make test` runs: xdist for files side by side, Playwright to look at pages in a browser;
     # setuptools because a test reads this file.
@@ -89,9 +89,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["tf_detectorgan", "tf_detectorgan.*"]),
-    package_data={
-        "tf_detectorgan": ["experiments/templates/*", "**/*.jinja", "**/*.html", "user_study/templates/*"]
-    },
+    package_data={"tf_detectorgan": ["experiments/templates/*", "**/*.jinja", "**/*.html", "user_study/templates/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

@@ -1,11 +1,12 @@
-"""Asks people which of two methods' synthetic images look more real: a page in the browser (Table 4).
+r"""Asks people which of two methods' synthetic images look more real: a page in the browser (Table 4).
 
-python -m tf_detectorgan.study --run=runs/mine/arms/detectorgan --run=runs/mine/arms/cyclegan_bbox --out=study/mine
+python -m tf_detectorgan.study \
+    --run=runs/mine/arms/detectorgan --run=runs/mine/arms/cyclegan_bbox --data_dir=data/mine --out=study/mine
 python -m tf_detectorgan.study --out=study/mine            # goes on with a study that was begun
 python -m tf_detectorgan.study --out=study/mine --report   # prints the table
 
-Pairs have the same background and the same box. The directory keeps the images shown, the plan and the answers
-(answers.sqlite). Needs the extra `study`: pip install 'tf_detectorgan[study]'.
+Pairs have the same background and the same box. The directory keeps the images shown, the plan and the
+answers (answers.sqlite). Needs the extra `study`: pip install 'tf_detectorgan[study]'.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import flask
+from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
 from tf_detectorgan.user_study import plan as plans
@@ -70,12 +71,13 @@ def create_app(directory: Path, *, token: str = "", hosts: tuple[str, ...] = ())
         return response
 
     app.jinja_env.globals["csrf_token"] = _csrf_token
-    app.register_error_handler(Exception, _failure)
+    app.register_error_handler(HTTPException, _failure)
     app.add_url_rule("/", "start", study.start)
     app.add_url_rule("/join", "join", study.join, methods=["POST"])
     app.add_url_rule("/pair", "pair", study.pair)
     app.add_url_rule("/pair/<int:position>", "answer", study.answer, methods=["POST"])
     app.add_url_rule("/image/<int:position>/<any(left, right):side>", "image", study.image)
+    app.add_url_rule("/favicon.ico", "favicon", lambda: ("", 204))  # browsers ask for it unasked
     for name, kind in (("study.js", "text/javascript"), ("study.css", "text/css")):
         text = resources.files("tf_detectorgan.user_study").joinpath("templates", name).read_text("utf-8")
         app.add_url_rule(f"/{name}", name, _asset(text, kind))
@@ -207,12 +209,9 @@ def _check_csrf() -> None:
         flask.abort(400, "This page is out of date: go back, reload it and answer again.")
 
 
-def _failure(error: Exception) -> tuple[str, int] | Exception:
-    code = getattr(error, "code", None)
-    if code is None:
-        raise error
-    description = getattr(error, "description", "")
-    return flask.render_template("failure.html", code=code, text=description), code
+def _failure(error: HTTPException) -> tuple[str, int]:
+    code = error.code or 500
+    return flask.render_template("failure.html", code=code, text=error.description), code
 
 
 def _asset(text: str, kind: str):

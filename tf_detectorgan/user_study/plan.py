@@ -118,9 +118,9 @@ def matched(
     pairs = [(image, others[key(image)]) for image in first if key(image) in others]
     if len(pairs) < count:
         raise InputError(
-            f"only {len(pairs)} images of {first[0].method} and {second[0].method} have background and box in "
-            f"common, --pairs={count}; ask for fewer, or make images of both by tf_detectorgan.synthesize with "
-            "the same --seed and --placement"
+            f"only {len(pairs)} images of {first[0].method} and {second[0].method} have background and box "
+            f"in common, --pairs={count}; ask for fewer, or make images of both by tf_detectorgan.synthesize "
+            "with the same --seed and --placement"
         )
     chosen = np.random.default_rng(seed).permutation(len(pairs))[:count]
     return [pairs[i] for i in chosen]
@@ -141,7 +141,7 @@ def write(
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "images").mkdir(parents=True)
     rng = np.random.default_rng([seed, 1])
-    rows = []
+    rows = list[Pair]()
     for first, second in pairs:
         for side, one in zip(SIDES, (first, second), strict=True):
             _picture(one.file).save(image_file(partial, len(rows), side))
