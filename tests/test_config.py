@@ -22,6 +22,7 @@ class Options:
     on: bool = option(True, "Yes or no.")
     sizes: tuple[float, ...] = option((), "Numbers.")
     kinds: tuple[str, ...] = option(("x",), "Some of three.", choices=("x", "y", "z"))
+    runs: tuple[str, ...] = option((), "Each.", repeated=True)
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def parse(monkeypatch):
     def parse(cls, *arguments):
         values = flags.FlagValues()
         with monkeypatch.context() as patch:
-            for kind in ("bool", "integer", "float", "enum", "string", "list"):
+            for kind in ("bool", "integer", "float", "enum", "string", "list", "multi_string"):
                 define = functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=values)
                 patch.setattr(flags, f"DEFINE_{kind}", define)
             config.define_flags(cls)
@@ -48,7 +49,9 @@ def test_defaults_are_the_fields(parse):
 
 def test_values_of_every_kind(parse):
     given = ("--name=b", "--mode=slow", "--count=7", "--rate=1e-3", "--noon", "--sizes=1,2.5", "--kinds=z, y")
-    assert parse(Options, *given) == Options("b", "slow", 7, 1e-3, False, (1.0, 2.5), ("z", "y"))
+    given += ("--runs=a,b", "--runs=c")
+    expected = Options("b", "slow", 7, 1e-3, False, (1.0, 2.5), ("z", "y"), ("a,b", "c"))
+    assert parse(Options, *given) == expected
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def _questions() -> list[dict]:
     scale = [(str(value), str(value)) for value in SCALE]
     rows = [("better_whole", "Better as a whole?", sides), ("better_object", "Better at the object?", sides)]
     for side in ("left", "right"):
-        rows.append((f"whole_{side}", f"{side.capitalize()}: whole image", scale))
+        rows.append((f"whole_{side}", f"{side.capitalize()}: whole", scale))
         rows.append((f"object_{side}", f"{side.capitalize()}: object", scale))
     return [{"name": name, "text": text, "options": options} for name, text, options in rows]
 
