@@ -56,7 +56,7 @@ EXTRAS = {
     "k8s": ["kubernetes>=31"],
     # Medical images: DICOM, and NODE21's MetaImages.
     "medical": ["pydicom>=3", "SimpleITK>=2.4"],
-    # The rating page: Flask (and Werkzeug, its basis) for routes, signed cookies and pages; waitress serves it.
+    # The rating page: Flask (Werkzeug is its basis) for routes, signed cookies, pages; waitress serves it.
     "study": STUDY,
     # Everything `make test` runs: xdist for files side by side, Playwright to look at pages in a browser;
     # setuptools because a test reads this file.
@@ -89,7 +89,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["tf_detectorgan", "tf_detectorgan.*"]),
-    package_data={"tf_detectorgan": ["experiments/templates/*", "**/*.jinja", "**/*.html", "user_study/templates/*"]},
+    package_data={"tf_detectorgan": ["**/templates/*", "**/*.jinja"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

@@ -1,6 +1,5 @@
 """A whole study in headless Chromium: what is clicked and typed is what the database holds."""
 
-import shutil
 import threading
 
 import pytest
@@ -10,25 +9,7 @@ from tf_detectorgan.user_study import plan as plans
 from tf_detectorgan.user_study.answers import Answers
 from tf_detectorgan.user_study.page import create_app
 
-pytestmark = pytest.mark.browser
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 DESKTOP, TABLET = {"width": 1280, "height": 900}, {"width": 820, "height": 1180}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on the PATH (Debian: apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ class _Study:
 
     def answer(self, position: int) -> Response:
         rater, shown = self._shown(position)
-        method = dict(plans.shown_sides(shown))
+        method = shown.sides
         form = flask.request.form
         better = {what: method.get(form.get(f"better_{what}", "")) for what in CHOICES}
         likert = {
@@ -156,7 +156,7 @@ class _Study:
 
     def image(self, position: int, side: str) -> Response:
         _, shown = self._shown(position)
-        file = plans.image_file(self._directory, shown.pair, dict(plans.shown_sides(shown))[side])
+        file = plans.image_file(self._directory, shown.pair, shown.sides[side])
         return flask.Response(file.read_bytes(), mimetype="image/png")
 
     def _shown(self, position: int) -> tuple[Rater, plans.Shown]:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,11 @@ class Shown(NamedTuple):
 
     pair: int
     left: str  # the method at the left, one of SIDES
+
+    @property
+    def sides(self) -> dict[str, str]:
+        """{"left": method, "right": method}."""
+        return {"left": self.left, "right": SIDES[1 - SIDES.index(self.left)]}
 
 
 class Candidate(NamedTuple):
@@ -198,9 +203,3 @@ def _picture(file: Path) -> Image.Image:
             return Image.fromarray((np.asarray(image).astype(np.uint16) // 257).astype(np.uint8))
         kept = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
         return Image.fromarray(np.asarray(kept))
-
-
-def shown_sides(shown: Shown) -> Iterator[tuple[str, str]]:
-    """("left", method) and ("right", method)."""
-    right = SIDES[1 - SIDES.index(shown.left)]
-    return iter((("left", shown.left), ("right", right)))
