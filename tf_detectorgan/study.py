@@ -83,6 +83,8 @@ def begin(options: Study, out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         raise InputError(f"--out={out}: exists and holds no study; choose another directory")
     first, second = (plans.synthetic_images(Path(name).expanduser()) for name in options.run)
+    if first[0].file == second[0].file:
+        raise InputError(f"--run: {options.run[0]} and {options.run[1]} hold the same images")
     pairs = plans.matched(first, second, options.pairs, options.seed)
     checks = real_images(options) if options.checks else []
     methods = (first[0].method, second[0].method)

@@ -163,7 +163,9 @@ def test_images_are_for_raters(client):
 def test_the_access_token(study):
     client = create_app(study, token="correct horse battery").test_client()
     assert client.get("/").status_code == 403
-    assert client.get("/?token=wrong").status_code == 403
+    for address in ("/?token=wrong", "/pair", "/study.js", "/image/0/left"):
+        assert client.get(address).status_code == 403
+    assert client.get("/study.css").status_code == 200
     assert client.get("/?token=%C3%A9").status_code == 403
     admitted = client.get("/?token=correct+horse+battery")
     assert (admitted.status_code, admitted.headers["Location"]) == (302, "/")

@@ -41,8 +41,8 @@ def test_the_table(study, capsys):
     main(Study(out=str(study), report=True))
     said = capsys.readouterr().out
     # A in 5 of 6, Clopper-Pearson [0.359, 0.996]; the check (pair 3) is not among them
-    assert "a, whole                83% [36%, 100%]       4.00 ± 0.00" in said
-    assert "b, object               17% [0%, 64%]         1.00 ± 0.00" in said
+    assert "a, whole   83% [36%, 100%]     4.00 ± 0.00" in said
+    assert "b, object  17% [0%, 64%]       1.00 ± 0.00" in said
     assert "6 answers of 2 raters to 3 pairs" in said
     assert "preferred in 2 of 2 pairs that are no draw, sign test p 0.500" in said
     assert "Ada: 4 of 4 pairs, attention checks passed 1 of 1" in said
@@ -91,3 +91,9 @@ def test_a_study_begins_with_checks_of_real_images(synthetic, tiny_phantom, tmp_
     assert [pair.check for pair in plan.pairs] == [False, False, True, True]
     assert plan.methods == ("a", "b")
     assert all(plans.image_file(out, k, side).is_file() for k in range(4) for side in "AB")
+
+
+def test_a_method_is_not_compared_with_itself(synthetic, tmp_path):
+    arm = synthetic("a")
+    with pytest.raises(InputError, match="hold the same images"):
+        main(Study(run=(str(arm), str(arm / "synthetic")), out=str(tmp_path / "out")))

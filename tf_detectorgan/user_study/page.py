@@ -28,6 +28,7 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 NAME_LENGTH = 60
+OPEN = ("study.css", "favicon")  # also without the token: what the page of failures is drawn with
 KEY = "session.key"  # of the study's directory: signs cookies, also after a restart
 
 
@@ -59,7 +60,7 @@ def create_app(directory: Path, *, token: str = "", hosts: tuple[str, ...] = ())
             flask.session.permanent = True
             flask.session["admitted"] = True
             return flask.redirect(flask.url_for("start"))  # the address bar forgets it
-        if token and not flask.session.get("admitted"):
+        if token and not flask.session.get("admitted") and flask.request.endpoint not in OPEN:
             flask.abort(403, "This study wants an access token: open the whole address you were given.")
         if flask.request.method == "POST":
             _check_csrf()

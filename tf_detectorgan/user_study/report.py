@@ -68,7 +68,8 @@ def table(plan: Plan, raters: Sequence[Rater], answers: Sequence[Answer]) -> str
     counted = [answer for answer in answers if not plan.pairs[answer.pair].check]
     if not counted:
         return "no answers yet"
-    lines = [f"{'':<24}{'prefer':<22}{'Likert, mean ± SD':<20}"]
+    wide = max(len(f"{method}, {what}") for method in plan.methods for what in CHOICES) + 2
+    lines = [f"{'':<{wide}}{'prefer':<20}Likert, mean ± SD"]
     for side, method in zip(SIDES, plan.methods, strict=True):
         for what in CHOICES:
             k = sum(getattr(answer, f"better_{what}") == side for answer in counted)
@@ -76,7 +77,7 @@ def table(plan: Plan, raters: Sequence[Rater], answers: Sequence[Answer]) -> str
             prefer = f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
             values = [getattr(answer, f"{what}_{side}") for answer in counted]
             spread = f"{np.std(values, ddof=1):.2f}" if len(values) > 1 else "–"
-            lines.append(f"{method + ', ' + what:<24}{prefer:<22}{np.mean(values):.2f} ± {spread}")
+            lines.append(f"{f'{method}, {what}':<{wide}}{prefer:<20}{np.mean(values):.2f} ± {spread}")
     lines.append(
         f"{len(counted)} answers of {len({a.rater for a in counted})} raters to "
         f"{len({a.pair for a in counted})} pairs; [95 % interval: exact, as if answers were independent]"
