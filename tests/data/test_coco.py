@@ -113,6 +113,9 @@ BAD_ROWS = {  # reason: (what is done to the folder, what the message must hold)
     "duplicate image id": (repeat("images"), ["image id 1", "images/1.png"]),
     "duplicate annotation id": (repeat("annotations"), ["annotation 11"]),
     "image without id or file_name": (edit("images", 1, id="two"), ["images[1]", "'two'"]),
+    "name that is no UTF-8": (edit("images", 1, file_name="\udcff.png"), ["image 2", "udcff"]),
+    "malformed annotation id": (edit("annotations", 1, id=[7]), ["annotation [7]", "image 2"]),
+    "NaN or infinite box   ": (box([4, 10**400, 8, 10]), ["annotation 12", "beyond 64 bits"]),
     "image without group": (edit("images", 1, split_group=None), ["images/2.png", "split_group"]),
     "clean image with boxes": (edit("images", 1, clean=True), ["images/2.png", "image 2", "boxes 1"]),
 }
@@ -157,6 +160,7 @@ def test_all_problems_are_found_at_once_and_ten_are_shown(folder):
         (None, "cannot be read"),
         ("", "is empty"),
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[]", "'images'"),
         ('{"images": [], "annotations": [], "categories": []}', "'images' is empty"),
         ('{"images": [{"id": 1}], "annotations": 3, "categories": []}', "'annotations'"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -127,7 +126,7 @@ def check(
     readable = [
         s for s in tqdm(sources.values(), desc="checking images", unit="image") if inspect(s, problems)
     ]
-    known = {row.get("id") for row in document.images}
+    known = {row["id"] for row in document.images if isinstance(row.get("id"), int)}
     _boxes(document.annotations, {s.image_id: s for s in readable}, known, labels, problems, notes)
     readable = [s for s in readable if _agrees(s, problems)]
     if not skip_bad:
@@ -159,7 +158,7 @@ def read_json(path: Path, flag: str = "--annotations") -> dict[str, list[dict[st
         raise InputError(f"{flag}={path}: the file is empty")
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{flag}={path}: not JSON ({error})") from error
     for key in ("images", "annotations", "categories"):
         rows = document.get(key) if isinstance(document, dict) else None
@@ -180,6 +179,7 @@ def _categories(
         if (
             not isinstance(number, int)
             or not isinstance(name, str)
+            or not _is_text(name)
             or number in names
             or name in names.values()
         ):
@@ -249,6 +249,10 @@ def _image_fault(
         return row[Mark.FAULT]
     if not isinstance(number, int) or isinstance(number, bool) or not isinstance(name, str):
         return "image without id or file_name", f"images[{index}]: id {number!r}, file_name {name!r}"
+    if not -(2**63) <= number < 2**63:
+        return "image without id or file_name", f"images[{index}]: id {number} does not fit into 64 bits"
+    if not (_is_text(name) and _is_text(str(row.get(keys.group)))):
+        return "name that is no UTF-8", f"image {number}: {name!r}, or its {keys.group}: rename it"
     if number in sources:
         first = sources[number].file_name
         return "duplicate image id", f"image id {number} is given twice: {first}, {name}"
@@ -258,6 +262,15 @@ def _image_fault(
         found = row.get(keys.split)
         return "unknown split", f"{name} (image {number}): {keys.split} {found!r} is not train, val or test"
     return None
+
+
+def _is_text(name: str) -> bool:
+    """Whether records can hold it: file systems and JSON also give halves of UTF-16 pairs."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def inspect(source: Source, problems: Problems) -> bool:
@@ -310,13 +323,17 @@ def _boxes(
         number, image_id, category = row.get("id", index), row.get("image_id"), row.get("category_id")
         who = row.get(Mark.WHERE) or f"annotation {number} (image {image_id})"
         source = sources.get(image_id) if isinstance(image_id, int) else None
+        if not isinstance(number, (int, str)):
+            problems.add("malformed annotation id", f"{who}: must be a whole number or a text")
+            _hide(source)
+            continue
         if number in seen:
             problems.add("duplicate annotation id", f"{who}: this annotation id is given twice")
             _hide(source)
             continue
         seen.add(number)
         if source is None:
-            if image_id not in known:
+            if not isinstance(image_id, int) or image_id not in known:
                 problems.add("unknown image id", f"{who}: image_id {image_id!r} is not among the images")
             continue
         if Mark.FAULT in row:
@@ -358,8 +375,8 @@ def box_fault(box: Any, height: int, width: int) -> tuple[str, str] | None:
     )
     if not numbers or len(box) != 4:
         return "malformed box", "must be four numbers x, y, width, height"
-    if not all(math.isfinite(v) for v in box):
-        return "NaN or infinite box", "has a value that is not finite"
+    if not all(abs(v) < 2**63 for v in box):
+        return "NaN or infinite box", "has a value that is not finite, or beyond 64 bits"
     x, y, w, h = box
     if w < 0 or h < 0:
         return "negative box size", "has a negative width or height; it must be x, y, width, height"

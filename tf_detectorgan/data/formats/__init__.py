@@ -87,19 +87,24 @@ def _only(start: Path, suffix: str) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
+def _mentions(path: Path, words: bytes) -> bool:
+    try:
+        return words in path.read_bytes()
+    except OSError:  # a folder of that name, a link to nothing
+        return False
+
+
 def _find_coco(start: Path, images: Path) -> Path | None:
     """The only json file, or the only one of several with COCO's keys."""
     if start.is_file() or _only(start, ".json"):
         return _only(start, ".json")
-    found = [path for path in sorted(start.glob("*.json")) if b'"categories"' in path.read_bytes()]
+    found = [path for path in sorted(start.glob("*.json")) if _mentions(path, b'"categories"')]
     return found[0] if len(found) == 1 else None
 
 
 def _find_voc(start: Path, images: Path) -> Path | None:
     folders = (start, start / "Annotations") if start.is_dir() else ()
-    return next(
-        (f for f in folders if any(b"<annotation" in p.read_bytes()[:512] for p in f.glob("*.xml"))), None
-    )
+    return next((f for f in folders if any(_mentions(p, b"<annotation") for p in f.glob("*.xml"))), None)
 
 
 def _find_yolo(start: Path, images: Path) -> Path | None:

@@ -1,0 +1,157 @@
+"""Whatever is done to a folder of images and annotations: usable boxes or one InputError."""
+
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.data.test_formats import WRITERS
+from tf_detectorgan.data import coco, formats
+from tf_detectorgan.errors import InputError
+
+EXAMPLES = 1000  # over all formats
+VALUES = ["nan", "-5", "1e308", "-inf", "", "abc", "9" * 30, "9" * 5000, '"a,b"', "\x00", "é", "0x10", "1e-9"]
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def truncate(path, data):
+    content = path.read_bytes()
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+
+
+def overwrite(path, data):
+    content = path.read_bytes()
+    start = data.draw(st.integers(0, len(content)))
+    noise = data.draw(st.binary(min_size=1, max_size=8))
+    path.write_bytes(content[:start] + noise + content[start + len(noise) :])
+
+
+def other_value(path, data):
+    """A number or a word is another one."""
+    text = path.read_text("latin-1")
+    words = list(re.finditer(r"[\w.-]+", text))
+    if words:
+        word = data.draw(st.sampled_from(words))
+        path.write_text(
+            text[: word.start()] + data.draw(st.sampled_from(VALUES)) + text[word.end() :], "latin-1"
+        )
+
+
+def other_json(path, data):
+    """A value anywhere in a JSON file is any other, or is missing."""
+    if path.suffix != ".json":
+        return other_value(path, data)
+    document = json.loads(path.read_text())
+
+    def key():
+        return data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+
+    place = document
+    for _ in range(data.draw(st.integers(0, 3))):
+        inner = place[key()]
+        if not isinstance(inner, (dict, list)) or not inner:
+            break
+        place = inner
+    last = key()
+    if data.draw(st.booleans()):
+        place[last] = data.draw(JSON_VALUES)
+    else:
+        del place[last]
+    path.write_text(json.dumps(document))
+
+
+def lines(path, data):
+    """A byte order mark, CRLF, a line twice, a field more or less."""
+    content = path.read_bytes()
+    rows = content.split(b"\n")
+    number = data.draw(st.integers(0, len(rows) - 1))
+    row = rows[number]
+    changed = {
+        "mark": b"\xef\xbb\xbf" + content,
+        "wide": content.decode("latin-1").encode("utf-16"),
+        "crlf": content.replace(b"\n", b"\r\n"),
+        "cr": content.replace(b"\n", b"\r"),
+        "twice": b"\n".join([*rows[: number + 1], *rows[number:]]),
+        "more": b"\n".join([*rows[:number], row + b",1 1", *rows[number + 1 :]]),
+        "less": b"\n".join([*rows[:number], re.sub(rb"[ ,][^ ,]*$", b"", row), *rows[number + 1 :]]),
+        "quote": b"\n".join([*rows[:number], b'"' + row, *rows[number + 1 :]]),
+    }
+    path.write_bytes(changed[data.draw(st.sampled_from(sorted(changed)))])
+
+
+def replace(path, data):
+    """Missing, a folder, a link to itself or to nothing, under a name that is no UTF-8."""
+    how = data.draw(st.sampled_from(["missing", "folder", "loop", "dangling", "name", "empty"]))
+    content = path.read_bytes()
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+    elif how in ("loop", "dangling"):
+        path.symlink_to(path if how == "loop" else path.with_name("nothing"))
+    elif how == "name":
+        strange = os.path.join(os.fsencode(path.parent), b"\xff" + os.fsencode(path.name))
+        with open(strange, "wb") as file:
+            file.write(content)
+    elif how == "empty":
+        path.touch()
+
+
+def folders(path, data):
+    """A folder that links to its own parent; a folder without files."""
+    if data.draw(st.booleans()):
+        (path.parent / "again").symlink_to(path.parent, target_is_directory=True)
+    else:
+        shutil.rmtree(path.parent)
+        path.parent.mkdir()
+
+
+DAMAGES = [truncate, overwrite, other_value, other_json, lines, replace, folders]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_damaged_folder_is_read_or_refused(tmp_path, kind):
+    (tmp_path / "good").mkdir()
+    WRITERS[kind](tmp_path / "good")
+    names = sorted(p.relative_to(tmp_path / "good") for p in (tmp_path / "good").rglob("*") if p.is_file())
+    texts = [name for name in names if name.suffix in (".json", ".xml", ".txt", ".yaml", ".csv")]
+    ended = {"read": 0, "refused": 0}
+
+    @given(st.data())
+    @settings(max_examples=EXAMPLES // len(WRITERS) + 1)
+    def damaged(data):
+        root = tmp_path / "bad"
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(tmp_path / "good", root)
+        name = data.draw(st.sampled_from(texts) | st.sampled_from(names))
+        data.draw(st.sampled_from(DAMAGES))(root / name, data)
+        before = sorted(os.listdir(os.fsencode(root)))
+        try:
+            place = formats.locate(data.draw(st.sampled_from(["auto", kind])), None, root)
+            skip = data.draw(st.booleans())
+            folder = coco.check(place.read(), place.images, keys=coco.Keys(), skip_bad=skip)
+        except InputError as error:
+            ended["refused"] += len(str(error)) > 20
+        else:
+            ended["read"] += 1
+            for source in folder.sources:
+                assert source.file_name.encode("utf-8")
+                assert source.group.encode("utf-8")
+                corners = np.array(source.boxes).reshape(-1, 4)
+                assert (corners >= 0).all()
+                assert (corners <= [source.width, source.height] * 2).all()
+                assert (corners[:, :2] < corners[:, 2:]).all()
+                assert all(0 <= label < len(folder.class_names) for label in source.labels)
+        assert sorted(os.listdir(os.fsencode(root))) == before
+
+    damaged()
+    assert min(ended.values()) > 5  # both endings were reached
