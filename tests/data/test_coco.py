@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tf_detectorgan.data import coco, coco_builder, records
+from tf_detectorgan.data.formats import coco_file
 from tf_detectorgan.errors import InputError
 
 
@@ -45,7 +46,7 @@ class Folder:
 
     def read(self, **options):
         self.file.write_text(json.dumps(self.document))
-        return coco.check(coco.read_document(self.file), self.root, **{"keys": coco.Keys()} | options)
+        return coco.check(coco_file.read(self.file), self.root, **{"keys": coco.Keys()} | options)
 
 
 @pytest.fixture
@@ -173,7 +174,7 @@ def test_a_file_that_is_no_coco_file_is_refused_even_when_bad_rows_are_skipped(t
     if contents is not None:
         path.write_text(contents)
     with pytest.raises(InputError, match=re.escape(expected)) as caught:
-        coco.check(coco.read_document(path), tmp_path, keys=coco.Keys(), skip_bad=True)
+        coco.check(coco_file.read(path), tmp_path, keys=coco.Keys(), skip_bad=True)
     assert "boxes.json" in str(caught.value)
 
 

@@ -1,12 +1,8 @@
-"""Images and boxes in the terms of a COCO annotation file, checked whole before anything is made of them.
-
-pycocotools is not used: it prints, and takes any box. COCO boxes are (x, y, width, height) in file pixels.
-"""
+"""Images and boxes in the terms of a COCO annotation file, checked whole before anything is made of them."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -136,37 +132,6 @@ def check(
     if white < 65535:
         notes.append(f"no 16-bit image is brighter than {deep}: {white} is taken for white")
     return Folder(readable, class_names, notes, problems.reasons, white)
-
-
-def read_document(path: Path) -> Document:
-    """A COCO detection file; raises InputError as `read_json` does."""
-    lists = read_json(path)
-    return Document(path, lists["images"], lists["annotations"], lists["categories"])
-
-
-def read_json(path: Path, flag: str = "--annotations") -> dict[str, list[dict[str, Any]]]:
-    """The annotation file, given by `flag`, with its three lists of objects.
-
-    Raises:
-      InputError: it is missing, empty, no JSON or no COCO file.
-    """
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{flag}={path}: cannot be read ({error})") from error
-    if not text.strip():
-        raise InputError(f"{flag}={path}: the file is empty")
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{flag}={path}: not JSON ({error})") from error
-    for key in ("images", "annotations", "categories"):
-        rows = document.get(key) if isinstance(document, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise InputError(f"{flag}={path}: no list of objects {key!r}; it must be a COCO detection file")
-    if not document["images"]:
-        raise InputError(f"{flag}={path}: 'images' is empty")
-    return document
 
 
 def _categories(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tf_detectorgan.data import coco, nih_tables
+from tf_detectorgan.data.formats import coco_file
 from tf_detectorgan.data.nih_tables import SIDE, Box
 from tf_detectorgan.errors import InputError
 
@@ -31,7 +32,7 @@ def read(path: Path, finding: str) -> dict[str, list[Box]]:
 
 
 def _read_coco(path: Path, finding: str) -> dict[str, list[Box]]:
-    document = coco.read_json(path, "--extra_annotations")
+    document = coco_file.read_json(path, "--extra_annotations")
     names = {_whole(path, "category", row, "id"): str(row.get("name")) for row in document["categories"]}
     wanted = {k for k, name in names.items() if nih_tables.spelt(name.strip().capitalize()) == finding}
     if not wanted:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tf_detectorgan.data import coco
 from tf_detectorgan.data.document import Document
-from tf_detectorgan.data.formats import dicom, node21, table, voc, yolo
+from tf_detectorgan.data.formats import coco_file, dicom, node21, table, voc, yolo
 from tf_detectorgan.errors import InputError
 
 
@@ -133,7 +132,7 @@ def _find_csv(kind: str) -> Callable[[Path, Path], Path | None]:
 
 
 FORMATS = {
-    "coco": Format("COCO", _find_coco, lambda file, _: coco.read_document(file)),
+    "coco": Format("COCO", _find_coco, lambda file, _: coco_file.read(file)),
     "voc": Format("Pascal VOC", _find_voc, voc.read),
     "yolo": Format("YOLO", _find_yolo, yolo.read),
     "node21": Format("NODE21", _find_csv("node21"), node21.read),

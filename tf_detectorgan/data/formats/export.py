@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import yaml
 
-from tf_detectorgan.data import coco, medical_images, resize
+from tf_detectorgan.data import medical_images, resize
 from tf_detectorgan.data.document import Document
-from tf_detectorgan.data.formats import node21
+from tf_detectorgan.data.formats import coco_file, node21
 from tf_detectorgan.errors import InputError
 
 
@@ -39,7 +39,7 @@ def write(kind: str, directory: Path) -> None:
 
     Boxes keep their fractions of a pixel, images their values.
     """
-    WRITERS[kind](coco.read_document(directory / "annotations.json"), directory, directory / kind)
+    WRITERS[kind](coco_file.read(directory / "annotations.json"), directory, directory / kind)
 
 
 def _boxes(document: Document, image: dict) -> list[tuple[int, list[float]]]:
