@@ -38,6 +38,7 @@ class Batch(NamedTuple):
     y_boxes: tf.Tensor  # [N, 4] one box of each y, drawn at random: what DIS_localX sees of it
     u: tf.Tensor  # [N, H, W, C] labelled, boxes unknown: DIS_globalX only (y where there are none)
     y2: Labelled  # a fresh draw of labelled images: L~_real of Eqn 3
+    y_later: tuple[Labelled, ...] = ()  # fresh draws too: L_real of virtual steps after the first
 
 
 class Synthesis(NamedTuple):

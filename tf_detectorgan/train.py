@@ -18,9 +18,10 @@ import tensorflow as tf
 
 from tf_detectorgan import checkpoints, door
 from tf_detectorgan.data.object_layers import object_layers
+from tf_detectorgan.errors import InputError
 from tf_detectorgan.experiments import report
 from tf_detectorgan.models.detectors.anchors import coverage
-from tf_detectorgan.training import build, run_directory
+from tf_detectorgan.training import build, run_directory, second_order
 from tf_detectorgan.training.phases import run_arms
 from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import ARMS, Train
@@ -34,6 +35,7 @@ def main(settings: Train) -> None:
     run = run_directory.begin(settings)
     anchor_report(run)
     layer_report(run)
+    refuse_kinks(run)
     run_arms(run)
     write_costs(run.path)
     page = report.write_report(run.path)
@@ -69,6 +71,24 @@ def layer_report(run: Run) -> None:
                 f"warning: below {WANTED_SIGNAL:.0%}. What is behind this class cannot be predicted from "
                 "around its boxes, often because they are large; --exemplar=image cuts objects out instead"
             )
+
+
+def refuse_kinks(run: Run) -> None:
+    """A finite difference of gradients is far off where they jump: the user has to insist.
+
+    Raises:
+      InputError: naming some of the detector's ops whose derivative jumps.
+    """
+    s = run.settings
+    looks_ahead = any(ARMS[arm].real_sign for arm in s.arm)
+    if not looks_ahead or s.unroll != "finite_difference" or s.force_finite_difference:
+        return
+    if kinks := second_order.kinks(run.detector, run.dataset.image_shape):
+        raise InputError(
+            f"--unroll=finite_difference: derivatives of {len(kinks)} ops of --detector={s.detector} jump "
+            f"({', '.join(kinks[:3])}, ...); use --unroll=exact, or --force_finite_difference to see how far "
+            "off it is"
+        )
 
 
 def write_costs(path: Path) -> None:

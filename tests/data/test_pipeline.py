@@ -122,6 +122,18 @@ def test_without_unboxed_images_u_is_y_and_same_makes_y2_y(make_dataset):
     assert_same(batch.y2, batch.y)
 
 
+def test_later_virtual_steps_have_draws_of_their_own(dataset, uninterrupted):
+    """y_later changes no other stream, resumes bit by bit, and each epoch holds every image once."""
+    batches = joint(dataset, unroll_steps=3, augment={"y_later": IDENTITY})
+    assert_same([batch._replace(y_later=()) for batch in batches], uninterrupted)
+    assert_same(joint(dataset, start_step=7, unroll_steps=3, augment={"y_later": IDENTITY}), batches[7:])
+    drawn = [one.images for batch in batches for one in batch.y_later]
+    assert [len(images) for images in drawn] == [B] * 2 * STEPS
+    seen = identify(dataset, tf.concat(drawn, 0), "train_labelled")
+    epochs = [seen[i : i + 5] for i in range(0, len(seen) - 4, 5)]
+    assert all(sorted(epoch) == list(range(100, 105)) for epoch in epochs)
+
+
 def test_augmentation_is_chosen_per_stream(dataset, uninterrupted, plain):
     """Those not named are flipped."""
     mixed = joint(dataset, augment={"x": IDENTITY, "y2": IDENTITY})

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan.batch import Batch, Insertion, Labelled
-from tf_detectorgan.models.detectors import retinanet
+from tf_detectorgan.models.detectors import anchors, retinanet
 from tf_detectorgan.models.discriminators import patch_gan
 from tf_detectorgan.models.generators import Composition, resnet_generator
 from tf_detectorgan.training.cyclegan import CycleGAN, CycleObjective
@@ -123,6 +123,35 @@ def networks(p):
     return {name: [w.numpy() for w in net.weights] for name, net in nets.items()}
 
 
+class ToyDetector:
+    """What `lookahead` needs of a detector, in a dozen ops without kinks; with a frozen normalisation."""
+
+    def __init__(self, normalization=None):
+        keras.utils.set_random_seed(0)
+        frozen = keras.layers.BatchNormalization(trainable=False)
+        self.network = keras.Sequential(
+            [
+                keras.Input((SIDE, SIDE, 1)),
+                keras.layers.Conv2D(4, 3, 4, "same", activation="silu"),
+                normalization or frozen,
+                keras.layers.Conv2D(1, 3, activation="silu", name="head"),
+            ]
+        )
+        self.weights = [v.value for v in self.network.trainable_variables]
+
+    def targets(self, labelled):
+        return anchors.Targets(labelled.labels, labelled.boxes)
+
+    def outputs(self, W, images):
+        fixed = [v.value for v in self.network.non_trainable_variables]
+        return self.network.stateless_call(list(W), fixed, images, training=True)[0]
+
+    def loss(self, W, images, targets, normalizer):
+        out = self.outputs(W, images)
+        wanted = tf.cast(tf.reduce_mean(targets.offsets, [1, 2])[:, None, None, None], out.dtype)
+        return tf.reduce_sum((out - wanted / SIDE) ** 2) / tf.cast(normalizer, out.dtype)
+
+
 @pytest.fixture(scope="session")
 def tiny():
     return types.SimpleNamespace(
@@ -132,5 +161,6 @@ def tiny():
         batch=batch,
         labelled=labelled,
         networks=networks,
+        ToyDetector=ToyDetector,
         recipes=tuple(RECIPES),
     )

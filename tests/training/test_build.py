@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.training import build
+from tf_detectorgan.training import build, update_rules
 from tf_detectorgan.training.settings import ARMS, Train
 
 DATASET = types.SimpleNamespace(image_shape=(32, 32, 1), class_names=("a", "b"))
@@ -110,6 +110,43 @@ def test_rho_needs_no_lambda():
     assert (o.lambda_real, o.lambda_syn, o.rho_real, o.rho_syn) == (1, 1, 2, 0.5)
     assert build.objective(settings, ARMS["acgan"]).lambda_syn == -1
     assert build.objective(settings, ARMS["detectorgan_no_unroll"]).lambda_real == 0
+
+
+@pytest.mark.parametrize("name,rate", [("sgd", 0.01), ("nesterov", 0.01), ("adam", 1e-4), ("adamw", 1e-4)])
+def test_detectors_of_the_joint_phase_have_an_update_rule(name, rate):
+    DET = types.SimpleNamespace(network=types.SimpleNamespace(trainable_variables=[keras.Variable([1.0])]))
+    for given in (0.0, 0.5):
+        settings = Train(joint_detector_optimizer=name, joint_detector_learning_rate=given, weight_decay=0.2)
+        optimizer = build.joint_detector_optimizer(settings, DET, tf.distribute.get_strategy())
+        assert float(optimizer.learning_rate) == pytest.approx(given or rate)
+        assert optimizer.global_clipnorm == settings.clipnorm
+        assert optimizer.weight_decay == (0.2 if name == "adamw" else None)
+        assert getattr(optimizer, "nesterov", False) == (name == "nesterov")
+        update_rules.live(optimizer)
+
+
+def test_unroll_none_makes_detectorgan_its_no_unroll_arm():
+    """And modes reach the arms with Eqn 3 only."""
+    none = Train(unroll="none", rho_real=2.0)
+    expected = build.objective(Train(rho_real=2.0), ARMS["detectorgan_no_unroll"])
+    assert build.objective(none, ARMS["detectorgan"]) == expected
+    steps = Train(unroll="k_steps", unroll_steps=3, unroll_recompute=True)
+    found = build.objective(steps, ARMS["detectorgan"])
+    assert (found.unroll, found.recompute) == ("k_steps", True)
+    assert build.objective(steps, ARMS["acgan"]).unroll == "exact"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"unroll": "k_steps"},
+        {"unroll_steps": 2},
+        {"unroll": "finite_difference", "unroll_recompute": True},
+    ],
+)
+def test_modes_and_their_options_must_fit(options):
+    with pytest.raises(InputError, match="--unroll"):
+        Train(**options)
 
 
 def test_arms_scale_the_settings_by_their_signs():

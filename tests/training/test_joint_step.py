@@ -348,16 +348,3 @@ def test_a_disconnected_network_is_an_error(tiny, arena):
     idle.DIS_localX.trainable_variables = p.gan.DIS_localX.trainable_variables
     with pytest.raises(RuntimeError, match="the discriminators' objective has no gradient for: "):
         joint_step.joint_step(Players(idle), tiny.objective(), tiny.batch(), SEED)
-
-
-def test_sgd_options_that_the_virtual_step_does_not_know_are_not_used():
-    """`unroll.sgd` knows momentum and global clipping; what `build` makes has nothing else switched on."""
-    from tf_detectorgan.models.detectors import retinanet
-
-    DET = retinanet.small((32, 32, 1), 1)
-    optimizer = build.joint_detector_optimizer(Train(), DET, tf.distribute.get_strategy())
-    assert not optimizer.nesterov
-    assert optimizer.weight_decay is None
-    assert optimizer.clipnorm is optimizer.clipvalue is None
-    assert not optimizer.use_ema
-    assert optimizer.gradient_accumulation_steps is None

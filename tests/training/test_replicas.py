@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan.models.detectors import retinanet
-from tf_detectorgan.training import replicas
+from tf_detectorgan.training import replicas, unroll, update_rules
 from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.joint_step import joint_step
 
@@ -120,6 +120,47 @@ def test_detector_step(tiny, mirrored):
         assert worst_error(momenta, [m.value for m in one_optimizer.momentums]) < 1e-5
         assert worst_error(two.weights, one.weights) < 1e-5
     assert step.experimental_get_tracing_count() == 1
+
+
+LOOKS = [
+    *((rule, {}) for rule in ("momentum", "nesterov", "adam", "adamw")),
+    *(("adamw", options) for options in ({"recompute": True}, {"mode": "finite_difference"})),
+    *(("adamw", {"mode": "k_steps", "recompute": again}) for again in (False, True)),
+]
+
+
+@pytest.mark.parametrize("rule,options", LOOKS)
+def test_lookahead(tiny, mirrored, rule, options):
+    """Every rule, every mode: clipped by the norm of the joined gradient, from moments that are not 0."""
+    schedule = keras.optimizers.schedules.CosineDecay(0.01, 9)
+    kind, more = {
+        "momentum": (keras.optimizers.SGD, {"momentum": 0.9}),
+        "nesterov": (keras.optimizers.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+        "adam": (keras.optimizers.Adam, {"epsilon": 1e-3}),
+        "adamw": (keras.optimizers.AdamW, {"epsilon": 1e-3, "weight_decay": 0.1}),
+    }[rule]
+    y, synthetic, y2, later = (tiny.labelled(np.random.default_rng(k), 4) for k in range(4))
+    later = (later,) if options.get("mode") == "k_steps" else ()
+
+    def prepared(strategy):
+        with strategy.scope():
+            DET, optimizer = tiny.ToyDetector(), kind(schedule, global_clipnorm=0.1, **more)
+            optimizer.build(DET.network.trainable_variables)
+
+        def step(y, synthetic, y2, later):
+            look = unroll.lookahead(DET, optimizer, y, synthetic, y2, later=later, **options)
+            update_rules.commit(optimizer, look.update)
+            return look.d_L_real_ahead
+
+        return DET, step
+
+    (one, step), (two, its_step) = prepared(tf.distribute.get_strategy()), prepared(mirrored)
+    halves = split(mirrored, (y, synthetic, y2, later))
+    for _ in range(2):
+        expected = step(y, synthetic, y2, later)
+        found = mirrored.experimental_local_results(mirrored.run(its_step, args=halves))
+        assert worst_error([tf.concat(found, 0)], [expected]) < 1e-4
+        assert worst_error(two.weights, one.weights) < 1e-5
 
 
 def test_detector_step_is_plain_gradient_descent(tiny):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 # Append only: the place in the list goes into the seed.
-STREAMS = ("x", "y", "u", "y2", "real", "synthetic", "clean", "synthesis")
+STREAMS = ("x", "y", "u", "y2", "real", "synthetic", "clean", "synthesis", "y_later")
 _PURPOSES = ("order", "draws")
 
 

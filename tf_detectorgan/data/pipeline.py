@@ -73,6 +73,7 @@ def joint_batches(
     steps: int,
     placement: Placement,
     unroll_real: str = "fresh",
+    unroll_steps: int = 1,
     augment: Mapping[str, Augmentation] | None = None,
 ) -> tf.data.Dataset:
     """The `Batch` of each step from `start_step` to `steps` - 1.
@@ -85,14 +86,15 @@ def joint_batches(
       steps: of the whole run.
       placement: where objects go into x.
       unroll_real: "fresh" draws y2 by another seed, "same" makes it y.
-      augment: what is done to the streams x, y, u, y2; those not named are only flipped. The reference of x
-        is chosen after x is augmented.
+      unroll_steps: virtual steps of Eqn 3; each after the first has a draw of its own in y_later.
+      augment: what is done to the streams x, y, u, y2, y_later; those not named are only flipped. The
+        reference of x is chosen after x is augmented.
 
     Raises:
       InputError: a split is missing or `placement.file` is bad.
       ValueError: `unroll_real` or a stream in `augment` is unknown.
     """
-    chosen = dict.fromkeys(("x", "y", "u", "y2"), augmentation.FLIP)
+    chosen = dict.fromkeys(("x", "y", "u", "y2", "y_later"), augmentation.FLIP)
     unknown = set(augment or {}) - set(chosen)
     if unknown or unroll_real not in ("fresh", "same"):
         raise ValueError(
@@ -105,6 +107,8 @@ def joint_batches(
         sources["u"] = _open(dataset, "train_unboxed")
     if unroll_real == "fresh":
         sources["y2"] = labelled
+    if unroll_steps > 1:
+        sources["y_later"] = labelled
     place = _Placer(dataset, placement)
 
     def assemble(drawn: dict[str, _Drawn]) -> Batch:
@@ -114,10 +118,12 @@ def joint_batches(
         y = drawn["y"]
         y_boxes = tf.gather(y.boxes, draws.pick_true(y.draws[:, -1], y.labels >= 0), batch_dims=1)
         u, y2 = drawn.get("u", y), drawn.get("y2", y)
-        return Batch(drawn["x"].images, insertion, y.labelled, y.content, y_boxes, u.images, y2.labelled)
+        batch = Batch(drawn["x"].images, insertion, y.labelled, y.content, y_boxes, u.images, y2.labelled)
+        return batch._replace(y_later=_parts(drawn.get("y_later"), unroll_steps - 1))
 
+    counts = dict.fromkeys(sources, batch_size) | {"y_later": batch_size * (unroll_steps - 1)}
     drawn = {
-        name: _drawn(dataset, source, seed, name, batch_size, start_step * batch_size)
+        name: _drawn(dataset, source, seed, name, counts[name], start_step * counts[name])
         for name, source in sources.items()
     }
     return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
@@ -238,6 +244,13 @@ def synthesis_batches(
 
     drawn = _drawn(dataset, source, seed, "synthesis", batch_size, start)
     return _finished(_mapped(drawn, assemble), -((start - count) // batch_size))
+
+
+def _parts(drawn: _Drawn | None, count: int) -> tuple[Labelled, ...]:
+    """The labelled images of `drawn` in `count` equal parts."""
+    if drawn is None:
+        return ()
+    return tuple(Labelled(*part) for part in zip(*(tf.split(v, count) for v in drawn.labelled), strict=True))
 
 
 class _Placer:

@@ -21,6 +21,7 @@ from tf_detectorgan.training.joint_step import Objective
 from tf_detectorgan.training.settings import Arm, Train
 
 LOCAL_LAYERS = 2  # of DIS_localX: its crops are smaller than 70 pixels
+JOINT_RATE = {"sgd": 0.01, "nesterov": 0.01, "adam": 1e-4, "adamw": 1e-4}
 WARM_UP = 0.05  # share of a detector's steps
 
 
@@ -49,14 +50,17 @@ def composition(settings: Train, classes: int) -> Composition:
 
 
 def objective(settings: Train, arm: Arm) -> Objective:
-    """The arm's signs times the settings' weights."""
+    """The arm's signs times the settings' weights; without Eqn 3 its weight is 0."""
+    real_sign = 0.0 if settings.unroll == "none" else arm.real_sign
     return Objective(
         # Where rho is set only the sign matters: --rho_real works with --lambda_real=0 as well.
-        lambda_real=arm.real_sign * (1.0 if settings.rho_real else settings.lambda_real),
+        lambda_real=real_sign * (1.0 if settings.rho_real else settings.lambda_real),
         lambda_syn=arm.syn_sign * (1.0 if settings.rho_syn else settings.lambda_syn),
         rho_real=settings.rho_real,
         rho_syn=settings.rho_syn,
         syn_cap=settings.syn_cap,
+        unroll=settings.unroll if real_sign else "exact",
+        recompute=settings.unroll_recompute,
     )
 
 
@@ -158,12 +162,20 @@ def anchor_arguments(settings: Train) -> dict[str, tuple[float, ...]]:
     }
 
 
-def joint_detector_optimizer(settings: Train, DET: RetinaNet, chosen) -> keras.optimizers.SGD:
-    """SGD with momentum: the update U of Eqn 3."""
+def joint_detector_optimizer(settings: Train, DET: RetinaNet, chosen) -> keras.optimizers.Optimizer:
+    """The update U of Eqn 3."""
+    name = settings.joint_detector_optimizer
+    options: dict[str, Any] = {
+        "learning_rate": settings.joint_detector_learning_rate or JOINT_RATE[name],
+        "global_clipnorm": settings.clipnorm,
+    }
+    if name in ("sgd", "nesterov"):
+        options |= {"momentum": 0.9, "nesterov": name == "nesterov"}
+    if name == "adamw":
+        options["weight_decay"] = settings.weight_decay
+    kind = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}.get(name, keras.optimizers.SGD)
     with chosen.scope():
-        optimizer = keras.optimizers.SGD(
-            settings.joint_detector_learning_rate, momentum=0.9, global_clipnorm=settings.clipnorm
-        )
+        optimizer = kind(**options)
         optimizer.build(DET.network.trainable_variables)
     return optimizer
 

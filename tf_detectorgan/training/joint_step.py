@@ -15,7 +15,7 @@ import tensorflow as tf
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan.batch import Batch, Labelled
 from tf_detectorgan.models.detectors.retinanet import RetinaNet
-from tf_detectorgan.training import replicas, unroll
+from tf_detectorgan.training import replicas, unroll, update_rules
 from tf_detectorgan.training.base_gan import BaseGAN
 
 
@@ -25,7 +25,7 @@ class Players:
 
     gan: BaseGAN
     DET: RetinaNet | None = None
-    detector_optimizer: keras.optimizers.SGD | None = None
+    detector_optimizer: keras.optimizers.Optimizer | None = None  # one of update_rules'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Objective:
     rho_real: float
     rho_syn: float
     syn_cap: float
+    unroll: str = "exact"  # how Eqn 3 is computed: of unroll.MODES
+    recompute: bool = False
 
 
 def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> dict[str, tf.Tensor]:
@@ -57,7 +59,14 @@ def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> di
     if p.DET is not None:
         synthetic = Labelled(drawn.x_syn, batch.insertion.boxes[:, None], batch.insertion.labels[:, None])
         look = unroll.lookahead(
-            p.DET, p.detector_optimizer, batch.y, synthetic, batch.y2 if o.lambda_real else None
+            p.DET,
+            p.detector_optimizer,
+            batch.y,
+            synthetic,
+            batch.y2 if o.lambda_real else None,
+            later=batch.y_later,
+            mode=o.unroll,
+            recompute=o.recompute,
         )
         terms |= {"L_real": look.L_real, "L_syn": look.L_syn}
         # - lambda_syn min(L_syn, cap): nothing more to gain beyond the cap.
@@ -78,7 +87,7 @@ def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> di
     replicas.require_gradients(g, [v.path for v in gan.theta], "the generators' objective")
     gan.generator_optimizer.apply(g, gan.theta)
     if p.DET is not None:
-        unroll.commit(p.DET, p.detector_optimizer, look.update)
+        update_rules.commit(p.detector_optimizer, look.update)
     terms |= gan.train_discriminators(batch, drawn, seed)
     return terms | _norms(wishes, batch.insertion.boxes)
 

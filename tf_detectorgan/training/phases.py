@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tf_detectorgan import checkpoints
 from tf_detectorgan import evaluation as ev
-from tf_detectorgan.batch import Insertion
+from tf_detectorgan.batch import Insertion, Labelled
 from tf_detectorgan.data import pipeline, records, split_guard
 from tf_detectorgan.evaluation import auditors
 from tf_detectorgan.evaluation.auditors import Auditors
@@ -27,7 +27,7 @@ from tf_detectorgan.evaluation.detect import detect_split, quick_ap
 from tf_detectorgan.models.generators import paste
 from tf_detectorgan.poisson import poisson_blend
 from tf_detectorgan.synthesis import synthesize
-from tf_detectorgan.training import build
+from tf_detectorgan.training import build, exactness
 from tf_detectorgan.training.joint_step import Objective, Players
 from tf_detectorgan.training.loop import run_phase, skip_finished
 from tf_detectorgan.training.run import Run, joint_function
@@ -85,6 +85,9 @@ def joint(run: Run, name: str) -> None:
         checkpoints.load(run.path / "shared" / "pretrain_detector", {"DET": run.detector.network})
         optimizer = build.joint_detector_optimizer(run.settings, run.detector, run.strategy)
         players = dataclasses.replace(players, DET=run.detector, detector_optimizer=optimizer)
+    if objective.unroll == "finite_difference":
+        cosine = _cosine(run, players, objective)
+        print(f"{name}/joint: finite_difference's gradient has cosine {cosine:.3f} to the exact one")
     s = run.settings
     _train_generators(run, name, "joint", directory, objective, s.gan_steps, s.joint_steps, players)
 
@@ -213,17 +216,7 @@ def _train_generators(
         function = joint_function(run, players, objective)
 
     def batches(start: int) -> Iterator:
-        return run.distributed(
-            pipeline.joint_batches(
-                run.dataset,
-                batch_size=s.gan_batch,
-                seed=s.seed,
-                start_step=first_step + start,
-                steps=first_step + steps,
-                placement=build.placement(s, "generator"),
-                unroll_real=s.unroll_real,
-            )
-        )
+        return run.distributed(_joint_batches(run, objective, first_step + start, first_step + steps))
 
     def step(batch, number: int):
         return function(batch, tf.constant([s.seed, first_step + number], tf.int32))
@@ -237,6 +230,30 @@ def _train_generators(
 
     _run(run, writer, directory, _player_parts(players), steps, step, batches, inspect)
     _assert_one_trace(function)
+
+
+def _joint_batches(run: Run, objective: Objective, start: int, end: int) -> tf.data.Dataset:
+    """The batches of steps `start` to `end` - 1, counted from the first of pretrain_gan."""
+    s = run.settings
+    return pipeline.joint_batches(
+        run.dataset,
+        batch_size=s.gan_batch,
+        seed=s.seed,
+        start_step=start,
+        steps=end,
+        placement=build.placement(s, "generator"),
+        unroll_real=s.unroll_real,
+        unroll_steps=s.unroll_steps if objective.unroll == "k_steps" else 1,
+    )
+
+
+def _cosine(run: Run, players: Players, objective: Objective) -> float:
+    """`exactness.cosine` on the joint phase's first batch."""
+    first = run.settings.gan_steps
+    batch = next(iter(_joint_batches(run, objective, first, first + 1)))
+    x_syn = players.gan.insert(batch.x, batch.insertion)
+    synthetic = Labelled(x_syn, batch.insertion.boxes[:, None], batch.insertion.labels[:, None])
+    return exactness.cosine(run.detector, players.detector_optimizer, batch.y, synthetic, batch.y2)
 
 
 def _train_detector(run, arm, phase, directory, steps, *, real=None, synthetic=None) -> None:

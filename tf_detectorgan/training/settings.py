@@ -86,6 +86,21 @@ class Train:
         "fresh", "Images of L~_real: a fresh draw, or those of L_real.", ("fresh", "same")
     )
 
+    unroll: str = option(
+        "exact",
+        "How arms with Eqn 3 (detectorgan) compute it. exact: through one detector step. k_steps: through "
+        "--unroll_steps of them. finite_difference: approximately (DARTS). none: they leave it out, so that "
+        "detectorgan becomes detectorgan_no_unroll.",
+        ("exact", "k_steps", "finite_difference", "none"),
+    )
+    unroll_steps: int = option(1, "Virtual detector steps of --unroll=k_steps, 2 or more.", low=1)
+    unroll_recompute: bool = option(
+        False, "Run synthetic passes of virtual steps again instead of keeping them: less memory, more time."
+    )
+    force_finite_difference: bool = option(
+        False, "Let --unroll=finite_difference go through a detector with kinks (ReLU)."
+    )
+
     detector: str = option("retinanet_small", "DET.", ("retinanet_small", "retinanet_resnet50"))
     anchor_sizes: tuple[float, ...] = option(
         (), "Anchor sides, one a pyramid level; empty: the detector's own."
@@ -121,13 +136,18 @@ class Train:
     gan_learning_rate: float = option(
         2e-4, "Adam's, constant, then linearly to 0 over the joint phase.", low=0.0
     )
+    joint_detector_optimizer: str = option(
+        "sgd",
+        "Of DET in the joint phase, through which Eqn 3 looks: sgd or nesterov (momentum 0.9), adam, adamw.",
+        ("sgd", "nesterov", "adam", "adamw"),
+    )
     joint_detector_learning_rate: float = option(
-        0.01, "SGD's (momentum 0.9) of DET in the joint phase.", low=0.0
+        0.0, "Of DET in the joint phase; 0: 0.01 with sgd and nesterov, 1e-4 with adam and adamw.", low=0.0
     )
     detector_learning_rate: float = option(
         1e-3, "AdamW's of a detector alone: warm-up, then a cosine to 0.", low=0.0
     )
-    weight_decay: float = option(1e-4, "AdamW's of a detector alone.", low=0.0)
+    weight_decay: float = option(1e-4, "AdamW's, of a detector alone and jointly.", low=0.0)
     clipnorm: float = option(10.0, "Largest norm of a detector's gradient.", low=1e-6)
     pool_size: int = option(50, "Synthetic images that discriminators remember.", low=0)
 
@@ -163,3 +183,10 @@ class Train:
             )
         if self.min_audit and not self.audit_folds:
             raise InputError(f"--min_audit={self.min_audit} needs --audit_folds of 2 or more")
+        if (self.unroll == "k_steps") != (self.unroll_steps > 1):
+            raise InputError(
+                f"--unroll={self.unroll} --unroll_steps={self.unroll_steps}: k_steps takes 2 or more steps, "
+                "the others take 1"
+            )
+        if self.unroll_recompute and self.unroll not in ("exact", "k_steps"):
+            raise InputError(f"--unroll_recompute: --unroll={self.unroll} keeps nothing to be recomputed")

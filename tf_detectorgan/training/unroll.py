@@ -1,21 +1,27 @@
 """Eqn 3: the detector's loss on real images after one update, differentiated to the synthetic image.
 
     g       = d/dW [ L_real(W; y) + L_syn(W; x_syn) ]                                     (Eqn 1 and 2)
-    W', m'  = U(W, m, g)                      the step that is then really applied
+    W', s'  = U(W, s, g)                      the step that is then really applied
     L~_real = L_real(W'; y2)                                                               (Eqn 3)
 
 `lookahead` returns dL_syn/dx_syn and dL~_real/dx_syn, from which G_X's gradient follows by one ordinary
-backward pass.
+backward pass. How dL~_real/dx_syn is found is the mode:
 
-Cost, in forward passes of one image stream (a backward pass to weights and activations counts 2): an ordinary
-step on real and synthetic images costs 6. Here the real gradient costs 3 and the synthetic 3 (dL_syn/dx_syn
-falls out of the same pass); L~_real costs 3; the product of the mixed second derivative with the resulting
-vector re-runs the synthetic forward and backward pass in reverse, 6 less what is shared. 6 + 3 + about 4.5
-over 6 is 2.2 ordinary steps.
+    exact               through U and the gradient g, by a tape around a tape.
+    k_steps             the same through K steps, each on a fresh draw of real images; the first is applied.
+    finite_difference   DARTS (Liu et al. 2019, eqn 7): the mixed second derivative along u = dL~_real/dg is
+                        the difference of dL_syn/dx_syn at W + eps u and W - eps u. An approximation.
+
+Cost of `exact`, in forward passes of one image stream (a backward pass to weights and activations counts 2):
+an ordinary step on real and synthetic images costs 6. Here the real gradient costs 3 and the synthetic 3
+(dL_syn/dx_syn falls out of the same pass); L~_real costs 3; the product of the mixed second derivative with
+the resulting vector re-runs the synthetic forward and backward pass in reverse, 6 less what is shared: 6 + 3
+and about 4.5 over 6 is 2.2 ordinary steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -23,14 +29,11 @@ import tensorflow as tf
 
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models.detectors.retinanet import RetinaNet, positives
-from tf_detectorgan.training import replicas
+from tf_detectorgan.training import replicas, update_rules
+from tf_detectorgan.training.update_rules import Update
 
-
-class Update(NamedTuple):
-    """The detector after a step: weights W' and momenta m', in the order of `DET.weights`."""
-
-    W: list[tf.Tensor]
-    momenta: list[tf.Tensor]
+MODES = ("exact", "k_steps", "finite_difference")
+REACH = 0.01  # of the finite difference, in weights' joint norm: DARTS, section 2.3
 
 
 class Lookahead(NamedTuple):
@@ -44,87 +47,111 @@ class Lookahead(NamedTuple):
     update: Update
 
 
-def sgd(W, momenta, gradients, *, learning_rate, momentum: float, global_clipnorm: float | None) -> Update:
-    """Keras's SGD as a differentiable function: m' = momentum m - lr g, W' = W + m'.
-
-    Args:
-      W, momenta, gradients: lists of tensors of equal shapes; `momenta` is empty when momentum is 0.
-      learning_rate: scalar.
-      global_clipnorm: the gradients' joint norm is scaled down to this first; None for no clipping.
-    """
-    if global_clipnorm:
-        gradients, _ = tf.clip_by_global_norm(gradients, global_clipnorm)
-    steps = [-tf.cast(learning_rate, g.dtype) * g for g in gradients]
-    if momentum:
-        steps = [momentum * m + step for m, step in zip(momenta, steps, strict=True)]
-        return Update([w + step for w, step in zip(W, steps, strict=True)], steps)
-    return Update([w + step for w, step in zip(W, steps, strict=True)], [])
-
-
 def lookahead(
     DET: RetinaNet,
-    optimizer: keras.optimizers.SGD,
+    optimizer: keras.optimizers.Optimizer,
     y: Labelled,
     synthetic: Labelled,
     y2: Labelled | None,
+    *,
+    later: Sequence[Labelled] = (),
+    mode: str = "exact",
+    recompute: bool = False,
 ) -> Lookahead:
     """One virtual detector step on y and synthetic images, and its effect on y2. Nothing is assigned.
 
     Args:
       DET: the detector at its live weights W.
-      optimizer: the live optimizer, whose momenta, learning rate and clipping the virtual step uses.
+      optimizer: the live optimizer, whose state, schedule, clipping and decay the virtual steps use.
       y: real labelled images.
       synthetic: G_X(x) with its boxes.
       y2: real labelled images for L~_real; None leaves Eqn 3 out (both its fields are then None).
+      later: with "k_steps" the real labelled images of the steps after the first, one a step.
+      mode: of MODES.
+      recompute: keep no activations of the synthetic passes between the tapes' passes, but run them again.
     """
-    W = [tf.convert_to_tensor(w) for w in DET.weights]
-    names = [v.path for v in DET.network.trainable_variables]
-    x_syn = synthetic.images
-
-    # The real gradient does not depend on x_syn: outside the outer tape it is not differentiated again.
-    L_real, g_real, _ = _loss_and_gradients(DET, W, y, of_images=False)
-    replicas.require_gradients(g_real, names, "L_real")
+    if mode not in MODES or (mode == "k_steps") != bool(later):
+        raise ValueError(f"{mode=} is none of {MODES}, or does not fit {len(later)} later steps")
+    x_syn, names = synthetic.images, [v.path for v in DET.network.trainable_variables]
+    W, L_syn_of = [tf.convert_to_tensor(w) for w in DET.weights], _loss_on(DET, synthetic)
+    synthetic_pass = _recomputed if recompute else _loss_and_gradients
+    ahead, looks = Update(W, update_rules.live(optimizer)), []
     with tf.GradientTape(watch_accessed_variables=False) as outer:
-        outer.watch(x_syn)
-        L_syn, g_syn, d_L_syn = _loss_and_gradients(DET, W, synthetic, of_images=True)
-        # Inside the tape: another replica's W' depends on this replica's x_syn too.
-        g = replicas.total([a + b for a, b in zip(g_real, g_syn, strict=True)])
-        update = sgd(
-            W,
-            [m.value for m in optimizer.momentums],
-            g,
-            learning_rate=optimizer.learning_rate,
-            momentum=optimizer.momentum,
-            global_clipnorm=optimizer.global_clipnorm,
-        )
-        if y2 is not None:
-            L_real_ahead = _loss(DET, update.W, y2.images, y2)
-    if y2 is None:
-        return Lookahead(L_real, L_syn, None, d_L_syn, None, update)
-    d_L_real_ahead = outer.gradient(L_real_ahead, x_syn)
+        if mode != "finite_difference":
+            outer.watch(x_syn)
+        for labelled in (y, *later) if y2 is not None else (y,):
+            # The first real gradient depends on nothing that is watched: it is not differentiated again.
+            L_real, g_real, _ = _loss_and_gradients(_loss_on(DET, labelled), ahead.W, labelled.images)
+            replicas.require_gradients(g_real, names, "L_real")
+            L_syn, g_syn, d_L_syn = synthetic_pass(L_syn_of, ahead.W, x_syn)
+            # Inside the tape: another replica's W' depends on this replica's x_syn too.
+            g = replicas.total([a + b for a, b in zip(g_real, g_syn, strict=True)])
+            if mode == "finite_difference":
+                outer.watch(g)
+            ahead = update_rules.advance(optimizer, ahead.W, g, ahead.state)
+            looks.append(Lookahead(L_real, L_syn, None, d_L_syn, None, ahead))
+        if y2 is None:
+            return looks[0]
+        L_real_ahead = _loss_on(DET, y2)(ahead.W, y2.images)
+    if mode == "finite_difference":
+        d_L_real_ahead = _difference(L_syn_of, W, replicas.total(outer.gradient(L_real_ahead, g)), x_syn)
+    else:
+        d_L_real_ahead = outer.gradient(L_real_ahead, x_syn)
     replicas.require_gradients([d_L_real_ahead], ["the synthetic images"], "L~_real (Eqn 3)")
-    return Lookahead(L_real, L_syn, L_real_ahead, d_L_syn, d_L_real_ahead, update)
+    return looks[0]._replace(L_real_ahead=L_real_ahead, d_L_real_ahead=d_L_real_ahead)
 
 
-def commit(DET: RetinaNet, optimizer: keras.optimizers.SGD, update: Update) -> None:
-    """Makes the virtual step real: W <- W', m <- m', one more iteration."""
-    replicas.assign(DET.weights, update.W)
-    if update.momenta:
-        replicas.assign([m.value for m in optimizer.momentums], update.momenta)
-    replicas.assign([optimizer.iterations.value], [optimizer.iterations.value + 1])
-
-
-def _loss(DET: RetinaNet, W, images, labelled: Labelled) -> tf.Tensor:
-    """L_d of `images` with the boxes of `labelled`, divided by the positive anchors of all replicas."""
+def _loss_on(DET: RetinaNet, labelled: Labelled) -> Callable:
+    """(W, images) -> L_d with the boxes of `labelled`, divided by the positive anchors of all replicas."""
     targets = DET.targets(labelled)
-    return DET.loss(W, images, targets, tf.maximum(replicas.total(positives(targets)), 1.0))
+    normalizer = tf.maximum(replicas.total(positives(targets)), 1.0)
+    return lambda W, images: DET.loss(W, images, targets, normalizer)
 
 
-def _loss_and_gradients(DET: RetinaNet, W, labelled: Labelled, of_images: bool):
-    """L_d, dL_d/dW and, if asked, dL_d/d(images): all from one backward pass."""
-    sources = [*W, labelled.images] if of_images else W
+def _loss_and_gradients(loss: Callable, W, images):
+    """L_d, dL_d/dW and dL_d/d(images), all from one backward pass."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(sources)
-        loss = _loss(DET, W, labelled.images, labelled)
-    gradients = tape.gradient(loss, sources)
-    return loss, gradients[: len(W)], gradients[-1] if of_images else None
+        tape.watch([*W, images])
+        L_d = loss(W, images)
+    *g, d_images = tape.gradient(L_d, [*W, images])
+    return L_d, g, d_images
+
+
+def _recomputed(loss: Callable, W, images):
+    """`_loss_and_gradients`, of which an outer tape remembers the inputs only: it runs again when needed.
+
+    dL_d/dW alone may be differentiated. `tf.recompute_grad` stops the inner tape as well (decision 0074).
+    """
+
+    @tf.custom_gradient
+    def once(images, *W):
+        def derivative(_, __, *upstream, variables=()):
+            with tf.control_dependencies(upstream):  # else the graph's optimiser makes one run of the two
+                again = [tf.identity(v) for v in (images, *W)]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(again)
+                _, g, _ = _loss_and_gradients(loss, again[1:], again[0])
+            found = tape.gradient(g, again, upstream)
+            # TensorFlow asks for the derivative to what it saw read as well: weights of frozen layers.
+            return (found, [None] * len(variables)) if variables else found
+
+        L_d, g, d_images = _loss_and_gradients(
+            loss, [tf.stop_gradient(w) for w in W], tf.stop_gradient(images)
+        )
+        return (L_d, d_images, *g), derivative
+
+    L_d, d_images, *g = once(images, *W)
+    return L_d, g, d_images
+
+
+def _difference(loss: Callable, W, u, images):
+    """d/d(images) <u, dL_d/dW> by a central difference along u, of `REACH` in the weights' joint norm."""
+    eps = REACH / tf.maximum(tf.linalg.global_norm(u), 1e-12)
+
+    def slope(sign: float):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            L_d = loss([w + sign * eps * d for w, d in zip(W, u, strict=True)], images)
+        return tape.gradient(L_d, images)
+
+    return (slope(1.0) - slope(-1.0)) / (2 * eps)

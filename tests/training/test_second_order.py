@@ -1,0 +1,47 @@
+"""Kinks by name, and what they do to a finite difference."""
+
+import types
+
+import keras
+import numpy as np
+import pytest
+
+from tf_detectorgan import train
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.models.detectors import retinanet
+from tf_detectorgan.training import exactness, second_order
+from tf_detectorgan.training.settings import Train
+
+
+def test_kinks_are_named(tiny):
+    """The toy has none; the small RetinaNet has the ReLUs of its backbone and its heads."""
+    assert second_order.kinks(tiny.ToyDetector(), (32, 32, 1)) == []
+    DET = retinanet.small((32, 32, 1), 1, width=16)
+    found = second_order.kinks(DET, (32, 32, 1))
+    # 2 of the stem, 3 of each of 3 levels; 2 heads of 2 layers run on 3 levels
+    assert len(found) == 2 + 3 * 3 + 2 * 2 * 3
+    assert all(name.endswith("Relu") for name in found)
+    assert any("P3" in name for name in found)
+
+    run = types.SimpleNamespace(detector=DET, dataset=types.SimpleNamespace(image_shape=(32, 32, 1)))
+    run.settings = Train(unroll="finite_difference")
+    with pytest.raises(InputError, match=r"23 ops .*Relu.*--unroll=exact, or --force_finite_difference"):
+        train.refuse_kinks(run)
+    for settings in (
+        Train(),
+        Train(unroll="finite_difference", force_finite_difference=True),
+        Train(unroll="finite_difference", arm=("acgan", "cut_paste")),
+    ):
+        run.settings = settings
+        train.refuse_kinks(run)
+
+
+def test_cosine_is_near_1_without_kinks(tiny):
+    DET, optimizer = tiny.ToyDetector(), keras.optimizers.SGD(0.05)
+    optimizer.build(DET.network.trainable_variables)
+    y, synthetic, y2 = (tiny.labelled(np.random.default_rng(k), 2) for k in range(3))
+    assert 0.99 < exactness.cosine(DET, optimizer, y, synthetic, y2) <= 1.0001
+    # On an image that L~_real does not depend on, both are 0.
+    frozen = keras.optimizers.SGD(0.0)
+    frozen.build(DET.network.trainable_variables)
+    assert exactness.cosine(DET, frozen, y, synthetic, y2) == 0

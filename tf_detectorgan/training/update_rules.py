@@ -1,0 +1,165 @@
+"""What a Keras optimizer would do, as a differentiable function: U of Eqn 3.
+
+Keras's own `stateless_apply` raises on the TensorFlow backend. Here W' and the new state are plain tensors,
+computed from the *live* optimizer's options and, for a first step, its live state; nothing is assigned before
+`commit`. Letters: W weights, g their gradient, m and v the first and second moments, t steps taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tf_detectorgan.training import replicas
+
+
+class State(NamedTuple):
+    """What an optimizer remembers."""
+
+    iterations: tf.Tensor  # t, integer scalar
+    slots: tuple[list[tf.Tensor], ...]  # one list for each kind of moment, each in the order of W
+
+
+class Update(NamedTuple):
+    """Weights W' after a step, in the order of W, and the optimizer's state after it."""
+
+    W: list[tf.Tensor]
+    state: State
+
+
+def live(optimizer: keras.optimizers.Optimizer) -> State:
+    """The optimizer's state as it is now.
+
+    Raises:
+      ValueError: there is no rule for this optimizer, or for one of its options.
+    """
+    _require_known(optimizer)
+    slots = _RULES[type(optimizer)].slots(optimizer)
+    values = tuple([tf.convert_to_tensor(v.value) for v in slot] for slot in slots)
+    return State(tf.convert_to_tensor(optimizer.iterations.value), values)
+
+
+def advance(
+    optimizer: keras.optimizers.Optimizer,
+    W: Sequence[tf.Tensor],
+    gradients: Sequence[tf.Tensor],
+    state: State | None = None,
+) -> Update:
+    """One step as `optimizer.apply` would take it, with its clipping, weight decay and schedule.
+
+    Differentiable to `gradients`, W and the state. On several replicas `gradients` are their sum, so clipping
+    is by the norm of the sum (Keras clips each replica's part).
+
+    Args:
+      optimizer: built on the variables whose values are W, in the same order.
+      W: tensors of the variables' shapes and dtypes.
+      gradients: the same.
+      state: where the step starts; None: the live one.
+    """
+    state = live(optimizer) if state is None else state
+    rate = _learning_rate(optimizer, state.iterations)
+    gradients = _clipped(optimizer, gradients)
+    W = [_decayed(optimizer, v, w, rate) for v, w in zip(_variables(optimizer), W, strict=True)]
+    step = _RULES[type(optimizer)].step
+    moved = [
+        step(optimizer, w, g, moments, tf.cast(rate, w.dtype), state.iterations)
+        for w, g, *moments in zip(W, gradients, *state.slots, strict=True)
+    ]
+    ahead, *slots = (list(column) for column in zip(*moved, strict=True))
+    return Update(ahead, State(state.iterations + 1, tuple(slots)))
+
+
+def commit(optimizer: keras.optimizers.Optimizer, update: Update) -> None:
+    """Makes the step real: the optimizer's variables, its moments and t take the update's values."""
+    slots = [v for slot in _RULES[type(optimizer)].slots(optimizer) for v in slot]
+    variables = [v.value for v in (*_variables(optimizer), *slots, optimizer.iterations)]
+    values = [*update.W, *(value for slot in update.state.slots for value in slot)]
+    replicas.assign(variables, [*values, update.state.iterations])
+
+
+class _Rule(NamedTuple):
+    slots: Callable  # optimizer -> lists of Keras variables
+    step: Callable  # (optimizer, w, g, moments, rate, t) -> (w', *moments')
+
+
+def _sgd(optimizer, w, g, moments, rate, iterations):
+    """m' = mu m - rate g, W' = W + m'; Nesterov: W' = W + mu m' - rate g (Sutskever et al. 2013)."""
+    step = -rate * g
+    if not moments:
+        return (w + step,)
+    m = optimizer.momentum * moments[0] + step
+    return w + (optimizer.momentum * m + step if optimizer.nesterov else m), m
+
+
+def _adam(optimizer, w, g, moments, rate, iterations):
+    """Kingma & Ba 2015, section 2, with epsilon outside of the corrected root, as in Keras."""
+    m, v = moments
+    t = tf.cast(iterations + 1, w.dtype)
+    beta_1, beta_2 = (tf.cast(beta, w.dtype) for beta in (optimizer.beta_1, optimizer.beta_2))
+    alpha = rate * tf.sqrt(1 - beta_2**t) / (1 - beta_1**t)
+    m = m + (g - m) * (1 - optimizer.beta_1)
+    v = v + (g * g - v) * (1 - optimizer.beta_2)
+    return w - m * alpha / (_sqrt(v) + optimizer.epsilon), m, v
+
+
+def _sqrt(v):
+    """The root, with derivative 0 at 0 instead of infinity.
+
+    v is 0 only where every gradient so far was 0, and with it m: then W' = W - alpha m / epsilon near g = 0,
+    in which the root has no part. So the derivative stays exact (decision 0072).
+    """
+    positive = v > 0
+    return tf.where(positive, tf.sqrt(tf.where(positive, v, 1)), 0)
+
+
+_RULES = {
+    keras.optimizers.SGD: _Rule(lambda o: (o.momentums,) if o.momentum else (), _sgd),
+    keras.optimizers.Adam: _Rule(lambda o: (o._momentums, o._velocities), _adam),
+    keras.optimizers.AdamW: _Rule(lambda o: (o._momentums, o._velocities), _adam),
+}
+
+
+def _require_known(optimizer) -> None:
+    """Raises ValueError for what `advance` would do differently from Keras."""
+    if type(optimizer) not in _RULES:
+        known = ", ".join(kind.__name__ for kind in _RULES)
+        raise ValueError(f"no update rule for {type(optimizer).__name__}; there are rules for {known}")
+    for name in ("use_ema", "gradient_accumulation_steps", "loss_scale_factor", "amsgrad"):
+        if getattr(optimizer, name, None):
+            raise ValueError(f"{type(optimizer).__name__}: the update rule has no {name}; leave it out")
+    constrained = [v.path for v in _variables(optimizer) if v.constraint is not None]
+    if constrained:
+        raise ValueError(f"the update rule has no constraints; these weights have: {', '.join(constrained)}")
+
+
+def _variables(optimizer) -> list[keras.Variable]:
+    """What the optimizer was built on. Keras has no public name for it."""
+    return optimizer._trainable_variables
+
+
+def _learning_rate(optimizer, iterations):
+    """The rate at step `iterations`; the optimizer's own property knows the live step only."""
+    rate = optimizer._learning_rate
+    schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    return rate(iterations) if schedule else optimizer.learning_rate
+
+
+def _clipped(optimizer, gradients):
+    """By each tensor's norm, by their joint norm, or by value: Keras lets an optimizer have one of them."""
+    if optimizer.clipnorm:
+        return [tf.clip_by_norm(g, optimizer.clipnorm) for g in gradients]
+    if optimizer.global_clipnorm:
+        return tf.clip_by_global_norm(gradients, optimizer.global_clipnorm)[0]
+    if optimizer.clipvalue:
+        return [tf.clip_by_value(g, -optimizer.clipvalue, optimizer.clipvalue) for g in gradients]
+    return gradients
+
+
+def _decayed(optimizer, variable, w, rate):
+    """w after weight decay, decoupled (Loshchilov & Hutter 2019), but where the optimizer spares it."""
+    if optimizer.weight_decay is None or not optimizer._use_weight_decay(variable.value):
+        return w
+    return w - w * tf.cast(optimizer.weight_decay, w.dtype) * tf.cast(rate, w.dtype)
