@@ -1,7 +1,7 @@
 """Every loss of the paper, one function each, of tensors only.
 
-Letters: N images, A anchors, C classes, H, W, D channels of an image. Each function returns one value an
-image, [N], so that the caller divides by the batch of *all* replicas.
+Letters: N images, A anchors or points, C classes, H, W, D channels of an image. Each function returns one
+value an image, [N], so that the caller divides by the batch of *all* replicas.
 """
 
 from __future__ import annotations
@@ -34,6 +34,29 @@ def smooth_l1(predicted, target, classes):
     loss = tf.where(error < 1.0, 0.5 * error * error, error - 0.5)
     positive = tf.cast(classes >= 0, loss.dtype)
     return tf.reduce_sum(positive * tf.reduce_sum(loss, -1), -1)
+
+
+def giou(predicted, target, classes):
+    """1 - GIoU (Rezatofighi et al. 2019) of boxes around one point, summed over places with a class.
+
+    Args:
+      predicted, target: [N, A, 4] distances from the point to the left, top, right and bottom side, above 0.
+      classes: [N, A] int32.
+    """
+    left, top, right, bottom = tf.unstack(tf.minimum(predicted, target), axis=-1)
+    shared = (left + right) * (top + bottom)
+    left, top, right, bottom = tf.unstack(tf.maximum(predicted, target), axis=-1)
+    around = (left + right) * (top + bottom)
+    sides = predicted[..., :2] + predicted[..., 2:], target[..., :2] + target[..., 2:]
+    union = tf.reduce_prod(sides[0], -1) + tf.reduce_prod(sides[1], -1) - shared
+    loss = 1.0 - shared / union + (around - union) / around
+    return tf.reduce_sum(tf.cast(classes >= 0, loss.dtype) * loss, -1)
+
+
+def centerness(logits, target, classes):
+    """Cross-entropy of centre-ness (Tian et al. 2019, 3.2) [N, A], summed over places with a class [N, A]."""
+    loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=target, logits=logits)
+    return tf.reduce_sum(tf.cast(classes >= 0, loss.dtype) * loss, -1)
 
 
 def adversarial_real(logits, kind: str):

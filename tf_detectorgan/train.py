@@ -20,20 +20,19 @@ from tf_detectorgan import checkpoints, door
 from tf_detectorgan.data.object_layers import object_layers
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.experiments import report
-from tf_detectorgan.models.detectors.anchors import coverage
 from tf_detectorgan.training import build, run_directory, second_order
 from tf_detectorgan.training.phases import run_arms
 from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import ARMS, Train
 
-COVERED, WANTED_COVERAGE = 0.5, 0.95
+WANTED_COVERAGE = 0.95
 WANTED_SIGNAL = 0.4
 
 
 def main(settings: Train) -> None:
     """Runs every phase that is not done yet, then writes and prints the report."""
     run = run_directory.begin(settings)
-    anchor_report(run)
+    coverage_report(run)
     layer_report(run)
     refuse_kinks(run)
     run_arms(run)
@@ -43,20 +42,17 @@ def main(settings: Train) -> None:
     print(f"run: {run.path}; TensorBoard: tensorboard --logdir {run.path / 'tensorboard'}; report: {page}")
 
 
-def anchor_report(run: Run) -> None:
-    """Says what share of the training boxes some anchor overlaps with IoU 0.5 or more; warns when low."""
+def coverage_report(run: Run) -> None:
+    """Says what share of the training boxes the detector can learn well; warns when it is low."""
     decoded = run.dataset.serialized("train_labelled").map(run.dataset.decode)
     boxes = tf.concat([record.boxes for record in decoded], 0)
-    best = coverage(run.detector.anchors, boxes)
-    share = float((best >= COVERED).mean())
-    print(
-        f"anchors: {share:.0%} of {len(best)} training boxes overlap one of "
-        f"{len(run.detector.anchors)} by IoU >= {COVERED}"
-    )
+    covered, rule = run.detector.coverage(boxes)
+    share = float(covered.mean())
+    print(f"detector: {share:.0%} of {len(covered)} training boxes {rule}")
     if share < WANTED_COVERAGE:
         print(
-            f"warning: below {WANTED_COVERAGE:.0%}; worst IoU {best.min():.2f}. Boxes that anchors overlap "
-            "badly are learnt slowly: set --anchor_sizes, --anchor_ratios"
+            f"warning: below {WANTED_COVERAGE:.0%}. The others are learnt slowly or not at all: set "
+            "--anchor_sizes, --anchor_ratios if the detector has anchors, or prepare larger images"
         )
 
 

@@ -164,3 +164,15 @@ def test_no_augmentation_changes_nothing():
     off = build.augmentation(Train(augment=False))
     assert (off.flip, off.shift, off.scale, off.intensity) == (False, 0, 0, 0)
     assert build.augmentation(Train()) != off
+
+
+def test_eqn_3_wants_an_unrollable_detector(monkeypatch):
+    def make(image_shape, classes):
+        return types.SimpleNamespace(unrollable=False)
+
+    monkeypatch.setitem(build.detectors.DETECTORS, "rough", make)
+    one = tf.distribute.get_strategy()
+    rest = Train(detector="rough", arm=("real_only", "acgan"))
+    assert not build.detector(rest, DATASET, one).unrollable
+    with pytest.raises(InputError, match="leave detectorgan out of --arm"):
+        build.detector(Train(detector="rough", arm=("real_only", "detectorgan")), DATASET, one)

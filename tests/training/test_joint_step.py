@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import losses
-from tf_detectorgan.models.detectors.retinanet import positives
 from tf_detectorgan.models.discriminators import crop
 from tf_detectorgan.models.generators import insert, paste, reinsert, remove
 from tf_detectorgan.training import build, joint_step
@@ -62,7 +61,7 @@ def mean(per_image):
 
 def L_d(DET, W, images, labelled):
     targets = DET.targets(labelled)
-    return DET.loss(W, images, targets, tf.maximum(positives(targets), 1.0))
+    return DET.loss(W, images, targets, tf.maximum(DET.positives(targets), 1.0))
 
 
 def step_of_detector(p, b, x_syn):

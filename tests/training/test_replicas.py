@@ -171,7 +171,7 @@ def test_detector_step_is_plain_gradient_descent(tiny):
     variables = DET.network.trainable_variables
     targets = DET.targets(labelled)
     with tf.GradientTape() as tape:
-        loss = DET.loss(DET.weights, labelled.images, targets, retinanet.positives(targets))
+        loss = DET.loss(DET.weights, labelled.images, targets, DET.positives(targets))
     expected = [v - 0.1 * g for v, g in zip(variables, tape.gradient(loss, variables), strict=True)]
     out = detector_step(DET, keras.optimizers.SGD(0.1), labelled, 1e6)
     np.testing.assert_allclose(out["L_d"], loss, rtol=1e-6)

@@ -14,7 +14,7 @@ from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import checkpoints, gallery
 from tf_detectorgan.data import records
 from tf_detectorgan.experiments import figures
-from tf_detectorgan.models import detectors
+from tf_detectorgan.models.detectors import retinanet
 from tf_detectorgan.models.detectors.anchors import POSITIVE_IOU, coverage
 from tf_detectorgan.training.settings import Train
 
@@ -52,7 +52,7 @@ def write(dataset: records.Dataset) -> Path:
     names = [f"{part}_{stream}" for part in records.SPLITS for stream in records.STREAMS]
     splits = {name: contents(dataset, name) for name in names if dataset.count(name)}
     sizes = {name: _sizes(held.boxes) for name, held in splits.items() if len(held.boxes)}
-    anchors = detectors.build(Train.detector, dataset.image_shape, len(dataset.class_names)).anchors
+    anchors = retinanet.small(dataset.image_shape, len(dataset.class_names)).anchors  # Train.detector
     train = splits["train_labelled"].boxes if "train_labelled" in splits else np.zeros([0, 4])
     best = coverage(anchors, train)
     page = gallery.environment().get_template("data_card.html")

@@ -12,13 +12,13 @@ from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.models import detectors
-from tf_detectorgan.models.detectors.retinanet import RetinaNet
+from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.models.discriminators import patch_gan
 from tf_detectorgan.models.generators import Composition, resnet_generator
 from tf_detectorgan.training.cyclegan import CycleGAN, CycleObjective
 from tf_detectorgan.training.image_pool import ImagePool
 from tf_detectorgan.training.joint_step import Objective
-from tf_detectorgan.training.settings import Arm, Train
+from tf_detectorgan.training.settings import ARMS, Arm, Train
 
 LOCAL_LAYERS = 2  # of DIS_localX: its crops are smaller than 70 pixels
 JOINT_RATE = {"sgd": 0.01, "nesterov": 0.01, "adam": 1e-4, "adamw": 1e-4}
@@ -141,16 +141,23 @@ def cyclegan(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
     )
 
 
-def detector(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -> RetinaNet:
+def detector(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -> Detector:
     """DET with fresh weights, the same for the same seed."""
     keras.utils.set_random_seed(settings.seed + 1)
     with chosen.scope():
-        return detectors.build(
+        DET = detectors.build(
             settings.detector,
             dataset.image_shape,
             len(dataset.class_names),
             **anchor_arguments(settings),
         )
+    eqn_3 = [arm for arm in settings.arm if ARMS[arm].detector and ARMS[arm].real_sign]
+    if eqn_3 and not DET.unrollable:
+        raise InputError(
+            f"--detector={settings.detector} has no exact second derivative (it is not `unrollable`), which "
+            f"Eqn 3 needs: leave {', '.join(eqn_3)} out of --arm"
+        )
+    return DET
 
 
 def anchor_arguments(settings: Train) -> dict[str, tuple[float, ...]]:
@@ -162,7 +169,7 @@ def anchor_arguments(settings: Train) -> dict[str, tuple[float, ...]]:
     }
 
 
-def joint_detector_optimizer(settings: Train, DET: RetinaNet, chosen) -> keras.optimizers.Optimizer:
+def joint_detector_optimizer(settings: Train, DET: Detector, chosen) -> keras.optimizers.Optimizer:
     """The update U of Eqn 3."""
     name = settings.joint_detector_optimizer
     options: dict[str, Any] = {
@@ -180,7 +187,7 @@ def joint_detector_optimizer(settings: Train, DET: RetinaNet, chosen) -> keras.o
     return optimizer
 
 
-def alone_detector_optimizer(settings: Train, DET: RetinaNet, steps: int, chosen) -> keras.optimizers.AdamW:
+def alone_detector_optimizer(settings: Train, DET: Detector, steps: int, chosen) -> keras.optimizers.AdamW:
     """AdamW with warm-up and a cosine to zero, for a detector trained alone."""
     warm_up = max(1, int(WARM_UP * steps))
     with chosen.scope():

@@ -6,16 +6,16 @@ import keras
 import tensorflow as tf
 
 from tf_detectorgan.batch import Labelled
-from tf_detectorgan.models.detectors.retinanet import RetinaNet, positives
+from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training import replicas
 
 
 def detector_step(
-    DET: RetinaNet, optimizer: keras.optimizers.Optimizer, labelled: Labelled, clipnorm: float
+    DET: Detector, optimizer: keras.optimizers.Optimizer, labelled: Labelled, clipnorm: float
 ) -> dict[str, tf.Tensor]:
     """Applies one step on L_d, gradients clipped to the joint norm `clipnorm`. Returns shares of scalars."""
     targets = DET.targets(labelled)
-    normalizer = tf.maximum(replicas.total(positives(targets)), 1.0)
+    normalizer = tf.maximum(replicas.total(DET.positives(targets)), 1.0)
     variables = DET.network.trainable_variables
     with tf.GradientTape() as tape:
         L_d = DET.loss(DET.weights, labelled.images, targets, normalizer)

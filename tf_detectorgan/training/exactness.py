@@ -6,12 +6,12 @@ import keras
 import tensorflow as tf
 
 from tf_detectorgan.batch import Labelled
-from tf_detectorgan.models.detectors.retinanet import RetinaNet
+from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training import unroll
 
 
 def cosine(
-    DET: RetinaNet, optimizer: keras.optimizers.Optimizer, y: Labelled, synthetic: Labelled, y2: Labelled
+    DET: Detector, optimizer: keras.optimizers.Optimizer, y: Labelled, synthetic: Labelled, y2: Labelled
 ) -> float:
     """Of dL~_real/dx_syn by finite difference to the exact one. Arguments as of `lookahead`."""
     a, b = (

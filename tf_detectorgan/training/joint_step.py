@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan.batch import Batch, Labelled
-from tf_detectorgan.models.detectors.retinanet import RetinaNet
+from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training import replicas, unroll, update_rules
 from tf_detectorgan.training.base_gan import BaseGAN
 
@@ -24,7 +24,7 @@ class Players:
     """The GAN, and the detector that plays along in the joint phase of some arms."""
 
     gan: BaseGAN
-    DET: RetinaNet | None = None
+    DET: Detector | None = None
     detector_optimizer: keras.optimizers.Optimizer | None = None  # one of update_rules'
 
 

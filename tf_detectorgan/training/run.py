@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tf_detectorgan.batch import Batch, Labelled
 from tf_detectorgan.data.records import Dataset
-from tf_detectorgan.models.detectors.retinanet import RetinaNet
+from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training import build, summaries
 from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.joint_step import SQUARED, Objective, Players, joint_step
@@ -52,7 +52,7 @@ class Run:
         return Players(build.cyclegan(self.settings, self.dataset, self.strategy))
 
     @functools.cached_property
-    def detector(self) -> RetinaNet:
+    def detector(self) -> Detector:
         """The one detector network: every phase that uses it first loads or resets its weights."""
         DET = build.detector(self.settings, self.dataset, self.strategy)
         self.initial_weights = [w.numpy() for w in DET.weights]
@@ -68,7 +68,7 @@ class Run:
 
     @functools.cached_property
     def detect(self) -> Callable:
-        """`RetinaNet.detect` as a graph, for batches of any size."""
+        """`Detector.detect` as a graph, for batches of any size."""
         return tf.function(self.detector.detect, autograph=False, reduce_retracing=True)
 
     @functools.cached_property

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_detectorgan.models.detectors.retinanet import RetinaNet
+from tf_detectorgan.models.detectors.detector import Detector
 
 # Their derivative jumps, so a gradient is not continuous in the weights. `exact` does not mind.
 KINKED = ("LeakyRelu", "MaxPool", "Relu", "Relu6")
 
 
-def kinks(DET: RetinaNet, image_shape: tuple[int, int, int]) -> list[str]:
+def kinks(DET: Detector, image_shape: tuple[int, int, int]) -> list[str]:
     """Names of the network's ops (layer/op) whose derivative jumps; images are (H, W, C)."""
     spec = tf.TensorSpec((1, *image_shape), tf.float32)
     graph = tf.function(lambda images: DET.outputs(DET.weights, images)).get_concrete_function(spec).graph

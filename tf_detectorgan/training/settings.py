@@ -9,6 +9,7 @@ from tf_detectorgan.config import option
 from tf_detectorgan.data.placement import MODES
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation.average_precision import SINGLE
+from tf_detectorgan.models.detectors import DETECTORS, FLAGS, maker
 
 
 class Arm(NamedTuple):
@@ -101,7 +102,9 @@ class Train:
         False, "Let --unroll=finite_difference go through a detector with kinks (ReLU)."
     )
 
-    detector: str = option("retinanet_small", "DET.", ("retinanet_small", "retinanet_resnet50"))
+    detector: str = option(
+        "retinanet_small", f"DET: {', '.join(DETECTORS)}, or one's own as package.module:function."
+    )
     anchor_sizes: tuple[float, ...] = option(
         (), "Anchor sides, one a pyramid level; empty: the detector's own."
     )
@@ -177,6 +180,7 @@ class Train:
     validate_every: int = option(500, "Steps between two APs on the validation split.", low=1)
 
     def __post_init__(self):
+        maker(self.detector, [option for option, flag in FLAGS.items() if getattr(self, flag)])
         if self.audit_folds == 1:
             raise InputError(
                 "--audit_folds=1: a detector judges what others are trained on; give 2 or more, or 0"

@@ -28,7 +28,7 @@ import keras
 import tensorflow as tf
 
 from tf_detectorgan.batch import Labelled
-from tf_detectorgan.models.detectors.retinanet import RetinaNet, positives
+from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training import replicas, update_rules
 from tf_detectorgan.training.update_rules import Update
 
@@ -48,7 +48,7 @@ class Lookahead(NamedTuple):
 
 
 def lookahead(
-    DET: RetinaNet,
+    DET: Detector,
     optimizer: keras.optimizers.Optimizer,
     y: Labelled,
     synthetic: Labelled,
@@ -101,10 +101,10 @@ def lookahead(
     return looks[0]._replace(L_real_ahead=L_real_ahead, d_L_real_ahead=d_L_real_ahead)
 
 
-def _loss_on(DET: RetinaNet, labelled: Labelled) -> Callable:
-    """(W, images) -> L_d with the boxes of `labelled`, divided by the positive anchors of all replicas."""
+def _loss_on(DET: Detector, labelled: Labelled) -> Callable:
+    """(W, images) -> L_d with the boxes of `labelled`, divided by the positives of all replicas."""
     targets = DET.targets(labelled)
-    normalizer = tf.maximum(replicas.total(positives(targets)), 1.0)
+    normalizer = tf.maximum(replicas.total(DET.positives(targets)), 1.0)
     return lambda W, images: DET.loss(W, images, targets, normalizer)
 
 

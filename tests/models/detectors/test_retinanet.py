@@ -11,7 +11,7 @@ from tf_detectorgan import losses
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models import detectors
 from tf_detectorgan.models.detectors import anchors as anchors_lib
-from tf_detectorgan.models.detectors import retinanet
+from tf_detectorgan.models.detectors import detector, retinanet
 from tf_detectorgan.models.layers import ExactGroupNormalization
 
 HEIGHT, WIDTH, STRIDES = 32, 48, (4, 8, 16)
@@ -79,13 +79,13 @@ def test_detect_equals_keras_cv(monkeypatch):
     DET.network.prediction_decoder = keras_cv.layers.MultiClassNonMaxSuppression(
         "xyxy",
         from_logits=True,
-        iou_threshold=retinanet.NMS_IOU,
-        confidence_threshold=retinanet.MIN_SCORE,
-        max_detections=retinanet.MAX_DETECTIONS,
-        max_detections_per_class=retinanet.MAX_DETECTIONS,
+        iou_threshold=detector.NMS_IOU,
+        confidence_threshold=detector.MIN_SCORE,
+        max_detections=detector.MAX_DETECTIONS,
+        max_detections_per_class=detector.MAX_DETECTIONS,
     )
     theirs = DET.network.decode_predictions({"box": offsets, "classification": logits}, images)
-    assert ours.boxes.shape == (2, retinanet.MAX_DETECTIONS, 4)
+    assert ours.boxes.shape == (2, detector.MAX_DETECTIONS, 4)
     np.testing.assert_array_equal(theirs["num_detections"], np.sum(ours.labels >= 0, 1))
     np.testing.assert_array_equal(ours.labels, theirs["classes"])
     np.testing.assert_allclose(ours.scores, theirs["confidence"], rtol=1e-5)
@@ -121,11 +121,11 @@ def test_loss_is_focal_plus_smooth_l1_over_the_positives():
     targets = DET.targets(labelled)
     classes, offsets = targets.classes.numpy(), np.abs(targets.offsets.numpy())
     positive, background = (classes >= 0).sum(), (classes == losses.BACKGROUND).sum()
-    assert positive == retinanet.positives(targets) >= 3
+    assert positive == DET.positives(targets) >= 3
     focal = np.log(2) / 4 * (positive * (0.25 + 0.75) + background * 2 * 0.75)
     smooth = 0.2 * np.where(offsets < 1, offsets**2 / 2, offsets - 0.5).sum()
     np.testing.assert_allclose(
-        DET.loss(W, labelled.images, targets, retinanet.positives(targets)),
+        DET.loss(W, labelled.images, targets, DET.positives(targets)),
         (focal + smooth) / positive,
         rtol=1e-5,
     )
@@ -196,7 +196,7 @@ KERAS_NORMS = tuple(
 
 
 @pytest.mark.parametrize(
-    "name", ["retinanet_small", pytest.param("retinanet_resnet50", marks=pytest.mark.slow)]
+    "name", ["retinanet_small", "fcos_small", pytest.param("retinanet_resnet50", marks=pytest.mark.slow)]
 )
 def test_no_registered_detector_has_a_norm_of_keras(name):
     side = 64
@@ -205,19 +205,17 @@ def test_no_registered_detector_has_a_norm_of_keras(name):
     assert not [part.name for part in parts if isinstance(part, KERAS_NORMS)]
     convolutions = sum(isinstance(part, keras.layers.Conv2D) for part in parts)
     norms = sum(isinstance(part, ExactGroupNormalization) for part in parts)
-    assert convolutions > norms >= {"retinanet_small": 11, "retinanet_resnet50": 53}[name]
+    assert convolutions > norms >= {"retinanet_small": 11, "fcos_small": 11, "retinanet_resnet50": 53}[name]
     assert not DET.network.non_trainable_variables  # no moving averages either
     # As many answers as anchors, also where a level has fewer pixels than its stride (64 px at stride 128).
-    logits, offsets = DET.outputs(DET.weights, tf.zeros([1, side, side, 1]))
-    assert offsets.shape[1:] == DET.anchors.shape
-    assert logits.shape[1:] == (len(DET.anchors), 2)
+    places = len(DET.points.centers) if name == "fcos_small" else len(DET.anchors)
+    logits = DET.call(DET.weights, tf.zeros([1, side, side, 1]))["classification"]
+    assert logits.shape[1:] == (places, 2)
 
 
 def test_every_registered_detector_is_walked():
-    assert set(detectors.DETECTORS) == {
-        "retinanet_small",
-        "retinanet_resnet50",
-    }  # the parameters of the test above
+    # The parameters of the test above.
+    assert set(detectors.DETECTORS) == {"retinanet_small", "retinanet_resnet50", "fcos_small"}
 
 
 def test_build_passes_anchors_on():

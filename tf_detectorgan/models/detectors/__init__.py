@@ -2,21 +2,58 @@
 
 from __future__ import annotations
 
-from tf_detectorgan.models.detectors import retinanet
-from tf_detectorgan.models.detectors.retinanet import RetinaNet
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
 
-DETECTORS = {"retinanet_small": retinanet.small, "retinanet_resnet50": retinanet.resnet50}
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.models.detectors import fcos, retinanet
+from tf_detectorgan.models.detectors.detector import Detector
+
+# Each takes (image_shape, classes) and whatever options it has by keyword.
+DETECTORS: dict[str, Callable[..., Detector]] = {
+    "retinanet_small": retinanet.small,
+    "retinanet_resnet50": retinanet.resnet50,
+    "fcos_small": fcos.small,
+}
+FLAGS = {"sizes": "anchor_sizes", "scales": "anchor_scales", "ratios": "anchor_ratios"}
 
 
-def build(
-    name: str,
-    image_shape: tuple[int, int, int],
-    classes: int,
-    *,
-    sizes: tuple[float, ...] = (),
-    scales: tuple[float, ...] = (),
-    ratios: tuple[float, ...] = (),
-) -> RetinaNet:
-    """The detector `name` of DETECTORS for images (H, W, C); empty anchor arguments: the detector's own."""
-    given = {"sizes": sizes, "scales": scales, "ratios": ratios}
-    return DETECTORS[name](image_shape, classes, **{k: v for k, v in given.items() if v})
+def maker(name: str, options: Iterable[str] = ()) -> Callable[..., Detector]:
+    """The function that makes detector `name`: of DETECTORS, or one's own as "package.module:function".
+
+    Raises:
+      InputError: there is none, or it does not take one of `options` (keys of FLAGS).
+    """
+    make = DETECTORS[name] if name in DETECTORS else _imported(name)
+    for option in options:
+        if option not in inspect.signature(make).parameters:
+            flag = f"--{FLAGS[option]}"
+            raise InputError(
+                f"{flag}: --detector={name} has no such option; leave it out, or empty ({flag}=)"
+            )
+    return make
+
+
+def _imported(name: str) -> Callable[..., Detector]:
+    module, _, function = name.partition(":")
+    if not function:
+        raise InputError(
+            f"--detector={name} is none of {', '.join(DETECTORS)}; write your own as package.module:function"
+        )
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"--detector={name}: {error}; the module must be importable, e.g. by PYTHONPATH"
+        ) from error
+
+
+def build(name: str, image_shape: tuple[int, int, int], classes: int, **options) -> Detector:
+    """Detector `name` for images (H, W, C); `options` are those of FLAGS, empty: the detector's own.
+
+    Raises:
+      InputError: there is no such detector, it lacks an option that is given, or it refuses the arguments.
+    """
+    given = {k: v for k, v in options.items() if v}
+    return maker(name, given)(image_shape, classes, **given)
