@@ -155,5 +155,17 @@ def test_json_of_another_version_is_refused():
 def test_arms_are_the_papers_table():
     """Signs of lambda_real and lambda_syn: the paper maximises L_syn (+), AC-GAN minimises it (-)."""
     signs = {name: (arm.real_sign, arm.syn_sign) for name, arm in ARMS.items() if arm.detector}
-    assert signs == {"acgan": (0, -1), "detectorgan_no_unroll": (0, 1), "detectorgan": (1, 1)}
-    assert {name for name, arm in ARMS.items() if arm.images == "generator"} == {*signs, "cyclegan_bbox"}
+    assert signs == {
+        "acgan": (0, -1),
+        "detectorgan_no_unroll": (0, 1),
+        "detectorgan": (1, 1),
+        "psgan_detectorgan": (1, 1),
+    }
+    alone = {"cyclegan_bbox", "pix2pix", "psgan"}
+    assert {name for name, arm in ARMS.items() if arm.images == "generator"} == {*signs, *alone}
+
+
+def test_psgan_has_no_adversarial_norm_to_measure_by():
+    Train(rho_syn=0.5, arm=("detectorgan", "psgan"))
+    with pytest.raises(InputError, match="use --lambda_real, --lambda_syn with psgan_detectorgan"):
+        Train(rho_syn=0.5, arm=("psgan_detectorgan",))

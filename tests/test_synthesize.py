@@ -77,7 +77,7 @@ def test_the_audit_is_in_the_provenance_and_can_leave_images_out(run_dir, capsys
 
 def test_a_generator_is_loaded_from_its_checkpoint(run_dir, tmp_path):
     """A residual generator that is zero inserts what cut-and-paste does; one that adds 0.5 does not."""
-    gan = run_directory.reopen(str(run_dir)).players.gan
+    gan = run_directory.reopen(str(run_dir)).players("cyclegan").gan
     gan.G_X.layers[-1].bias.assign([0.5])  # not what a fresh one has
     phase = checkpoints.PhaseDirectory(run_dir / "arms" / "cyclegan_bbox" / "joint", gan.parts)
     phase.save(1)

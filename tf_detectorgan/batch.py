@@ -24,7 +24,7 @@ class Insertion(NamedTuple):
 
     boxes: tf.Tensor  # [N, 4], whole pixels from the matched box's own position
     labels: tf.Tensor  # [N] int32
-    exemplars: tf.Tensor  # [N, H, W, C] object in `boxes`: the moved labelled image, or x with a layer
+    exemplars: tf.Tensor  # [N, H, W, C] object in `boxes`: moved labelled image, or x with a layer or noise
     content: tf.Tensor  # [N, 4] the box of what is no padding in x: nothing is drawn beyond
 
 
@@ -39,6 +39,7 @@ class Batch(NamedTuple):
     u: tf.Tensor  # [N, H, W, C] labelled, boxes unknown: DIS_globalX only (y where there are none)
     y2: Labelled  # a fresh draw of labelled images: L~_real of Eqn 3
     y_later: tuple[Labelled, ...] = ()  # fresh draws too: L_real of virtual steps after the first
+    y_noised: tf.Tensor | tuple[()] = ()  # [N, H, W, C] y with noise in y_boxes; only where it is drawn back
 
 
 class Synthesis(NamedTuple):

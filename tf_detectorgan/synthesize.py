@@ -77,7 +77,7 @@ def main(options: Synthesize) -> None:
             settings = dataclasses.replace(settings, layer_placement=options.placement)
     elif options.placement_file:
         raise InputError(f"--placement_file={options.placement_file} needs --placement=file")
-    placement = build.placement(settings, ARMS[options.arm].images)
+    placement = build.placement(settings, ARMS[options.arm])
     judges = None if run.elsewhere else phases.audit_detectors(run)  # they know the run's own objects
     if options.min_audit and judges is None:
         raise InputError(

@@ -58,7 +58,7 @@ def coverage_report(run: Run) -> None:
 
 def layer_report(run: Run) -> None:
     """If an arm uses them: how well objects stand out from their predicted backgrounds; warns if badly."""
-    if not any(build.placement(run.settings, ARMS[arm].images).layer for arm in run.settings.arm):
+    if not any(build.placement(run.settings, ARMS[arm]).layer for arm in run.settings.arm):
         return
     for name, signal in zip(run.dataset.class_names, object_layers(run.dataset).signal, strict=True):
         print(f"object layers: {signal:.0%} of what is left of a {name} without its background is no error")

@@ -53,21 +53,18 @@ def test_devices():
 
 
 def test_places_by_arm():
-    """Layers are put by context, cut-out objects by --placement, both where a file says so."""
+    """Layers are put by context, cut-out objects and noise by --placement, all where a file says so."""
     ours, cut = Train(), Train(exemplar="image")
-    assert {arm.images: build.placement(ours, arm.images).mode for arm in ARMS.values()} == {
-        "none": "matched_shift",
-        "paste": "matched_shift",
-        "poisson": "matched_shift",
-        "layer": "context",
-        "generator": "context",
-    }
-    assert build.placement(ours, "generator").layer
-    assert not build.placement(ours, "paste").layer
-    assert build.placement(cut, "layer").layer
-    assert not build.placement(cut, "generator").layer
-    assert build.placement(cut, "generator").mode == "matched_shift"
-    listed = build.placement(Train(placement="file", placement_file="boxes.csv"), "generator")
+    by_context = {"superpose", "cyclegan_bbox", "acgan", "detectorgan_no_unroll", "detectorgan"}
+    for name, arm in ARMS.items():
+        found = build.placement(ours, arm)
+        assert found.mode == ("context" if name in by_context else "matched_shift"), name
+        assert found.layer == (name in by_context), name
+        assert found.noise == (name in ("pix2pix", "psgan", "psgan_detectorgan")), name
+    assert build.placement(cut, ARMS["superpose"]).layer
+    placed = build.placement(cut, ARMS["detectorgan"])
+    assert (placed.mode, placed.layer) == ("matched_shift", False)
+    listed = build.placement(Train(placement="file", placement_file="boxes.csv"), ARMS["detectorgan"])
     assert (listed.mode, listed.layer) == ("file", True)
 
 
@@ -157,7 +154,12 @@ def test_arms_scale_the_settings_by_their_signs():
         for o in [build.objective(settings, ARMS[name])]
         if ARMS[name].detector
     }
-    assert found == {"acgan": (0, -0.5), "detectorgan_no_unroll": (0, 0.5), "detectorgan": (2.0, 0.5)}
+    assert found == {
+        "acgan": (0, -0.5),
+        "detectorgan_no_unroll": (0, 0.5),
+        "detectorgan": (2.0, 0.5),
+        "psgan_detectorgan": (2.0, 0.5),
+    }
 
 
 def test_no_augmentation_changes_nothing():
@@ -176,3 +178,22 @@ def test_eqn_3_wants_an_unrollable_detector(monkeypatch):
     assert not build.detector(rest, DATASET, one).unrollable
     with pytest.raises(InputError, match="leave detectorgan out of --arm"):
         build.detector(Train(detector="rough", arm=("real_only", "detectorgan")), DATASET, one)
+
+
+@pytest.mark.parametrize(
+    "shape,classes,error",
+    [((32, 32, 1), ("a", "b"), "one kind of object, the data has a, b"), ((48, 48, 1), ("a",), "of 48 px")],
+)
+def test_psgan_says_what_it_cannot_draw(shape, classes, error):
+    data = types.SimpleNamespace(image_shape=shape, class_names=classes)
+    with pytest.raises(InputError, match=error):
+        build.gan(Train(**TINY), "psgan", data, tf.distribute.get_strategy())
+
+
+def test_pix2pix_is_psgan_without_the_person():
+    data = types.SimpleNamespace(image_shape=(32, 32, 1), class_names=("a",))
+    one, two = (
+        build.gan(Train(**TINY), kind, data, tf.distribute.get_strategy()) for kind in ("pix2pix", "psgan")
+    )
+    assert set(two.parts) - set(one.parts) == {"DIS_person"}
+    assert all(np.array_equal(a, b) for a, b in zip(one.G.get_weights(), two.G.get_weights(), strict=True))

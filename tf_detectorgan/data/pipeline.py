@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tf_detectorgan import boxes as box_ops
 from tf_detectorgan.batch import Batch, Labelled, Synthesis
-from tf_detectorgan.data import augmentation, draws, placement, placement_file, streams
+from tf_detectorgan.data import augmentation, draws, noise, placement, placement_file, streams
 from tf_detectorgan.data.augmentation import Augmentation
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.data.records import Dataset
@@ -84,7 +84,7 @@ def joint_batches(
       seed: of everything drawn here.
       start_step: the first step wanted.
       steps: of the whole run.
-      placement: where objects go into x.
+      placement: where objects go into x, and whether as noise; if so, y has noise in y_boxes as well.
       unroll_real: "fresh" draws y2 by another seed, "same" makes it y.
       unroll_steps: virtual steps of Eqn 3; each after the first has a draw of its own in y_later.
       augment: what is done to the streams x, y, u, y2, y_later; those not named are only flipped. The
@@ -119,7 +119,10 @@ def joint_batches(
         y_boxes = tf.gather(y.boxes, draws.pick_true(y.draws[:, -1], y.labels >= 0), batch_dims=1)
         u, y2 = drawn.get("u", y), drawn.get("y2", y)
         batch = Batch(drawn["x"].images, insertion, y.labelled, y.content, y_boxes, u.images, y2.labelled)
-        return batch._replace(y_later=_parts(drawn.get("y_later"), unroll_steps - 1))
+        batch = batch._replace(y_later=_parts(drawn.get("y_later"), unroll_steps - 1))
+        if place.options.noise:
+            batch = batch._replace(y_noised=noise.fill(y.images, y_boxes, y.draws[:, :2]))
+        return batch
 
     counts = dict.fromkeys(sources, batch_size) | {"y_later": batch_size * (unroll_steps - 1)}
     drawn = {

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tf_detectorgan import boxes as box_ops
 from tf_detectorgan.batch import Insertion
-from tf_detectorgan.data import context
+from tf_detectorgan.data import context, noise
 from tf_detectorgan.data import draws as random
 from tf_detectorgan.data.context import Context
 from tf_detectorgan.data.object_layers import object_layers
@@ -49,6 +49,7 @@ class Placement:
     exemplar_scale: tuple[float, float] = (1.0, 1.0)  # size of the inserted object; (1, 1) copies its pixels
     file: str = ""
     layer: bool = False  # the exemplar is x with the object laid over (object_layers.py), not the moved image
+    noise: bool = False  # the exemplar is x with noise in the box (noise.py)
 
     def __post_init__(self):
         if self.mode not in MODES:
@@ -201,6 +202,8 @@ def insertions(
     if options.layer:
         layers = tf.gather_nd(references.layers, tf.stack([chosen, box_index], axis=1))
         exemplars = tf.clip_by_value(images + resample(layers, *total), -1.0, 1.0)
+    if options.noise:
+        exemplars = noise.fill(images, target, draws[:, :2])
     return Placed(Insertion(target, labels, exemplars, box_ops.of_sizes(valid_sizes)), chosen, moved)
 
 

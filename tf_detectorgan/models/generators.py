@@ -180,7 +180,7 @@ def remove(G_Y, y, boxes, labels, content, composition: Composition):
     m = class_mask(boxes, labels, composition.classes, height, width)
     drawn = G_Y(tf.concat([y, m], -1))
     if composition.compose == "full":
-        return _on_content(drawn, y, content)
+        return on_content(drawn, y, content)
     return y + composition.blend(boxes, content, height, width) * (drawn - y)
 
 
@@ -190,13 +190,13 @@ def _draw(G_X, x, boxes, labels, content, exemplars, composition: Composition):
     alpha = composition.blend(boxes, content, height, width)
     if composition.condition == "mask":
         drawn = G_X(tf.concat([x, m], -1))
-        return _on_content(drawn, x, content) if composition.compose == "full" else x + alpha * (drawn - x)
+        return on_content(drawn, x, content) if composition.compose == "full" else x + alpha * (drawn - x)
     pasted = paste(x, exemplars, alpha)
     difference = G_X(tf.concat([x, pasted, m], -1))
     drawn = pasted + (alpha * difference if composition.compose == "box" else difference)
-    return _on_content(tf.clip_by_value(drawn, -1.0, 1.0), x, content)
+    return on_content(tf.clip_by_value(drawn, -1.0, 1.0), x, content)
 
 
-def _on_content(drawn, image, content):
+def on_content(drawn, image, content):
     """`drawn` [N, H, W, C] inside content [N, 4], `image` beyond."""
     return tf.where(boxes_lib.mask(content, *image.shape[1:3])[..., None] > 0, drawn, image)

@@ -15,9 +15,13 @@ from tf_detectorgan.models import detectors
 from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.models.discriminators import patch_gan
 from tf_detectorgan.models.generators import Composition, resnet_generator
+from tf_detectorgan.models.person_discriminator import PersonDiscriminator
+from tf_detectorgan.models.unet import unet
+from tf_detectorgan.training.base_gan import BaseGAN
 from tf_detectorgan.training.cyclegan import CycleGAN, CycleObjective
 from tf_detectorgan.training.image_pool import ImagePool
 from tf_detectorgan.training.joint_step import Objective
+from tf_detectorgan.training.psgan import PSGAN, AlignedObjective
 from tf_detectorgan.training.settings import ARMS, Arm, Train
 
 LOCAL_LAYERS = 2  # of DIS_localX: its crops are smaller than 70 pixels
@@ -64,9 +68,9 @@ def objective(settings: Train, arm: Arm) -> Objective:
     )
 
 
-def placement(settings: Train, images: str) -> Placement:
-    """Where and as what objects are inserted by arms whose images are made like `images` (see Arm)."""
-    layer = images == "layer" or (images == "generator" and settings.exemplar == "layer")
+def placement(settings: Train, arm: Arm) -> Placement:
+    """Where and as what the arm inserts objects."""
+    layer = arm.images == "layer" or (arm.gan == "cyclegan" and settings.exemplar == "layer")
     given = settings.placement == "file"
     return Placement(
         mode=settings.layer_placement if layer and not given else settings.placement,
@@ -75,6 +79,7 @@ def placement(settings: Train, images: str) -> Placement:
         exemplar_flip=settings.exemplar_flip,
         file=settings.placement_file,
         layer=layer,
+        noise=arm.gan in ("pix2pix", "psgan"),
     )
 
 
@@ -83,6 +88,51 @@ def augmentation(settings: Train) -> Augmentation:
     return (
         Augmentation() if settings.augment else Augmentation(flip=False, shift=0.0, scale=0.0, intensity=0.0)
     )
+
+
+def gan(settings: Train, kind: str, dataset: Dataset, chosen: tf.distribute.Strategy) -> BaseGAN:
+    """The base GAN of a `kind` of settings.GANS, all built. Seeds Keras's initialisers."""
+    if kind == "cyclegan":
+        return cyclegan(settings, dataset, chosen)
+    return psgan(settings, kind == "psgan", dataset, chosen)
+
+
+def psgan(settings: Train, person: bool, dataset: Dataset, chosen: tf.distribute.Strategy) -> PSGAN:
+    """PS-GAN with its optimizers, or pix2pix, which has no person discriminator.
+
+    Raises:
+      InputError: images or classes that it has no way to handle.
+    """
+    shape, classes = dataset.image_shape, dataset.class_names
+    if len(classes) != 1:
+        raise InputError(f"pix2pix and psgan insert one kind of object, the data has {', '.join(classes)}")
+    if shape[0] & (shape[0] - 1):
+        raise InputError(
+            f"pix2pix and psgan: images of {shape[0]} px; prepare them at a power of 2 (64, 128, 256)"
+        )
+    keras.utils.set_random_seed(settings.seed)
+    with chosen.scope():
+        rate = ConstantThenLinear(settings.gan_learning_rate, settings.gan_steps, settings.joint_steps)
+        width = settings.discriminator_filters
+        G = unet(shape, filters=settings.generator_filters, name="G")
+        DIS_image = patch_gan((*shape[:2], 2 * shape[2]), filters=width, name="DIS_image")
+        DIS_person = None
+        phi = DIS_image.trainable_variables
+        if person:
+            DIS_person = PersonDiscriminator(width, name="DIS_person")
+            DIS_person(tf.zeros([1, *shape]), tf.constant([[0.0, 0.0, *shape[:2]]]))  # builds it
+            phi = phi + DIS_person.trainable_variables
+        generator_optimizer = keras.optimizers.Adam(rate, beta_1=0.5)
+        generator_optimizer.build(G.trainable_variables)
+        discriminator_optimizer = keras.optimizers.Adam(rate, beta_1=0.5)
+        discriminator_optimizer.build(phi)
+    weights = AlignedObjective(
+        lambda_global=settings.lambda_global,
+        lambda_local=settings.lambda_local,
+        lambda_l1=settings.lambda_l1,
+        composition=composition(settings, 1),
+    )
+    return PSGAN(weights, G, DIS_image, DIS_person, generator_optimizer, discriminator_optimizer)
 
 
 def cyclegan(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -> CycleGAN:

@@ -46,6 +46,9 @@ class Objective:
     recompute: bool = False
 
 
+ALONE = Objective(0.0, 0.0, 0.0, 0.0, 0.0)  # of a GAN without a detector: nothing of it is looked at
+
+
 def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> dict[str, tf.Tensor]:
     """Trains the generators, DET (when present) and the discriminators once.
 

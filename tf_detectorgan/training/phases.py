@@ -28,7 +28,7 @@ from tf_detectorgan.models.generators import paste
 from tf_detectorgan.poisson import poisson_blend
 from tf_detectorgan.synthesis import synthesize
 from tf_detectorgan.training import build, exactness
-from tf_detectorgan.training.joint_step import Objective, Players
+from tf_detectorgan.training.joint_step import Players
 from tf_detectorgan.training.loop import run_phase, skip_finished
 from tf_detectorgan.training.run import Run, joint_function
 from tf_detectorgan.training.settings import ARMS, Arm
@@ -36,13 +36,18 @@ from tf_detectorgan.training.settings import ARMS, Arm
 SAMPLES = {"test_labelled": 7, "test_clean": 1}  # images kept for the report's pictures
 
 
-def pretrain_gan(run: Run) -> None:
-    """CycleGAN with BboxLoss, without a detector: what every generator arm starts from."""
-    directory = run.path / "shared" / "pretrain_gan"
-    if skip_finished("pretrain_gan", directory):
+def pretrain_gan(run: Run, kind: str) -> None:
+    """A base GAN without a detector: what every arm with a generator of this kind starts from."""
+    directory = pretrained(run, kind)
+    if skip_finished(directory.name, directory):
         return
-    objective = build.objective(run.settings, ARMS["cyclegan_bbox"])
-    _train_generators(run, "shared", "pretrain_gan", directory, objective, 0, run.settings.gan_steps)
+    s, function = run.settings, run.gan_step(kind)
+    _train_generators(run, "shared", directory, run.players(kind), function, 0, s.gan_steps, kind)
+
+
+def pretrained(run: Run, kind: str) -> Path:
+    """Where a base GAN of a kind of settings.GANS is pretrained."""
+    return run.path / "shared" / ("pretrain_gan" if kind == "cyclegan" else f"pretrain_{kind}")
 
 
 def pretrain_detector(run: Run) -> None:
@@ -74,22 +79,27 @@ def audit_detectors(run: Run) -> Auditors | None:
 
 
 def joint(run: Run, name: str) -> None:
-    """DetectorGAN proper; for `cyclegan_bbox` the same steps without a detector."""
+    """DetectorGAN proper; for arms that are a base GAN alone the same steps without a detector."""
     arm, directory = ARMS[name], run.arm_path(name) / "joint"
     if arm.images != "generator" or skip_finished(f"{name}/joint", directory):
         return
-    objective = build.objective(run.settings, arm)
-    checkpoints.load(run.path / "shared" / "pretrain_gan", _player_parts(run.players))
-    players = run.players
+    s, players, unroll_steps = run.settings, run.players(arm.gan), 1
+    checkpoints.load(pretrained(run, arm.gan), _player_parts(players))
     if arm.detector:
         checkpoints.load(run.path / "shared" / "pretrain_detector", {"DET": run.detector.network})
-        optimizer = build.joint_detector_optimizer(run.settings, run.detector, run.strategy)
+        optimizer = build.joint_detector_optimizer(s, run.detector, run.strategy)
         players = dataclasses.replace(players, DET=run.detector, detector_optimizer=optimizer)
-    if objective.unroll == "finite_difference":
-        cosine = _cosine(run, players, objective)
-        print(f"{name}/joint: finite_difference's gradient has cosine {cosine:.3f} to the exact one")
-    s = run.settings
-    _train_generators(run, name, "joint", directory, objective, s.gan_steps, s.joint_steps, players)
+        objective = build.objective(s, arm)
+        if objective.unroll == "finite_difference":
+            cosine = _cosine(run, players, arm.gan)
+            print(f"{name}/joint: finite_difference's gradient has cosine {cosine:.3f} to the exact one")
+        if objective.unroll == "k_steps":
+            unroll_steps = s.unroll_steps
+        function = joint_function(run, players, objective)
+    else:
+        function = run.gan_step(arm.gan)  # traced once for pretraining and for this
+    steps = s.gan_steps, s.joint_steps
+    _train_generators(run, name, directory, players, function, *steps, arm.gan, unroll_steps)
 
 
 def make_images(run: Run, name: str, judges: Auditors | None) -> None:
@@ -106,7 +116,7 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
         count=s.synthetic_count,
         batch_size=min(32, s.synthetic_count),
         seed=s.seed,
-        placement=build.placement(s, arm.images),
+        placement=build.placement(s, arm),
         method=name,
         checkpoint=checkpoint,
         reach=s.feather,
@@ -132,7 +142,7 @@ def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[tf.Tensor, In
         return cut_and_paste, ""
     if arm.images == "poisson":
         return poisson_blend, ""
-    directory, gan = run.arm_path(name) / "joint", run.players.gan
+    directory, gan = run.arm_path(name) / "joint", run.players(arm.gan).gan
     checkpoints.load(directory, gan.parts)
     return tf.function(gan.insert, autograph=False), checkpoints.fingerprint(directory)
 
@@ -179,8 +189,8 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
 def run_arms(run: Run) -> None:
     """All phases of all chosen arms."""
     arms = run.settings.arm
-    if any(ARMS[a].images == "generator" for a in arms):
-        pretrain_gan(run)
+    for kind in dict.fromkeys(ARMS[a].gan for a in arms if ARMS[a].gan):
+        pretrain_gan(run, kind)
     if any(ARMS[a].detector for a in arms):
         pretrain_detector(run)
     without = [a for a in arms if not checkpoints.finished(run.arm_path(a) / "synthetic")]
@@ -202,24 +212,22 @@ def _player_parts(players: Players) -> dict[str, Any]:
 def _train_generators(
     run: Run,
     arm: str,
-    phase: str,
     directory: Path,
-    objective: Objective,
-    first_step: int,
+    players: Players,
+    function: Callable,
+    first: int,
     steps: int,
-    players: Players | None = None,
+    kind: str,
+    unroll_steps: int = 1,
 ) -> None:
-    s, writer = run.settings, run.writer(arm, phase)
-    if players is None or players.DET is None:
-        players, function = run.players, run.gan_step  # traced once for pretraining and for cyclegan_bbox
-    else:
-        function = joint_function(run, players, objective)
+    """`steps` of `function`, which trains `players`; step 0 is number `first` of batches and seeds."""
+    s, writer = run.settings, run.writer(arm, directory.name)
 
     def batches(start: int) -> Iterator:
-        return run.distributed(_joint_batches(run, objective, first_step + start, first_step + steps))
+        return run.distributed(_joint_batches(run, kind, first + start, first + steps, unroll_steps))
 
     def step(batch, number: int):
-        return function(batch, tf.constant([s.seed, first_step + number], tf.int32))
+        return function(batch, tf.constant([s.seed, first + number], tf.int32))
 
     def inspect(done: int, batch) -> None:
         if done % s.image_every == 0 or done == steps:
@@ -232,8 +240,8 @@ def _train_generators(
     _assert_one_trace(function)
 
 
-def _joint_batches(run: Run, objective: Objective, start: int, end: int) -> tf.data.Dataset:
-    """The batches of steps `start` to `end` - 1, counted from the first of pretrain_gan."""
+def _joint_batches(run: Run, kind: str, start: int, end: int, unroll_steps: int = 1) -> tf.data.Dataset:
+    """The batches of steps `start` to `end` - 1, counted from the first of the pretraining."""
     s = run.settings
     return pipeline.joint_batches(
         run.dataset,
@@ -241,16 +249,16 @@ def _joint_batches(run: Run, objective: Objective, start: int, end: int) -> tf.d
         seed=s.seed,
         start_step=start,
         steps=end,
-        placement=build.placement(s, "generator"),
+        placement=build.placement(s, next(a for a in ARMS.values() if a.gan == kind)),
         unroll_real=s.unroll_real,
-        unroll_steps=s.unroll_steps if objective.unroll == "k_steps" else 1,
+        unroll_steps=unroll_steps,
     )
 
 
-def _cosine(run: Run, players: Players, objective: Objective) -> float:
+def _cosine(run: Run, players: Players, kind: str) -> float:
     """`exactness.cosine` on the joint phase's first batch."""
     first = run.settings.gan_steps
-    batch = next(iter(_joint_batches(run, objective, first, first + 1)))
+    batch = next(iter(_joint_batches(run, kind, first, first + 1)))
     x_syn = players.gan.insert(batch.x, batch.insertion)
     synthetic = Labelled(x_syn, batch.insertion.boxes[:, None], batch.insertion.labels[:, None])
     return exactness.cosine(run.detector, players.detector_optimizer, batch.y, synthetic, batch.y2)

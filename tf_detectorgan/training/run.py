@@ -17,9 +17,9 @@ from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training import build, summaries
 from tf_detectorgan.training.detector_step import detector_step
-from tf_detectorgan.training.joint_step import SQUARED, Objective, Players, joint_step
+from tf_detectorgan.training.joint_step import ALONE, SQUARED, Objective, Players, joint_step
 from tf_detectorgan.training.loop import Every, StopSignal
-from tf_detectorgan.training.settings import ARMS, Train
+from tf_detectorgan.training.settings import Train
 
 
 @dataclasses.dataclass
@@ -31,6 +31,8 @@ class Run:
     stop: StopSignal
     elsewhere: str = ""  # names a data set that is not the one the run was trained on
     initial_weights: list[np.ndarray] = dataclasses.field(init=False, default_factory=list)
+    _players: dict[str, Players] = dataclasses.field(init=False, default_factory=dict)
+    _gan_steps: dict[str, Callable] = dataclasses.field(init=False, default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -47,9 +49,11 @@ class Run:
     def strategy(self) -> tf.distribute.Strategy:
         return build.strategy(self.settings)
 
-    @functools.cached_property
-    def players(self) -> Players:
-        return Players(build.cyclegan(self.settings, self.dataset, self.strategy))
+    def players(self, kind: str) -> Players:
+        """The base GAN of a kind of settings.GANS, without a detector; each is built once."""
+        if kind not in self._players:
+            self._players[kind] = Players(build.gan(self.settings, kind, self.dataset, self.strategy))
+        return self._players[kind]
 
     @functools.cached_property
     def detector(self) -> Detector:
@@ -71,10 +75,11 @@ class Run:
         """`Detector.detect` as a graph, for batches of any size."""
         return tf.function(self.detector.detect, autograph=False, reduce_retracing=True)
 
-    @functools.cached_property
-    def gan_step(self) -> Callable:
-        """The joint step without a detector."""
-        return joint_function(self, self.players, build.objective(self.settings, ARMS["cyclegan_bbox"]))
+    def gan_step(self, kind: str) -> Callable:
+        """The joint step of a base GAN without a detector."""
+        if kind not in self._gan_steps:
+            self._gan_steps[kind] = joint_function(self, self.players(kind), ALONE)
+        return self._gan_steps[kind]
 
     @functools.cached_property
     def alone(self) -> dict[int, tuple[Any, Callable]]:

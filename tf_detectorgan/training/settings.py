@@ -20,17 +20,22 @@ class Arm(NamedTuple):
     real_sign: float
     syn_sign: float
     title: str
+    gan: str = ""  # whose generator: of GANS
 
 
+GANS = ("cyclegan", "pix2pix", "psgan")
 ARMS = {
     "real_only": Arm("none", False, 0, 0, "real images only"),
     "cut_paste": Arm("paste", False, 0, 0, "feathered cut-and-paste"),
     "poisson_blend": Arm("poisson", False, 0, 0, "Poisson blending"),
     "superpose": Arm("layer", False, 0, 0, "object layers, nothing trained"),
-    "cyclegan_bbox": Arm("generator", False, 0, 0, "CycleGAN + BboxLoss"),
-    "acgan": Arm("generator", True, 0, -1, "ACGAN-like: minimises L_syn"),
-    "detectorgan_no_unroll": Arm("generator", True, 0, 1, "DetectorGAN without Eqn 3"),
-    "detectorgan": Arm("generator", True, 1, 1, "DetectorGAN"),
+    "cyclegan_bbox": Arm("generator", False, 0, 0, "CycleGAN + BboxLoss", "cyclegan"),
+    "acgan": Arm("generator", True, 0, -1, "ACGAN-like: minimises L_syn", "cyclegan"),
+    "detectorgan_no_unroll": Arm("generator", True, 0, 1, "DetectorGAN without Eqn 3", "cyclegan"),
+    "detectorgan": Arm("generator", True, 1, 1, "DetectorGAN", "cyclegan"),
+    "pix2pix": Arm("generator", False, 0, 0, "pix2pix", "pix2pix"),
+    "psgan": Arm("generator", False, 0, 0, "PS-GAN", "psgan"),
+    "psgan_detectorgan": Arm("generator", True, 1, 1, "DetectorGAN around PS-GAN", "psgan"),
 }
 
 
@@ -68,11 +73,12 @@ class Train:
     crop_context: float = option(0.0, "Surroundings of the box in those crops, in box sides.", low=0.0)
 
     gan_loss: str = option("lsgan", "Adversarial loss; log is Eqn 4.", ("log", "lsgan", "hinge"), paper="log")
-    lambda_global: float = option(1.0, "Weight of DIS_globalX and DIS_globalY.", low=0.0)
-    lambda_local: float = option(1.0, "Weight of DIS_localX.", low=0.0)
+    lambda_global: float = option(1.0, "Weight of DIS_globalX and DIS_globalY; PS-GAN's DIS_image.", low=0.0)
+    lambda_local: float = option(1.0, "Weight of DIS_localX; PS-GAN's DIS_person.", low=0.0)
     lambda_bbox: float = option(1.0, "Weight of BboxLoss.", low=0.0)
     lambda_cycle: float = option(10.0, "Weight of the cycle loss.", low=0.0)
     lambda_identity: float = option(5.0, "Weight of the identity loss.", low=0.0)
+    lambda_l1: float = option(100.0, "Weight of pix2pix's and PS-GAN's L1 to the real image.", low=0.0)
     lambda_real: float = option(1.0, "Weight of L~_real, Eqn 3.", low=0.0)
     lambda_syn: float = option(0.05, "Weight of L_syn, which G_X maximises.", low=0.0, paper=1.0)
     rho_real: float = option(
@@ -194,3 +200,8 @@ class Train:
             )
         if self.unroll_recompute and self.unroll not in ("exact", "k_steps"):
             raise InputError(f"--unroll_recompute: --unroll={self.unroll} keeps nothing to be recomputed")
+        if (self.rho_real or self.rho_syn) and "psgan_detectorgan" in self.arm:
+            raise InputError(
+                "--rho_real, --rho_syn: PS-GAN's discriminators do not judge what DET is shown, so "
+                "there is nothing to measure by; use --lambda_real, --lambda_syn with psgan_detectorgan"
+            )

@@ -1,0 +1,184 @@
+"""PS-GAN in the joint step, against its objective and Eqn 1 to 3 written down plainly under one tape."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan import checkpoints, losses
+from tf_detectorgan.data import noise
+from tf_detectorgan.models.detectors import retinanet
+from tf_detectorgan.models.detectors.retinanet import positives
+from tf_detectorgan.models.discriminators import patch_gan
+from tf_detectorgan.models.generators import Composition
+from tf_detectorgan.models.person_discriminator import PersonDiscriminator
+from tf_detectorgan.models.unet import redraw, unet
+from tf_detectorgan.training import phases, run_directory
+from tf_detectorgan.training.joint_step import ALONE, Players, joint_step
+from tf_detectorgan.training.loop import StopSignal
+from tf_detectorgan.training.psgan import PSGAN, AlignedObjective
+from tf_detectorgan.training.settings import Train
+
+SIDE, RATE = 32, 0.1
+SEED = tf.constant([0, 0])
+DRAWS = tf.constant([[0.1, 0.2], [0.3, 0.4]])
+
+
+def sgd(variables, rate=RATE):
+    optimizer = keras.optimizers.SGD(rate, momentum=0.9)
+    optimizer.build(variables)
+    return optimizer
+
+
+def psgan(compose, person=True):
+    """Its weights are all different; the optimizers are SGD, so that a first momentum is -RATE * gradient."""
+    keras.utils.set_random_seed(0)
+    G = unet((SIDE, SIDE, 1), filters=2)
+    DIS_image = patch_gan((SIDE, SIDE, 2), filters=4, layers=2)
+    phi = DIS_image.trainable_variables
+    DIS_person = None
+    if person:
+        DIS_person = PersonDiscriminator(filters=2)
+        DIS_person(tf.zeros([1, SIDE, SIDE, 1]), tf.constant([[0.0, 0, 8, 8]]))
+        phi = phi + DIS_person.trainable_variables
+    weights = AlignedObjective(1.1, 0.7, 3.0, Composition(compose, "mask", 0.25, 1))
+    return PSGAN(weights, G, DIS_image, DIS_person, sgd(G.trainable_variables), sgd(phi))
+
+
+def aligned(batch):
+    """The batch as the pipeline gives it for PS-GAN."""
+    insertion = batch.insertion
+    exemplars = noise.fill(batch.x, insertion.boxes, DRAWS)
+    y_noised = noise.fill(batch.y.images, batch.y_boxes, DRAWS)
+    return batch._replace(insertion=insertion._replace(exemplars=exemplars), y_noised=y_noised)
+
+
+def mean(per_image):
+    return tf.reduce_mean(per_image)
+
+
+def L_d(DET, W, images, labelled):
+    targets = DET.targets(labelled)
+    return DET.loss(W, images, targets, tf.maximum(positives(targets), 1.0))
+
+
+def own_objective(gan, b):
+    """Ouyang et al., eqn 3: the pair, the box, 100 L1 (3 here)."""
+    composed = gan.objective.composition
+    y_drawn = redraw(gan.G, b.y_noised, b.y_boxes, b.y_content, composed)
+    image = losses.adversarial_real(gan.DIS_image(tf.concat([b.y_noised, y_drawn], -1)), "log")
+    value = 1.1 * mean(image) + 3.0 * mean(losses.l1(y_drawn, b.y.images))
+    if gan.DIS_person is not None:
+        value += 0.7 * mean(losses.adversarial_real(gan.DIS_person(y_drawn, b.y_boxes), "lsgan"))
+    return value, y_drawn
+
+
+def loop_objective(gan, DET, optimizer, o, b):
+    """Eqn 1 to 3 with SGD written out: lambda_real L~_real - lambda_syn L_syn; and W'."""
+    i = b.insertion
+    x_syn = redraw(gan.G, i.exemplars, i.boxes, i.content, gan.objective.composition)
+    W = [tf.convert_to_tensor(w) for w in DET.weights]
+    where = b.y._replace(boxes=i.boxes[:, None], labels=i.labels[:, None])
+    with tf.GradientTape() as inner:
+        inner.watch(W)
+        L_syn = L_d(DET, W, x_syn, where)
+        both = L_d(DET, W, b.y.images, b.y) + L_syn
+    steps = [0.9 * m - RATE * g for m, g in zip(optimizer.momentums, inner.gradient(both, W), strict=True)]
+    ahead = [w + step for w, step in zip(W, steps, strict=True)]
+    return o.lambda_real * L_d(DET, ahead, b.y2.images, b.y2) - o.lambda_syn * L_syn, ahead
+
+
+def relative_error(found, expected):
+    difference = tf.linalg.global_norm([tf.subtract(a, b) for a, b in zip(found, expected, strict=True)])
+    return float(difference / tf.linalg.global_norm(expected))
+
+
+@pytest.mark.slow
+def test_step_with_a_detector_is_the_gradient_of_the_written_objective(tiny):
+    gan, b, o = psgan("box"), aligned(tiny.batch()), tiny.objective(lambda_real=20.0, lambda_syn=2.0)
+    DET = retinanet.small((SIDE, SIDE, 1), 2, sizes=(8.0, 16.0, 24.0), width=16)
+    optimizer = sgd(DET.network.trainable_variables)
+    with tf.GradientTape(persistent=True) as tape:
+        own, y_drawn = own_objective(gan, b)
+        loop, ahead = loop_objective(gan, DET, optimizer, o, b)
+        y = b.y.images
+        pairs = [gan.DIS_image(tf.concat([b.y_noised, image], -1)) for image in (y, y_drawn)]
+        persons = [gan.DIS_person(image, b.y_boxes) for image in (y, y_drawn)]
+        judges = sum(
+            mean(losses.adversarial_real(real, kind) + losses.adversarial_fake(fake, kind)) / 2
+            for (real, fake), kind in ((pairs, "log"), (persons, "lsgan"))
+        )
+    phi = gan.DIS_image.trainable_variables + gan.DIS_person.trainable_variables
+    of_judges = tape.gradient(judges, phi)
+    parts = [tape.gradient(value, gan.theta) for value in (own, loop)]
+    expected = [a + c for a, c in zip(*parts, strict=True)]
+    for part in parts:  # neither is lost in the other
+        assert tf.linalg.global_norm(part) > 0.01 * tf.linalg.global_norm(expected)
+
+    out = joint_step(Players(gan, DET, optimizer), o, b, SEED)
+
+    momenta = [m / -RATE for m in gan.generator_optimizer.momentums]
+    assert relative_error(momenta, expected) < 1e-5
+    assert relative_error([m / -RATE for m in gan.discriminator_optimizer.momentums], of_judges) < 1e-5
+    assert relative_error(DET.weights, ahead) < 1e-6
+    found = 1.1 * out["L_image"] + 0.7 * out["L_person"] + 3.0 * out["L_l1"]
+    np.testing.assert_allclose(found, own, rtol=1e-5)
+
+
+@pytest.mark.parametrize("person", [True, False])
+def test_step_without_a_detector(tiny, person):
+    """DET's stream is not asked for: other clean images change nothing. Without the person: pix2pix."""
+    gan, b = psgan("full", person), aligned(tiny.batch())
+    with tf.GradientTape() as tape:
+        own, _ = own_objective(gan, b)
+    expected = tape.gradient(own, gan.theta)
+    out = joint_step(Players(gan), ALONE, b, SEED)
+    assert ("L_person" in out) == ("L_DIS_person" in out) == person
+    assert relative_error([m / -RATE for m in gan.generator_optimizer.momentums], expected) < 1e-5
+    again = psgan("full", person)
+    empty = b.insertion._replace(exemplars=tf.zeros_like(b.x))
+    joint_step(Players(again), ALONE, b._replace(x=tf.zeros_like(b.x), insertion=empty), SEED)
+    for one, other in zip(gan.theta, again.theta, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_parts_are_all_that_a_checkpoint_needs():
+    fields = {f.name for f in dataclasses.fields(PSGAN)} - {"objective"}
+    assert set(psgan("full").parts) == fields
+    assert set(psgan("full", person=False).parts) == fields - {"DIS_person"}
+
+
+@pytest.mark.slow
+def test_an_arm_starts_where_its_pretraining_ends(tmp_path, tiny_phantom, monkeypatch):
+    """No joint step is taken, so all of the checkpoint is equal; and the images get written."""
+    monkeypatch.setattr(StopSignal, "install", lambda self: self)  # the signals are the test runner's
+    settings = Train(
+        run_dir=str(tmp_path / "run"),
+        data_dir=str(tiny_phantom("psgan")),
+        arm=("psgan",),
+        generator_filters=2,
+        discriminator_filters=2,
+        gan_batch=2,
+        gan_steps=2,
+        joint_steps=0,
+        synthetic_count=3,
+        audit_folds=0,
+    )
+    run = run_directory.begin(settings)
+    phases.pretrain_gan(run, "psgan")
+    for weight in run.players("psgan").gan.theta:
+        weight.assign(tf.zeros_like(weight))  # what the joint phase must load is not what is there
+    phases.joint(run, "psgan")
+    phases.make_images(run, "psgan", None)
+    one, other = (
+        tf.train.load_checkpoint(tf.train.latest_checkpoint(str(path)))
+        for path in (phases.pretrained(run, "psgan"), run.arm_path("psgan") / "joint")
+    )
+    names = [name for name in one.get_variable_to_shape_map() if "/" in name and "step" not in name]
+    assert len(names) > 60  # weights and momenta of three networks
+    for name in names:
+        if not name.startswith("save_counter"):
+            np.testing.assert_array_equal(one.get_tensor(name), other.get_tensor(name), err_msg=name)
+    assert checkpoints.finished(run.arm_path("psgan") / "synthetic")["count"] == 3

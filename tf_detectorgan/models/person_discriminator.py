@@ -1,0 +1,72 @@
+"""PS-GAN's DIS_person: judges the crop of one box of any size (Ouyang et al. 2018, section 3.2).
+
+Letters: N images, H, W, C channels. Crops of different sizes share a batch: each lies in the top left corner
+of a canvas, and what is beyond it stays 0 after every layer, as if each were convolved alone.
+"""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from tf_detectorgan import boxes as boxes_lib
+
+LEVELS = (4, 2, 1)  # bins a side of the spatial pyramid
+
+
+class PersonDiscriminator(keras.Model):
+    """C64 of stride 2, C128-C256-C512 of stride 1, 4x4 kernels; spatial pyramid pooling; one logit."""
+
+    def __init__(self, filters: int = 64, **kwargs):
+        super().__init__(**kwargs)
+        self.convolutions = [keras.layers.Conv2D(2**i * filters, 4, 1 if i else 2, "same") for i in range(4)]
+        self.logit = keras.layers.Dense(1)
+
+    def call(self, images, boxes):
+        """Logits [N, 1, 1, 1] of what is in boxes [N, 4] of images [N, H, W, C]."""
+        x, sizes = cut(images, boxes)
+        for convolution in self.convolutions:
+            x = keras.ops.leaky_relu(convolution(x), negative_slope=0.2)
+            sizes = -(-sizes // convolution.strides[0])
+            x *= boxes_lib.mask(boxes_lib.of_sizes(sizes), *x.shape[1:3])[..., None]
+        return self.logit(spatial_pyramid(x, sizes))[:, None, None]
+
+
+def cut(images, boxes):
+    """The pixels that boxes [N, 4] touch, in the top left corner of [N, H, W, C], 0 beyond; sizes [N, 2].
+
+    Sizes are int32, (height, width), at least 1.
+    """
+    height, width = images.shape[1:3]
+    low, high = tf.split(boxes_lib.to_relative_yxyx(boxes, 1, 1), 2, axis=-1)  # (vertical, horizontal)
+    limits = tf.constant([height, width])
+    first = tf.clip_by_value(tf.cast(tf.floor(low), tf.int32), 0, limits - 1)
+    last = tf.clip_by_value(tf.cast(tf.math.ceil(high), tf.int32), first + 1, limits)
+    rows = tf.minimum(first[:, :1] + tf.range(height), height - 1)
+    columns = tf.minimum(first[:, 1:] + tf.range(width), width - 1)
+    moved = tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+    sizes = last - first
+    return moved * boxes_lib.mask(boxes_lib.of_sizes(sizes), height, width)[..., None], sizes
+
+
+def spatial_pyramid(features, sizes):
+    """[N, 21 C]: maxima of the top left `sizes` [N, 2] of features [N, H, W, C] over 4x4, 2x2 and 1 bins.
+
+    Bin i of n goes from floor(i h / n) to ceil((i + 1) h / n) (He et al. 2015, appendix A), so none is empty.
+    """
+    pooled = []
+    for bins in LEVELS:
+        rows = _maxima(features, sizes[:, 0], bins)  # [N, bins, W, C]
+        cells = _maxima(tf.transpose(rows, [0, 2, 1, 3]), sizes[:, 1], bins)
+        pooled.append(tf.reshape(cells, [-1, bins * bins * features.shape[-1]]))
+    return tf.concat(pooled, -1)
+
+
+def _maxima(x, sizes, bins: int):
+    """Maxima [N, bins, W, C] over the second axis of x [N, H, W, C], cut into `bins` at sizes [N]."""
+    i = tf.range(bins)
+    first = (sizes[:, None] * i // bins)[..., None]
+    last = -(-sizes[:, None] * (i + 1) // bins)[..., None]
+    place = tf.range(x.shape[1])
+    inside = (place >= first) & (place < last)  # [N, bins, H]
+    return tf.reduce_max(tf.where(inside[..., None, None], x[:, None], x.dtype.min), axis=2)

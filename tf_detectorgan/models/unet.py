@@ -1,0 +1,61 @@
+"""PS-GAN's and pix2pix's generator: a U-Net that draws an object into a box of noise.
+
+Letters: N images, S side, C channels, f filters.
+"""
+
+from __future__ import annotations
+
+import keras
+
+from tf_detectorgan.models.generators import Composition, on_content
+from tf_detectorgan.models.layers import instance_normalization
+
+
+def unet(image_shape: tuple[int, int, int], *, filters: int = 64, name: str = "generator") -> keras.Model:
+    """U-Net from S x S to 1 x 1 and back (Isola et al. 2017, appendix 6.1.1): 8 halvings at 256 pixels.
+
+    Encoder Cf-C2f-C4f-C8f-C8f-..., 4x4 kernels of stride 2; the decoder mirrors it, with the encoder's maps
+    of the same size beside its own; tanh. No dropout, and upsampling instead of transposed convolutions
+    (decisions 0106, 0062).
+
+    Args:
+      image_shape: (S, S, C), S a power of 2 of at least 8: 256 is the paper's, 128 and 64 are for CPUs.
+      filters: f, 64 in the paper.
+
+    Returns:
+      A model from [N, S, S, C] to the same.
+    """
+    height, width, channels = image_shape
+    halvings = height.bit_length() - 1
+    if height != width or height != 2**halvings or halvings < 3:
+        raise ValueError(f"the U-Net needs a square image with a power of 2 as side, got {height}x{width}")
+    widths = [min(2**i, 8) * filters for i in range(halvings)]
+
+    def normalized(x, side):
+        return x if side == 1 else instance_normalization()(x)  # of one pixel only 0 would be left
+
+    inputs = keras.Input(image_shape)
+    x = keras.layers.Conv2D(widths[0], 4, 2, "same")(inputs)
+    skips = [x]
+    for i in range(1, halvings):
+        x = keras.layers.LeakyReLU(negative_slope=0.2)(x)
+        x = normalized(keras.layers.Conv2D(widths[i], 4, 2, "same")(x), height >> (i + 1))
+        skips.append(x)
+    for i in reversed(range(halvings - 1)):
+        x = keras.layers.UpSampling2D(2)(keras.layers.ReLU()(x))
+        x = normalized(keras.layers.Conv2D(widths[i], 3, 1, "same")(x), height >> (i + 1))
+        x = keras.layers.Concatenate()([x, skips[i]])
+    x = keras.layers.UpSampling2D(2)(keras.layers.ReLU()(x))
+    return keras.Model(inputs, keras.layers.Conv2D(channels, 3, 1, "same", activation="tanh")(x), name=name)
+
+
+def redraw(G, noised, boxes, content, composition: Composition):
+    """G(`noised`) as an image: [N, S, S, C] in [-1, 1], what `noised` [N, S, S, C] is made into.
+
+    Compose "full": G's output [paper]; "box": blended into the input near boxes [N, 4], which hold the noise.
+    Padding beyond content [N, 4] stays.
+    """
+    drawn = G(noised)
+    if composition.compose == "full":
+        return on_content(drawn, noised, content)
+    return noised + composition.blend(boxes, content, *noised.shape[1:3]) * (drawn - noised)

@@ -1,0 +1,109 @@
+"""PS-GAN as base GAN (Ouyang et al. 2018; section 4.2 of the paper), and pix2pix, which is its first half.
+
+Aligned data: y with one box filled with noise, and y itself. G learns to draw the object back; given a clean
+image with noise in a box it inserts one.
+Letters: N images a replica, H, W, C channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_detectorgan import losses
+from tf_detectorgan.batch import Batch, Insertion
+from tf_detectorgan.models.generators import Composition
+from tf_detectorgan.models.person_discriminator import PersonDiscriminator
+from tf_detectorgan.models.unet import redraw
+from tf_detectorgan.training import replicas, summaries
+from tf_detectorgan.training.base_gan import Drawn, Judged
+
+IMAGE_LOSS, PERSON_LOSS = "log", "lsgan"  # of Ouyang et al., eqn 1 and 2
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignedObjective:
+    """Weights of what G is trained for."""
+
+    lambda_global: float
+    lambda_local: float
+    lambda_l1: float
+    composition: Composition
+
+
+@dataclasses.dataclass
+class PSGAN:
+    """G draws, DIS_image judges pairs of input and image, DIS_person the box; without it: pix2pix."""
+
+    objective: AlignedObjective
+    G: keras.Model
+    DIS_image: keras.Model
+    DIS_person: PersonDiscriminator | None
+    generator_optimizer: keras.optimizers.Optimizer
+    discriminator_optimizer: keras.optimizers.Optimizer
+
+    @property
+    def theta(self) -> list[keras.Variable]:
+        return self.G.trainable_variables
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "objective"}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def draw(self, batch: Batch) -> Drawn:
+        """x with an object, and beside it y drawn back from `batch.y_noised`."""
+        composed = self.objective.composition
+        y_drawn = redraw(self.G, batch.y_noised, batch.y_boxes, batch.y_content, composed)
+        return Drawn(self.insert(batch.x, batch.insertion), (y_drawn,))
+
+    def judge(self, batch: Batch, drawn: Drawn) -> Judged:
+        """Everything is judged at y_drawn, where the truth is known; x_syn is DET's alone."""
+        o, (y_drawn,) = self.objective, drawn.beside
+        with tf.GradientTape() as tape:
+            tape.watch(y_drawn)
+            logits = self.DIS_image(tf.concat([batch.y_noised, y_drawn], -1))
+            terms = {
+                "L_image": replicas.share(losses.adversarial_generator(logits, IMAGE_LOSS)),
+                "L_l1": replicas.share(losses.l1(y_drawn, batch.y.images)),
+            }
+            objective = o.lambda_global * terms["L_image"] + o.lambda_l1 * terms["L_l1"]
+            if self.DIS_person is not None:
+                logits = self.DIS_person(y_drawn, batch.y_boxes)
+                terms["L_person"] = replicas.share(losses.adversarial_generator(logits, PERSON_LOSS))
+                objective += o.lambda_local * terms["L_person"]
+        return Judged(terms, {}, None, (tape.gradient(objective, y_drawn),), [None] * len(self.theta))
+
+    def train_discriminators(self, batch: Batch, drawn: Drawn, seed) -> dict[str, tf.Tensor]:
+        """y against y_drawn, whole beside its input, and in the box."""
+        y, (y_drawn,), boxes = batch.y.images, drawn.beside, batch.y_boxes
+        nets = [net for net in (self.DIS_image, self.DIS_person) if net is not None]
+        phi = [v for net in nets for v in net.trainable_variables]
+        with tf.GradientTape() as tape:
+            real, fake = (self.DIS_image(tf.concat([batch.y_noised, image], -1)) for image in (y, y_drawn))
+            terms = {"L_DIS_image": _loss(real, fake, IMAGE_LOSS)}
+            if self.DIS_person is not None:
+                real, fake = (self.DIS_person(image, boxes) for image in (y, y_drawn))
+                terms["L_DIS_person"] = _loss(real, fake, PERSON_LOSS)
+            objective = tf.add_n(list(terms.values()))
+        g = tape.gradient(objective, phi)
+        replicas.require_gradients(g, [v.path for v in phi], "the discriminators' objective")
+        self.discriminator_optimizer.apply(g, phi)
+        return terms
+
+    def insert(self, x, insertion: Insertion) -> tf.Tensor:
+        """From x with noise in the box, which is the exemplar here; x itself is not needed."""
+        composed = self.objective.composition
+        return redraw(self.G, insertion.exemplars, insertion.boxes, insertion.content, composed)
+
+    def picture(self, batch: Batch) -> tf.Tensor:
+        x_syn, (y_drawn,) = self.draw(batch)
+        return summaries.insertion_picture(batch.x, batch.insertion, x_syn, batch.y, y_drawn)
+
+
+def _loss(real, fake, kind: str) -> tf.Tensor:
+    L_real = replicas.share(losses.adversarial_real(real, kind))
+    return 0.5 * (L_real + replicas.share(losses.adversarial_fake(fake, kind)))
