@@ -52,8 +52,8 @@ STUDY = ["flask>=3.1", "werkzeug>=3.1", "waitress>=3"]
 EXTRAS = {
     # CUDA libraries as wheels.
     "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
-    # Submits the jobs of k8s/ from Python.
-    "k8s": ["kubernetes>=31"],
+    # Submits the jobs of k8s/ from Python; urllib3 raises what the client cannot reach.
+    "k8s": ["kubernetes>=31", "urllib3>=2"],
     # Medical images: DICOM, and NODE21's MetaImages.
     "medical": ["pydicom>=3", "SimpleITK>=2.4"],
     # The rating page: Flask (Werkzeug is its basis) for routes, signed cookies, pages; waitress serves it.
@@ -69,6 +69,7 @@ EXTRAS = {
         "ruff>=0.17,<0.18",
         "mypy>=1.15",
         "import-linter>=2.7",
+        "kubernetes>=31",
         "kubernetes-validate>=1.37",
         "pydicom>=3",
         "SimpleITK>=2.4",

@@ -20,7 +20,7 @@ from tf_detectorgan import checkpoints, door
 from tf_detectorgan.data.object_layers import object_layers
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.experiments import report
-from tf_detectorgan.training import build, run_directory, second_order
+from tf_detectorgan.training import build, run_directory, second_order, workers
 from tf_detectorgan.training.phases import run_arms
 from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import ARMS, Train
@@ -31,11 +31,23 @@ WANTED_SIGNAL = 0.4
 
 def main(settings: Train) -> None:
     """Runs every phase that is not done yet, then writes and prints the report."""
-    run = run_directory.begin(settings)
+    with workers.ending_together(settings.workers):
+        run = run_directory.begin(settings, workers.join(settings.workers))
+        _ = run.detector  # made by all workers together
+        run.workers.of_chief(lambda: first_words(run))
+        run_arms(run)
+        run.workers.of_chief(lambda: last_words(run))
+
+
+def first_words(run: Run) -> None:
+    """What the data say about the settings, before the work begins."""
     coverage_report(run)
     layer_report(run)
     refuse_kinks(run)
-    run_arms(run)
+
+
+def last_words(run: Run) -> None:
+    """Costs, report, result table."""
     write_costs(run.path)
     page = report.write_report(run.path)
     print(report.result_table(run.path))

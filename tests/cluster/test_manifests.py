@@ -1,6 +1,7 @@
 """k8s/ against the schemas of eight Kubernetes versions, against what those miss, and against our flags."""
 
 import copy
+import json
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from absl import flags
 
 from tests.cluster import manifest_rules
 from tf_detectorgan import config, prepare, reproduce
+from tf_detectorgan.cluster import tf_config
 from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from tf_detectorgan.experiments.tables import TABLES
 from tf_detectorgan.models.detectors import DETECTORS
@@ -130,7 +132,11 @@ def bound(define, values):
 
 
 def flagfile(path):
-    ((_, text),) = find(path, "ConfigMap")["data"].items()
+    return flagfile_lines(resources(path))
+
+
+def flagfile_lines(manifest):
+    ((_, text),) = next(r for r in manifest if r["kind"] == "ConfigMap")["data"].items()
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
@@ -183,6 +189,29 @@ def test_anchors_meet_pedestrians():
     heights = np.linspace(70, 250, 19)
     pedestrians = np.stack([100 - 0 * heights, 3 + 0 * heights, 100 + 0.41 * heights, 3 + heights], 1)
     assert coverage(DET.anchors, pedestrians).min() >= 0.5
+
+
+def test_workers_find_each_other():
+    """Every pod gets the number, the Service and the port that its flags and TF_CONFIG speak of."""
+    path = ROOT / "k8s/train-nih-multiworker.yaml"
+    job, service = find(path, "Job"), find(path, "Service")
+    name, pod = job["metadata"]["name"], job["spec"]["template"]
+    assert service["metadata"]["name"] == pod["spec"]["subdomain"] == name
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    workers = parse(Train, flagfile(path)).workers
+    assert workers == job["spec"]["completions"] == job["spec"]["parallelism"] > 1
+    index, known = container(job)["env"]
+    field = index["valueFrom"]["fieldRef"]["fieldPath"]
+    assert field == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    environment = {index["name"]: "1", known["name"]: known["value"]}
+    tf_config.announce(environment, workers)
+    found = json.loads(environment["TF_CONFIG"])["cluster"]["worker"]
+    ports = {p["port"] for p in service["spec"]["ports"]} | {
+        p["containerPort"] for p in container(job)["ports"]
+    }
+    assert [f"{name}-{i}.{name}:{port}" for i in range(workers) for port in ports] == found
 
 
 def test_files_that_comments_name_exist():

@@ -29,10 +29,12 @@ JOINT_RATE = {"sgd": 0.01, "nesterov": 0.01, "adam": 1e-4, "adamw": 1e-4}
 WARM_UP = 0.05  # share of a detector's steps
 
 
-def strategy(settings: Train) -> tf.distribute.Strategy:
-    """auto: MirroredStrategy when there are several GPUs, else the default one."""
+def strategy(settings: Train, over_workers: tf.distribute.Strategy | None = None) -> tf.distribute.Strategy:
+    """`over_workers` if given; auto: MirroredStrategy where there are several GPUs, else one device."""
     gpus = tf.config.list_logical_devices("GPU")
-    if settings.distribution == "mirrored":
+    if over_workers is not None:
+        chosen = over_workers
+    elif settings.distribution == "mirrored":
         devices = gpus or tf.config.list_logical_devices("CPU")
         chosen = tf.distribute.MirroredStrategy([d.name for d in devices])
     elif settings.distribution == "auto" and len(gpus) > 1:

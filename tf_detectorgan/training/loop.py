@@ -17,6 +17,7 @@ from tqdm import tqdm
 from tf_detectorgan import checkpoints
 from tf_detectorgan.checkpoints import PhaseDirectory
 from tf_detectorgan.errors import Interrupted
+from tf_detectorgan.training.workers import Workers
 
 
 class StopSignal:
@@ -62,6 +63,7 @@ def run_phase(
     every: Every,
     stop: StopSignal,
     inspect: Callable[[int, Any], None] | None = None,
+    workers: Workers | None = None,
 ) -> None:
     """Runs a phase from its newest checkpoint to `steps`, then marks it as done.
 
@@ -76,38 +78,45 @@ def run_phase(
       every: how often to do what.
       stop: looked at after every step.
       inspect: receives (finished steps, batch): pictures, validation.
+      workers: who trains together; None: this process alone. `scalars` and `inspect` are called on the chief.
 
     Raises:
       Interrupted: a signal came; the finished steps are saved.
       FloatingPointError: a scalar is not finite; nothing of it is saved.
     """
-    phase = PhaseDirectory(directory, parts)
-    start, began = phase.restore(), time.monotonic()
+    phase, workers = PhaseDirectory(directory, parts), workers or Workers()
+    start, began = workers.restore(phase, parts), time.monotonic()
     source = iter(batches(start)) if start < steps else None
     done = start
-    with tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True) as bar:
+    with tqdm(
+        total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=not workers.chief
+    ) as bar:
         while done < steps:
             batch = next(source)  # type: ignore[arg-type]
             values = step(batch, done)
             done += 1
             bar.update()
-            saving = done % every.checkpoint == 0 or done == steps or stop.received
+            stopped = workers.total(bool(stop.received))  # on any worker: all stop after the same step
+            saving = done % every.checkpoint == 0 or done == steps or stopped
             if saving or done % every.log == 0:
                 row = _finite({k: float(v) for k, v in values.items()}, name, done)
                 row["steps_per_second"] = (done - start) / (time.monotonic() - began)
-                scalars(done, row)
+                if workers.chief:
+                    scalars(done, row)
                 bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in _SHOWN}, refresh=False)
-            if inspect is not None and (done % every.inspect == 0 or done == steps):
+            if workers.chief and inspect is not None and (done % every.inspect == 0 or done == steps):
                 inspect(done, batch)
             if saving:
-                phase.save(done)
-            if stop.received and done < steps:
-                raise Interrupted(f"{stop.received} in {name}: {done} of {steps} steps are saved")
+                workers.save(phase, parts, done)
+            if stopped and done < steps:
+                raise Interrupted(
+                    f"{stop.received or 'another worker'} in {name}: {done} of {steps} steps are saved"
+                )
     if steps == 0:
-        phase.save(0)
+        workers.save(phase, parts, 0)
     seconds = time.monotonic() - began
     record = {"steps": steps, "seconds": round(seconds, 1), "seconds_cover_steps_from": start}
-    phase.finish(record | _peak_memory())
+    workers.of_chief(lambda: phase.finish(record | _peak_memory()))
 
 
 _SHOWN = ("L_d", "L_real", "L_syn", "L_real_ahead", "L_localX", "L_bbox")

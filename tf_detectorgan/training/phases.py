@@ -8,6 +8,7 @@ The first three are shared by all arms of a run; the others are an arm's own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ SAMPLES = {"test_labelled": 7, "test_clean": 1}  # images kept for the report's 
 def pretrain_gan(run: Run, kind: str) -> None:
     """A base GAN without a detector: what every arm with a generator of this kind starts from."""
     directory = pretrained(run, kind)
-    if skip_finished(directory.name, directory):
+    if run.skips(directory.name, directory):
         return
     s, function = run.settings, run.gan_step(kind)
     _train_generators(run, "shared", directory, run.players(kind), function, 0, s.gan_steps, kind)
@@ -53,13 +54,13 @@ def pretrained(run: Run, kind: str) -> Path:
 def pretrain_detector(run: Run) -> None:
     """DET on the real labelled images: where the joint phase's DET starts."""
     directory = run.path / "shared" / "pretrain_detector"
-    if skip_finished("pretrain_detector", directory):
+    if run.skips("pretrain_detector", directory):
         return
     _train_detector(run, "shared", "pretrain_detector", directory, run.settings.pretrain_detector_steps)
 
 
 def audit_detectors(run: Run) -> Auditors | None:
-    """Trains what judges the arms' synthetic images, as pretrain_detector does; None: they are not wanted."""
+    """Trains what judges the arms' synthetic images, as pretrain_detector does; None: not wanted (here)."""
     s = run.settings
     if not s.audit_folds:
         return None
@@ -68,25 +69,27 @@ def audit_detectors(run: Run) -> Auditors | None:
     for k in range(s.audit_folds):
         phase = f"audit_detector_{k}"
         directory = run.path / "shared" / phase
-        if not skip_finished(phase, directory):
+        if not run.skips(phase, directory):
             real = auditors.outside(run.dataset, dealt, k)
             _train_detector(run, "shared", phase, directory, s.pretrain_detector_steps, real=real)
-        checkpoints.load(directory, {"DET": run.detector.network})
+        run.load(directory, {"DET": run.detector.network})
+        if not run.workers.chief:
+            continue
         weights = [tf.identity(w) for w in run.detector.weights]
         wanted = [image_id for image_id, fold in dealt if fold == k]
         folds.append(auditors.calibrated(run.detect, weights, run.dataset, wanted, s.main_iou))
-    return Auditors(run.detect, s.main_iou, dict(dealt), folds)
+    return Auditors(run.detect, s.main_iou, dict(dealt), folds) if run.workers.chief else None
 
 
 def joint(run: Run, name: str) -> None:
     """DetectorGAN proper; for arms that are a base GAN alone the same steps without a detector."""
     arm, directory = ARMS[name], run.arm_path(name) / "joint"
-    if arm.images != "generator" or skip_finished(f"{name}/joint", directory):
+    if arm.images != "generator" or run.skips(f"{name}/joint", directory):
         return
     s, players, unroll_steps = run.settings, run.players(arm.gan), 1
-    checkpoints.load(pretrained(run, arm.gan), _player_parts(players))
+    run.load(pretrained(run, arm.gan), _player_parts(players))
     if arm.detector:
-        checkpoints.load(run.path / "shared" / "pretrain_detector", {"DET": run.detector.network})
+        run.load(run.path / "shared" / "pretrain_detector", {"DET": run.detector.network})
         optimizer = build.joint_detector_optimizer(s, run.detector, run.strategy)
         players = dataclasses.replace(players, DET=run.detector, detector_optimizer=optimizer)
         objective = build.objective(s, arm)
@@ -150,7 +153,7 @@ def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[tf.Tensor, In
 def final_detector(run: Run, name: str) -> None:
     """A fresh detector on real and synthetic images; equal steps and equal batches in every arm."""
     directory = run.arm_path(name) / "final_detector"
-    if skip_finished(f"{name}/final_detector", directory):
+    if run.skips(f"{name}/final_detector", directory):
         return
     synthetic = None
     if ARMS[name].images != "none":
@@ -187,19 +190,31 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
 
 
 def run_arms(run: Run) -> None:
-    """All phases of all chosen arms."""
-    arms = run.settings.arm
+    """All phases of all chosen arms. Workers train together; the chief alone makes images and evaluates."""
+    arms, workers = run.settings.arm, run.workers
     for kind in dict.fromkeys(ARMS[a].gan for a in arms if ARMS[a].gan):
         pretrain_gan(run, kind)
     if any(ARMS[a].detector for a in arms):
         pretrain_detector(run)
-    without = [a for a in arms if not checkpoints.finished(run.arm_path(a) / "synthetic")]
-    judges = audit_detectors(run) if any(ARMS[a].images != "none" for a in without) else None
+    unmade = workers.of_chief(lambda: _without_images(run))
+    judges = audit_detectors(run) if unmade else None
     for name in arms:
+        if ARMS[name].gan:
+            run.players(ARMS[name].gan)  # made by all workers together, before the chief uses them alone
         joint(run, name)
-        make_images(run, name, judges)
+        workers.of_chief(functools.partial(make_images, run, name, judges))
         final_detector(run, name)
-        evaluate(run, name)
+        workers.of_chief(functools.partial(_evaluated, run, name))
+
+
+def _without_images(run: Run) -> bool:
+    """Whether there are synthetic images to be made."""
+    arms = [a for a in run.settings.arm if ARMS[a].images != "none"]
+    return not all(checkpoints.finished(run.arm_path(a) / "synthetic") for a in arms)
+
+
+def _evaluated(run: Run, name: str) -> None:
+    evaluate(run, name)
 
 
 def _player_parts(players: Players) -> dict[str, Any]:
@@ -307,6 +322,7 @@ def _run(run: Run, writer, directory: Path, parts, steps: int, step, batches, in
         every=run.every,
         stop=run.stop,
         inspect=inspect,
+        workers=run.workers,
     )
 
 

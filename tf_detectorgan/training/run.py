@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_detectorgan import checkpoints
 from tf_detectorgan.batch import Batch, Labelled
 from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training import build, summaries
 from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.joint_step import ALONE, SQUARED, Objective, Players, joint_step
-from tf_detectorgan.training.loop import Every, StopSignal
+from tf_detectorgan.training.loop import Every, StopSignal, skip_finished
 from tf_detectorgan.training.settings import Train
+from tf_detectorgan.training.workers import Workers
 
 
 @dataclasses.dataclass
@@ -29,6 +31,7 @@ class Run:
     settings: Train
     dataset: Dataset
     stop: StopSignal
+    workers: Workers = dataclasses.field(default_factory=Workers)
     elsewhere: str = ""  # names a data set that is not the one the run was trained on
     initial_weights: list[np.ndarray] = dataclasses.field(init=False, default_factory=list)
     _players: dict[str, Players] = dataclasses.field(init=False, default_factory=dict)
@@ -47,7 +50,7 @@ class Run:
 
     @functools.cached_property
     def strategy(self) -> tf.distribute.Strategy:
-        return build.strategy(self.settings)
+        return build.strategy(self.settings, self.workers.strategy)
 
     def players(self, kind: str) -> Players:
         """The base GAN of a kind of settings.GANS, without a detector; each is built once."""
@@ -99,7 +102,18 @@ class Run:
     def writer(self, arm: str, phase: str) -> summaries.Writer:
         return summaries.Writer(self.path / "tensorboard" / arm, phase)
 
+    def skips(self, name: str, directory: Path) -> bool:
+        """`skip_finished` as the chief sees it, on all workers."""
+        return bool(self.workers.of_chief(lambda: skip_finished(name, directory)))
+
+    def load(self, directory: Path, parts: dict[str, Any]) -> None:
+        """`parts` of a finished phase, read by the chief, on all workers."""
+        self.workers.of_chief(lambda: checkpoints.load(directory, parts))
+        self.workers.spread(parts)
+
     def distributed(self, batches: tf.data.Dataset) -> Iterator:
+        if self.workers.strategy:
+            return self.workers.rows(batches)
         if self.strategy.num_replicas_in_sync == 1:
             return iter(batches)
         return iter(self.strategy.experimental_distribute_dataset(batches))

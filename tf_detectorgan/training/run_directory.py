@@ -18,24 +18,31 @@ from tf_detectorgan.errors import InputError
 from tf_detectorgan.training.loop import StopSignal
 from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import Train
+from tf_detectorgan.training.workers import Workers
 
 # More arms may be added to a run, and it may be watched and scored differently; nothing else may change.
 FREE = {"arm", "run_dir", "log_every", "image_every", "validate_every", "checkpoint_every", "main_iou"}
 
 
-def begin(settings: Train) -> Run:
+def begin(settings: Train, workers: Workers) -> Run:
     """The run directory with its settings written down, the data set opened (the phantom drawn if need be).
 
     Raises:
       InputError: the directory belongs to a run with other settings or other data.
     """
     path = Path(settings.run_dir)
-    _same_settings(path / "config.json", settings)
     tf.config.experimental.enable_op_determinism()
-    dataset = records.open_dataset(settings.data_dir or _phantom(settings, path / "phantom"))
-    _same_data(path / "data_card.json", dataset)
-    checkpoints.write_text(path / "config.json", config.to_json(settings) + "\n")
-    return Run(settings, dataset, StopSignal().install())
+    data_dir = settings.data_dir or path / "phantom"
+
+    def written() -> None:
+        _same_settings(path / "config.json", settings)
+        if not settings.data_dir:
+            _phantom(settings, path / "phantom")
+        _same_data(path / "data_card.json", records.open_dataset(data_dir))
+        checkpoints.write_text(path / "config.json", config.to_json(settings) + "\n")
+
+    workers.of_chief(written)
+    return Run(settings, records.open_dataset(data_dir), StopSignal().install(), workers)
 
 
 def reopen(run_dir: str, data_dir: str = "") -> Run:
@@ -50,13 +57,14 @@ def reopen(run_dir: str, data_dir: str = "") -> Run:
     if not file.is_file() or not (path / "data_card.json").is_file():
         raise InputError(f"--run_dir={run_dir}: no run there; train one with this --run_dir first")
     settings = config.from_json(Train, file.read_text(encoding="utf-8"), str(file))
-    settings = dataclasses.replace(settings, run_dir=str(path), distribution="one")
+    settings = dataclasses.replace(settings, run_dir=str(path), distribution="one", workers=1)
     tf.config.experimental.enable_op_determinism()
     own = Path(settings.data_dir).expanduser() if settings.data_dir else path / "phantom"
     if not data_dir and not records.is_dataset(own):
         raise InputError(f"{own}: the data set of {path} is not there; say where it is by --data_dir")
     dataset = records.open_dataset(data_dir or own)
-    return Run(settings, dataset, StopSignal(), _elsewhere(path / "data_card.json", dataset, data_dir))
+    elsewhere = _elsewhere(path / "data_card.json", dataset, data_dir)
+    return Run(settings, dataset, StopSignal(), elsewhere=elsewhere)
 
 
 def _elsewhere(file: Path, dataset: records.Dataset, data_dir: str) -> str:
@@ -118,10 +126,9 @@ def _read(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} is not JSON ({error}); use a new --run_dir") from error
 
 
-def _phantom(settings: Train, directory: Path) -> Path:
+def _phantom(settings: Train, directory: Path) -> None:
     if not records.is_dataset(directory):
         drawn = phantom.PhantomConfig(
             name="run", size=settings.phantom_size, train_images=settings.phantom_train_images
         )
         records.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=drawn), directory)
-    return directory

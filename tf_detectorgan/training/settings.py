@@ -55,6 +55,12 @@ class Train:
         "auto: all GPUs, or one device; mirrored: MirroredStrategy.",
         choices=("auto", "one", "mirrored"),
     )
+    workers: int = option(
+        1,
+        "Processes that train together, each with all GPUs of its machine, on one --run_dir and --data_dir "
+        "that all can read; as an Indexed Job (k8s/train-nih-multiworker.yaml), or with TF_CONFIG set.",
+        low=1,
+    )
 
     generator_filters: int = option(64, "Filters of the generators' first layer.", low=1)
     generator_blocks: int = option(0, "Residual blocks; 0: 9, or 6 at up to 128 pixels.", low=0)
@@ -187,6 +193,8 @@ class Train:
 
     def __post_init__(self):
         maker(self.detector, [option for option, flag in FLAGS.items() if getattr(self, flag)])
+        if self.workers > 1 and self.distribution != "auto":
+            raise InputError(f"--workers={self.workers} uses all devices; --distribution must be auto")
         if self.audit_folds == 1:
             raise InputError(
                 "--audit_folds=1: a detector judges what others are trained on; give 2 or more, or 0"

@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from tf_detectorgan.cluster import tf_config
+from tf_detectorgan.errors import InputError
+
+POD = {"JOB_COMPLETION_INDEX": "1", "WORKER_SERVICE": "nih"}
+
+
+def test_pod_1_of_2():
+    """Pods of Job `nih` with the headless Service `nih`: nih-0.nih and nih-1.nih."""
+    environment = {**POD, "WORKER_PORT": "3000"}
+    tf_config.announce(environment, 2)
+    assert json.loads(environment["TF_CONFIG"]) == {
+        "cluster": {"worker": ["nih-0.nih:3000", "nih-1.nih:3000"]},
+        "task": {"type": "worker", "index": 1},
+    }
+
+
+def test_the_port_is_tensorflows_and_a_given_tf_config_is_kept():
+    environment = dict(POD)
+    tf_config.announce(environment, 2)
+    given = environment["TF_CONFIG"]
+    assert ":2222" in given
+    environment["JOB_COMPLETION_INDEX"] = "0"
+    tf_config.announce(environment, 2)
+    assert environment["TF_CONFIG"] == given
+
+
+@pytest.mark.parametrize(
+    "environment, words",
+    [
+        ({}, "JOB_COMPLETION_INDEX and WORKER_SERVICE not set"),
+        ({"JOB_COMPLETION_INDEX": "0"}, "WORKER_SERVICE not set"),
+        ({**POD, "JOB_COMPLETION_INDEX": "2"}, "JOB_COMPLETION_INDEX=2: a number from 0 to 1"),
+        ({**POD, "JOB_COMPLETION_INDEX": "$(I)"}, r"JOB_COMPLETION_INDEX=\$\(I\): a number"),
+        ({"TF_CONFIG": "{"}, "not as TensorFlow describes it"),
+        ({"TF_CONFIG": '{"cluster": {"worker": ["a:1", "b:1"]}}'}, "not as TensorFlow describes it"),
+        (
+            {"TF_CONFIG": '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}'},
+            "wanted are 2 workers",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said(environment, words):
+    before = dict(environment)
+    with pytest.raises(InputError, match=words):
+        tf_config.announce(environment, 2)
+    assert environment == before

@@ -1,0 +1,1 @@
+"""What a cluster tells a process, and what is told to a cluster."""
