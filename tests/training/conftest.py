@@ -142,6 +142,9 @@ class ToyDetector:
     def targets(self, labelled):
         return anchors.Targets(labelled.labels, labelled.boxes)
 
+    def positives(self, targets):
+        return tf.reduce_sum(tf.cast(targets.classes >= 0, tf.float32))
+
     def outputs(self, W, images):
         fixed = [v.value for v in self.network.non_trainable_variables]
         return self.network.stateless_call(list(W), fixed, images, training=True)[0]
