@@ -145,12 +145,12 @@ class ToyDetector:
     def positives(self, targets):
         return tf.reduce_sum(tf.cast(targets.classes >= 0, tf.float32))
 
-    def outputs(self, W, images):
+    def call(self, W, images):
         fixed = [v.value for v in self.network.non_trainable_variables]
         return self.network.stateless_call(list(W), fixed, images, training=True)[0]
 
     def loss(self, W, images, targets, normalizer):
-        out = self.outputs(W, images)
+        out = self.call(W, images)
         wanted = tf.cast(tf.reduce_mean(targets.offsets, [1, 2])[:, None, None, None], out.dtype)
         return tf.reduce_sum((out - wanted / SIDE) ** 2) / tf.cast(normalizer, out.dtype)
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import keras
+import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training import unroll
+
+# In pixels of [-1, 1]. A large step meets a kink, a small one drowns in rounding: the best of them counts.
+STEPS = (1e-6, 1e-7, 1e-8)
+
+
+class Check(NamedTuple):
+    """A mode's derivative of L~_real to the synthetic images against central differences."""
+
+    mode: str
+    error: float  # the largest over directions, relative to the difference
+    cosine: float  # to the derivative of "exact"
 
 
 def cosine(
@@ -18,4 +33,51 @@ def cosine(
         tf.convert_to_tensor(unroll.lookahead(DET, optimizer, y, synthetic, y2, mode=mode).d_L_real_ahead)
         for mode in ("exact", "finite_difference")
     )
+    return _cosine(a, b)
+
+
+def check_modes(
+    DET: Detector,
+    optimizer: keras.optimizers.Optimizer,
+    y: Labelled,
+    synthetic: Labelled,
+    y2: Labelled,
+    later: Labelled,
+    *,
+    directions: int,
+    seed: int,
+) -> list[Check]:
+    """Every mode in float64; k_steps with two steps, the second on `later`. The others as of `lookahead`.
+
+    Raises:
+      LookupError: TensorFlow has no second derivative of an op on the path.
+    """
+    checks: list[Check] = []
+    exact = None
+    for mode in tqdm(unroll.MODES, desc="checking", unit="mode"):
+        options = {"mode": mode, "later": (later,) if mode == "k_steps" else ()}
+
+        @tf.function(autograph=False)
+        def look(images, options=options):
+            found = unroll.lookahead(DET, optimizer, y, synthetic._replace(images=images), y2, **options)
+            return found.L_real_ahead, found.d_L_real_ahead
+
+        derivative = look(synthetic.images)[1]
+        exact = derivative if exact is None else exact
+        draws = np.random.default_rng(seed).normal(size=(directions, *derivative.shape))
+        # Uphill at every pixel: nothing cancels, so that rounding stays small.
+        uphill = [tf.sign(derivative) * np.abs(draw) for draw in draws]
+        worst = max(_error(lambda x: look(x)[0], synthetic.images, derivative, v) for v in uphill)
+        checks.append(Check(mode, worst, _cosine(derivative, exact)))
+    return checks
+
+
+def _error(value, x, derivative, v) -> float:
+    """Of <derivative, v> to (value(x + h v) - value(x - h v)) / 2h, with the h of STEPS that fits best."""
+    central = [float(value(x + h * v) - value(x - h * v)) / (2 * h) for h in STEPS]
+    found = float(tf.reduce_sum(derivative * v))
+    return min(abs(found - c) / max(abs(c), 1e-30) for c in central)
+
+
+def _cosine(a, b) -> float:
     return float(tf.math.divide_no_nan(tf.reduce_sum(a * b), tf.norm(a) * tf.norm(b)))

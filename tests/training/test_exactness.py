@@ -1,0 +1,101 @@
+"""Exact where it is, wrong where it was made wrong, and who is to blame by name."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan import gradcheck
+from tf_detectorgan.models.layers import ExactGroupNormalization
+from tf_detectorgan.training import build, exactness, second_order
+from tf_detectorgan.training.settings import Train
+
+
+@pytest.fixture
+def float64():
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx("float32")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tiny_phantom):
+    return str(tiny_phantom("checked"))
+
+
+class NearestResize(keras.layers.Layer):
+    def call(self, inputs):
+        return tf.image.resize(inputs, (12, 12), method="nearest")
+
+
+LAYERS = {
+    "exact": lambda: ExactGroupNormalization(2, name="norm"),
+    "keras": lambda: keras.layers.GroupNormalization(2, name="planted_norm"),
+    "resize": lambda: NearestResize(name="planted_resize"),
+}
+
+
+def checked(tiny, layer, optimizer):
+    DET = tiny.ToyDetector(LAYERS[layer]())
+    optimizer.build(DET.network.trainable_variables)
+    streams = [tiny.labelled(np.random.default_rng(k), 2) for k in range(4)]
+    streams = [one._replace(images=tf.cast(one.images, tf.float64)) for one in streams]
+    return exactness.check_modes(DET, optimizer, *streams, directions=2, seed=0)
+
+
+def test_exact_layers_pass(float64, tiny):
+    exact, k_steps, difference = checked(tiny, "exact", keras.optimizers.SGD(0.05, momentum=0.9))
+    assert [c.mode for c in (exact, k_steps, difference)] == ["exact", "k_steps", "finite_difference"]
+    assert exact.error < 1e-6
+    assert k_steps.error < 1e-6
+    assert exact.cosine == pytest.approx(1)
+    assert 1e-7 < difference.error < 0.1  # an approximation, and no other
+    assert difference.cosine > 0.99
+
+
+def test_a_keras_norm_is_found_out(float64, tiny):
+    exact, *_ = checked(tiny, "keras", keras.optimizers.SGD(0.05))
+    assert exact.error > gradcheck.TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "layer,kind,instead",
+    [
+        ("exact", None, None),
+        ("keras", "StopGradient", "ExactGroupNormalization"),
+        ("resize", "ResizeNearestNeighborGrad", "UpSampling2D"),
+    ],
+)
+def test_obstacles_are_named(float64, tiny, layer, kind, instead):
+    found = second_order.obstacles(tiny.ToyDetector(LAYERS[layer]()), (32, 32, 1))
+    if kind is None:
+        assert found == []
+        return
+    assert {one.kind for one in found} == {kind}
+    assert all(f"planted_{layer.replace('keras', 'norm')}" in one.op for one in found)
+    assert all(instead in one.instead for one in found)
+
+
+@pytest.mark.parametrize(
+    "layer,code,line",
+    [
+        ("exact", None, "the derivative is exact to 1e-06"),
+        ("keras", 1, "the derivative is NOT exact"),
+        ("resize", 1, "Eqn 3 cannot be computed"),
+    ],
+)
+def test_command(tiny, data_dir, tmp_path, monkeypatch, capsys, layer, code, line):
+    monkeypatch.setattr(build, "detector", lambda *_: tiny.ToyDetector(LAYERS[layer]()))
+    settings = Train(run_dir=str(tmp_path / "run"), data_dir=data_dir, gan_batch=2)
+    try:
+        if code is None:
+            gradcheck.main(settings)
+        else:
+            with pytest.raises(SystemExit) as left:
+                gradcheck.main(settings)
+            assert left.value.code == code
+    finally:
+        keras.config.set_floatx("float32")
+    said = capsys.readouterr().out
+    assert line in said
+    assert ("planted" in said) == (code == 1)

@@ -1,0 +1,92 @@
+"""Is Eqn 3 exact for your detector? python -m tf_detectorgan.gradcheck --flagfile=configs/demo.flags.
+
+Takes the flags of `train`, opens (or begins) its run directory and compares, in float64, every mode's
+derivative of L~_real to the synthetic images with central differences. The detector has its first weights.
+Exit codes: 0 exact; 1 not; 78 bad input.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+
+import keras
+import tensorflow as tf
+
+from tf_detectorgan import door
+from tf_detectorgan.batch import Batch, Labelled
+from tf_detectorgan.data import pipeline
+from tf_detectorgan.models.generators import paste
+from tf_detectorgan.training import build, exactness, run_directory, second_order, unroll, update_rules
+from tf_detectorgan.training.run import Run
+from tf_detectorgan.training.settings import ARMS, Train
+from tf_detectorgan.training.workers import Workers
+
+DIRECTIONS = 3
+TOLERANCE = 1e-6  # a Keras norm planted in a detector: 4.5e-5; registered detectors: 1e-9 (decision 0075)
+WARM_UP = 2  # steps, so that the optimizer's moments are not 0
+
+
+def main(settings: Train) -> None:
+    """Prints the table and leaves with exit code 1 when the mode `exact` is not exact."""
+    run = run_directory.begin(settings, Workers())
+    batch = first_batch(run)
+    keras.config.set_floatx("float64")
+    one_device = tf.distribute.get_strategy()
+    DET = build.detector(settings, run.dataset, one_device)
+    optimizer = build.joint_detector_optimizer(settings, DET, one_device)
+    for found in (obstacles := second_order.obstacles(DET, run.dataset.image_shape)):
+        print(f"no exact second derivative: {found.op} ({found.kind}); use {found.instead}")
+    y, synthetic, y2, later = float64(batch)
+    for _ in range(WARM_UP):
+        update_rules.commit(optimizer, unroll.lookahead(DET, optimizer, y, synthetic, None).update)
+    what = f"{settings.detector}, {settings.joint_detector_optimizer}, {len(y2.images)} images"
+    try:
+        checks = exactness.check_modes(
+            DET, optimizer, y, synthetic, y2, later, directions=DIRECTIONS, seed=settings.seed
+        )
+    except LookupError as error:
+        print(f"{what}: Eqn 3 cannot be computed: {error}")
+        sys.exit(1)
+    print(f"{'mode':<18}{'relative error':>16}{'cosine to exact':>18}")
+    for check in checks:
+        print(f"{check.mode:<18}{check.error:>16.1e}{check.cosine:>18.6f}")
+    exact = checks[0].error <= TOLERANCE
+    print(
+        f"{what}: the derivative is {'exact' if exact else 'NOT exact'} to {TOLERANCE:.0e} along "
+        f"{DIRECTIONS} directions; {len(obstacles)} ops without an exact second derivative"
+    )
+    if not exact:
+        sys.exit(1)
+
+
+def first_batch(run: Run) -> Batch:
+    """The joint phase's first batch, with real images for a second virtual step."""
+    s = run.settings
+    batches = pipeline.joint_batches(
+        run.dataset,
+        batch_size=s.gan_batch,
+        seed=s.seed,
+        start_step=s.gan_steps,
+        steps=s.gan_steps + 1,
+        placement=build.placement(s, ARMS["detectorgan"]),
+        unroll_steps=2,
+    )
+    batch = next(iter(batches))
+    # Objects laid over or pasted in, as before any generator is trained.
+    composed = build.composition(s, len(run.dataset.class_names))
+    alpha = composed.blend(batch.insertion.boxes, batch.insertion.content, *batch.x.shape[1:3])
+    return batch._replace(x=paste(batch.x, batch.insertion.exemplars, alpha))
+
+
+def float64(batch: Batch) -> list[Labelled]:
+    """y, x with the inserted objects, y2 and the second step's y; images in float64."""
+    synthetic = Labelled(batch.x, batch.insertion.boxes[:, None], batch.insertion.labels[:, None])
+    streams = (batch.y, synthetic, batch.y2, batch.y_later[0])
+    return [one._replace(images=tf.cast(one.images, tf.float64)) for one in streams]
+
+
+if __name__ == "__main__":
+    door.run(Train, main)
