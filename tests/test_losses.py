@@ -156,3 +156,42 @@ def test_bbox_loss_averages_over_colours():
     np.testing.assert_allclose(
         losses.bbox_loss(synthetic, tf.zeros([1, 1, 1, 3]), tf.ones([1, 1, 1, 1])), [0.3]
     )
+
+
+def test_weighted_cross_entropy_by_hand():
+    """Among four labels a 1 weighs 4, a 0 weighs 4/3. Logit 0 costs ln 2, a 0 at logit ln 3 costs ln 4."""
+    logits = tf.constant([[0.0, 0.0], [float(LN3), 0.0]])
+    present = tf.constant([[1.0, 0.0], [0.0, 0.0]])
+    expected = [4 * LN2 + 4 / 3 * LN2, 4 / 3 * LN4 + 4 / 3 * LN2]
+    np.testing.assert_allclose(losses.weighted_cross_entropy(logits, present), expected, rtol=1e-6)
+
+
+def test_weighted_cross_entropy_of_clean_images_only():
+    np.testing.assert_allclose(losses.weighted_cross_entropy(tf.zeros([2, 1]), tf.zeros([2, 1])), [LN2, LN2])
+
+
+def test_multiple_instance_by_hand():
+    """Patches of p 1/2 and 0: the factors of p are 0.99 and 0.98, those of 1 - p are 0.99 and 1.
+
+    With a box on the first patch: 5 times -ln(0.99 * 1). Present without a box: -ln(1 - 0.99 * 1). Absent:
+    -ln(0.99 * 1). With a box on the second patch: 5 times -ln(0.99 * 0.98).
+    """
+    p = tf.tile(tf.constant([[[0.5], [0.0]]]), [4, 1, 1])
+    inside = tf.constant([[[1.0], [0.0]], [[0.0], [0.0]], [[0.0], [0.0]], [[0.0], [1.0]]])
+    present = tf.constant([[1.0], [1.0], [0.0], [1.0]])
+    expected = [-5 * np.log(0.99), -np.log(0.01), -np.log(0.99), -5 * np.log(0.99 * 0.98)]
+    np.testing.assert_allclose(losses.multiple_instance(p, inside, present), expected, rtol=1e-4)
+
+
+def test_multiple_instance_sums_over_classes():
+    p = tf.constant([[[0.5, 0.0]]])
+    inside, present = tf.zeros_like(p), tf.constant([[0.0, 0.0]])
+    np.testing.assert_allclose(losses.multiple_instance(p, inside, present), [-np.log(0.99)], rtol=1e-4)
+
+
+def test_multiple_instance_pulls_an_image_without_any_positive_patch():
+    p = tf.Variable(tf.zeros([1, 4, 1]))
+    with tf.GradientTape() as tape:
+        loss = losses.multiple_instance(p, tf.zeros([1, 4, 1]), tf.ones([1, 1]))
+    assert np.isfinite(loss.numpy()).all()
+    assert (tape.gradient(loss, p).numpy() < 0).all()

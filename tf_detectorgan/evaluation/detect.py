@@ -24,7 +24,7 @@ def detect_split(
     `detect` maps images [N, H, W, C] to Detections.
     """
     truth, found = [], []
-    for batch in _batches(dataset, split, batch_size):
+    for batch in batches_of_split(dataset, split, batch_size):
         answers = found_of(batch.image_ids.numpy(), detect(batch.images))
         found += [answers[i] for i in np.flatnonzero(batch.real)]
         truth += _truth(batch)
@@ -33,10 +33,11 @@ def detect_split(
 
 def truth_of_split(dataset: Dataset, split: str) -> list[Truth]:
     """The truth of every image of `split`, as `detect_split` gives it."""
-    return [item for batch in _batches(dataset, split, 1) for item in _truth(batch)]
+    return [item for batch in batches_of_split(dataset, split, 1) for item in _truth(batch)]
 
 
-def _batches(dataset: Dataset, split: str, batch_size: int) -> tf.data.Dataset:
+def batches_of_split(dataset: Dataset, split: str, batch_size: int) -> tf.data.Dataset:
+    """Every image of `split`, labelled and clean, in order; raises InputError if there is none."""
     streams = [f"{split}_{kind}" for kind in EVALUATED if dataset.count(f"{split}_{kind}")]
     return evaluation_batches(dataset, streams or [f"{split}_labelled"], batch_size)
 
