@@ -10,7 +10,6 @@ import tensorflow as tf
 from tf_detectorgan import checkpoints, losses
 from tf_detectorgan.data import noise
 from tf_detectorgan.models.detectors import retinanet
-from tf_detectorgan.models.detectors.retinanet import positives
 from tf_detectorgan.models.discriminators import patch_gan
 from tf_detectorgan.models.generators import Composition
 from tf_detectorgan.models.person_discriminator import PersonDiscriminator
@@ -20,6 +19,7 @@ from tf_detectorgan.training.joint_step import ALONE, Players, joint_step
 from tf_detectorgan.training.loop import StopSignal
 from tf_detectorgan.training.psgan import PSGAN, AlignedObjective
 from tf_detectorgan.training.settings import Train
+from tf_detectorgan.training.workers import Workers
 
 SIDE, RATE = 32, 0.1
 SEED = tf.constant([0, 0])
@@ -61,7 +61,7 @@ def mean(per_image):
 
 def L_d(DET, W, images, labelled):
     targets = DET.targets(labelled)
-    return DET.loss(W, images, targets, tf.maximum(positives(targets), 1.0))
+    return DET.loss(W, images, targets, tf.maximum(DET.positives(targets), 1.0))
 
 
 def own_objective(gan, b):
@@ -166,7 +166,7 @@ def test_an_arm_starts_where_its_pretraining_ends(tmp_path, tiny_phantom, monkey
         synthetic_count=3,
         audit_folds=0,
     )
-    run = run_directory.begin(settings)
+    run = run_directory.begin(settings, Workers())
     phases.pretrain_gan(run, "psgan")
     for weight in run.players("psgan").gan.theta:
         weight.assign(tf.zeros_like(weight))  # what the joint phase must load is not what is there
