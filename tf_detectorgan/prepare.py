@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from tf_detectorgan import door
 from tf_detectorgan.config import option
@@ -237,11 +236,10 @@ _BUILD |= {"cityscapes": _build_cityscapes, "nih": _build_nih, "phantom": _build
 def _contents(dataset: records.Dataset, split: str) -> tuple[np.ndarray, list[int], set[str]]:
     """Boxes [n, 4], labels and groups of a split, read without decoding an image."""
     boxes, labels, groups = [np.zeros([0, 4])], list[int](), set[str]()
-    for serialized in dataset.serialized(split).as_numpy_iterator():
-        feature = tf.train.Example.FromString(serialized).features.feature
-        boxes.append(np.array(feature["boxes"].float_list.value).reshape(-1, 4))
-        labels += feature["labels"].int64_list.value
-        groups |= {group.decode() for group in feature["groups"].bytes_list.value}
+    for image in dataset.listed(split):
+        boxes.append(image.boxes)
+        labels += image.labels
+        groups |= set(image.groups)
     return np.concatenate(boxes), labels, groups
 
 

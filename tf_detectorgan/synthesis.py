@@ -78,12 +78,11 @@ def synthesize(
       directory: gets synthetic.tfrecord, annotations.json (COCO), images/*.png, gallery.html,
         contact_sheet.png, audit.json.
       count, batch_size: images made in all, and in one call of `insert`.
-      seed: image i is a function of (seed, i).
-      placement: where to insert.
+      seed, placement: image i is a function of (seed, i); where to insert.
       method, checkpoint: written into each image's provenance.
       reach: how far beyond a box `insert` may draw, in longer sides of the box.
-      judges: give each image its "audit" in the provenance, the rank of its object among real ones.
-      min_audit: images whose "audit" is below are made, but not written.
+      judges, min_audit: give each image its "audit" in the provenance, the rank of its object among real
+        ones; images whose rank is below are made, but not written.
       exports: further formats of `export.WRITERS`, each into a folder of its name.
       between: called before every batch; what it raises ends the work, and nothing appears.
 
@@ -111,9 +110,7 @@ def synthesize(
     kept = records.write_records(partial / "synthetic.tfrecord", examples(), dataset.features)
     if not kept:
         raise InputError(f"min_audit={min_audit}: none of the {count} images of {method} reaches it")
-    beside.write(count)
-    for kind in exports:
-        export.write(kind, partial)
+    beside.write(count, exports)
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
     return kept
@@ -146,8 +143,8 @@ class _Beside:
             self._shown.offer(int(batch.seeds[i]), rank, entry)
             yield example
 
-    def write(self, count: int) -> None:
-        """Writes what was gathered of `count` images made."""
+    def write(self, count: int, exports: Sequence[str]) -> None:
+        """Writes what was gathered of `count` images made, and all of it again in the formats `exports`."""
         found_real = self._judges.found_real() if self._judges else None
         measured = audit.joined(self._audited), _measured_training(self._dataset)
         found = audit.audit(*measured, self._origin["seed"], found_real)
@@ -157,6 +154,8 @@ class _Beside:
         sections = self._shown.sections()
         gallery.write_gallery(self._directory, sections, f"Synthetic images: {self._origin['method']}")
         gallery.contact_sheet(next(iter(sections.values()))[:8], self._directory / "contact_sheet.png")
+        for kind in exports:
+            export.write(kind, self._directory)
 
     def _judged(self, batch: Synthesis, stored: np.ndarray) -> dict[str, np.ndarray]:
         """What the judges say of images [N, H, W, C], and "found_before", of their backgrounds."""

@@ -120,7 +120,8 @@ def test_a_file_that_is_no_results_list(photos, tmp_path, content, message):
 
 def test_a_name_of_two_images_is_ambiguous(tiny_phantom, tmp_path, monkeypatch):
     dataset = records.open_dataset(tiny_phantom("ambiguous"))
-    listed = [records.Listed(i, f"{folder}/a.png", (32, 32), (32, 32)) for i, folder in ((1, "x"), (2, "y"))]
+    one = next(dataset.listed("test_labelled"))
+    listed = [one._replace(image_id=i, file_name=f"{folder}/a.png") for i, folder in ((1, "x"), (2, "y"))]
     monkeypatch.setattr(dataset, "listed", lambda split: listed if split == "test_labelled" else [])
     path = tmp_path / "results.json"
     path.write_text(json.dumps([result("a.png")]))

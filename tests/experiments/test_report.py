@@ -18,6 +18,7 @@ from tf_detectorgan.experiments.report import (
     duration,
     headline,
     markdown_text,
+    matched,
     result_table,
     write_report,
 )
@@ -169,7 +170,7 @@ def test_equal_arms_are_both_marked_and_not_told_apart(tmp_path):
         )
     run = read_run(tmp_path)
     assert all(cell.best for _, cells in headline(run)[1] for cell in cells)
-    (title, sentences), _ = comparisons(run)
+    (title, sentences), _ = comparisons(run, matched(run))
     assert title == "AP@0.1"
     assert sentences[0].startswith("cut_paste − real_only = +0.00 [+0.00, +0.00], 12 groups: not shown")
 

@@ -101,14 +101,7 @@ def joint_batches(
             f"unroll_real={unroll_real!r} is not fresh or same, or no streams: {sorted(unknown)}"
         )
     chosen.update(augment or {})
-    labelled = _open(dataset, "train_labelled")
-    sources = {"x": _open(dataset, "train_clean"), "y": labelled}
-    if dataset.count("train_unboxed"):
-        sources["u"] = _open(dataset, "train_unboxed")
-    if unroll_real == "fresh":
-        sources["y2"] = labelled
-    if unroll_steps > 1:
-        sources["y_later"] = labelled
+    sources = _joint_sources(dataset, unroll_real, unroll_steps)
     place = _Placer(dataset, placement)
 
     def assemble(drawn: dict[str, _Drawn]) -> Batch:
@@ -130,6 +123,19 @@ def joint_batches(
         for name, source in sources.items()
     }
     return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
+
+
+def _joint_sources(dataset: Dataset, unroll_real: str, unroll_steps: int) -> dict[str, streams.Source]:
+    """The streams of `joint_batches` that are drawn, by name; u and y2 may be y itself."""
+    labelled = _open(dataset, "train_labelled")
+    sources = {"x": _open(dataset, "train_clean"), "y": labelled}
+    if dataset.count("train_unboxed"):
+        sources["u"] = _open(dataset, "train_unboxed")
+    if unroll_real == "fresh":
+        sources["y2"] = labelled
+    if unroll_steps > 1:
+        sources["y_later"] = labelled
+    return sources
 
 
 def labelled_batches(

@@ -46,12 +46,32 @@ class Record(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """What a record says of its image, without the pixels; sizes are (height, width) as in `Record`."""
+    """A record whose image is not decoded; sizes are (height, width) as in `Record`."""
 
     image_id: int
     file_name: str
+    groups: tuple[str, ...]
+    boxes: np.ndarray  # [n, 4], see boxes.py
+    labels: tuple[int, ...]
     valid_size: tuple[int, ...]
     source_size: tuple[int, ...]
+    png: bytes
+
+
+def listed(serialized: tf.data.Dataset) -> Iterator[Listed]:
+    """Serialized Examples in order."""
+    for example in serialized.as_numpy_iterator():
+        feature = tf.train.Example.FromString(example).features.feature
+        yield Listed(
+            feature["image_id"].int64_list.value[0],
+            feature["file_name"].bytes_list.value[0].decode(),
+            tuple(group.decode() for group in feature["groups"].bytes_list.value),
+            np.array(feature["boxes"].float_list.value).reshape(-1, 4),
+            tuple(feature["labels"].int64_list.value),
+            tuple(feature["valid_size"].int64_list.value),
+            tuple(feature["source_size"].int64_list.value),
+            feature["image"].bytes_list.value[0],
+        )
 
 
 def features(
@@ -219,14 +239,7 @@ class Dataset:
 
     def listed(self, split: str) -> Iterator[Listed]:
         """The split's images in order, read without decoding one; none when the split is absent."""
-        for example in self.serialized(split).as_numpy_iterator():
-            feature = tf.train.Example.FromString(example).features.feature
-            yield Listed(
-                feature["image_id"].int64_list.value[0],
-                feature["file_name"].bytes_list.value[0].decode(),
-                tuple(feature["valid_size"].int64_list.value),
-                tuple(feature["source_size"].int64_list.value),
-            )
+        return listed(self.serialized(split))
 
     def decode(self, serialized: tf.Tensor) -> Record:
         """One undecoded Example as a `Record`, inside tf.data."""

@@ -8,7 +8,7 @@ Functions", 3.2.1, with 16 x 16 waves instead of 8 x 8). Why, and whence the lim
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from scipy.fft import dctn
 
-from tf_detectorgan.data import resize
+from tf_detectorgan.data import records, resize
 from tf_detectorgan.data.records import SPLITS, STREAMS, Dataset
 from tf_detectorgan.errors import InputError
 
@@ -131,20 +131,12 @@ def check_parents(dataset: Dataset, synthetic: tf.data.Dataset, source: str) -> 
         group: part
         for part in SPLITS[1:]
         for stream in STREAMS
-        for _, groups in _groups(dataset.serialized(f"{part}_{stream}"))
-        for group in groups
+        for image in dataset.listed(f"{part}_{stream}")
+        for group in image.groups
     }
-    for name, groups in _groups(synthetic):
-        for group in groups & held_out.keys():
+    for image in records.listed(synthetic):
+        for group in held_out.keys() & image.groups:
             raise InputError(
-                f"{source}: {name} was made of an image of group {group}, which is in {held_out[group]}; "
-                "synthesize again from training images only"
+                f"{source}: {image.file_name} was made of an image of group {group}, which is in "
+                f"{held_out[group]}; synthesize again from training images only"
             )
-
-
-def _groups(serialized: tf.data.Dataset) -> Iterable[tuple[str, set[str]]]:
-    """File name and groups of records, without decoding an image."""
-    for one in serialized.as_numpy_iterator():
-        feature = tf.train.Example.FromString(one).features.feature
-        name = feature["file_name"].bytes_list.value[0].decode()
-        yield name, {group.decode() for group in feature["groups"].bytes_list.value}

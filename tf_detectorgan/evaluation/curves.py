@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from tf_detectorgan.evaluation.average_precision import RECALLS, Matches, mean_over_classes
+from tf_detectorgan.evaluation.froc import pooled
 from tf_detectorgan.evaluation.statistics import LEVEL, group_draws
 
 
@@ -36,13 +37,7 @@ def sensitivity_at_rates(matches: Matches, weights: np.ndarray, iou: float, rate
 
     Classes pooled, equal scores together, as in `froc.froc`. `rates`: false positives per image.
     """
-    t = matches.thresholds.index(iou)
-    scores = np.concatenate([found.scores for found in matches.classes])
-    order = np.argsort(-scores, kind="mergesort")
-    scores = scores[order]
-    image = np.concatenate([found.image for found in matches.classes])[order]
-    correct = np.concatenate([found.correct[t] for found in matches.classes])[order]
-    last_of_tie = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))[: len(scores)]
+    _, image, correct, last_of_tie = pooled(matches, iou)
     positives = weights @ sum(found.truths for found in matches.classes)
     result = np.full((len(weights), len(rates)), np.nan)
     for r in np.flatnonzero(positives):

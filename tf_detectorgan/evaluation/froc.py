@@ -9,6 +9,18 @@ from tf_detectorgan.evaluation.average_precision import Matches
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per image
 
 
+def pooled(matches: Matches, iou: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, images and correctness [D] of all classes' detections, best first; each tie's last [ties]."""
+    t = matches.thresholds.index(iou)
+    scores = np.concatenate([found.scores for found in matches.classes])
+    order = np.argsort(-scores, kind="mergesort")
+    scores = scores[order]
+    image = np.concatenate([found.image for found in matches.classes])[order]
+    correct = np.concatenate([found.correct[t] for found in matches.classes])[order]
+    last_of_tie = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))[: len(scores)]
+    return scores, image, correct, last_of_tie
+
+
 def froc(matches: Matches, iou: float = 0.1) -> dict:
     """Sensitivity at the seven rates and the curve, all classes pooled under one score threshold.
 
@@ -25,15 +37,11 @@ def froc(matches: Matches, iou: float = 0.1) -> dict:
     """
     if iou not in matches.thresholds:
         raise ValueError(f"IoU {iou} was not matched; there are {matches.thresholds}")
-    t = matches.thresholds.index(iou)
     truths = int(sum(found.truths.sum() for found in matches.classes))
     empty: dict[str, list] = {"fp_per_image": [], "sensitivity": [], "score": []}
     if truths == 0:
         return {"iou": iou, "sensitivity": {f"{r:g}": None for r in RATES}, "mean": None, "curve": empty}
-    scores = np.concatenate([found.scores for found in matches.classes])
-    order = np.argsort(-scores, kind="mergesort")
-    scores, correct = scores[order], np.concatenate([found.correct[t] for found in matches.classes])[order]
-    last_of_tie = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))[: len(scores)]
+    scores, _, correct, last_of_tie = pooled(matches, iou)
     sensitivity = np.cumsum(correct)[last_of_tie] / truths
     false_rate = np.cumsum(~correct)[last_of_tie] / len(matches.image_ids)
     at_rates = {f"{r:g}": float(sensitivity[false_rate <= r].max(initial=0.0)) for r in RATES}

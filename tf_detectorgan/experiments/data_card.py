@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import checkpoints, gallery
@@ -37,13 +36,12 @@ def contents(dataset: records.Dataset, split: str) -> Contents:
     """Reads a split through once."""
     found = Contents([], [], [], np.zeros([0, 4]), [])
     boxes = [found.boxes]
-    for serialized in dataset.serialized(split).as_numpy_iterator():
-        feature = tf.train.Example.FromString(serialized).features.feature
-        found.names.append(feature["file_name"].bytes_list.value[0].decode())
-        found.groups.append(tuple(group.decode() for group in feature["groups"].bytes_list.value))
-        found.hashes.append(hashlib.sha256(feature["image"].bytes_list.value[0]).digest())
-        boxes.append(np.array(feature["boxes"].float_list.value).reshape(-1, 4))
-        found.labels.extend(feature["labels"].int64_list.value)
+    for image in dataset.listed(split):
+        found.names.append(image.file_name)
+        found.groups.append(image.groups)
+        found.hashes.append(hashlib.sha256(image.png).digest())
+        boxes.append(image.boxes)
+        found.labels.extend(image.labels)
     return found._replace(boxes=np.concatenate(boxes))
 
 

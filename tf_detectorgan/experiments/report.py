@@ -18,7 +18,7 @@ import tensorflow as tf
 import tf_detectorgan
 from tf_detectorgan import boxes as box_ops
 from tf_detectorgan.evaluation import curves
-from tf_detectorgan.evaluation.average_precision import RANGE_NAME, match
+from tf_detectorgan.evaluation.average_precision import RANGE_NAME, Matches, match
 from tf_detectorgan.evaluation.records import Found
 from tf_detectorgan.evaluation.statistics import bootstrap_ap, paired_difference, sentence
 from tf_detectorgan.experiments import audit_table, figures
@@ -57,6 +57,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     run = read_run(run_dir)
     first = next(iter(run.arms.values())).metrics
     columns, rows = headline(run)
+    found = matched(run)
     content = {
         "title": f"DetectorGAN run: {run.directory.resolve().name}",
         "columns": [column.title for column in columns],
@@ -65,7 +66,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         "counts": first["counts"],
         "class_names": first["class_names"],
         "notes": sorted({arm.metrics["note"] for arm in run.arms.values()} - {""}),
-        "comparisons": comparisons(run),
+        "comparisons": comparisons(run, found),
         "unpaired": [name for name, arm in run.arms.items() if arm.found is None],
         "classes": _per_class(run, _name(first["main_iou"])),
         "main_iou": _name(first["main_iou"]),
@@ -87,7 +88,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     templates = environment()
     templates.filters |= {"md": markdown_text, "png": _file_uri, "number": _number}
     pictures = {
-        "plots": _plots(run),
+        "plots": _plots(run, found),
         "examples": examples(run),
     }
     page = run.directory / "report.html"
@@ -139,22 +140,26 @@ def headline(run: Run) -> tuple[list[Column], list[tuple[str, list[Cell]]]]:
     return columns, rows
 
 
-def comparisons(run: Run) -> list[tuple[str, list[str]]]:
-    """Per AP threshold a sentence for each pair of arms with detections, the later arm minus the earlier."""
-    ready = {name: arm for name, arm in run.arms.items() if arm.found is not None}
-    if len(ready) < 2:
-        return []
-    first = next(iter(ready.values())).metrics
-    ious = tuple(dict.fromkeys([first["main_iou"], 0.5]))
-    draws = {
-        name: bootstrap_ap(
-            match(run.truth, arm.found or [], arm.metrics["class_names"], ious),
-            first["bootstrap"]["resamples"],
-            first["bootstrap"]["seed"],
-        )
-        for name, arm in ready.items()
+def matched(run: Run) -> dict[str, Matches]:
+    """Detections beside the truth, of the arms that have them, at all IoUs that the page speaks of."""
+    first = next(iter(run.arms.values())).metrics
+    ious = [*map(float, first["precision_recall"]), first["main_iou"], 0.5]
+    return {
+        name: match(run.truth, arm.found, first["class_names"], tuple(dict.fromkeys(ious)))
+        for name, arm in run.arms.items()
+        if arm.found is not None
     }
-    pairs = list(itertools.combinations(reversed(ready), 2))
+
+
+def comparisons(run: Run, found: dict[str, Matches]) -> list[tuple[str, list[str]]]:
+    """Per AP threshold a sentence for each pair of arms with detections, the later arm minus the earlier."""
+    if len(found) < 2:
+        return []
+    first = run.arms[next(iter(found))].metrics
+    ious = tuple(dict.fromkeys([first["main_iou"], 0.5]))
+    resamples = first["bootstrap"]["resamples"], first["bootstrap"]["seed"]
+    draws = {name: bootstrap_ap(matches, *resamples) for name, matches in found.items()}
+    pairs = list(itertools.combinations(reversed(found), 2))
     return [
         (
             f"AP@{iou:g}",
@@ -164,23 +169,19 @@ def comparisons(run: Run) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _plots(run: Run) -> list[str]:
+def _plots(run: Run, found: dict[str, Matches]) -> list[str]:
     """Curves of all arms, with bands for those that have detections and truth to resample."""
     metrics = {name: arm.metrics for name, arm in run.arms.items()}
     first = next(iter(metrics.values()))
     main, resamples = first["main_iou"], (first["bootstrap"]["resamples"], first["bootstrap"]["seed"])
     ious = [float(iou) for iou in first["precision_recall"]]
-    ready = {
-        name: match(run.truth, arm.found, first["class_names"], tuple(dict.fromkeys([*ious, main])))
-        for name, arm in run.arms.items()
-        if arm.found is not None and first["counts"]["boxes"]
-    }
+    judged = found if first["counts"]["boxes"] else {}
     plots = []
     for iou in ious:
-        bands = {name: curves.precision_band(found, iou, *resamples) for name, found in ready.items()}
+        bands = {name: curves.precision_band(one, iou, *resamples) for name, one in judged.items()}
         plots.append(figures.precision_recall(metrics, _name(iou), bands))
     bands = {
-        name: curves.sensitivity_band(found, main, figures.RATES, *resamples) for name, found in ready.items()
+        name: curves.sensitivity_band(one, main, figures.RATES, *resamples) for name, one in judged.items()
     }
     return [*plots, figures.free_response(metrics, bands)]
 

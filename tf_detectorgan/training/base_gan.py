@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, Protocol
 import keras
 import tensorflow as tf
 
+from tf_detectorgan import losses
 from tf_detectorgan.batch import Batch, Insertion
+from tf_detectorgan.training import replicas
 
 
 class Drawn(NamedTuple):
@@ -59,3 +61,9 @@ class BaseGAN(Protocol):
 
     def picture(self, batch: Batch) -> tf.Tensor:
         """[1, h, w, 3] for the summaries: what the generators do with a batch, beside what they are given."""
+
+
+def discriminator_loss(real, fake, kind: str) -> tf.Tensor:
+    """What a discriminator pays for its logits of real and of generated images, on average."""
+    L_real = replicas.share(losses.adversarial_real(real, kind))
+    return 0.5 * (L_real + replicas.share(losses.adversarial_fake(fake, kind)))

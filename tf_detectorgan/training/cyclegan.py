@@ -16,7 +16,7 @@ from tf_detectorgan.batch import Batch, Insertion, Labelled
 from tf_detectorgan.models.discriminators import crop
 from tf_detectorgan.models.generators import Composition, bbox_target, bbox_weight, insert, reinsert, remove
 from tf_detectorgan.training import replicas, summaries
-from tf_detectorgan.training.base_gan import Drawn, Judged
+from tf_detectorgan.training.base_gan import Drawn, Judged, discriminator_loss
 from tf_detectorgan.training.image_pool import ImagePool
 
 
@@ -111,8 +111,7 @@ class CycleGAN:
             def loss(net, real, fake):
                 count = tf.shape(real)[0]
                 logits = net(tf.concat([real, fake], 0))
-                L_real = replicas.share(losses.adversarial_real(logits[:count], o.gan_loss))
-                return 0.5 * (L_real + replicas.share(losses.adversarial_fake(logits[count:], o.gan_loss)))
+                return discriminator_loss(logits[:count], logits[count:], o.gan_loss)
 
             terms = {
                 "L_DIS_globalX": loss(self.DIS_globalX, tf.concat([batch.y.images, batch.u], 0), fake_X),

@@ -68,15 +68,12 @@ def run_phase(
     """Runs a phase from its newest checkpoint to `steps`, then marks it as done.
 
     Args:
-      name: shown in the progress bar.
-      directory: the phase's checkpoints.
-      parts: everything trainable or stateful, by name.
-      steps: of the whole phase.
+      name, directory: the progress bar's, and where checkpoints go.
+      parts, steps: everything trainable or stateful, by name; of the whole phase.
       step: (batch, step number) -> scalars.
       batches: start step -> batches from there on.
       scalars: receives (finished steps, values).
-      every: how often to do what.
-      stop: looked at after every step.
+      every, stop: how often to do what; looked at after every step.
       inspect: receives (finished steps, batch): pictures, validation.
       workers: who trains together; None: this process alone. `scalars` and `inspect` are called on the chief.
 
@@ -87,10 +84,8 @@ def run_phase(
     phase, workers = PhaseDirectory(directory, parts), workers or Workers()
     start, began = workers.restore(phase, parts), time.monotonic()
     source = iter(batches(start)) if start < steps else None
-    done = start
-    with tqdm(
-        total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=not workers.chief
-    ) as bar:
+    done, hidden = start, not workers.chief
+    with tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=hidden) as bar:
         while done < steps:
             batch = next(source)  # type: ignore[arg-type]
             values = step(batch, done)
@@ -99,27 +94,29 @@ def run_phase(
             stopped = workers.total(bool(stop.received))  # on any worker: all stop after the same step
             saving = done % every.checkpoint == 0 or done == steps or stopped
             if saving or done % every.log == 0:
+                rate = (done - start) / (time.monotonic() - began)
                 row = _finite({k: float(v) for k, v in values.items()}, name, done)
-                row["steps_per_second"] = (done - start) / (time.monotonic() - began)
                 if workers.chief:
-                    scalars(done, row)
+                    scalars(done, row | {"steps_per_second": rate})
                 bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in _SHOWN}, refresh=False)
             if workers.chief and inspect is not None and (done % every.inspect == 0 or done == steps):
                 inspect(done, batch)
             if saving:
                 workers.save(phase, parts, done)
             if stopped and done < steps:
-                raise Interrupted(
-                    f"{stop.received or 'another worker'} in {name}: {done} of {steps} steps are saved"
-                )
+                who = stop.received or "another worker"
+                raise Interrupted(f"{who} in {name}: {done} of {steps} steps are saved")
     if steps == 0:
         workers.save(phase, parts, 0)
-    seconds = time.monotonic() - began
-    record = {"steps": steps, "seconds": round(seconds, 1), "seconds_cover_steps_from": start}
-    workers.of_chief(lambda: phase.finish(record | _peak_memory()))
+    workers.of_chief(lambda: phase.finish(_cost(start, steps, time.monotonic() - began)))
 
 
 _SHOWN = ("L_d", "L_real", "L_syn", "L_real_ahead", "L_localX", "L_bbox")
+
+
+def _cost(start: int, steps: int, seconds: float) -> dict[str, Any]:
+    """What a finished phase took; of a resumed one the time from step `start` on."""
+    return {"steps": steps, "seconds": round(seconds, 1), "seconds_cover_steps_from": start} | _peak_memory()
 
 
 def _peak_memory() -> dict[str, int]:

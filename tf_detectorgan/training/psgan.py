@@ -19,7 +19,7 @@ from tf_detectorgan.models.generators import Composition
 from tf_detectorgan.models.person_discriminator import PersonDiscriminator
 from tf_detectorgan.models.unet import redraw
 from tf_detectorgan.training import replicas, summaries
-from tf_detectorgan.training.base_gan import Drawn, Judged
+from tf_detectorgan.training.base_gan import Drawn, Judged, discriminator_loss
 
 IMAGE_LOSS, PERSON_LOSS = "log", "lsgan"  # of Ouyang et al., eqn 1 and 2
 
@@ -84,10 +84,10 @@ class PSGAN:
         phi = [v for net in nets for v in net.trainable_variables]
         with tf.GradientTape() as tape:
             real, fake = (self.DIS_image(tf.concat([batch.y_noised, image], -1)) for image in (y, y_drawn))
-            terms = {"L_DIS_image": _loss(real, fake, IMAGE_LOSS)}
+            terms = {"L_DIS_image": discriminator_loss(real, fake, IMAGE_LOSS)}
             if self.DIS_person is not None:
                 real, fake = (self.DIS_person(image, boxes) for image in (y, y_drawn))
-                terms["L_DIS_person"] = _loss(real, fake, PERSON_LOSS)
+                terms["L_DIS_person"] = discriminator_loss(real, fake, PERSON_LOSS)
             objective = tf.add_n(list(terms.values()))
         g = tape.gradient(objective, phi)
         replicas.require_gradients(g, [v.path for v in phi], "the discriminators' objective")
@@ -102,8 +102,3 @@ class PSGAN:
     def picture(self, batch: Batch) -> tf.Tensor:
         x_syn, (y_drawn,) = self.draw(batch)
         return summaries.insertion_picture(batch.x, batch.insertion, x_syn, batch.y, y_drawn)
-
-
-def _loss(real, fake, kind: str) -> tf.Tensor:
-    L_real = replicas.share(losses.adversarial_real(real, kind))
-    return 0.5 * (L_real + replicas.share(losses.adversarial_fake(fake, kind)))

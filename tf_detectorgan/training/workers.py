@@ -38,7 +38,7 @@ class Workers:
 
     def total(self, number: int) -> int:
         """Sum over workers."""
-        return int(self._sum(tf.constant(number, tf.int64)))
+        return int(self._sum(tf.constant(number, tf.int64))) if self.strategy else number
 
     def restore(self, phase: PhaseDirectory, parts: dict[str, Any]) -> int:
         """The chief's newest checkpoint on all workers; returns the number of finished steps."""
@@ -122,7 +122,7 @@ def ending_together(count: int) -> Iterator[None]:
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError) as error:
         why = str(error.message).splitlines()[0]
         code, line = EXIT_INTERRUPTED, f"interrupted: lost a worker; the last checkpoint is kept ({why})"
-    except Exception:
+    except Exception:  # whatever it is, the process must not wait for its peers
         code, line = 1, traceback.format_exc()
     print(line, file=sys.stderr, end="\n" if line else "")
     sys.stdout.flush()

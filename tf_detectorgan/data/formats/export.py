@@ -42,14 +42,13 @@ def write(kind: str, directory: Path) -> None:
     WRITERS[kind](coco_file.read(directory / "annotations.json"), directory, directory / kind)
 
 
-def _boxes(document: Document, image: dict) -> list[tuple[int, list[float]]]:
-    """Class (counted from 0 in the order of the ids) and x, y, width, height of an image's boxes."""
-    order = sorted(row["id"] for row in document.categories)
-    return [
-        (order.index(row["category_id"]), row["bbox"])
-        for row in document.annotations
-        if row["image_id"] == image["id"]
-    ]
+def _boxes(document: Document) -> dict[int, list[tuple[int, list[float]]]]:
+    """Image id -> class (counted from 0 in the order of the ids) and x, y, width, height of its boxes."""
+    order = {number: label for label, number in enumerate(sorted(row["id"] for row in document.categories))}
+    found: dict[int, list[tuple[int, list[float]]]] = {image["id"]: [] for image in document.images}
+    for row in document.annotations:
+        found[row["image_id"]].append((order[row["category_id"]], row["bbox"]))
+    return found
 
 
 def _names(document: Document) -> list[str]:
@@ -59,7 +58,7 @@ def _names(document: Document) -> list[str]:
 def _write_voc(document: Document, source: Path, out: Path) -> None:
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (out / folder).mkdir(parents=True)
-    names, stems = _names(document), []
+    names, boxes, stems = _names(document), _boxes(document), []
     for image in document.images:
         path = source / image["file_name"]
         stems.append(path.stem)
@@ -71,7 +70,7 @@ def _write_voc(document: Document, source: Path, out: Path) -> None:
         size = ElementTree.SubElement(root, "size")
         for name, value in (("width", image["width"]), ("height", image["height"]), ("depth", channels)):
             _child(size, name, value)
-        for label, (x, y, w, h) in _boxes(document, image):
+        for label, (x, y, w, h) in boxes[image["id"]]:
             one = ElementTree.SubElement(root, "object")
             for name, value in (
                 ("name", names[label]),
@@ -95,11 +94,12 @@ def _child(parent: ElementTree.Element, name: str, text: object) -> None:
 def _write_yolo(document: Document, source: Path, out: Path) -> None:
     for folder in ("images/train", "labels/train"):
         (out / folder).mkdir(parents=True)
+    boxes = _boxes(document)
     for image in document.images:
         path, width, height = source / image["file_name"], image["width"], image["height"]
         shutil.copyfile(path, out / "images/train" / path.name)
         lines = []
-        for label, (x, y, w, h) in _boxes(document, image):
+        for label, (x, y, w, h) in boxes[image["id"]]:
             shares = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
             lines.append(" ".join([str(label), *(f"{share:.10g}" for share in shares)]) + "\n")
         (out / "labels/train" / f"{path.stem}.txt").write_text("".join(lines), encoding="utf-8")
@@ -112,6 +112,7 @@ def _write_yolo(document: Document, source: Path, out: Path) -> None:
 
 def _write_node21(document: Document, source: Path, out: Path) -> None:
     itk = medical_images.library("SimpleITK")
+    boxes = _boxes(document)
     (out / "images").mkdir(parents=True)
     with (out / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
@@ -122,8 +123,8 @@ def _write_node21(document: Document, source: Path, out: Path) -> None:
             itk.WriteImage(
                 itk.GetImageFromArray(resize.read_image(path)[..., 0]), str(out / "images" / name), True
             )
-            boxes = [[1, *(f"{v:.10g}" for v in box)] for _, box in _boxes(document, image)]
-            rows.writerows([name, *row] for row in boxes or [[0] * 5])
+            lines = [[1, *(f"{v:.10g}" for v in box)] for _, box in boxes[image["id"]]]
+            rows.writerows([name, *line] for line in lines or [[0] * 5])
 
 
 WRITERS: dict[str, Callable[[Document, Path, Path], None]] = {
