@@ -1,18 +1,30 @@
 """The whole command on pictures in which a bright square is to be found, scored by `evaluate`."""
 
+import dataclasses
 import json
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tf_detectorgan import evaluate, localize
-from tf_detectorgan.errors import InputError
+from tf_detectorgan.errors import InputError, Interrupted
 from tf_detectorgan.evaluate import Evaluate
 from tf_detectorgan.localize import Localize
 from tf_detectorgan.prepare import Prepare, prepare
 
 SQUARE = 8
+SMALL = {"batch_size": 8, "grid": 8, "filters": 8, "learning_rate": 3e-3}
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """The command takes over two signals; they are given back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -48,23 +60,11 @@ def test_a_bright_square_is_found_and_scored(squares, tmp_path, method, iou, cap
 
     Class activation maps know only where it is; a square at random has IoU 0.1 or more in 2 of 10 images.
     """
-    out = tmp_path / "found.json"
-    localize.main(
-        Localize(
-            data_dir=squares,
-            method=method,
-            out=str(out),
-            steps=100,
-            batch_size=8,
-            grid=8,
-            filters=8,
-            learning_rate=3e-3,
-        )
-    )
-    printed = capsys.readouterr().out
-    assert f"in 12 images of the test split, in {out}" in printed
+    localize.main(Localize(squares, method, str(tmp_path), steps=100, **SMALL))
+    out = tmp_path / "test.json"
+    assert f"in 12 images of the test split, in {out}" in capsys.readouterr().out
     evaluate.main(Evaluate(data_dir=squares, predictions=str(out), prediction_pixels="prepared"))
-    places = json.loads((tmp_path / "found.test_metrics.json").read_text())["localization"]
+    places = json.loads((tmp_path / "test.test_metrics.json").read_text())["localization"]
     assert places["iou"][iou]["k"] >= 7
     assert places["iou"][iou]["n"] == 8
 
@@ -79,20 +79,30 @@ def test_a_bright_square_is_found_and_scored(squares, tmp_path, method, iou, cap
 )
 def test_what_does_not_fit_is_said_before_training(squares, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        localize.main(Localize(data_dir=squares, out=str(tmp_path / "found.json"), **changes))
+        localize.main(Localize(squares, run_dir=str(tmp_path), **changes))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_is_not_overwritten_unasked(squares, tmp_path):
-    (tmp_path / "found.json").write_text("mine")
-    with pytest.raises(InputError, match="exists; use --overwrite"):
-        localize.main(Localize(data_dir=squares, out=str(tmp_path / "found.json")))
-    assert (tmp_path / "found.json").read_text() == "mine"
+def test_interrupted_training_goes_on_to_the_same_file(squares, tmp_path, monkeypatch):
+    """Stopped after 8 of 20 steps; then a second split without a step more, and no other setting."""
+    options = Localize(squares, "patches", str(tmp_path / "whole"), steps=20, **SMALL)
+    localize.main(options)
+    stopped = dataclasses.replace(options, run_dir=str(tmp_path / "stopped"))
+    batches = localize.pipeline.presence_batches
 
+    def stopping(*args, **named):
+        yield from batches(*args, **named).take(7)
+        signal.raise_signal(signal.SIGTERM)
+        yield from batches(*args, **named).skip(7)
 
-def test_a_loss_that_is_not_finite_ends_it(squares, tmp_path):
-    with pytest.raises(InputError, match="lower --learning_rate"):
-        localize.main(
-            Localize(data_dir=squares, out=str(tmp_path / "f.json"), learning_rate=1e38, grid=8, filters=4)
-        )
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(localize.pipeline, "presence_batches", stopping)
+    with pytest.raises(Interrupted, match="8 of 20 steps are saved"):
+        localize.main(stopped)
+    monkeypatch.setattr(localize.pipeline, "presence_batches", batches)
+    assert not (tmp_path / "stopped/test.json").exists()
+    localize.main(stopped)
+    assert (tmp_path / "stopped/test.json").read_bytes() == (tmp_path / "whole/test.json").read_bytes()
+    monkeypatch.setattr(localize.pipeline, "presence_batches", None)
+    localize.main(stopped)
+    with pytest.raises(InputError, match="--seed was 0, is 1"):
+        localize.main(dataclasses.replace(stopped, seed=1))

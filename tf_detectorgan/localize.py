@@ -1,16 +1,16 @@
 r"""Trains a weakly supervised localizer and writes what it finds: baselines for Tables 2 and 3.
 
-python -m tf_detectorgan.localize --data_dir=data/mine --method=cam --out=cam.json
-python -m tf_detectorgan.evaluate --data_dir=data/mine --predictions=cam.json --prediction_pixels=prepared
+python -m tf_detectorgan.localize --data_dir=data/mine --method=cam --run_dir=runs/cam
+python -m tf_detectorgan.evaluate --data_dir=data/mine --predictions=runs/cam/test.json \
+  --prediction_pixels=prepared
 
 cam (Wang et al. 2017) learns from labelled, unboxed and clean images without looking at a box; patches (Li et
-al. 2018) uses the boxes that there are. Small networks, trained from scratch in one go: an interrupted
-training begins again. The file is COCO's results list, boxes in pixels of the prepared images.
+al. 2018) uses the boxes that there are. Small networks, trained from scratch; resumable. The file is COCO's
+results list in pixels of the prepared images: regions, and the boxes around them.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is impor
 
 import keras
 import tensorflow as tf
-from tqdm import tqdm
 
-from tf_detectorgan import door
+from tf_detectorgan import checkpoints, config, door
 from tf_detectorgan import evaluation as ev
 from tf_detectorgan.config import option
 from tf_detectorgan.data import pipeline, records
@@ -29,6 +28,8 @@ from tf_detectorgan.data.augmentation import Augmentation
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation.regions import localize_split
 from tf_detectorgan.models.localizers import METHODS
+from tf_detectorgan.training import run_directory, summaries
+from tf_detectorgan.training.loop import Every, StopSignal, run_phase
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,8 @@ class Localize:
 
     data_dir: str = option("data/phantom", "A data set made by tf_detectorgan.prepare.")
     method: str = option("cam", "Class activation maps, or patches with boxes.", choices=tuple(METHODS))
-    out: str = option("", "JSON file to write; empty: <method>_<split>.json.")
-    overwrite: bool = option(False, "Replace --out if it exists.")
-    split: str = option("test", "Images to look at.", choices=("test", "validation"))
+    run_dir: str = option("", "Where all of it goes; the same command goes on there. Empty: runs/<method>.")
+    split: str = option("test", "Images to look at, of any after training.", choices=("test", "validation"))
     grid: int = option(16, "Cells a side that an image is seen as.", low=2)
     filters: int = option(16, "Of the first convolution; doubled with each halving, up to 128.", low=4)
     steps: int = option(1000, "Training steps.", low=1)
@@ -48,26 +48,27 @@ class Localize:
     seed: int = option(0, "Of the first weights, the order of images and their augmentation.", low=0)
 
 
+EVERY = Every(log=25, checkpoint=100, inspect=100)
+
+
 def main(options: Localize) -> None:
     """Trains, looks at every image of the split, writes the file."""
     dataset = records.open_dataset(options.data_dir)
-    out = Path(options.out or f"{options.method}_{options.split}.json").expanduser()
-    check(options, dataset, out)
+    check(options, dataset)
+    path = Path(options.run_dir or f"runs/{options.method}").expanduser()
+    run_directory.same_settings(path / "config.json", options, {"run_dir", "split"})
+    run_directory.same_data(path / "data_card.json", dataset)
+    checkpoints.write_text(path / "config.json", config.to_json(options) + "\n")
+    tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(options.seed)
     model = METHODS[options.method](
         dataset.image_shape, len(dataset.class_names), grid=options.grid, filters=options.filters
     )
-    batches = pipeline.presence_batches(
-        dataset,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        steps=options.steps,
-        augment=Augmentation(),
-    )
-    train(model, batches, options.steps, options.learning_rate)
+    train(model, options, dataset, path)
     found = localize_split(
         tf.function(model.heat), model.thresholds, dataset, options.split, options.batch_size
     )
+    out = path / f"{options.split}.json"
     ev.write_json(out, ev.to_coco_results(found))
     print(
         f"{options.method}: {sum(len(f.labels) for f in found)} regions in {len(found)} images of the "
@@ -77,14 +78,12 @@ def main(options: Localize) -> None:
     )
 
 
-def check(options: Localize, dataset: records.Dataset, out: Path) -> None:
+def check(options: Localize, dataset: records.Dataset) -> None:
     """Everything that can be known before training.
 
     Raises:
-      InputError: --out exists, --grid or --filters does not fit, or there is nothing to look at.
+      InputError: --grid or --filters does not fit, or there is nothing to look at.
     """
-    if out.exists() and not options.overwrite:
-        raise InputError(f"--out={out}: exists; use --overwrite to replace it")
     if options.grid > min(dataset.image_shape[:2]):
         raise InputError(
             f"--grid={options.grid}: the images have {dataset.image_shape[0]} pixels a side only"
@@ -97,13 +96,9 @@ def check(options: Localize, dataset: records.Dataset, out: Path) -> None:
         raise InputError(f"{dataset.directory} has no {options.split} split")
 
 
-def train(model, batches: tf.data.Dataset, steps: int, learning_rate: float) -> None:
-    """Adam on the model's mean loss over each batch.
-
-    Raises:
-      InputError: the loss is not finite.
-    """
-    optimizer = keras.optimizers.Adam(learning_rate)
+def train(model, options: Localize, dataset: records.Dataset, path: Path) -> None:
+    """Adam on the model's mean loss over each batch."""
+    optimizer = keras.optimizers.Adam(options.learning_rate)
     variables = model.network.trainable_variables
     optimizer.build(variables)
 
@@ -114,13 +109,29 @@ def train(model, batches: tf.data.Dataset, steps: int, learning_rate: float) -> 
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         return loss
 
-    with tqdm(total=steps, desc="localizer", unit="step", dynamic_ncols=True) as bar:
-        for number, batch in enumerate(batches, 1):
-            loss = float(step(*batch))
-            if not math.isfinite(loss):
-                raise InputError(f"the loss is {loss} at step {number}; lower --learning_rate")
-            bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
-            bar.update()
+    def batches(start_step: int):
+        return iter(
+            pipeline.presence_batches(
+                dataset,
+                batch_size=options.batch_size,
+                seed=options.seed,
+                start_step=start_step,
+                steps=options.steps,
+                augment=Augmentation(),
+            )
+        )
+
+    run_phase(
+        "localizer",
+        directory=path / "localizer",
+        parts={"network": model.network, "optimizer": optimizer},
+        steps=options.steps,
+        step=lambda batch, _: {"loss": step(*batch)},
+        batches=batches,
+        scalars=summaries.Writer(path / "tensorboard", "localizer").scalars,
+        every=EVERY,
+        stop=StopSignal().install(),
+    )
 
 
 if __name__ == "__main__":

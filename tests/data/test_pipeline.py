@@ -317,7 +317,9 @@ def test_a_joint_batch_splits_among_replicas(dataset, uninterrupted):
 
 def test_presence_batches_are_half_clean_and_unboxed_images_are_present_without_boxes(tiny_phantom):
     dataset = records.open_dataset(tiny_phantom("presence", unboxed_images=4))
-    batches = list(pipeline.presence_batches(dataset, batch_size=4, seed=0, steps=4, augment=IDENTITY))
+    batches = list(
+        pipeline.presence_batches(dataset, batch_size=4, seed=0, start_step=0, steps=4, augment=IDENTITY)
+    )
     assert len(batches) == 4
     boxed = 0
     for labelled, present in batches:
@@ -329,7 +331,9 @@ def test_presence_batches_are_half_clean_and_unboxed_images_are_present_without_
 
 
 def test_with_several_classes_presence_is_told_by_the_boxes(dataset):
-    batches = pipeline.presence_batches(dataset, batch_size=4, seed=0, steps=5, augment=IDENTITY)
+    batches = pipeline.presence_batches(
+        dataset, batch_size=4, seed=0, start_step=0, steps=5, augment=IDENTITY
+    )
     for labelled, present in batches:
         for labels, row in zip(labelled.labels.numpy(), present.numpy(), strict=True):
             assert row.tolist() == [float(0 in labels), float(1 in labels)]

@@ -13,6 +13,7 @@ import pytest
 from tf_detectorgan.errors import InputError, Interrupted
 from tf_detectorgan.experiments import figures, runner
 from tf_detectorgan.experiments.runner import Cell, Job, parse_only, plan
+from tf_detectorgan.experiments.table_report import write_table
 from tf_detectorgan.experiments.tables import BASE, TABLES, Column, Row, Table, Variant
 
 MORE = Variant("more", ("--synthetic_count=9",), continues=True)
@@ -234,6 +235,13 @@ def test_a_cell_trained_apart_is_gathered_into_the_table(tmp_path, tiny_phantom)
     table = subprocess.run([*command, "--only=cut_paste"], capture_output=True, text=True, check=True)
     assert "0 trainings to do" in table.stdout
     assert [row["title"] for row in json.loads((out / "table_1.json").read_text())["rows"]] == ["cut_paste"]
+    page, text = write_table("3", TABLES["3"], [0], out, command="")
+    (published,) = [
+        line.split("  ") for line in text.splitlines() if line.startswith("Wang et al. 2017, pub")
+    ]
+    assert [cell.strip() for cell in published if cell][1:] == ["0.165", "0.051", *["0.013"] * 3]
+    for file in (page, page.with_suffix(".md")):
+        assert "Wang et al. 2017, published: their table 4, Nodule" in file.read_text("utf-8")
 
 
 def test_pictures_of_a_table_show_every_row_and_number():

@@ -202,9 +202,9 @@ def labelled_batches(
 
 
 def presence_batches(
-    dataset: Dataset, *, batch_size: int, seed: int, steps: int, augment: Augmentation
+    dataset: Dataset, *, batch_size: int, seed: int, start_step: int, steps: int, augment: Augmentation
 ) -> tf.data.Dataset:
-    """Pairs (`Labelled`, present) for training on whether an image has the object, `steps` of them.
+    """(`Labelled`, present) of each step from `start_step` to `steps` - 1: has an image the object?
 
     Half of each batch are labelled and, if there is one class only, unboxed images; half are clean. (A record
     does not say which of several classes an unboxed image has.) present: [N, C classes] float32, 1 where the
@@ -230,8 +230,11 @@ def presence_batches(
         labelled = Labelled(*(tf.concat(pair, 0) for pair in zip(yes, no, strict=True)))
         return labelled, tf.concat([present, tf.zeros([counts["clean"], classes])], 0)
 
-    drawn = {kind: _drawn(dataset, sources[kind], seed, kind, counts[kind], 0) for kind in counts}
-    return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps)
+    drawn = {
+        kind: _drawn(dataset, sources[kind], seed, kind, count, start_step * count)
+        for kind, count in counts.items()
+    }
+    return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
 
 
 def evaluation_batches(dataset: Dataset, splits: Sequence[str], batch_size: int) -> tf.data.Dataset:

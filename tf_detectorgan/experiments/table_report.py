@@ -97,6 +97,10 @@ def write_table(
         "seeds": list(seeds),
         "main_iou": results.main_iou,
         "rows": [_row(row, table.columns, results) for row in table.rows if row.title in results.metrics],
+        "published": [
+            {"title": p.title, "cells": [p.numbers.get(c.title) for c in table.columns], "note": p.note}
+            for p in table.published
+        ],
         "comparisons": {c.title: comparisons(table, c, results) for c in table.columns if _has_draws(c)},
         "unfinished": [
             f"{row.title}:{seed}"
@@ -112,7 +116,12 @@ def write_table(
     stem = f"table_{name}" + (f"_{elsewhere}" if elsewhere else "")
     checkpoints.write_text(out / f"{stem}.json", json.dumps(numbers, indent=1) + "\n")
     templates = environment()
-    templates.filters |= {"md": markdown_text, "duration": duration, "cell": cell}
+    templates.filters |= {
+        "md": markdown_text,
+        "duration": duration,
+        "cell": cell,
+        "published": published_cell,
+    }
     content = {**numbers, "columns": [_title(c, results.main_iou) for c in table.columns]}
     content["comparisons"] = [
         (_title(Column(title, ()), results.main_iou), [found["sentence"] for found in compared])
@@ -126,6 +135,8 @@ def write_table(
     lines = [["", *content["columns"], "seeds"]]
     for row in numbers["rows"]:
         lines.append([row["title"], *(cell(c) for c in row["cells"]), str(row["seeds"])])
+    for row in numbers["published"]:
+        lines.append([f"{row['title']}, published", *map(published_cell, row["cells"]), ""])
     sentences = [s for _, group in content["comparisons"] for s in group]
     return page, "\n".join([aligned(lines), *sentences])
 
@@ -185,6 +196,11 @@ def cell(number: dict) -> str:
     if number["low"] is not None:
         text += f" [{number['low']:.2f}, {number['high']:.2f}]"
     return text + (f" (paper {number['paper']:.3f})" if number["paper"] is not None else "")
+
+
+def published_cell(value: float | None) -> str:
+    """A number without interval, as somebody else published it."""
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _row(row: Row, columns: Sequence[Column], results: Results) -> dict[str, Any]:

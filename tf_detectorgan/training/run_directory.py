@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ def begin(settings: Train, workers: Workers) -> Run:
     data_dir = settings.data_dir or path / "phantom"
 
     def written() -> None:
-        _same_settings(path / "config.json", settings)
+        same_settings(path / "config.json", settings, FREE)
         if not settings.data_dir:
             _phantom(settings, path / "phantom")
-        _same_data(path / "data_card.json", records.open_dataset(data_dir))
+        same_data(path / "data_card.json", records.open_dataset(data_dir))
         checkpoints.write_text(path / "config.json", config.to_json(settings) + "\n")
 
     workers.of_chief(written)
@@ -80,17 +81,27 @@ def _elsewhere(file: Path, dataset: records.Dataset, data_dir: str) -> str:
     return f"{Path(data_dir).expanduser().resolve().name}-{given['fingerprint'][:8]}"
 
 
-def _same_settings(file: Path, settings: Train) -> None:
+def same_settings(file: Path, settings: Any, free: Collection[str]) -> None:
+    """Compares a command's options with those in `file`, if it exists.
+
+    Raises:
+      InputError: one that is not `free` to change has changed.
+    """
     if not file.exists():
         return
     old, new = _read(file), json.loads(config.to_json(settings))
-    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in FREE]
+    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]
     if changed:
         what = "; ".join(f"--{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
         raise InputError(f"{file.parent} holds a run with other settings ({what}); use a new --run_dir")
 
 
-def _same_data(file: Path, dataset: records.Dataset) -> None:
+def same_data(file: Path, dataset: records.Dataset) -> None:
+    """Writes the data set's card to `file`.
+
+    Raises:
+      InputError: there is one, of other data.
+    """
     card = _card(dataset)
     if file.exists() and _read(file)["fingerprint"] != card["fingerprint"]:
         raise InputError(
