@@ -7,6 +7,7 @@ computed again.
 `--predictions=results.json --data_dir=data/mine` scores what any other framework found in the images of a
 data set made by `prepare`: COCO's results list, [{"image_id", "category_id", "bbox": [x, y, width, height],
 "score"}, ...]. `image_id` is the id in the annotation file that the set was made of, or the file's name.
+A "segmentation" (run lengths) counts for localization accuracy.
 """
 
 from __future__ import annotations

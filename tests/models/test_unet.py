@@ -11,10 +11,11 @@ from tf_detectorgan.models.unet import redraw, unet
 
 def test_parameters_by_hand():
     """16 pixels, f = 2: halvings to 8, 4, 2, 1 with 2, 4, 8, 16 filters; back with 8, 4, 2, then 1."""
-    encoder = sum(16 * a * b + b for a, b in [(1, 2), (2, 4), (4, 8), (8, 16)])
-    decoder = sum(9 * a * b + b for a, b in [(16, 8), (8 + 8, 4), (4 + 4, 2), (2 + 2, 1)])
+    encoder = sum(16 * a * b for a, b in [(1, 2), (2, 4), (4, 8), (8, 16)])
+    decoder = sum(9 * a * b for a, b in [(16, 8), (8 + 8, 4), (4 + 4, 2), (2 + 2, 1)])
     norms = 2 * (4 + 8) + 2 * (8 + 4 + 2)  # not of the first map, nor of the single pixel
-    assert unet((16, 16, 1), filters=2).count_params() == encoder + decoder + norms
+    biases = 2 + 16 + 1  # where there is none
+    assert unet((16, 16, 1), filters=2).count_params() == encoder + decoder + norms + biases
 
 
 @pytest.mark.parametrize("side,halvings", [(64, 6), (256, 8)])

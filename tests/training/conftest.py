@@ -8,12 +8,16 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan.batch import Batch, Insertion, Labelled
+from tf_detectorgan.data import noise
 from tf_detectorgan.models.detectors import anchors, retinanet
 from tf_detectorgan.models.discriminators import patch_gan
 from tf_detectorgan.models.generators import Composition, resnet_generator
+from tf_detectorgan.models.person_discriminator import PersonDiscriminator
+from tf_detectorgan.models.unet import unet
 from tf_detectorgan.training.cyclegan import CycleGAN, CycleObjective
 from tf_detectorgan.training.image_pool import ImagePool
 from tf_detectorgan.training.joint_step import Objective, Players
+from tf_detectorgan.training.psgan import PSGAN, AlignedObjective
 
 SIDE, CLASSES, CROP = 32, 2, 16
 RECIPES = {"paper": ("full", "mask", "log"), "ours": ("box", "exemplar", "lsgan")}
@@ -86,6 +90,32 @@ def players(recipe="ours", *, detector=True, pool_size=0, batch_size=2, clipnorm
         *pools,
     )  # fmt: skip
     return Players(gan, *((DET, detector_optimizer) if detector else ()))
+
+
+def psgan(compose, person=True, strategy=None):
+    """PS-GAN with SGD, so that a first momentum is -lr g. Its weights are all different."""
+    keras.utils.set_random_seed(0)
+    with (strategy or tf.distribute.get_strategy()).scope():
+        G = unet((SIDE, SIDE, 1), filters=2)
+        DIS_image = patch_gan((SIDE, SIDE, 2), filters=4, layers=2)
+        phi = DIS_image.trainable_variables
+        DIS_person = None
+        if person:
+            DIS_person = PersonDiscriminator(filters=2)
+            DIS_person(tf.zeros([1, SIDE, SIDE, 1]), tf.constant([[0.0, 0, 8, 8]]))
+            phi = phi + DIS_person.trainable_variables
+        optimizers = sgd(G.trainable_variables), sgd(phi)
+    weights = AlignedObjective(1.1, 0.7, 3.0, Composition(compose, "mask", 0.25, 1))
+    return PSGAN(weights, G, DIS_image, DIS_person, *optimizers)
+
+
+def aligned(batch):
+    """The batch as the pipeline gives it for PS-GAN."""
+    insertion = batch.insertion
+    draws = tf.reshape(tf.linspace(0.1, 0.4, 2 * len(batch.x)), [-1, 2])
+    exemplars = noise.fill(batch.x, insertion.boxes, draws)
+    y_noised = noise.fill(batch.y.images, batch.y_boxes, draws)
+    return batch._replace(insertion=insertion._replace(exemplars=exemplars), y_noised=y_noised)
 
 
 def labelled(rng, count):
@@ -161,6 +191,9 @@ def tiny():
         objective=objective,
         cycle_objective=cycle_objective,
         players=players,
+        psgan=psgan,
+        aligned=aligned,
+        sgd=sgd,
         batch=batch,
         labelled=labelled,
         networks=networks,

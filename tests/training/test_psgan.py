@@ -2,57 +2,22 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tf_detectorgan import checkpoints, losses
-from tf_detectorgan.data import noise
 from tf_detectorgan.models.detectors import retinanet
-from tf_detectorgan.models.discriminators import patch_gan
-from tf_detectorgan.models.generators import Composition
-from tf_detectorgan.models.person_discriminator import PersonDiscriminator
-from tf_detectorgan.models.unet import redraw, unet
+from tf_detectorgan.models.unet import redraw
 from tf_detectorgan.training import phases, run_directory
 from tf_detectorgan.training.joint_step import ALONE, Players, joint_step
 from tf_detectorgan.training.loop import StopSignal
-from tf_detectorgan.training.psgan import PSGAN, AlignedObjective
+from tf_detectorgan.training.psgan import PSGAN
 from tf_detectorgan.training.settings import Train
 from tf_detectorgan.training.workers import Workers
 
 SIDE, RATE = 32, 0.1
 SEED = tf.constant([0, 0])
-DRAWS = tf.constant([[0.1, 0.2], [0.3, 0.4]])
-
-
-def sgd(variables, rate=RATE):
-    optimizer = keras.optimizers.SGD(rate, momentum=0.9)
-    optimizer.build(variables)
-    return optimizer
-
-
-def psgan(compose, person=True):
-    """Its weights are all different; the optimizers are SGD, so that a first momentum is -RATE * gradient."""
-    keras.utils.set_random_seed(0)
-    G = unet((SIDE, SIDE, 1), filters=2)
-    DIS_image = patch_gan((SIDE, SIDE, 2), filters=4, layers=2)
-    phi = DIS_image.trainable_variables
-    DIS_person = None
-    if person:
-        DIS_person = PersonDiscriminator(filters=2)
-        DIS_person(tf.zeros([1, SIDE, SIDE, 1]), tf.constant([[0.0, 0, 8, 8]]))
-        phi = phi + DIS_person.trainable_variables
-    weights = AlignedObjective(1.1, 0.7, 3.0, Composition(compose, "mask", 0.25, 1))
-    return PSGAN(weights, G, DIS_image, DIS_person, sgd(G.trainable_variables), sgd(phi))
-
-
-def aligned(batch):
-    """The batch as the pipeline gives it for PS-GAN."""
-    insertion = batch.insertion
-    exemplars = noise.fill(batch.x, insertion.boxes, DRAWS)
-    y_noised = noise.fill(batch.y.images, batch.y_boxes, DRAWS)
-    return batch._replace(insertion=insertion._replace(exemplars=exemplars), y_noised=y_noised)
 
 
 def mean(per_image):
@@ -97,9 +62,13 @@ def relative_error(found, expected):
 
 @pytest.mark.slow
 def test_step_with_a_detector_is_the_gradient_of_the_written_objective(tiny):
-    gan, b, o = psgan("box"), aligned(tiny.batch()), tiny.objective(lambda_real=20.0, lambda_syn=2.0)
+    gan, b, o = (
+        tiny.psgan("box"),
+        tiny.aligned(tiny.batch()),
+        tiny.objective(lambda_real=20.0, lambda_syn=2.0),
+    )
     DET = retinanet.small((SIDE, SIDE, 1), 2, sizes=(8.0, 16.0, 24.0), width=16)
-    optimizer = sgd(DET.network.trainable_variables)
+    optimizer = tiny.sgd(DET.network.trainable_variables)
     with tf.GradientTape(persistent=True) as tape:
         own, y_drawn = own_objective(gan, b)
         loop, ahead = loop_objective(gan, DET, optimizer, o, b)
@@ -130,24 +99,24 @@ def test_step_with_a_detector_is_the_gradient_of_the_written_objective(tiny):
 @pytest.mark.parametrize("person", [True, False])
 def test_step_without_a_detector(tiny, person):
     """DET's stream is not asked for: other clean images change nothing. Without the person: pix2pix."""
-    gan, b = psgan("full", person), aligned(tiny.batch())
+    gan, b = tiny.psgan("full", person), tiny.aligned(tiny.batch())
     with tf.GradientTape() as tape:
         own, _ = own_objective(gan, b)
     expected = tape.gradient(own, gan.theta)
     out = joint_step(Players(gan), ALONE, b, SEED)
     assert ("L_person" in out) == ("L_DIS_person" in out) == person
     assert relative_error([m / -RATE for m in gan.generator_optimizer.momentums], expected) < 1e-5
-    again = psgan("full", person)
+    again = tiny.psgan("full", person)
     empty = b.insertion._replace(exemplars=tf.zeros_like(b.x))
     joint_step(Players(again), ALONE, b._replace(x=tf.zeros_like(b.x), insertion=empty), SEED)
     for one, other in zip(gan.theta, again.theta, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_parts_are_all_that_a_checkpoint_needs():
+def test_parts_are_all_that_a_checkpoint_needs(tiny):
     fields = {f.name for f in dataclasses.fields(PSGAN)} - {"objective"}
-    assert set(psgan("full").parts) == fields
-    assert set(psgan("full", person=False).parts) == fields - {"DIS_person"}
+    assert set(tiny.psgan("full").parts) == fields
+    assert set(tiny.psgan("full", person=False).parts) == fields - {"DIS_person"}
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import tensorflow as tf
 from tf_detectorgan.models.detectors import retinanet
 from tf_detectorgan.training import replicas, unroll, update_rules
 from tf_detectorgan.training.detector_step import detector_step
-from tf_detectorgan.training.joint_step import joint_step
+from tf_detectorgan.training.joint_step import Players, joint_step
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,31 @@ def test_joint_step(tiny, mirrored):
                     0
                 )  # still filling: the next step's exchange would be each replica's own choice
     assert int(two.detector_optimizer.iterations.numpy()) == 2
+
+
+@pytest.mark.slow
+def test_joint_step_of_psgan(tiny, mirrored):
+    """Its noise and boxes are split with the images; the person's crops differ in size between the halves."""
+    o, batch, seed = tiny.objective(lambda_real=20.0, lambda_syn=2.0), tiny.batch(0, 4), tf.constant([0, 0])
+    batch = tiny.aligned(batch)
+
+    def players(strategy):
+        keras.utils.set_random_seed(1)
+        with strategy.scope():
+            DET = retinanet.small((32, 32, 1), 2, sizes=(8.0, 16.0, 24.0), width=16)
+            optimizer = tiny.sgd(DET.network.trainable_variables)
+        return Players(tiny.psgan("box", strategy=strategy), DET, optimizer)
+
+    one, two = players(tf.distribute.get_strategy()), players(mirrored)
+    expected = joint_step(one, o, batch, seed)
+    found = on_all(mirrored, lambda half, seed: joint_step(two, o, half, seed))(split(mirrored, batch), seed)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
+    for name, theirs in states(one).items():
+        for replica in range(2):
+            copies = [mirrored.experimental_local_results(v)[replica] for v in states(two)[name]]
+            assert worst_error(copies, theirs) < 1e-5, name
 
 
 def detector(strategy):

@@ -31,19 +31,21 @@ def unet(image_shape: tuple[int, int, int], *, filters: int = 64, name: str = "g
         raise ValueError(f"the U-Net needs a square image with a power of 2 as side, got {height}x{width}")
     widths = [min(2**i, 8) * filters for i in range(halvings)]
 
-    def normalized(x, side):
-        return x if side == 1 else instance_normalization()(x)  # of one pixel only 0 would be left
+    def normalized(x, width, side, kernel, stride):
+        one = side == 1  # pixel, of which a normalisation would leave 0; elsewhere it removes a bias
+        x = keras.layers.Conv2D(width, kernel, stride, "same", use_bias=one)(x)
+        return x if one else instance_normalization()(x)
 
     inputs = keras.Input(image_shape)
     x = keras.layers.Conv2D(widths[0], 4, 2, "same")(inputs)
     skips = [x]
     for i in range(1, halvings):
         x = keras.layers.LeakyReLU(negative_slope=0.2)(x)
-        x = normalized(keras.layers.Conv2D(widths[i], 4, 2, "same")(x), height >> (i + 1))
+        x = normalized(x, widths[i], height >> (i + 1), 4, 2)
         skips.append(x)
     for i in reversed(range(halvings - 1)):
         x = keras.layers.UpSampling2D(2)(keras.layers.ReLU()(x))
-        x = normalized(keras.layers.Conv2D(widths[i], 3, 1, "same")(x), height >> (i + 1))
+        x = normalized(x, widths[i], height >> (i + 1), 3, 1)
         x = keras.layers.Concatenate()([x, skips[i]])
     x = keras.layers.UpSampling2D(2)(keras.layers.ReLU()(x))
     return keras.Model(inputs, keras.layers.Conv2D(channels, 3, 1, "same", activation="tanh")(x), name=name)
