@@ -13,7 +13,7 @@ import pytest
 from tf_detectorgan.errors import InputError, Interrupted
 from tf_detectorgan.experiments import figures, runner
 from tf_detectorgan.experiments.runner import Cell, Job, parse_only, plan
-from tf_detectorgan.experiments.table_report import write_table
+from tf_detectorgan.experiments.table_report import distinct, write_table
 from tf_detectorgan.experiments.tables import BASE, TABLES, Column, Row, Table, Variant
 
 MORE = Variant("more", ("--synthetic_count=9",), continues=True)
@@ -242,6 +242,12 @@ def test_a_cell_trained_apart_is_gathered_into_the_table(tmp_path, tiny_phantom)
     assert [cell.strip() for cell in published if cell][1:] == ["0.165", "0.051", *["0.013"] * 3]
     for file in (page, page.with_suffix(".md")):
         assert "Wang et al. 2017, published: their table 4, Nodule" in file.read_text("utf-8")
+
+
+def test_a_column_that_repeats_the_main_iou_is_shown_once():
+    titles = {iou: [c.title for c in distinct(TABLES["1"].columns, iou)] for iou in ("0.1", "0.5")}
+    assert titles["0.1"] == ["AP@main", "AP@0.5", "AP@0.5:0.95", "recall@main"]
+    assert titles["0.5"] == ["AP@main", "AP@0.5:0.95", "recall@main"]
 
 
 def test_pictures_of_a_table_show_every_row_and_number():

@@ -89,6 +89,7 @@ def write_table(
       InputError: as `read_results`.
     """
     results = read_results(table, seeds, out, elsewhere)
+    table = table._replace(columns=distinct(table.columns, results.main_iou))
     numbers = {
         "table": name,
         "title": table.title + (f", scored on {elsewhere}" if elsewhere else ""),
@@ -246,6 +247,11 @@ def _look_up(metrics: dict, column: Column, main_iou: str) -> float | None:
     for key in column.path:
         value = value[main_iou if key == "main" else key]
     return value["value"]
+
+
+def distinct(columns: Sequence[Column], main_iou: str) -> tuple[Column, ...]:
+    """Without those that repeat an earlier one, as AP@0.5 does where that is the main IoU."""
+    return tuple({_title(column, main_iou): column for column in reversed(columns)}.values())[::-1]
 
 
 def _title(column: Column, main_iou: str) -> str:
