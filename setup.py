@@ -52,8 +52,9 @@ STUDY = ["flask>=3.1", "werkzeug>=3.1", "waitress>=3"]
 EXTRAS = {
     # CUDA libraries as wheels.
     "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
-    # Submits the jobs of k8s/ from Python; urllib3 raises what the client cannot reach.
-    "k8s": ["kubernetes>=31", "urllib3>=2"],
+    # Submits the jobs of k8s/ from Python; urllib3 raises what the client cannot reach, and websocket-client
+    # reads what a pod sends.
+    "k8s": ["kubernetes>=31", "urllib3>=2", "websocket-client>=1.6"],
     # Medical images: DICOM, and NODE21's MetaImages.
     "medical": ["pydicom>=3", "SimpleITK>=2.4"],
     # The rating page: Flask (Werkzeug is its basis) for routes, signed cookies, pages; waitress serves it.

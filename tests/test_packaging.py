@@ -23,7 +23,13 @@ INDIRECT = {
     "tensorboard": "tf.summary's operations live in it, and it shows the runs",
 }
 # Imported by another name than the distribution's.
-PROVIDERS = {"absl": "absl-py", "PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml"}
+PROVIDERS = {
+    "absl": "absl-py",
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "yaml": "pyyaml",
+    "websocket": "websocket-client",
+}
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,9 @@
 
 import json
 import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan import checkpoints
+from tf_detectorgan.errors import EXIT_INTERRUPTED
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = ("real_only", "cut_paste", "cyclegan_bbox", "detectorgan")
@@ -215,6 +218,18 @@ def test_other_settings_in_the_same_directory_are_refused_in_one_line(runs, data
     ]  # TensorFlow talks there too
     assert line.startswith(f"error: {run} holds a run with other settings (--lambda_syn was 0.05, is 0.5)")
     assert (run / "config.json").read_text() == settings
+
+
+def test_a_signal_while_tensorflow_is_imported_is_heard(tmp_path):
+    """Process 1 of a pod has no default action for SIGTERM, so there must be a handler before the imports."""
+    with Call(tmp_path / "run", tmp_path / "absent") as call:
+        status = Path(f"/proc/{call.process.pid}/status")
+        caught = 0
+        while not caught >> (signal.SIGTERM - 1) & 1:
+            caught = int(re.search(r"^SigCgt:\s*(\w+)", status.read_text(), re.MULTILINE)[1], 16)
+            time.sleep(0.002)
+        call.process.terminate()
+        assert call.finish() == ("", "", EXIT_INTERRUPTED)
 
 
 @pytest.mark.slow

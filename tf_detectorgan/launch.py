@@ -1,10 +1,12 @@
-"""Jobs on Kubernetes: python -m tf_detectorgan.launch submit|status|logs|stop|resume [flags].
+"""Jobs on Kubernetes: python -m tf_detectorgan.launch submit|status|logs|stop|resume|fetch|reproduce [flags].
 
-  submit  fills a manifest, creates what it holds, waits for its pods and says what they wait for
-  status  the Job and its pods
-  logs    of all its pods, each line with the pod's name before it; --follow: until they end
-  stop    suspends the Job: pods get SIGTERM, save and end; waits until they have
-  resume  lets a stopped Job go on, from its checkpoint
+  submit     fills a manifest, creates what it holds, waits for its pods and says what they wait for
+  status     the Job and its pods
+  logs       of all its pods, each line with the pod's name before it; --follow: until they end
+  stop       suspends the Job: pods get SIGTERM, save and end; waits until they have
+  resume     lets a stopped Job go on, from its checkpoint
+  fetch      copies what the Job has written from the volume of runs to this machine
+  reproduce  submits a table, one pod for every arm and seed; with --gather, what makes the table of them
 
 `launch submit --help` lists the flags. Wants pip install 'tf_detectorgan[k8s]'; finds the cluster as kubectl
 does. Exit codes: 78 bad input, or the API server's refusal; 75 still waiting when --wait was over.
@@ -14,16 +16,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
+from tqdm import tqdm
 
 from tf_detectorgan import door
-from tf_detectorgan.cluster import kubernetes, manifests
+from tf_detectorgan.cluster import fetch as copying
+from tf_detectorgan.cluster import kubernetes, manifests, table_job
 from tf_detectorgan.config import option
 from tf_detectorgan.errors import EXIT_BAD_INPUT, InputError, Interrupted
+from tf_detectorgan.experiments.tables import TABLES
 
 POLL = 2.0  # seconds between two looks
 
@@ -45,6 +51,27 @@ class Submit:
 
 
 @dataclass(frozen=True)
+class Reproduce:
+    """Options of `reproduce`."""
+
+    table: str = option("1", "The table, as `python -m tf_detectorgan.reproduce` has it.", tuple(TABLES))
+    config: str = option("", "Flagfile of `train` that all cells share; empty: small, on drawn data.")
+    seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "One training of every arm for each.")
+    parallel: int = option(0, "Pods at a time; 0: one a seed, so that pretraining is hardly repeated.", low=0)
+    gather: bool = option(False, "When all cells are trained: one pod that writes the table.")
+    image: str = option("", "Image of the pods; empty: the manifest's.")
+    gpus: int = option(0, "GPUs of each pod.", low=0)
+    memory: str = option("", "Memory of each pod, such as 16Gi; empty: the manifest's.")
+    runs_claim: str = option("", "Claim of a volume for the runs; empty: the manifest's, ReadWriteMany.")
+    data_claim: str = option("", "Claim of a volume that is mounted at /data; empty: none.")
+    queue: str = option("", "Queue of Kueue that starts the Job; empty: none.")
+    context: str = option("", "Context of kubectl's configuration; empty: the current one.")
+    namespace: str = option("", "Namespace; empty: the context's.")
+    wait: int = option(300, "Seconds to wait for the first pod to run; 0: do not.", low=0)
+    dry_run: bool = option(False, "Print the manifest as it would be submitted; no cluster is asked.")
+
+
+@dataclass(frozen=True)
 class OneJob:
     """Options of `status`, `stop` and `resume`."""
 
@@ -61,46 +88,114 @@ class Logs(OneJob):
     follow: bool = option(False, "Go on until the pods end.")
 
 
+@dataclass(frozen=True)
+class Fetch:
+    """Options of `fetch`."""
+
+    job: str = option("", "The Job's name.")
+    manifest: str = option("", "Once the Job is gone: its manifest, of k8s/ by name or a file.")
+    path: str = option("", "Folder on the volume of runs; empty: where the Job writes.")
+    to: str = option("", "New folder on this machine; empty: the last part of --path, here.")
+    without: tuple[str, ...] = option((), "Names of files or folders to leave out, such as ckpt-*,phantom.")
+    image: str = option("", "Image of the pod that copies, with Python 3; empty: the Job's.")
+    claim: str = option("", "Claim of the volume of runs; empty: the Job's.")
+    context: str = option("", "Context of kubectl's configuration; empty: the current one.")
+    namespace: str = option("", "Namespace; empty: the context's.")
+    wait: int = option(300, "Seconds to wait for the pod.", low=0)
+    limit: int = option(3600, "Seconds after which the cluster ends the pod in any case.", low=1)
+
+
 def submit(options: Submit) -> None:
     """Creates what the manifest holds, the Job last, and waits for its pods."""
-    flags = ""
-    if options.train_flags:
-        if not Path(options.train_flags).is_file():
-            raise InputError(f"--train_flags={options.train_flags}: no such file")
-        flags = Path(options.train_flags).read_text(encoding="utf-8")
     resources = manifests.fill(
         manifests.read(options.manifest),
         image=options.image,
-        flags=flags,
+        flags=_text("--train_flags", options.train_flags),
         gpus=options.gpus,
         workers=options.workers,
         queue=options.queue,
     )
+    _send(resources, options, one_is_enough=False)
+
+
+def reproduce(options: Reproduce) -> None:
+    """Submits a table, every arm and seed a completion index, or what gathers them."""
+    if not options.seeds or len(set(options.seeds)) != len(options.seeds):
+        raise InputError(f"--seeds={','.join(map(str, options.seeds))}: one or more different numbers wanted")
+    resources = table_job.fill(
+        manifests.read(table_job.TEMPLATE),
+        table=options.table,
+        cells=len({row.arm for row in TABLES[options.table].rows}) * len(options.seeds),
+        seeds=options.seeds,
+        parallel=options.parallel or len(options.seeds),
+        gather=options.gather,
+        config=_text("--config", options.config),
+        memory=options.memory,
+        runs_claim=options.runs_claim,
+        data_claim=options.data_claim,
+    )
+    manifests.fill(
+        resources, image=options.image, flags="", gpus=options.gpus, workers=0, queue=options.queue
+    )
+    if options.gather and not options.dry_run:
+        cells = kubernetes.connect(options.context, options.namespace).find_job(
+            table_job.name_of(options.table)
+        )
+        if cells and cells.status.active:
+            raise Interrupted(
+                f"Job {cells.metadata.name} still trains: {cells.status.succeeded or 0} of "
+                f"{cells.spec.completions} cells are done; gather when it has ended"
+            )
+    _send(resources, options, one_is_enough=True)
+
+
+def _text(flag: str, file: str) -> str:
+    if file and not Path(file).is_file():
+        raise InputError(f"{flag}={file}: no such file")
+    return Path(file).read_text(encoding="utf-8") if file else ""
+
+
+def _send(resources: list[manifests.Resource], options: Submit | Reproduce, *, one_is_enough: bool) -> None:
+    """Creates the resources, the Job last, and waits for its pods, or for one; --dry_run: prints them."""
     resources.sort(key=lambda resource: resource["kind"] == "Job")
     if options.dry_run:
         print(yaml.safe_dump_all(resources, sort_keys=False), end="")
         return
     cluster = kubernetes.connect(options.context, options.namespace)
+    job = manifests.job_of(resources)["metadata"]["name"]
+    if cluster.find_job(job):  # before anything is changed: its pods mount the ConfigMap
+        raise InputError(
+            f"Job {job} exists, and the specification of a Job cannot be changed: go on with "
+            f"launch resume --job={job}, or kubectl delete job {job} -n {cluster.namespace} "
+            "(runs stay on their volume, what is done is not done again) and submit again"
+        )
     for resource in resources:
         done = cluster.create(resource)
         print(f"{resource['kind']} {resource['metadata']['name']}: {done}")
-    job = manifests.job_of(resources)["metadata"]["name"]
     if options.wait:
-        _wait_for_pods(cluster, job, options.wait)
+        _wait_for_pods(cluster, job, options.wait, one_is_enough)
     print(f"Job {job} in namespace {cluster.namespace}; next: launch logs --job={job} --follow")
 
 
-def _wait_for_pods(cluster: kubernetes.Cluster, job: str, seconds: int) -> None:
-    """Says what the pods wait for whenever that changes."""
+def _wait_for_pods(cluster: kubernetes.Cluster, job: str, seconds: int, one_is_enough: bool = False) -> None:
+    def reason() -> str:
+        found = cluster.why_waiting(job, one_is_enough)
+        if found.startswith("failed: "):
+            raise InputError(f"Job {job} {found}; launch logs --job={job} says why")
+        return found
+
+    _wait(reason, seconds, f"Job {job} is submitted and")
+
+
+def _wait(reason: Callable[[], str], seconds: int, who: str) -> None:
+    """Says what is waited for whenever that changes, until it is nothing."""
     end, said = time.monotonic() + seconds, ""
-    while reason := cluster.why_waiting(job):
-        if reason.startswith("failed: "):
-            raise InputError(f"Job {job} {reason}; launch logs --job={job} says why")
-        if reason != said:
-            print(reason, flush=True)
-            said = reason
+    while why := reason():
+        if why != said:
+            print(why, flush=True)
+            said = why
         if time.monotonic() > end:
-            raise Interrupted(f"Job {job} is submitted and waits after {seconds} seconds: {reason}")
+            raise Interrupted(f"{who} waits after {seconds} seconds: {why}")
         time.sleep(POLL)
 
 
@@ -142,6 +237,38 @@ def resume(options: OneJob) -> None:
     print(f"Job {options.job}: goes on from its checkpoint")
 
 
+def fetch(options: Fetch) -> None:
+    """Copies a run through a pod of a few minutes' life that mounts the volume read-only."""
+    if bool(options.job) == bool(options.manifest):
+        raise InputError("--job or --manifest: name the Job or, once it is gone, its manifest; one of them")
+    cluster = kubernetes.connect(options.context, options.namespace)
+    resources = cluster.resources(options.job) if options.job else manifests.read(options.manifest)
+    path = PurePosixPath(options.path or manifests.written_path(resources))
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"--path={path}: a folder on the volume wanted, such as nih")
+    target = Path(options.to or path.name)
+    if target.exists():
+        raise InputError(f"{target}: is there already; move it away, or name another folder by --to")
+    pod_of_job = manifests.job_of(resources)["spec"]["template"]["spec"]
+    claim = options.claim or manifests.runs_claim(pod_of_job)
+    helper = copying.helper_pod(
+        pod_of_job, image=options.image, claim=claim, node=cluster.node_of(claim), seconds=options.limit
+    )
+    with cluster.temporary(helper) as pod:
+        _wait(lambda: cluster.why_pod_waits(pod), options.wait, f"Pod {pod}")
+        socket = cluster.execute(pod, copying.command(str(path), options.without))
+        with tqdm(desc=f"fetch {path}", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
+
+            def progress(done: int, expected: int) -> None:
+                bar.total = expected or None
+                bar.update(done - bar.n)
+
+            count, gone = copying.unpack(socket, target, progress)
+    print(f"{target}: {count} files")
+    if gone:
+        print(f"replaced by the run while it was copied, and not in it: {', '.join(gone)}")
+
+
 def _cluster(options: OneJob) -> kubernetes.Cluster:
     if not options.job:
         raise InputError("--job: which one? Give the Job's name")
@@ -154,6 +281,8 @@ ACTIONS: dict[str, tuple[Any, Any]] = {
     "logs": (Logs, logs),
     "stop": (OneJob, stop),
     "resume": (OneJob, resume),
+    "fetch": (Fetch, fetch),
+    "reproduce": (Reproduce, reproduce),
 }
 
 

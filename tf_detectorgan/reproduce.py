@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+if __name__ == "__main__":  # and that takes seconds, in which process 1 of a pod would not hear a SIGTERM
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(EXIT_INTERRUPTED))
 
 from tf_detectorgan import door
 from tf_detectorgan.config import option
-from tf_detectorgan.errors import InputError
 from tf_detectorgan.experiments import runner, table_report
 from tf_detectorgan.experiments.tables import TABLES, Row, Table, Variant
 from tf_detectorgan.training import phases, run_directory
@@ -43,8 +47,9 @@ class Reproduce:
     )
     completion_index: int = option(
         -1,
-        "For one pod of an Indexed Job: train the cell of this number, alone, under --out/cells, and write "
-        "no table; a call without it gathers the cells. Arms in the table's order, each with all --seeds.",
+        "For one pod of an Indexed Job: train the cell of this number under --out/cells, with pretraining "
+        "that others of its seed have finished, and write no table; a call without it gathers the cells. "
+        "Arms in the table's order, each with all --seeds.",
         low=-1,
     )
     workers: int = option(1, "Training processes at a time; each gets its share of the cores.", low=1)
@@ -109,6 +114,8 @@ def _one_cell(options: Reproduce, table: Table, stop: StopSignal) -> None:
     cell = runner.indexed_cell(options.completion_index, table, options.seeds)
     apart = runner.cell_directory(out, cell)
     if runner.plan(table, options.seeds, {cell}, out):  # else gathered before
+        for phase in runner.take_pretraining(table, cell, out):
+            print(f"{phase}: taken from another cell", flush=True)
         jobs = runner.plan(table, options.seeds, {cell}, apart)
         runner.run_jobs(jobs, Path(options.config), apart, options.workers, lambda: stop.received)
     print(f"cell {options.completion_index}: {cell.arm}, seed {cell.seed}: done; runs: {apart}")

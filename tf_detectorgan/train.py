@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
+
+from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
 
 # Before TensorFlow is imported: keeps the progress bars readable.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if __name__ == "__main__":  # and that takes seconds, in which process 1 of a pod would not hear a SIGTERM
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(EXIT_INTERRUPTED))
 
 import tensorflow as tf
 
 from tf_detectorgan import checkpoints, door
 from tf_detectorgan.data.object_layers import object_layers
-from tf_detectorgan.errors import InputError
 from tf_detectorgan.experiments import report
 from tf_detectorgan.training import build, run_directory, second_order, workers
 from tf_detectorgan.training.phases import run_arms
@@ -72,9 +76,9 @@ def layer_report(run: Run) -> None:
     """If an arm uses them: how well objects stand out from their predicted backgrounds; warns if badly."""
     if not any(build.placement(run.settings, ARMS[arm]).layer for arm in run.settings.arm):
         return
-    for name, signal in zip(run.dataset.class_names, object_layers(run.dataset).signal, strict=True):
-        print(f"object layers: {signal:.0%} of what is left of a {name} without its background is no error")
-        if signal < WANTED_SIGNAL:
+    for name, share in zip(run.dataset.class_names, object_layers(run.dataset).signal, strict=True):
+        print(f"object layers: {share:.0%} of what is left of a {name} without its background is no error")
+        if share < WANTED_SIGNAL:
             print(
                 f"warning: below {WANTED_SIGNAL:.0%}. What is behind this class cannot be predicted from "
                 "around its boxes, often because they are large; --exemplar=image cuts objects out instead"

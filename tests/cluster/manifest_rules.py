@@ -40,6 +40,8 @@ def problems(resource):
         found += _job(resource["spec"])
     if resource["kind"] in ("Job", "Deployment"):
         found += _pod(resource["spec"]["template"]["spec"])
+    if resource["kind"] == "Pod":
+        found += _pod(resource["spec"])
     if resource["kind"] == "Deployment":
         wanted = resource["spec"]["selector"]["matchLabels"].items()
         if not wanted <= resource["spec"]["template"]["metadata"]["labels"].items():
@@ -83,6 +85,8 @@ def _job(spec):
 def _pod(spec):
     if spec.get("automountServiceAccountToken") is not False:
         yield "a token of the API server is mounted"
+    if spec.get("enableServiceLinks") is not False:
+        yield "a Service named worker would set WORKER_PORT"
     for key in ("hostNetwork", "hostPID", "hostIPC"):
         if spec.get(key):
             yield f"{key} is not restricted"

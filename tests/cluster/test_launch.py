@@ -1,40 +1,22 @@
 """`launch` against a stub that answers as an API server does; what it submits against the schemas."""
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+import dataclasses
 
 import pytest
 import yaml
-from kubernetes.config import kube_config
 
-from tests.cluster.test_manifests import MANIFESTS, check, container, flagfile_lines
-from tf_detectorgan import launch
-from tf_detectorgan.cluster import manifests
+from tests.cluster.api_server import BATCH, CORE, items, pod, refusal
+from tests.cluster.test_manifests import MANIFESTS, check, container, flagfile_lines, parse
+from tf_detectorgan import launch, reproduce
+from tf_detectorgan.cluster import fetch, manifests
 from tf_detectorgan.errors import InputError, Interrupted
-
-CORE, BATCH = "/api/v1/namespaces/lab", "/apis/batch/v1/namespaces/lab"
-
-
-def refusal(code, reason, message):
-    """The Status object with which an API server refuses."""
-    body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message}
-    return code, body | {"reason": reason, "code": code}
+from tf_detectorgan.experiments import runner
+from tf_detectorgan.experiments.tables import TABLES
 
 
 def job(**status):
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "nih"}, "status": status, "spec": {
         "suspend": False, "template": {"spec": {"containers": [{"name": "train"}]}}}}  # fmt: skip
-
-
-def pod(name, phase="Running", **status):
-    spec = {"containers": [{"name": "train"}], "nodeName": "node-a"}
-    return {"metadata": {"name": name}, "spec": spec, "status": {"phase": phase, **status}}
-
-
-def items(kind, *found):
-    return {"kind": kind, "apiVersion": "v1", "metadata": {"resourceVersion": "7"}, "items": list(found)}
 
 
 def event(message):
@@ -48,68 +30,10 @@ def event(message):
     }
 
 
-class Server:
-    """Answers by `answers[method, path]`: a body, (code, body), text, or a list of which each call takes one.
-
-    What is posted and not in `answers` comes back as created.
-    """
-
-    def __init__(self):
-        self.answers, self.asked = {}, []
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self):
-                url = urlsplit(self.path)
-                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "null")
-                server.asked.append((self.command, url.path, parse_qs(url.query), body))
-                found = server.answers.get((self.command, url.path))
-                if isinstance(found, list):
-                    found = found.pop(0) if len(found) > 1 else found[0]
-                if found is None:
-                    found = (201, body) if body else refusal(404, "NotFound", f"{url.path} not found")
-                code, sent = found if isinstance(found, tuple) else (200, found)
-                text = isinstance(sent, str)
-                data = (sent if text else json.dumps(sent)).encode()
-                self.send_response(code)
-                self.send_header("Content-Type", "text/plain" if text else "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = do_PUT = do_PATCH = answer
-
-            def log_message(self, *arguments):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, args=[0.01], daemon=True).start()
-
-    def sent(self, method):
-        return [body for asked, _, _, body in self.asked if asked == method]
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """The stub, and a kubectl configuration that names it with the namespace `lab`."""
-    found = Server()
-    file = tmp_path / "kubeconfig"
-    address = f"http://127.0.0.1:{found.http.server_port}"
-    file.write_text(yaml.safe_dump({
-        "apiVersion": "v1", "kind": "Config", "current-context": "here",
-        "users": [{"name": "me", "user": {}}],
-        "clusters": [{"name": "c", "cluster": {"server": address}}],
-        "contexts": [{"name": "here", "context": {"cluster": "c", "user": "me", "namespace": "lab"}}],
-    }))  # fmt: skip
-    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(file))
-    monkeypatch.setattr(launch, "POLL", 0.01)
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
-
-
 def running(server, name="nih", *pods):
-    server.answers["GET", f"{BATCH}/jobs/{name}"] = job(active=1)
+    """The Job is not there when asked for the first time, and then it runs."""
+    missing = refusal(404, "NotFound", "not found")
+    server.answers["GET", f"{BATCH}/jobs/{name}"] = [missing, job(active=1)]
     server.answers["GET", f"{CORE}/pods"] = items("PodList", *(pods or (pod(f"{name}-0"),)))
 
 
@@ -149,6 +73,11 @@ def test_every_body_that_is_submitted_is_valid(server, capsys, changes):
     assert f"launch logs --job={name} --follow" in out
 
 
+def test_the_pod_that_copies_is_valid_and_restricted():
+    job = manifests.job_of(manifests.read("train-nih"))["spec"]["template"]["spec"]
+    check(fetch.helper_pod(job, image="", claim="", node="node-a", seconds=60))
+
+
 def test_a_dry_run_prints_what_would_be_sent_and_asks_nobody(server, capsys, tmp_path):
     flags = tmp_path / "my.flags"
     flags.write_text("# mine\n--gan_steps=7\n--seed=3\n")
@@ -162,17 +91,75 @@ def test_a_dry_run_prints_what_would_be_sent_and_asks_nobody(server, capsys, tmp
     assert set(before) - set(after) == {"--gan_steps=20000"}
 
 
-def test_what_exists_is_kept_or_replaced_but_no_job(server, capsys):
-    exists = refusal(409, "AlreadyExists", 'jobs.batch "train-nih" already exists')
-    for path in (f"{CORE}/configmaps", f"{CORE}/persistentvolumeclaims", f"{BATCH}/jobs"):
-        server.answers["POST", path] = exists
+def test_what_exists_is_kept_or_replaced_but_for_a_job_nothing_is_changed(server, capsys):
+    server.answers["GET", f"{BATCH}/jobs/train-nih"] = job(active=1)
     with pytest.raises(InputError, match="exists, and .* kubectl delete job train-nih -n lab"):
         launch.submit(launch.Submit())
+    assert server.sent("POST") == server.sent("PUT") == []
+    del server.answers["GET", f"{BATCH}/jobs/train-nih"]
+    exists = refusal(409, "AlreadyExists", "already exists")
+    for path in (f"{CORE}/configmaps", f"{CORE}/persistentvolumeclaims"):
+        server.answers["POST", path] = exists
+    launch.submit(launch.Submit(wait=0))
     out = capsys.readouterr().out
     assert "ConfigMap train-nih: replaced" in out
     assert "PersistentVolumeClaim detectorgan-runs: kept" in out
     (replaced,) = server.sent("PUT")
     assert replaced["kind"] == "ConfigMap"
+    server.answers["POST", f"{BATCH}/jobs"] = exists  # by somebody else, a moment ago
+    with pytest.raises(InputError, match="^Job train-nih: already exists$"):
+        launch.submit(launch.Submit())
+
+
+def test_a_table_is_submitted_as_one_index_a_cell_and_gathered_by_one_pod(server, capsys, tmp_path):
+    """Table 5 has 4 arms; its pods find the config, the data, and by index each another cell."""
+    flagfile = tmp_path / "mine.flags"
+    flagfile.write_text("--data_dir=/data/cityscapes\n--final_steps=7\n")
+    options = {"table": "5", "config": str(flagfile), "seeds": (3, 1), "gpus": 1, "memory": "16Gi"}
+    options |= {"runs_claim": "mine", "data_claim": "photos", "image": "r.example.com/x:1"}
+    launch.reproduce(launch.Reproduce(**options, wait=0))
+    configmap, cells = server.sent("POST")
+    server.answers["GET", f"{BATCH}/jobs/reproduce-table5"] = job(active=2, succeeded=6) | {
+        "spec": cells["spec"]
+    }
+    with pytest.raises(Interrupted, match="still trains: 6 of 8 cells"):
+        launch.reproduce(launch.Reproduce(**options, gather=True))
+    server.answers["GET", f"{BATCH}/jobs/reproduce-table5"] = job(succeeded=8)
+    launch.reproduce(launch.Reproduce(**options, gather=True, wait=0))
+    again, gather = server.sent("POST")[2:]
+    assert again == configmap
+    assert configmap["data"] == {"table1.flags": flagfile.read_text()}
+    arguments = []
+    for body in (configmap, cells, gather):
+        check(body)
+    for body in (cells, gather):
+        given = container(body)
+        assert given["resources"]["limits"] == {"memory": "16Gi", "nvidia.com/gpu": "1"}
+        assert {"name": "data", "mountPath": "/data", "readOnly": True} in given["volumeMounts"]
+        assert body["spec"]["template"]["spec"]["tolerations"] == [manifests.OF_GPU_NODES]
+        volumes = body["spec"]["template"]["spec"]["volumes"]
+        for name, claim in (("runs", "mine"), ("data", "photos")):
+            assert {"name": name, "persistentVolumeClaim": {"claimName": claim}} in volumes
+        assert {"name": "config", "configMap": {"name": "reproduce-table5"}} in volumes
+        arguments.append(parse(reproduce.Reproduce, [a.replace("$(CELL)", "7") for a in given["args"]]))
+    assert (cells["spec"]["completions"], cells["spec"]["parallelism"]) == (8, 2)
+    assert runner.indexed_cell(7, TABLES["5"], arguments[0].seeds) == ("psgan_detectorgan", 1)
+    assert arguments[0].config == "/config/table1.flags"
+    assert arguments[1] == dataclasses.replace(arguments[0], completion_index=-1)
+    assert "completions" not in gather["spec"]
+    assert "Job reproduce-table5-gather: created" in capsys.readouterr().out
+    with pytest.raises(InputError, match="name the claim of their volume by --data_claim"):
+        launch.reproduce(launch.Reproduce(**options | {"data_claim": ""}))
+    with pytest.raises(InputError, match="--seeds=1,1: one or more different"):
+        launch.reproduce(launch.Reproduce(seeds=(1, 1)))
+
+
+def test_a_table_waits_for_its_first_pod_only(server, capsys):
+    server.answers["GET", f"{BATCH}/jobs/nih"] = job(active=2)
+    server.answers["GET", f"{CORE}/pods"] = items("PodList", UNSCHEDULED, pod("nih-1"))
+    cluster = launch.kubernetes.connect("", "")
+    assert cluster.why_waiting("nih", one_is_enough=True) == ""
+    assert "has no node" in cluster.why_waiting("nih")
 
 
 QUOTA = 'pods "nih-abc" is forbidden: exceeded quota: gpus, used: requests.nvidia.com/gpu=4, limited: 4'

@@ -1,6 +1,7 @@
 """k8s/ against the schemas of eight Kubernetes versions, against what those miss, and against our flags."""
 
 import copy
+import functools
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from absl import flags
 
 from tests.cluster import manifest_rules
 from tf_detectorgan import config, prepare, reproduce
-from tf_detectorgan.cluster import tf_config
+from tf_detectorgan.cluster import manifests, tf_config
 from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from tf_detectorgan.experiments.tables import TABLES
 from tf_detectorgan.models.detectors import DETECTORS
@@ -39,6 +40,13 @@ def find(path, kind):
 
 def check(resource):
     """Raises for what does not validate; a kind without a schema, a mere WARN of the command, raises too."""
+    check_once(json.dumps(resource, sort_keys=True))
+
+
+@functools.cache
+def check_once(text):
+    """Claims are in several files, and overlays leave most resources alone; eight schemas take their time."""
+    resource = json.loads(text)
     for version in VERSIONS:
         assert kubernetes_validate.validate(resource, version, strict=True) == version
     assert manifest_rules.problems(resource) == []
@@ -52,6 +60,21 @@ def test_manifest_is_valid(path):
         assert "namespace" not in resource["metadata"]
 
 
+def test_claims_of_one_name_are_the_same_everywhere():
+    """Whichever file is applied first makes the claim, and the others' must not ask for another."""
+    claims, mounted = {}, set()
+    for path in MANIFESTS:
+        for resource in resources(path):
+            if resource["kind"] == "PersistentVolumeClaim":
+                assert claims.setdefault(resource["metadata"]["name"], resource) == resource, path.name
+            elif resource["kind"] in ("Job", "Deployment"):
+                volumes = pod_spec(resource)["volumes"]
+                mounted |= {
+                    v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v
+                }
+    assert mounted == claims.keys()
+
+
 def pod_spec(job):
     return job["spec"]["template"]["spec"]
 
@@ -63,6 +86,7 @@ def container(job):
 # What each rule is for: a change of a good Job, and a word of the complaint.
 FAULTS = {
     "token": lambda job: pod_spec(job).pop("automountServiceAccountToken"),
+    "Service named": lambda job: pod_spec(job).pop("enableServiceLinks"),
     "root": lambda job: pod_spec(job)["securityContext"].update(runAsUser=0),
     "seccomp": lambda job: pod_spec(job)["securityContext"].pop("seccompProfile"),
     "hostPath": lambda job: pod_spec(job)["volumes"].append({"name": "host", "hostPath": {"path": "/"}}),
@@ -90,15 +114,19 @@ def test_rules_see_what_the_schema_does_not(word):
     assert any(word in problem for problem in manifest_rules.problems(job))
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
-def test_overlay_is_valid(overlay, tmp_path):
+def name_or_all(overlays):
+    return overlays[0].name if len(overlays) == 1 else "all"
+
+
+@pytest.mark.parametrize("overlays", [*([path] for path in OVERLAYS), OVERLAYS], ids=name_or_all)
+def test_overlays_are_valid(overlays, tmp_path):
     if not shutil.which("kubectl"):
         pytest.skip("no kubectl, whose kustomize builds overlays")
     shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
     top = tmp_path / "k8s/kustomization.yaml"
     text = top.read_text("utf-8")
-    assert f"# - overlays/{overlay.name}\n" in text  # what the user is told to uncomment
-    for line in ("components:\n", f"- overlays/{overlay.name}\n"):
+    for line in ("components:\n", *(f"- overlays/{overlay.name}\n" for overlay in overlays)):
+        assert f"# {line}" in text  # what the user is told to uncomment
         text = text.replace(f"# {line}", line)
     plain, changed = built(ROOT / "k8s"), {}
     top.write_text(text, "utf-8")
@@ -106,8 +134,18 @@ def test_overlay_is_valid(overlay, tmp_path):
         check(resource)
         changed[resource["kind"], resource["metadata"]["name"]] = resource
     assert changed.keys() == plain.keys()
-    assert {key for key in plain if plain[key] != changed[key]} == {("Job", "train-nih")}
-    assert container(changed["Job", "train-nih"])["image"] == "registry.example.com/tf_detectorgan:gpu"
+    spot = {("Deployment", "tensorboard")} if "spot" in (overlay.name for overlay in overlays) else set()
+    assert {key for key in plain if plain[key] != changed[key]} == {("Job", "train-nih")} | spot
+    job = changed["Job", "train-nih"]
+    assert container(job)["image"] == "registry.example.com/tf_detectorgan:gpu"
+    assert pod_spec(job)["tolerations"][0] == manifests.OF_GPU_NODES
+    beside = pod_spec(changed["Deployment", "tensorboard"])["affinity"]["podAffinity"]
+    (wanted,) = beside["requiredDuringSchedulingIgnoredDuringExecution"]
+    pods = job["spec"]["template"]["metadata"]["labels"]
+    assert wanted["labelSelector"]["matchLabels"].items() <= pods.items()
+    if overlays == OVERLAYS:  # none undoes another
+        assert len(pod_spec(job)["nodeSelector"]) == len(pod_spec(job)["tolerations"]) == 2
+        assert job["spec"]["suspend"] is True
 
 
 def built(directory):

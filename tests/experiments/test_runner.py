@@ -72,6 +72,31 @@ def test_cells_are_gathered_with_their_costs_and_curves(tmp_path):
     assert json.loads((target / "costs.json").read_text()) == costs
 
 
+def test_a_cell_takes_the_pretraining_that_another_of_its_seed_has_finished(tmp_path):
+    """From who has the most, with what it was done by and on; nothing half done, nothing of another seed."""
+    arms = Table("t", "s", tuple(Row(arm, arm, BASE) for arm in "abc"), ())
+
+    def write(cell, **phases):
+        run = runner.run_directory(runner.cell_directory(tmp_path, cell), BASE, cell.seed)
+        files = [f"shared/{phase}/{file}" for phase, written in phases.items() for file in written.split()]
+        for file in (*files, "phantom/records", "config.json", "data_card.json", "truth.json"):
+            (run / file).parent.mkdir(parents=True, exist_ok=True)
+            (run / file).write_text(f"{cell.arm} {cell.seed}")
+        return run
+
+    write(Cell("a", 0), gan="done.json ckpt-1.data", detector="done.json", audit="ckpt-1.data")
+    write(Cell("b", 0), gan="done.json", audit="ckpt-1.data")
+    write(Cell("b", 1), gan="done.json", detector="done.json", audit="done.json")
+    own = runner.run_directory(runner.cell_directory(tmp_path, Cell("c", 0)), BASE, 0)
+    taken = runner.take_pretraining(arms, Cell("c", 0), tmp_path)
+    assert taken == [own / "shared/detector", own / "shared/gan"]
+    found = {str(path.relative_to(own)): path.read_text() for path in own.rglob("*") if path.is_file()}
+    wanted = ["shared/detector/done.json", "shared/gan/done.json", "shared/gan/ckpt-1.data"]
+    assert found == dict.fromkeys([*wanted, "phantom/records", "config.json", "data_card.json"], "a 0")
+    write(Cell("b", 0), detector="done.json", audit="done.json")
+    assert runner.take_pretraining(arms, Cell("c", 0), tmp_path) == []  # it has begun
+
+
 def test_plan_has_what_is_not_done_base_first(tmp_path):
     everything = parse_only([], TABLE, [0, 1])
     assert plan(TABLE, [0, 1], everything, tmp_path) == [

@@ -11,6 +11,8 @@ import yaml
 from tf_detectorgan.errors import InputError
 
 FOLDER = Path(__file__).with_name("templates")  # k8s/, as packed by setup.py
+RUNS = "/runs"  # where pods mount the volume of runs
+OF_GPU_NODES = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}  # their usual taint
 Resource = dict[str, Any]
 
 
@@ -42,6 +44,34 @@ def job_of(resources: list[Resource]) -> Resource:
     return next(resource for resource in resources if resource["kind"] == "Job")
 
 
+def runs_claim(pod: Resource) -> str:
+    """The claim of the volume that a Job's pods mount at RUNS.
+
+    Raises:
+      InputError: they mount none there.
+    """
+    names = [m["name"] for m in pod["containers"][0].get("volumeMounts", []) if m["mountPath"] == RUNS]
+    for volume in pod.get("volumes", []):
+        if volume["name"] in names and "persistentVolumeClaim" in volume:
+            return volume["persistentVolumeClaim"]["claimName"]
+    raise InputError(f"its pods mount no claim at {RUNS}; name one by --claim")
+
+
+def written_path(resources: list[Resource]) -> str:
+    """Where a Job writes on the volume of runs: --run_dir or --out, of its arguments or of its flagfile.
+
+    Raises:
+      InputError: neither is there.
+    """
+    container = job_of(resources)["spec"]["template"]["spec"]["containers"][0]
+    files = [text for r in resources if r["kind"] == "ConfigMap" for text in r.get("data", {}).values()]
+    lines = [line for text in (*files, *container.get("args", [])) for line in text.splitlines()]
+    found = [match[1] for line in lines if (match := re.match(rf"--(?:run_dir|out)={RUNS}/(\S+)", line))]
+    if not found:
+        raise InputError(f"no flag of the Job says where under {RUNS} it writes; name the folder by --path")
+    return found[-1]
+
+
 def fill(
     resources: list[Resource], *, image: str, flags: str, gpus: int, workers: int, queue: str
 ) -> list[Resource]:
@@ -59,7 +89,10 @@ def fill(
     """
     job = job_of(resources)
     spec = job["spec"]
-    for container in spec["template"]["spec"]["containers"]:
+    pod = spec["template"]["spec"]
+    if gpus and OF_GPU_NODES not in pod.setdefault("tolerations", []):
+        pod["tolerations"].append(OF_GPU_NODES)
+    for container in pod["containers"]:
         if image:
             container["image"] = image
         if gpus:

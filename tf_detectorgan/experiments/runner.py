@@ -87,6 +87,41 @@ def cell_directory(out: Path, cell: Cell) -> Path:
     return out / "cells" / f"{cell.arm}-seed{cell.seed}"
 
 
+def take_pretraining(table: Table, cell: Cell, out: Path) -> list[Path]:
+    """Copies into the directory of a cell that has not begun what another of its seed has of pretraining.
+
+    That is the other's finished phases, the most that any has. Nobody waits: what is not finished the cell
+    trains itself, to the same weights. The other's settings and data card come last, so that `train` refuses
+    pretraining by other flags or on other data; the drawn data as well, as records drawn by two processes
+    have their fields in another order.
+
+    Returns:
+      The phases' folders in the cell's directory.
+    """
+    taken, apart = list[Path](), cell_directory(out, cell)
+    arms = dict.fromkeys(row.arm for row in table.rows if row.arm != cell.arm)
+    others = [out, *(cell_directory(out, Cell(arm, cell.seed)) for arm in arms)]
+    for variant in sorted({row.variant for row in table.rows if row.arm == cell.arm}):
+        target = run_directory(apart, variant, cell.seed)
+        sources = [run_directory(other, variant, cell.seed) for other in others]
+        source = max(sources, key=lambda run: len(_finished(run)))
+        if not _finished(source) or (target / "config.json").exists():
+            continue
+        for name in _finished(source):
+            _copy_missing(source / "shared" / name, target / "shared" / name)
+            taken.append(target / "shared" / name)
+        if (source / "phantom").is_dir():
+            _copy_missing(source / "phantom", target / "phantom")
+        for file in ("data_card.json", "config.json"):
+            checkpoints.write_text(target / file, (source / file).read_text(encoding="utf-8"))
+    return taken
+
+
+def _finished(run: Path) -> list[str]:
+    """Names of the phases of pretraining that a run has finished."""
+    return sorted(done.parent.name for done in run.glob("shared/*/done.json"))
+
+
 def gather(table: Table, seeds: Sequence[int], out: Path) -> None:
     """Moves what is finished in `cell_directory`s to where the table looks for it."""
     for row in table.rows:
@@ -218,12 +253,18 @@ def _start(job: Job, flagfile: Path, out: Path, workers: int) -> subprocess.Pope
 def _take_over(base: Path, directory: Path, arms: Sequence[str]) -> None:
     """Copies the base's finished pretraining and joint phases, which are the same in this variant."""
     for part in ("shared", "phantom", *(f"arms/{arm}/joint" for arm in arms)):
-        if (base / part).is_dir() and not (directory / part).exists():
-            partial = directory / f".{Path(part).name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(base / part, partial)
-            (directory / part).parent.mkdir(parents=True, exist_ok=True)
-            partial.rename(directory / part)
+        if (base / part).is_dir():
+            _copy_missing(base / part, directory / part)
+
+
+def _copy_missing(source: Path, target: Path) -> None:
+    """Copies a folder that is not there yet; it appears whole."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial)
+        partial.rename(target)
 
 
 def _open_arms(job: Job, out: Path) -> list[str]:

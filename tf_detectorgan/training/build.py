@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tf_detectorgan.cluster import devices
 from tf_detectorgan.data.augmentation import Augmentation
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.data.records import Dataset
@@ -32,11 +34,12 @@ WARM_UP = 0.05  # share of a detector's steps
 def strategy(settings: Train, over_workers: tf.distribute.Strategy | None = None) -> tf.distribute.Strategy:
     """`over_workers` if given; auto: MirroredStrategy where there are several GPUs, else one device."""
     gpus = tf.config.list_logical_devices("GPU")
+    devices.require_gpus(len(gpus), os.environ)
     if over_workers is not None:
         chosen = over_workers
     elif settings.distribution == "mirrored":
-        devices = gpus or tf.config.list_logical_devices("CPU")
-        chosen = tf.distribute.MirroredStrategy([d.name for d in devices])
+        mirrors = gpus or tf.config.list_logical_devices("CPU")
+        chosen = tf.distribute.MirroredStrategy([d.name for d in mirrors])
     elif settings.distribution == "auto" and len(gpus) > 1:
         chosen = tf.distribute.MirroredStrategy()
     else:

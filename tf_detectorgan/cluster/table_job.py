@@ -1,0 +1,104 @@
+"""The manifest reproduce-table1 made into that of any table, with any flagfile, seeds and claims."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tf_detectorgan.cluster.manifests import Resource, job_of
+from tf_detectorgan.errors import InputError
+
+TEMPLATE = "reproduce-table1"
+DATA = "/data"  # where prepared data are mounted
+
+
+def name_of(table: str, gather: bool = False) -> str:
+    """The Job's name: letters, digits and "-" only."""
+    return f"reproduce-table{table.replace('_', '-')}" + ("-gather" if gather else "")
+
+
+def fill(
+    resources: list[Resource],
+    *,
+    table: str,
+    cells: int,
+    seeds: tuple[int, ...],
+    parallel: int,
+    gather: bool,
+    config: str,
+    memory: str,
+    runs_claim: str,
+    data_claim: str,
+) -> list[Resource]:
+    """Changes the template's resources and returns them.
+
+    Args:
+      table: its name in `reproduce`.
+      cells: arms times seeds; each is one completion index.
+      seeds: of every arm.
+      parallel: pods at a time.
+      gather: one pod instead, which gathers the cells and writes the table.
+      config: text of the flagfile of `train`; "": the template's.
+      memory: of each pod; "": the template's.
+      runs_claim: a claim that is there already; "": the template's, which is created.
+      data_claim: mounted read-only at DATA; "": none.
+
+    Raises:
+      InputError: `config` names data that are not mounted.
+    """
+    job = job_of(resources)
+    configmap = next(resource for resource in resources if resource["kind"] == "ConfigMap")
+    pod = job["spec"]["template"]["spec"]
+    _rename((configmap, job, job["spec"]["template"]), name_of(table, gather), name_of(table))
+    ((file, text),) = configmap["data"].items()
+    configmap["data"] = {file: config or text}
+    if f"--data_dir={DATA}/" in config and not data_claim:
+        raise InputError(f"--config names data under {DATA}; name the claim of their volume by --data_claim")
+    container = pod["containers"][0]
+    container["args"] = [
+        f"--table={table}",
+        f"--config=/config/{file}",
+        f"--out=/runs/table{table}",
+        f"--seeds={','.join(map(str, seeds))}",
+        *([] if gather else ["--completion_index=$(CELL)"]),
+    ]
+    if gather:
+        _of_one_pod(job["spec"])
+    else:
+        job["spec"] |= {"completions": cells, "parallelism": parallel, "maxFailedIndexes": cells}
+    if memory:
+        container["resources"] = {
+            kind: amounts | {"memory": memory} for kind, amounts in container["resources"].items()
+        }
+    _mount(pod, configmap["metadata"]["name"], runs_claim, data_claim)
+    return [r for r in resources if r["kind"] != "PersistentVolumeClaim" or not runs_claim]
+
+
+def _rename(named: tuple[Resource, Resource, Resource], instance: str, config: str) -> None:
+    """Names and labels; both Jobs of a table share one ConfigMap."""
+    configmap, job, _ = named
+    job["metadata"]["name"], configmap["metadata"]["name"] = instance, config
+    for resource in named:
+        labels = resource["metadata"]["labels"]
+        labels["app.kubernetes.io/instance"] = config if resource is configmap else instance
+
+
+def _of_one_pod(spec: dict[str, Any]) -> None:
+    """A Job that is not Indexed."""
+    for key in ("completionMode", "completions", "parallelism", "backoffLimitPerIndex", "maxFailedIndexes"):
+        del spec[key]
+    spec["backoffLimit"] = 3
+    del spec["template"]["spec"]["containers"][0]["env"]
+    for rule in spec["podFailurePolicy"]["rules"]:
+        rule["action"] = rule["action"].replace("FailIndex", "FailJob")
+
+
+def _mount(pod: Resource, config: str, runs_claim: str, data_claim: str) -> None:
+    for volume in pod["volumes"]:
+        if "configMap" in volume:
+            volume["configMap"]["name"] = config
+        if volume["name"] == "runs" and runs_claim:
+            volume["persistentVolumeClaim"]["claimName"] = runs_claim
+    if data_claim:
+        pod["volumes"].append({"name": "data", "persistentVolumeClaim": {"claimName": data_claim}})
+        mount = {"name": "data", "mountPath": DATA, "readOnly": True}
+        pod["containers"][0]["volumeMounts"].append(mount)
