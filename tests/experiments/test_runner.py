@@ -56,7 +56,8 @@ def test_cells_are_gathered_with_their_costs_and_curves(tmp_path):
         run = runner.run_directory(apart, BASE, 0)
         (run / "costs.json").write_text(json.dumps({"shared/x": {"seconds": 1}, arm: {"seconds": seconds}}))
         (run / "truth.json").write_text(arm)
-        (run / "tensorboard" / arm).mkdir(parents=True)
+        for folder in ("tensorboard", "shared"):
+            (run / folder / arm).mkdir(parents=True)
     (runner.run_directory(runner.cell_directory(tmp_path, Cell("a", 1)), BASE, 1) / "arms/a").mkdir(
         parents=True
     )
@@ -65,7 +66,8 @@ def test_cells_are_gathered_with_their_costs_and_curves(tmp_path):
     costs = {"shared/x": {"seconds": 1}, "a": {"seconds": 5}, "b": {"seconds": 7}}
     assert json.loads((target / "costs.json").read_text()) == costs
     assert (target / "truth.json").read_text() == "a"
-    assert sorted(path.name for path in (target / "tensorboard").iterdir()) == ["a", "b"]
+    for folder in ("tensorboard", "shared"):
+        assert sorted(path.name for path in (target / folder).iterdir()) == ["a", "b"]
     assert not runner.run_directory(tmp_path, BASE, 1).exists()  # it is not finished
     assert Job(BASE, 0, ("a", "b")) not in plan(TABLE, [0], parse_only([], TABLE, [0]), tmp_path)
     runner.gather(TABLE, [0, 1], tmp_path)

@@ -145,7 +145,7 @@ def _move_missing(source: Path, target: Path, but: str) -> None:
             continue
         if not (target / path.name).exists():
             path.rename(target / path.name)
-        elif path.name == "tensorboard":
+        elif path.name in ("tensorboard", "shared"):
             _move_missing(path, target / path.name, but)
 
 
