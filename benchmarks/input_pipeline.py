@@ -103,10 +103,10 @@ def export(folder: Path, size: int) -> None:
     """A drawn data set, and its training images as PNGs with their boxes for the other side."""
     import tensorflow as tf
 
-    from tf_detectorgan.data import phantom, records
+    from tf_detectorgan.data import phantom, records, shards
 
     config = phantom.PhantomConfig(name="set", size=size, clean_images=1, unboxed_images=0, test_images=1)
-    records.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), folder / "set")
+    shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), folder / "set")
     (folder / "png").mkdir()
     boxes = []
     for number, one in enumerate(records.open_dataset(folder / "set").serialized("train_labelled")):

@@ -77,7 +77,7 @@ def browser():
 @pytest.fixture(scope="session")
 def tiny_phantom(tmp_path_factory):
     """tiny_phantom(name, **changes): the directory of a drawn data set of 32 pixels and a few images."""
-    from tf_detectorgan.data import phantom, records  # here: a test of boxes need not wait for TFDS
+    from tf_detectorgan.data import phantom, shards  # here: a test of boxes need not wait for TFDS
 
     few = {
         "train_images": 4,
@@ -90,7 +90,7 @@ def tiny_phantom(tmp_path_factory):
 
     def make(name, **changes):
         config = phantom.PhantomConfig(name=name, **{"size": 32, "test_clean_images": 2, **few, **changes})
-        records.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), parent / name)
+        shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), parent / name)
         return parent / name
 
     return make

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_detectorgan.data import coco_builder, records
+from tf_detectorgan.data import coco, records
 from tf_detectorgan.errors import EXIT_BAD_INPUT, InputError
 from tf_detectorgan.prepare import Prepare, prepare
 
@@ -71,21 +71,49 @@ def test_an_existing_set_is_replaced_only_when_asked_and_anything_else_never(ann
     assert (other / "thesis.tex").read_text() == "years of work"
 
 
-def test_an_interrupted_prepare_leaves_nothing(annotations, monkeypatch):
+def test_an_interrupted_prepare_leaves_whole_files_and_goes_on(annotations, monkeypatch, capsys):
+    prepare(options(annotations, out=str(annotations.parent / "other")))
     before = sorted(os.listdir(annotations.parent))
-    example, calls = coco_builder.Coco._example, []
+    read, calls = coco.Source.read, []
 
-    def stopped(self, source):
-        calls.append(source)
+    def stopped(self):
+        calls.append(self.image_id)
         if len(calls) == 20:
             raise KeyboardInterrupt
-        return example(self, source)
+        return read(self)
 
-    monkeypatch.setattr(coco_builder.Coco, "_example", stopped)
+    monkeypatch.setattr(coco.Source, "read", stopped)
     with pytest.raises(KeyboardInterrupt):
         prepare(options(annotations))
     assert len(calls) == 20
-    assert sorted(os.listdir(annotations.parent)) == before
+    assert sorted(os.listdir(annotations.parent)) == [".out.partial", *before]
+    work = annotations.parent / ".out.partial"
+    kept = sorted(path for path in work.rglob("*") if path.is_file() and path.name != "key")
+    written = sum(records.check_records(path)[0] for path in kept)
+    assert 10 < written < 20
+    assert f"{len(kept)} of 6 record files are finished and kept in {work}" in capsys.readouterr().err
+
+    prepare(options(annotations))
+    assert len(calls) == 20 + 30 - written  # the finished files' images are not read again
+    assert sorted(os.listdir(annotations.parent)) == sorted([*before, "out"])
+    out, other = (records.open_dataset(annotations.parent / name) for name in ("out", "other"))
+    assert out.fingerprint() == other.fingerprint()
+
+
+def test_what_other_settings_left_is_not_used(annotations, monkeypatch):
+    read = coco.Source.read
+
+    def stopped(self):
+        if self.image_id % 2 == 0:  # the clean ones, written after the labelled ones of each split
+            raise KeyboardInterrupt
+        return read(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(coco.Source, "read", stopped)
+        prepare(options(annotations, image_size=32))
+    prepare(options(annotations, image_size=64))
+    assert records.open_dataset(annotations.parent / "out").image_shape == (64, 64, 1)
+    assert not list(annotations.parent.glob(".*"))
 
 
 @pytest.mark.parametrize(

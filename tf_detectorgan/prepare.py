@@ -27,6 +27,7 @@ from tf_detectorgan.data import (
     nih_tables,
     phantom,
     records,
+    shards,
     splits,
 )
 from tf_detectorgan.errors import InputError
@@ -74,6 +75,11 @@ class Prepare:
     channels: str = option("auto", "auto is 1 if all images are grey", choices=("auto", "1", "3"))
     skip_bad: bool = option(False, "leave out bad images and boxes, with a counted summary")
     allow_duplicates: bool = option(False, "go on although a picture is in two splits")
+    beam_options: tuple[str, ...] = option(
+        (),
+        "write the records under Apache Beam, with these pipeline options (without their --), e.g. "
+        "runner=DirectRunner,direct_num_workers=2,direct_running_mode=multi_processing; docs/beam.md",
+    )
 
     finding: str = option("Nodule", "nih: what the boxes are around", choices=nih_tables.FINDINGS)
     allow_missing: bool = option(False, "nih: go on without the images that are not there")
@@ -110,7 +116,7 @@ def prepare(options: Prepare) -> None:
         return
     if not options.out:
         raise InputError("--out= is missing: the directory to write")
-    records.check_target(options.out, options.overwrite)
+    shards.check_target(options.out, options.overwrite)
     defaults = _COMMON | _OWN.get(options.dataset, {})
     options = dataclasses.replace(
         options, **{k: v for k, v in defaults.items() if getattr(options, k) in _NOT_GIVEN}
@@ -136,10 +142,11 @@ def _build_phantom(options: Prepare) -> list[str]:
         test_images=options.phantom_test_images,
         test_clean_images=options.phantom_test_clean_images,
     )
-    records.build(
+    shards.build(
         lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config),
         options.out,
         overwrite=options.overwrite,
+        beam_options=options.beam_options,
     )
     return []
 
@@ -175,6 +182,7 @@ def _build_images(options: Prepare) -> list[str]:
         white=folder.white,
         overwrite=options.overwrite,
         allow_duplicates=options.allow_duplicates,
+        beam_options=options.beam_options,
     )
     notes += [f"skipped {count} x {reason}" for reason, count in sorted(folder.skipped.items())]
     return notes
@@ -203,6 +211,7 @@ def _build_nih(options: Prepare) -> list[str]:
         image_size=options.image_size,
         overwrite=options.overwrite,
         allow_duplicates=options.allow_duplicates,
+        beam_options=options.beam_options,
     )
 
 
@@ -226,6 +235,7 @@ def _build_cityscapes(options: Prepare) -> list[str]:
         channels=3,
         overwrite=options.overwrite,
         allow_duplicates=options.allow_duplicates,
+        beam_options=options.beam_options,
     )
 
 

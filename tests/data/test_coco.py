@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tf_detectorgan.data import coco, coco_builder, records
+from tf_detectorgan.data import coco, coco_builder, records, shards
 from tf_detectorgan.data.formats import coco_file
 from tf_detectorgan.errors import InputError
 
@@ -298,7 +298,7 @@ def build(folder, out, **form):
     result = folder.read()
     plan, _ = coco_builder.divide(result.sources, (1.0, 0.0, 0.0), 0, 0, "")
     config = coco_builder.CocoConfig(name="test", plan=plan, class_names=result.class_names, **form)
-    records.build(lambda data_dir: coco_builder.Coco(data_dir=data_dir, config=config), out)
+    shards.build(lambda data_dir: coco_builder.Coco(data_dir=data_dir, config=config), out)
     dataset = records.open_dataset(out)
     rows = [dataset.decode(s) for split in plan for s in dataset.serialized(split)]
     return dataset, {int(row.image_id): row for row in rows}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tf_detectorgan.data import coco_builder, nih_chestxray, nih_tables, records
+from tf_detectorgan.data import coco_builder, nih_chestxray, nih_tables, records, shards
 from tf_detectorgan.errors import InputError
 
 BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
@@ -360,7 +360,7 @@ def test_what_is_written_is_grey_and_says_where_it_comes_from(collection, tmp_pa
     plan, _ = collection.plan()
     config = coco_builder.CocoConfig(name="test", plan=plan, class_names=["Nodule"], image_size=64)
     out = tmp_path / "set"
-    records.build(lambda data_dir: nih_chestxray.NihChestXray(data_dir=data_dir, config=config), out)
+    shards.build(lambda data_dir: nih_chestxray.NihChestXray(data_dir=data_dir, config=config), out)
     dataset = records.open_dataset(out)
     assert (dataset.name, dataset.image_shape, dataset.class_names) == (
         "nih_chest_xray",

@@ -3,7 +3,7 @@ import collections
 import numpy as np
 import pytest
 
-from tf_detectorgan.data import chest_film, phantom, records
+from tf_detectorgan.data import chest_film, phantom, records, shards
 
 
 def test_the_same_seed_draws_the_same_bytes_and_another_does_not():
@@ -121,7 +121,7 @@ def dataset(tmp_path_factory):
         test_images=3,
         test_clean_images=2,
     )
-    records.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), out)
+    shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), out)
     return records.open_dataset(out)
 
 
@@ -164,10 +164,12 @@ def test_no_patient_is_in_two_splits_and_no_image_twice(dataset):
     assert {len(found) for found in splits_of.values()} == {1}
 
 
-def test_a_larger_training_set_begins_with_the_smaller_one():
+def test_a_larger_training_set_begins_with_the_smaller_one(tmp_path):
     def ids(count):
-        builder = phantom.Phantom.__new__(phantom.Phantom)
-        builder.__dict__["_builder_config"] = phantom.PhantomConfig(name="x", train_images=count)
-        return [row["image_id"] for _, row in builder._generate_examples("train_labelled", count)]
+        config = phantom.PhantomConfig(name="x", train_images=count)
+        (part,) = phantom.Phantom(data_dir=tmp_path, config=config)._shard_iterators_per_split(None)[
+            "train_labelled"
+        ]
+        return [row["image_id"] for _, row in part()]
 
     assert ids(5)[:3] == ids(3)

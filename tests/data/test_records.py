@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_detectorgan.data import phantom, records
+from tf_detectorgan.data import phantom, records, shards
 from tf_detectorgan.errors import InputError
 
 NAMES = ["hole", "crack"]
@@ -132,7 +132,7 @@ def build(out, seed=0, **changes):
         | {"test_images": 2, "test_clean_images": 0}
         | changes,
     )
-    records.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), out, overwrite=True)
+    shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), out, overwrite=True)
 
 
 @pytest.fixture

@@ -54,9 +54,9 @@ class Crop(Source):
     left: int = 0
     top: int = 0
 
-    def of(self, pixels: np.ndarray) -> np.ndarray:
-        """The crop [SIDE, SIDE, C] of the whole image's pixels."""
-        return pixels[self.top : self.top + SIDE, self.left : self.left + SIDE]
+    def read(self) -> np.ndarray:
+        """The crop's pixels [SIDE, SIDE, C]."""
+        return _read_whole(self.path)[self.top : self.top + SIDE, self.left : self.left + SIDE]
 
 
 class Cityscapes(coco_builder.Coco, skip_registration=True):  # type: ignore[call-arg]
@@ -70,10 +70,6 @@ Clean: nobody is annotated. Groups are cities; the official validation cities ar
     CITATION = """M. Cordts et al.: The Cityscapes Dataset for Semantic Urban Scene Understanding. CVPR 2016.
 Boxes, if from CityPersons: S. Zhang, R. Benenson, B. Schiele: CityPersons: A Diverse Dataset for Pedestrian
 Detection. CVPR 2017. For non-commercial use by the licence of cityscapes-dataset.com; not to be passed on."""
-
-    def _read(self, source: Source) -> np.ndarray:
-        assert isinstance(source, Crop)
-        return source.of(_read_whole(source.path))
 
 
 @functools.lru_cache(maxsize=1)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from tf_detectorgan.data import medical_images, resize, split_guard
@@ -50,6 +51,10 @@ class Source:
         if self.hidden or (self.clean is False and not self.others):
             return "unboxed"
         return "clean"
+
+    def read(self) -> np.ndarray:
+        """The image's pixels [height, width, C], see `resize.read_image`."""
+        return resize.read_image(self.path)
 
 
 class Problems:

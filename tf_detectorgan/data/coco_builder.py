@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
-from tf_detectorgan.data import records, resize, split_guard, splits
+from tf_detectorgan.data import records, resize, shards, split_guard, splits
 from tf_detectorgan.data.coco import Source
 from tf_detectorgan.errors import InputError
 
@@ -98,6 +98,7 @@ def write(
     white: int = 65535,
     overwrite: bool = False,
     allow_duplicates: bool = False,
+    beam_options: Sequence[str] = (),
 ) -> list[str]:
     """Writes inspected sources as the data set `out`, unless a picture is in two splits.
 
@@ -111,6 +112,7 @@ def write(
       white: stored value of white in 16-bit files.
       overwrite: replace a prepared data set.
       allow_duplicates: go on, with a note, when a picture is in two splits.
+      beam_options: see `shards.build`.
 
     Returns:
       Notes for the user.
@@ -130,11 +132,16 @@ def write(
         channels=channels,
         white=white,
     )
-    records.build(lambda data_dir: builder(data_dir=data_dir, config=config), out, overwrite=overwrite)
+    shards.build(
+        lambda data_dir: builder(data_dir=data_dir, config=config),
+        out,
+        overwrite=overwrite,
+        beam_options=beam_options,
+    )
     return notes
 
 
-class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class Coco(shards.Builder, skip_registration=True):  # type: ignore[call-arg]
     """Images with boxes, resized and padded to squares."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -156,28 +163,31 @@ class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ig
             citation=self.CITATION,
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        return {
-            split: self._generate_examples(split, rows) for split, rows in self.builder_config.plan.items()
-        }
-
-    def _generate_examples(self, split: str, sources: Sequence[Source]) -> Iterator[tuple[int, dict]]:
-        for number, source in enumerate(tqdm(sources, desc=f"writing {split}", unit="image")):
-            yield number, self._example(source)
-
-    def _read(self, source: Source) -> np.ndarray:
-        """Pixels [source.height, source.width, C]."""
-        return resize.read_image(source.path)
-
-    def _example(self, source: Source) -> dict:
-        longest = self.builder_config.image_size or max(source.height, source.width)
-        height, width = resize.target_size(source.height, source.width, longest)
+    def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[shards.Part]]:
         config = self.builder_config
-        pixels = resize.convert(self._read(source), config.channels, self._bit_depth, config.white)
-        pixels = np.rint(resize.pad(resize.resize(pixels, height, width), self._side))
+        form = Form(self._side, config.image_size, config.channels, self._bit_depth, config.white)
+        return {split: shards.parts(form, rows, self.info.features) for split, rows in config.plan.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How an image is stored."""
+
+    side: int  # of the square, stored pixels
+    image_size: int  # longer side of the image in it; 0: the file's own
+    channels: int
+    bit_depth: int
+    white: int  # stored value of white in 16-bit files
+
+    def __call__(self, source: Source) -> dict[str, Any]:
+        """The example of an image."""
+        longest = self.image_size or max(source.height, source.width)
+        height, width = resize.target_size(source.height, source.width, longest)
+        pixels = resize.convert(source.read(), self.channels, self.bit_depth, self.white)
+        pixels = np.rint(resize.pad(resize.resize(pixels, height, width), self.side))
         scale = np.array([width / source.width, height / source.height] * 2)
         return {
-            "image": pixels.astype({8: np.uint8, 16: np.uint16}[self._bit_depth]),
+            "image": pixels.astype({8: np.uint8, 16: np.uint16}[self.bit_depth]),
             "image_id": source.image_id,
             "file_name": source.file_name,
             "groups": [source.group],

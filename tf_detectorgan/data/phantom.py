@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
-from tf_detectorgan.data import records
+from tf_detectorgan.data import records, shards
 from tf_detectorgan.data.chest_film import draw, patient
 
 CLASS_NAMES = ("nodule",)
@@ -30,7 +29,7 @@ class PhantomConfig(tfds.core.BuilderConfig):
     test_clean_images: int = 100
 
 
-class Phantom(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class Phantom(shards.Builder, skip_registration=True):  # type: ignore[call-arg]
     """Drawn chest X-rays with exact boxes around faint nodules."""
 
     VERSION = tfds.core.Version("2.0.0")
@@ -62,27 +61,38 @@ class Phantom(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         }
         return {split: count for split, count in wanted.items() if count}
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        return {split: self._generate_examples(split, count) for split, count in self.counts().items()}
+    def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[shards.Part]]:
+        config, found = self.builder_config, {}
+        for split, count in self.counts().items():
+            part, stream = split.rsplit("_", 1)
+            # Every split counts from its own base, so a larger split begins with the smaller one's images.
+            number = len(records.STREAMS) * records.SPLITS.index(part) + records.STREAMS.index(stream)
+            indices = range(1_000_000 * number, 1_000_000 * number + count)
+            film = Film(config.seed, config.size, stream)
+            found[split] = shards.parts(film, indices, self.info.features)
+        return found
 
-    def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict]]:
-        config, (part, stream) = self.builder_config, split.rsplit("_", 1)
-        # Every split counts from its own base, so a larger split begins with the smaller one's images.
-        base = 1_000_000 * (len(records.STREAMS) * records.SPLITS.index(part) + records.STREAMS.index(stream))
-        for index in tqdm(range(base, base + count), desc=f"drawing {split}", unit="image"):
-            image, boxes = draw(config.seed, index, config.size, nodule=stream != "clean")
-            boxes = boxes if stream == "labelled" else boxes[:0]
-            yield (
-                index,
-                {
-                    "image": records.to_stored(2.0 * image[..., None] - 1.0, 8),
-                    "image_id": index,
-                    "file_name": f"phantom_{index:07d}.png",
-                    "groups": [f"patient_{patient(index):07d}"],
-                    "boxes": boxes,
-                    "labels": np.zeros(len(boxes), np.int64).tolist(),
-                    "valid_size": np.array([config.size, config.size], np.int32),
-                    "source_size": np.array([config.size, config.size], np.int32),
-                    "provenance": "",
-                },
-            )
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """Draws the images of one stream by their number."""
+
+    seed: int
+    size: int
+    stream: str
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        """The example of image `index`."""
+        image, boxes = draw(self.seed, index, self.size, nodule=self.stream != "clean")
+        boxes = boxes if self.stream == "labelled" else boxes[:0]
+        return {
+            "image": records.to_stored(2.0 * image[..., None] - 1.0, 8),
+            "image_id": index,
+            "file_name": f"phantom_{index:07d}.png",
+            "groups": [f"patient_{patient(index):07d}"],
+            "boxes": boxes,
+            "labels": np.zeros(len(boxes), np.int64).tolist(),
+            "valid_size": np.array([self.size, self.size], np.int32),
+            "source_size": np.array([self.size, self.size], np.int32),
+            "provenance": "",
+        }

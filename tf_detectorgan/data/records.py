@@ -7,28 +7,23 @@ A split without images is absent. Letters: H, W, C channels, k boxes, g groups.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl import logging
 
 from tf_detectorgan.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 STREAMS = ("labelled", "clean", "unboxed")
 SCHEMA = 1  # raised when the features below change; a directory of another schema is refused
-_TFRECORD_FRAME_BYTES = 16  # length, its checksum and the data's checksum around every record
+FRAME_BYTES = 16  # length, its checksum and the data's checksum around every record
 
 
 class Record(NamedTuple):
@@ -276,7 +271,7 @@ class Dataset:
             for path in paths:
                 if not path.is_file():
                     raise InputError(f"{path}: missing; prepare the data set again")
-            expected = int(info.num_bytes) + _TFRECORD_FRAME_BYTES * info.num_examples
+            expected = int(info.num_bytes) + FRAME_BYTES * info.num_examples
             found = sum(path.stat().st_size for path in paths)
             if found != expected:
                 raise InputError(
@@ -335,54 +330,3 @@ def describe(
         metadata=tfds.core.MetadataDict(schema=SCHEMA, max_boxes=max_boxes),
         disable_shuffling=True,
     )
-
-
-def build(make: Callable[[str], tfds.core.DatasetBuilder], out, *, overwrite: bool = False) -> None:
-    """Runs the builder `make(data_dir)` and puts its directory at `out`, whole or not at all.
-
-    The work happens in a temporary sibling of `out`, which is removed whatever happens.
-
-    Raises:
-      InputError: `out` exists and is not to be overwritten, or is no prepared data set.
-    """
-    out = Path(out).expanduser().absolute()
-    check_target(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    try:
-        tfds.disable_progress_bar()  # our builders show their own
-        with _quiet():
-            builder = make(str(work / "new"))
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-        if out.exists():
-            out.rename(work / "old")
-        Path(builder.data_dir).rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Drops what TFDS says: a download of unknown size, the builder's settings."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def check_target(out, overwrite: bool) -> None:
-    """Refuses to write over anything but a prepared data set, and over that only when asked.
-
-    Raises:
-      InputError: as said.
-    """
-    out = Path(out).expanduser()
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not is_dataset(out):
-        raise InputError(f"--out={out}: exists and is no prepared data set; choose another directory")
-    if not overwrite:
-        raise InputError(f"--out={out}: already holds a data set; use --overwrite to replace it")

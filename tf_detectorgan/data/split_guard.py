@@ -8,8 +8,8 @@ Functions", 3.2.1, with 16 x 16 waves instead of 8 x 8). Why, and whence the lim
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ NEAR = 10  # bits of 255 in which nearly equal pictures may differ
 _SIDE, _WAVES = 64, 16  # pixels of the reduced picture, waves an axis
 _FLAT = 1.0  # of 255 levels: with a smaller deviation the waves are noise, and tell nothing
 _SHOWN = 10  # pairs in a message
-_ROWS = 4096  # pictures compared at a time with all of another split: 50 MB for 3,000 of them
+_ROWS = 256  # pictures compared at a time with all of another split: 3 MB for 3,000 of them
 
 
 class Fingerprint(NamedTuple):
@@ -69,19 +69,20 @@ def check(splits: Mapping[str, Marked], allow: bool) -> list[str]:
     parts: dict[str, list[tuple[str, Fingerprint]]] = {part: [] for part in SPLITS}
     for split, rows in splits.items():
         parts[split.split("_")[0]] += [(f"{name} ({split})", mark) for name, mark in rows]
-    pairs = [
-        pair
-        for one, other in combinations(SPLITS, 2)
-        for pair in _equal(parts[one], parts[other]) + _near(parts[one], parts[other])
-    ]
-    if not pairs:
+    count, nearest = 0, list[Pair]()  # of pictures all alike there are too many pairs to hold
+    for one, other in combinations(SPLITS, 2):
+        for pair in chain(_equal(parts[one], parts[other]), _near(parts[one], parts[other])):
+            count += 1
+            if len(nearest) < _SHOWN or pair.bits < nearest[-1].bits:
+                nearest = sorted([*nearest, pair], key=lambda p: p.bits)[:_SHOWN]
+    if not count:
         return []
     shown = [
         f"{p.first} and {p.second}: " + ("equal pixels" if p.bits < 0 else f"{p.bits} of 255 bits differ")
-        for p in sorted(pairs, key=lambda pair: pair.bits)[:_SHOWN]
+        for p in nearest
     ]
-    more = [f"... and {len(pairs) - _SHOWN} more"] if len(pairs) > _SHOWN else []
-    said = f"a picture is in two splits, number of pairs {len(pairs)}:\n  " + "\n  ".join(shown + more)
+    more = [f"... and {count - _SHOWN} more"] if count > _SHOWN else []
+    said = f"a picture is in two splits, number of pairs {count}:\n  " + "\n  ".join(shown + more)
     if not allow:
         raise InputError(
             f"{said}\nPut both into one group, leave one out, or go on with them by --allow_duplicates"
@@ -89,24 +90,22 @@ def check(splits: Mapping[str, Marked], allow: bool) -> list[str]:
     return [said]
 
 
-def _equal(ones: Marked, others: Marked) -> list[Pair]:
+def _equal(ones: Marked, others: Marked) -> Iterator[Pair]:
     by_digest: dict[bytes, list[str]] = {}
     for name, mark in ones:
         by_digest.setdefault(mark.digest, []).append(name)
-    return [Pair(one, name, -1) for name, mark in others for one in by_digest.get(mark.digest, [])]
+    return (Pair(one, name, -1) for name, mark in others for one in by_digest.get(mark.digest, []))
 
 
-def _near(ones: Marked, others: Marked) -> list[Pair]:
+def _near(ones: Marked, others: Marked) -> Iterator[Pair]:
     """Pairs of nearly, but not quite, equal pictures."""
     (names, rows), (other_names, columns) = _hashes(ones), _hashes(others)
-    pairs = []
     for start in range(0, len(rows), _ROWS):
         differ = (_WAVES**2 - 1 - rows[start : start + _ROWS] @ columns.T) / 2  # exact: sums of 255 signs
         for i, j in np.argwhere(differ <= NEAR):
             (name, digest), (other, other_digest) = names[start + i], other_names[j]
             if digest != other_digest:
-                pairs.append(Pair(name, other, int(differ[i, j])))
-    return pairs
+                yield Pair(name, other, int(differ[i, j]))
 
 
 def _hashes(marked: Marked) -> tuple[list[tuple[str, bytes]], np.ndarray]:

@@ -14,7 +14,7 @@ import keras_cv
 import tensorflow as tf
 
 from tf_detectorgan import checkpoints, config
-from tf_detectorgan.data import phantom, records
+from tf_detectorgan.data import phantom, records, shards
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.training.loop import StopSignal
 from tf_detectorgan.training.run import Run
@@ -142,4 +142,4 @@ def _phantom(settings: Train, directory: Path) -> None:
         drawn = phantom.PhantomConfig(
             name="run", size=settings.phantom_size, train_images=settings.phantom_train_images
         )
-        records.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=drawn), directory)
+        shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=drawn), directory)

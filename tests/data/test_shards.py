@@ -1,0 +1,78 @@
+"""Files of a few records each: the same data set, whoever writes them."""
+
+import os
+
+import pytest
+
+from tf_detectorgan.data import phantom, records, shards
+from tf_detectorgan.errors import InputError
+
+COUNTS = {"train_images": 5, "clean_images": 3, "unboxed_images": 0, "validation_images": 1}
+CONFIG = phantom.PhantomConfig(name="test", size=32, **COUNTS, test_images=2, test_clean_images=0)
+
+
+def build(out, **options):
+    shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=CONFIG), out, **options)
+    return records.open_dataset(out)  # checks the sizes of the files
+
+
+def contents(dataset):
+    splits = ("train_labelled", "train_clean", "validation_labelled", "test_labelled")
+    return [[bytes(record) for record in dataset.serialized(split).as_numpy_iterator()] for split in splits]
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 2 * 32 * 32)  # two images
+
+
+def test_many_files_hold_what_one_holds_in_the_same_order(tmp_path, monkeypatch):
+    whole = build(tmp_path / "whole")
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 2 * 32 * 32)  # two images
+    divided = build(tmp_path / "divided")
+    assert contents(divided) == contents(whole)
+    files = sorted(path.name.split("-", 1)[1] for path in divided.directory.glob("*tfrecord*"))
+    assert files == sorted(
+        [f"train_labelled.tfrecord-0000{i}-of-00003" for i in range(3)]
+        + [f"train_clean.tfrecord-0000{i}-of-00002" for i in range(2)]
+        + ["validation_labelled.tfrecord-00000-of-00001", "test_labelled.tfrecord-00000-of-00001"]
+    )
+
+
+def test_a_failure_at_the_last_moment_leaves_the_old_set(tmp_path, monkeypatch):
+    before = build(tmp_path / "set").fingerprint()
+    rename = type(tmp_path).rename
+
+    def fails(self, target):
+        if target == tmp_path / "set" and self.name != "old":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(type(tmp_path), "rename", fails)
+        build(tmp_path / "set", overwrite=True)
+    assert records.open_dataset(tmp_path / "set").fingerprint() == before
+    # Killed between the two renames: the old set is put back by the next call.
+    work = tmp_path / ".set.partial"
+    work.mkdir()
+    (tmp_path / "set").rename(work / "old")
+    with pytest.raises(InputError, match="--overwrite"):
+        build(tmp_path / "set")
+    assert records.open_dataset(tmp_path / "set").fingerprint() == before
+
+
+def test_without_beam_it_is_asked_for_and_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "apache_beam", None)  # as if it were not installed
+    with pytest.raises(InputError, match="Apache Beam is not installed"):
+        build(tmp_path / "set", beam_options=["runner=DirectRunner"])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("mode", ["in_memory", "multi_processing"])
+def test_beam_writes_the_same_records(tmp_path, monkeypatch, mode):
+    pytest.importorskip("apache_beam", reason="needs an environment with the extra [beam]")
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 2 * 32 * 32)
+    options = ["runner=DirectRunner", f"direct_running_mode={mode}", "direct_num_workers=2"]
+    found = build(tmp_path / "beam", beam_options=options)
+    assert contents(found) == contents(build(tmp_path / "here"))
+    assert sorted(os.listdir(tmp_path)) == ["beam", "here"]

@@ -1,0 +1,235 @@
+"""Writes a data set shard by shard, each a file of its own: in bounded memory, resumable, on many machines.
+
+TFDS describes and names the files; it does not write them, because its writers hold what they write in memory
+and begin anew after an interruption (docs/decisions/0083).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+from tqdm import tqdm
+
+from tf_detectorgan import __version__
+from tf_detectorgan.data import records
+from tf_detectorgan.errors import InputError
+
+_SHARD_BYTES = 64 << 20  # of decoded images: 256 grey ones of 512 pixels, some seconds of work
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The examples of one shard; Beam pickles it, and its text decides whether a finished shard is kept."""
+
+    example: Callable[[Any], dict[str, Any]]  # an item to an example, see `records.encode`
+    items: Sequence[Any]
+
+    def __call__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """TFDS's form: numbered examples."""
+        return enumerate(map(self.example, self.items))
+
+
+def parts(
+    example: Callable[[Any], dict[str, Any]], items: Sequence[Any], schema: tfds.features.FeaturesDict
+) -> list[Part]:
+    """Divides the items of a split into shards."""
+    image = schema["image"]
+    size = max(_SHARD_BYTES // (int(np.prod(image.shape)) * np.dtype(image.np_dtype).itemsize), 1)
+    return [Part(example, items[start : start + size]) for start in range(0, len(items), size)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A file to be written, all or nothing."""
+
+    split: str
+    path: Path
+    part: Part
+    schema: tfds.features.FeaturesDict
+
+    def write(self, progress: Callable[[], object] = lambda: None) -> None:
+        """Writes under a temporary name, then renames; a shard that is there already stays."""
+        if self.path.is_file():
+            return
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            with tf.io.TFRecordWriter(str(partial)) as writer:
+                for _, example in self.part():
+                    writer.write(records.encode(self.schema, example))
+                    progress()
+            os.replace(partial, self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """A builder of this project: `_shard_iterators_per_split` gives lists of `Part`; `build` runs it."""
+
+    written: Sequence[Shard] = ()  # set by `build`
+
+    def shards(self, directory: Path) -> list[Shard]:
+        """What is to be written into `directory`, in order."""
+        found = []
+        for split, rows in self._shard_iterators_per_split(None).items():
+            template = self._get_filename_template(split)
+            for number, part in enumerate(rows):
+                name = template.sharded_filepath(shard_index=number, num_shards=len(rows)).name
+                found.append(Shard(split, directory / name, part, self.info.features))
+        return found
+
+    def _download_and_prepare(self, dl_manager, download_config=None) -> None:
+        """Describes what is written; TFDS then writes the description."""
+        infos = []
+        for split, found in groupby(self.written, key=lambda shard: shard.split):
+            files = [(shard.path.stat().st_size, len(shard.part.items)) for shard in found]
+            infos.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=[count for _, count in files],
+                    num_bytes=sum(size - records.FRAME_BYTES * count for size, count in files),
+                    filename_template=self._get_filename_template(split),
+                )
+            )
+        self.info.set_splits(tfds.core.SplitDict(infos))
+
+
+def build(
+    make: Callable[[str], Builder], out, *, overwrite: bool = False, beam_options: Sequence[str] = ()
+) -> None:
+    """Runs the builder `make(data_dir)` and puts its directory at `out`, whole or not at all.
+
+    The work happens in a hidden directory beside `out`. After an interruption only finished shards are left
+    there, and the same call goes on; a call with other images or settings deletes them.
+
+    Args:
+      make: the builder for a directory.
+      out: where to put the data set.
+      overwrite: replace the data set that is there.
+      beam_options: of an Apache Beam pipeline that writes the shards, such as "runner=FlinkRunner"; empty:
+        this process writes them. All machines need the images and `out` under the same paths.
+
+    Raises:
+      InputError: `out` exists and is not to be overwritten, or is no prepared data set.
+    """
+    out = Path(out).expanduser().absolute()
+    work = out.with_name(f".{out.name}.partial")
+    _put_back(work, out)
+    check_target(out, overwrite)
+    with _quiet():
+        builder = make(str(work / "new"))
+    shards = builder.shards(work / "shards")
+    try:
+        _keep_own(work, shards)
+        _write(shards, beam_options)
+        builder.written = shards
+        with _quiet():
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        directory = Path(builder.data_dir)
+        for shard in shards:
+            shard.path.rename(directory / shard.path.name)
+        if out.exists():
+            out.rename(work / "old")
+        directory.rename(out)
+    except BaseException:
+        _put_back(work, out)
+        _clear(work, shards)
+        raise
+    shutil.rmtree(work)
+
+
+def _put_back(work: Path, out: Path) -> None:
+    """The old data set, where a process ended between two renames."""
+    if (work / "old").exists() and not out.exists():
+        (work / "old").rename(out)
+
+
+def _keep_own(work: Path, shards: Sequence[Shard]) -> None:
+    """Deletes what is left of another call, one with other images, settings or another version."""
+    digest = hashlib.sha256(f"{__version__} {shards[0].schema}".encode())
+    for shard in shards:
+        digest.update(f"{shard.path.name} {shard.part}".encode())
+    key = work / "key"
+    if not key.is_file() or key.read_text("utf-8") != digest.hexdigest():
+        shutil.rmtree(work, ignore_errors=True)
+        (work / "shards").mkdir(parents=True)
+        key.write_text(digest.hexdigest(), "utf-8")
+
+
+def _clear(work: Path, shards: Sequence[Shard]) -> None:
+    """After a failure: leaves finished shards only, and says so."""
+    shutil.rmtree(work / "new", ignore_errors=True)
+    if kept := sum(shard.path.is_file() for shard in shards):
+        print(
+            f"{kept} of {len(shards)} record files are finished and kept in {work}: "
+            "the same command goes on from there",
+            file=sys.stderr,
+        )
+    else:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(shards: Sequence[Shard], beam_options: Sequence[str]) -> None:
+    missing = [shard for shard in shards if not shard.path.is_file()]
+    if len(missing) < len(shards):
+        print(f"{len(shards) - len(missing)} of {len(shards)} record files were finished before")
+    if beam_options and missing:
+        _write_under_beam(missing, beam_options)
+        return
+    with tqdm(total=sum(len(shard.part.items) for shard in missing), unit="image") as bar:
+        for shard in missing:
+            bar.set_description(f"writing {shard.split}")
+            shard.write(bar.update)
+
+
+def _write_under_beam(shards: Sequence[Shard], options: Sequence[str]) -> None:
+    try:
+        import apache_beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise InputError(
+            f"--beam_options: Apache Beam is not installed; docs/beam.md says how ({error})"
+        ) from error
+    settings = PipelineOptions([f"--{option}" for option in options])
+    with apache_beam.Pipeline(options=settings) as pipeline:
+        pipeline | apache_beam.Create(shards) | apache_beam.Map(Shard.write)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Drops what TFDS says: a download of unknown size, the builder's settings."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def check_target(out, overwrite: bool) -> None:
+    """Refuses to write over anything but a prepared data set, and over that only when asked.
+
+    Raises:
+      InputError: as said.
+    """
+    out = Path(out).expanduser()
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not records.is_dataset(out):
+        raise InputError(f"--out={out}: exists and is no prepared data set; choose another directory")
+    if not overwrite:
+        raise InputError(f"--out={out}: already holds a data set; use --overwrite to replace it")
