@@ -22,14 +22,15 @@ import numpy as np
 from tqdm import tqdm
 
 
-def draw(folder: Path, count: int, size: int) -> None:
-    """Clouds under noise, whose every pixel is different, a quarter of them clean; PNGs of low compression."""
+def draw(folder: Path, count: int, size: int, compression: int) -> None:
+    """Clouds under noise: no two pictures are alike."""
     random = np.random.default_rng(0)
     noise = random.integers(0, 64, (size, size), np.uint8)
+    form = [cv2.IMWRITE_PNG_COMPRESSION, compression]
     for number in tqdm(range(count), desc="drawing", unit="image"):
         clouds = cv2.resize(random.integers(0, 190, (16, 16), np.uint8), (size, size))
         pixels = np.roll(noise, random.integers(0, size, 2), (0, 1)) + clouds
-        cv2.imwrite(str(folder / f"{number:06d}.png"), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        cv2.imwrite(str(folder / f"{number:06d}.png"), pixels, form)
 
 
 def annotations(count: int, size: int) -> dict:
@@ -66,12 +67,13 @@ def main():
     )
     parser.add_argument("--counts", type=int, nargs=2, default=[1000, 10000])
     parser.add_argument("--size", type=int, default=1024, help="of the drawn files")
+    parser.add_argument("--compression", type=int, default=1, help="of the drawn files; 0 draws faster")
     parser.add_argument("--image_size", type=int, default=512, help="as of prepare")
     parser.add_argument("--out", type=Path, help="JSON to write")
     arguments = parser.parse_args()
     few, many = sorted(arguments.counts)
     with tempfile.TemporaryDirectory(prefix="prepare-") as name:
-        draw(Path(name), many, arguments.size)
+        draw(Path(name), many, arguments.size, arguments.compression)
         rows = [measure(Path(name), count, arguments.size, arguments.image_size) for count in (few, many)]
     print(f"{'images':>8}{'seconds':>10}{'core s':>10}{'images/core s':>16}{'peak MiB':>10}")
     for row in rows:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
@@ -72,6 +73,18 @@ def browser():
         window = driver.chromium.launch(executable_path=program, args=[*flags, "--disable-sync"])
         yield window
         window.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 16 KiB, mounted in memory: nothing else is full or read-only for root, as CI may be."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"may not mount a disk ({mounted.stderr.decode().strip()})")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,14 @@
 
 import json
 import os
+import subprocess
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_detectorgan import checkpoints
+from tf_detectorgan import checkpoints, disk
 from tf_detectorgan.checkpoints import PhaseDirectory
 
 
@@ -35,6 +36,25 @@ def test_save_and_restore(tmp_path):
     phase.save(17)
     other = parts(0)
     assert PhaseDirectory(tmp_path, other).restore() == 17
+    np.testing.assert_array_equal(numbers(other), np.full(18, 3))
+
+
+def test_a_full_disk_leaves_the_checkpoints_that_were_there(small_disk):
+    subprocess.run(["mount", "-o", "remount,size=24k", small_disk], check=True)
+    phase = PhaseDirectory(small_disk, parts(3))
+    phase.save(1)
+    checkpoints.write_text(small_disk / "note.txt", "old")
+    before = sorted(os.listdir(small_disk))
+    with pytest.raises(tf.errors.ResourceExhaustedError) as caught:
+        phase.save(2)
+    assert disk.fault(caught.value).endswith(": No space left on device")
+    assert str(small_disk) in disk.fault(caught.value)
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoints.write_text(small_disk / "note.txt", "n" * 50_000)
+    assert sorted(os.listdir(small_disk)) == before
+    assert (small_disk / "note.txt").read_text() == "old"
+    other = parts(0)
+    assert PhaseDirectory(small_disk, other).restore() == 1
     np.testing.assert_array_equal(numbers(other), np.full(18, 3))
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_detectorgan import export_detector
+from tf_detectorgan import disk, export_detector
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation import from_coco_results
@@ -45,6 +46,13 @@ def images(finished_run):
     rows = [dataset.decode(one) for s in ("test_labelled", "test_clean") for one in dataset.serialized(s)]
     pixels = [records.to_stored(row.image.numpy(), dataset.bit_depth) for row in rows]
     return [int(row.image_id) for row in rows], np.stack(pixels)
+
+
+def test_a_full_disk_is_one_error_and_nothing_is_left(finished_run, small_disk):
+    with pytest.raises((OSError, tf.errors.OpError)) as caught:
+        export_detector.main(Export(run_dir=str(finished_run), arm="cut_paste", out=str(small_disk / "out")))
+    assert disk.fault(caught.value).endswith("No space left on device")
+    assert os.listdir(small_disk) == []
 
 
 @pytest.mark.parametrize("script", [KERAS_FILE, SAVED_MODEL], ids=["keras", "saved_model"])

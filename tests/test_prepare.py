@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_detectorgan import config, door
 from tf_detectorgan.data import coco, records
-from tf_detectorgan.errors import EXIT_BAD_INPUT, InputError
+from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_CANNOT_WRITE, InputError
 from tf_detectorgan.prepare import Prepare, prepare
 
 COMMAND = [sys.executable, "-m", "tf_detectorgan.prepare"]
@@ -100,6 +101,43 @@ def test_an_interrupted_prepare_leaves_whole_files_and_goes_on(annotations, monk
     assert out.fingerprint() == other.fingerprint()
 
 
+def guarded(monkeypatch, chosen):
+    monkeypatch.setattr(config, "read_flags", lambda _: chosen)
+    return door.guard(Prepare, prepare)
+
+
+def test_a_full_disk_is_one_error_and_the_same_command_goes_on(annotations, small_disk, monkeypatch, capsys):
+    prepare(options(annotations))
+    chosen = options(annotations, out=str(small_disk / "set"))
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(4096))  # of four blocks; the key and the first record files take the others
+    capsys.readouterr()
+    assert guarded(monkeypatch, chosen) == EXIT_CANNOT_WRITE
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.match(rf"error: {small_disk}/.*: No space left on device; ", errors[0])
+    assert sorted(os.listdir(small_disk)) == [".set.partial", "filler"]
+    kept = [
+        path for path in (small_disk / ".set.partial").rglob("*") if path.is_file() and path.name != "key"
+    ]
+    assert kept
+    assert all(records.check_records(path)[0] for path in kept)
+    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    prepare(chosen)
+    assert sorted(os.listdir(small_disk)) == ["filler", "set"]
+    made, whole = (records.open_dataset(place) for place in (chosen.out, annotations.parent / "out"))
+    assert made.fingerprint() == whole.fingerprint()
+
+
+def test_a_read_only_disk_is_one_error(annotations, small_disk, monkeypatch, capsys):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert guarded(monkeypatch, options(annotations, out=str(small_disk / "set"))) == EXIT_CANNOT_WRITE
+    said = capsys.readouterr()
+    assert re.fullmatch(rf"error: {small_disk}/\S+: Read-only file system; [^\n]+\n", said.err)
+    assert not said.out  # it was seen before any image was read
+    assert os.listdir(small_disk) == []
+
+
 def test_what_other_settings_left_is_not_used(annotations, monkeypatch):
     read = coco.Source.read
 
@@ -108,9 +146,10 @@ def test_what_other_settings_left_is_not_used(annotations, monkeypatch):
             raise KeyboardInterrupt
         return read(self)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(coco.Source, "read", stopped)
-        prepare(options(annotations, image_size=32))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(options(annotations, image_size=32))
     prepare(options(annotations, image_size=64))
     assert records.open_dataset(annotations.parent / "out").image_shape == (64, 64, 1)
     assert not list(annotations.parent.glob(".*"))

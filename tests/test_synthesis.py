@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from tf_detectorgan import boxes as boxes_lib
-from tf_detectorgan import synthesis
+from tf_detectorgan import disk, synthesis
 from tf_detectorgan.data import records
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.errors import InputError, Interrupted
@@ -98,6 +98,18 @@ def made(request, tmp_path_factory):
     dataset = Tiles(*request.param)
     directory = tmp_path_factory.mktemp("run") / "synthetic"
     return dataset, directory, make(dataset, directory)
+
+
+def test_a_full_disk_leaves_what_was_there(small_disk):
+    (small_disk / "synthetic").mkdir()
+    (small_disk / "synthetic" / "synthetic.tfrecord").write_bytes(b"old")
+    with pytest.raises((OSError, tf.errors.ResourceExhaustedError)) as caught:
+        make(Tiles(8, 1), small_disk / "synthetic")
+    assert disk.fault(caught.value).endswith("No space left on device")
+    assert [str(path.relative_to(small_disk)) for path in sorted(small_disk.rglob("*"))] == [
+        "synthetic",
+        "synthetic/synthetic.tfrecord",
+    ]
 
 
 def png(file):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
+from tf_detectorgan import disk
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes to a temporary name, then renames: readers see the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with disk.whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 class PhaseDirectory:
@@ -36,9 +36,15 @@ class PhaseDirectory:
         return int(self.step)
 
     def save(self, step: int) -> None:
-        """Saves after `step` finished steps."""
+        """Saves after `step` finished steps; if that fails, only older checkpoints are there."""
         self.step.assign(step)
-        self._manager.save(checkpoint_number=step)
+        before = set(self.path.glob("*"))
+        try:
+            self._manager.save(checkpoint_number=step)
+        except Exception:
+            for piece in set(self.path.glob("*")) - before:
+                shutil.rmtree(piece) if piece.is_dir() else piece.unlink()
+            raise
 
     def finish(self, record: dict[str, Any]) -> None:
         """Marks the phase as done."""

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from absl import app, flags, logging
 
-from tf_detectorgan import config
-from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, Interrupted
+from tf_detectorgan import config, disk
+from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_CANNOT_WRITE, EXIT_INTERRUPTED, InputError, Interrupted
 
 T = TypeVar("T")
 
@@ -19,7 +19,8 @@ T = TypeVar("T")
 def run(options: type[T], main: Callable[[T], None]) -> None:
     """Defines the flags of `options`, reads them (also from --flagfile), calls `main` and exits.
 
-    Exit codes: 0; 78 bad input; 75 interrupted, with everything saved; 130 Ctrl-C; 143 SIGTERM.
+    Exit codes: 0; 74 full or read-only disk; 75 interrupted, with everything saved; 78 bad input;
+    130 Ctrl-C; 143 SIGTERM.
     """
     config.define_flags(options)
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
@@ -38,6 +39,11 @@ def guard(options: type[T], main: Callable[[T], None]) -> int:
     except Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception as error:
+        if (said := disk.fault(error)) is None:
+            raise
+        print(f"error: {said}; what was finished is kept: see to the disk and run it again", file=sys.stderr)
+        return EXIT_CANNOT_WRITE
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is impor
 
 import keras
 
-from tf_detectorgan import checkpoints, door
+from tf_detectorgan import checkpoints, disk, door
 from tf_detectorgan.config import option
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.models.detectors.serving import ServedDetector
@@ -53,15 +52,11 @@ def main(options: Export) -> None:
     _check_target(out, options.overwrite)
     model = served(run)
     checkpoints.load(weights, {"DET": model.network})
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save(partial / "detector.keras")
-    write_saved_model(model, partial / "saved_model" / "1")
-    card = description(run, options.arm, checkpoints.fingerprint(weights))
-    (partial / "detector.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    with disk.whole_directory(out) as partial:
+        model.save(partial / "detector.keras")
+        write_saved_model(model, partial / "saved_model" / "1")
+        card = description(run, options.arm, checkpoints.fingerprint(weights))
+        (partial / "detector.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     print(f"final detector of {options.arm} in {out}: detector.keras, saved_model/1, detector.json")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tf_detectorgan import boxes as boxes_lib
-from tf_detectorgan import gallery
+from tf_detectorgan import disk, gallery
 from tf_detectorgan.batch import Insertion, Synthesis
 from tf_detectorgan.data import records
 from tf_detectorgan.data.formats import export
@@ -89,16 +88,12 @@ def synthesize(
     Raises:
       InputError: no image reaches `min_audit`.
     """
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "images").mkdir(parents=True)
     batches = synthesis_batches(
         dataset, count=count, batch_size=batch_size, seed=seed, start=0, placement=placement
     )
     origin = {"method": method, "checkpoint": checkpoint, "seed": seed}
-    beside = _Beside(partial, dataset, origin, reach, judges, min_audit)
 
-    def examples() -> Iterator[dict[str, Any]]:
+    def examples(beside: _Beside) -> Iterator[dict[str, Any]]:
         with tqdm(total=count, desc=f"synthesize {method}", unit="image", dynamic_ncols=True) as bar:
             for batch in batches:
                 between()
@@ -107,12 +102,13 @@ def synthesize(
                 bar.update(int(made.sum()))
                 yield from beside.examples(batch, images, made)
 
-    kept = records.write_records(partial / "synthetic.tfrecord", examples(), dataset.features)
-    if not kept:
-        raise InputError(f"min_audit={min_audit}: none of the {count} images of {method} reaches it")
-    beside.write(count, exports)
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
+    with disk.whole_directory(directory) as partial:
+        (partial / "images").mkdir()
+        beside = _Beside(partial, dataset, origin, reach, judges, min_audit)
+        kept = records.write_records(partial / "synthetic.tfrecord", examples(beside), dataset.features)
+        if not kept:
+            raise InputError(f"min_audit={min_audit}: none of the {count} images of {method} reaches it")
+        beside.write(count, exports)
     return kept
 
 

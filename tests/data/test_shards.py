@@ -1,6 +1,7 @@
 """Files of a few records each: the same data set, whoever writes them."""
 
 import os
+import sys
 
 import pytest
 
@@ -19,11 +20,6 @@ def build(out, **options):
 def contents(dataset):
     splits = ("train_labelled", "train_clean", "validation_labelled", "test_labelled")
     return [[bytes(record) for record in dataset.serialized(split).as_numpy_iterator()] for split in splits]
-
-
-@pytest.fixture
-def small_shards(monkeypatch):
-    monkeypatch.setattr(shards, "_SHARD_BYTES", 2 * 32 * 32)  # two images
 
 
 def test_many_files_hold_what_one_holds_in_the_same_order(tmp_path, monkeypatch):
@@ -48,9 +44,10 @@ def test_a_failure_at_the_last_moment_leaves_the_old_set(tmp_path, monkeypatch):
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+    with monkeypatch.context() as patch:
         patch.setattr(type(tmp_path), "rename", fails)
-        build(tmp_path / "set", overwrite=True)
+        with pytest.raises(OSError, match="Input/output"):
+            build(tmp_path / "set", overwrite=True)
     assert records.open_dataset(tmp_path / "set").fingerprint() == before
     # Killed between the two renames: the old set is put back by the next call.
     work = tmp_path / ".set.partial"
@@ -62,7 +59,7 @@ def test_a_failure_at_the_last_moment_leaves_the_old_set(tmp_path, monkeypatch):
 
 
 def test_without_beam_it_is_asked_for_and_nothing_is_left(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "apache_beam", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "apache_beam", None)  # as if it were not installed
     with pytest.raises(InputError, match="Apache Beam is not installed"):
         build(tmp_path / "set", beam_options=["runner=DirectRunner"])
     assert os.listdir(tmp_path) == []

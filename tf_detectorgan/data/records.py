@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from tf_detectorgan import disk
 from tf_detectorgan.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -129,7 +129,9 @@ def encode(schema: tfds.features.FeaturesDict, example: Mapping[str, Any]) -> by
         "source_size": np.asarray(example["source_size"], np.int32),
         "provenance": tf.compat.as_text(np.asarray(example["provenance"]).item()),
     }
-    return schema.serialize_example(schema.encode_example(values))
+    serialized = schema.serialize_example(schema.encode_example(values))
+    # Without `deterministic` the features' order differs between processes, and so would fingerprints.
+    return tf.train.Example.FromString(serialized).SerializeToString(deterministic=True)
 
 
 def decode(schema: tfds.features.FeaturesDict, serialized: tf.Tensor) -> Record:
@@ -146,17 +148,12 @@ def write_records(path, examples: Iterable[Mapping[str, Any]], schema: tfds.feat
     The schema goes beside it, into the same directory. Returns the number of examples.
     """
     path, count = Path(path), 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with disk.whole_file(path) as partial:
         with tf.io.TFRecordWriter(str(partial)) as writer:
             for example in examples:
                 writer.write(encode(schema, example))
                 count += 1
         schema.save_config(str(path.parent))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return count
 
 

@@ -10,9 +10,9 @@ import contextlib
 import dataclasses
 import hashlib
 import io
-import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -24,7 +24,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tqdm import tqdm
 
-from tf_detectorgan import __version__
+from tf_detectorgan import __version__, disk
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
 
@@ -65,15 +65,10 @@ class Shard:
         """Writes under a temporary name, then renames; a shard that is there already stays."""
         if self.path.is_file():
             return
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            with tf.io.TFRecordWriter(str(partial)) as writer:
-                for _, example in self.part():
-                    writer.write(records.encode(self.schema, example))
-                    progress()
-            os.replace(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with disk.whole_file(self.path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
+            for _, example in self.part():
+                writer.write(records.encode(self.schema, example))
+                progress()
 
 
 class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -225,8 +220,12 @@ def check_target(out, overwrite: bool) -> None:
 
     Raises:
       InputError: as said.
+      OSError: nothing can be written there.
     """
-    out = Path(out).expanduser()
+    out = Path(out).expanduser().absolute()
+    place = next(folder for folder in out.parents if folder.exists())
+    with tempfile.TemporaryFile(dir=place):  # now, and not after an hour of reading
+        pass
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not records.is_dataset(out):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_detectorgan import boxes as box_ops
+from tf_detectorgan import disk
 from tf_detectorgan.batch import Detections
 from tf_detectorgan.errors import InputError
 
@@ -188,8 +189,5 @@ def truth_from_json(items: Sequence[dict]) -> list[Truth]:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes JSON; `path` is at every moment absent, the old file or the whole new one. NaN is refused."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")
-    os.replace(temporary, path)
+    with disk.whole_file(Path(path)) as partial:
+        partial.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")

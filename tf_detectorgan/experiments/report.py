@@ -17,6 +17,7 @@ import tensorflow as tf
 
 import tf_detectorgan
 from tf_detectorgan import boxes as box_ops
+from tf_detectorgan import checkpoints
 from tf_detectorgan.evaluation import curves
 from tf_detectorgan.evaluation.average_precision import RANGE_NAME, Matches, match
 from tf_detectorgan.evaluation.records import Found
@@ -92,9 +93,9 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         "examples": examples(run),
     }
     page = run.directory / "report.html"
-    _replace(page, templates.get_template("report.html").render(content | pictures))
+    checkpoints.write_text(page, templates.get_template("report.html").render(content | pictures))
     for name in ("report.md", "cards.md"):
-        _replace(run.directory / name, templates.get_template(name).render(content))
+        checkpoints.write_text(run.directory / name, templates.get_template(name).render(content))
     return page
 
 
@@ -311,9 +312,3 @@ def _look_up(metrics: dict, path: Sequence[str]) -> dict:
 
 def _file_uri(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

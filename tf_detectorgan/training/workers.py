@@ -15,9 +15,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_detectorgan import disk
 from tf_detectorgan.checkpoints import PhaseDirectory
 from tf_detectorgan.cluster import tf_config
-from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, Interrupted
+from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_CANNOT_WRITE, EXIT_INTERRUPTED, InputError, Interrupted
 
 
 class Workers:
@@ -122,8 +123,9 @@ def ending_together(count: int) -> Iterator[None]:
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError) as error:
         why = str(error.message).splitlines()[0]
         code, line = EXIT_INTERRUPTED, f"interrupted: lost a worker; the last checkpoint is kept ({why})"
-    except Exception:  # whatever it is, the process must not wait for its peers
-        code, line = 1, traceback.format_exc()
+    except Exception as error:  # whatever it is, the process must not wait for its peers
+        said = disk.fault(error)
+        code, line = (EXIT_CANNOT_WRITE, f"error: {said}") if said else (1, traceback.format_exc())
     print(line, file=sys.stderr, end="\n" if line else "")
     sys.stdout.flush()
     sys.stderr.flush()
