@@ -4,10 +4,13 @@ import time
 from dataclasses import dataclass
 
 import pytest
+import tensorflow as tf
 from absl import flags
 
 from tf_detectorgan import config, door
 from tf_detectorgan.errors import InputError, Interrupted
+
+KEPT = "; what was finished is kept: see to the disk and run it again"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,12 @@ def parsed(monkeypatch):
     [
         (InputError("boxes.json: the file is empty"), 78, "error: boxes.json: the file is empty"),
         (Interrupted("saved at step 7"), 75, "interrupted: saved at step 7"),
+        (OSError(28, "No space left on device", "a/b"), 74, f"error: a/b: No space left on device{KEPT}"),
+        (
+            tf.errors.ResourceExhaustedError(None, None, "{{node}} a/b; No space left on device [Op:SaveV2]"),
+            74,
+            f"error: a/b: No space left on device{KEPT}",
+        ),
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
     ],
 )
@@ -45,6 +54,8 @@ def test_success_is_silent_and_a_fault_of_ours_keeps_its_traceback(capsys):
     assert capsys.readouterr().err == ""
     with pytest.raises(ZeroDivisionError):
         door.guard(Options, lambda options: 1 / 0)
+    with pytest.raises(FileNotFoundError):
+        door.guard(Options, lambda options: open("no such file"))
 
 
 def test_sigterm_leaves_through_finally():

@@ -1,5 +1,6 @@
 """The data card of four pictures of 64 x 64 px, whose numbers can be counted by hand."""
 
+import dataclasses
 import html
 import re
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tf_detectorgan.data import records
+from tf_detectorgan.data import phantom, records, shards
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.experiments import data_card
 from tf_detectorgan.prepare import Prepare, prepare
@@ -58,7 +59,21 @@ def test_a_box_like_an_anchor_is_covered_and_tiny_or_long_ones_are_not(page):
     36 x 4 px: an anchor of width over height 2 that holds it has an area of 648, so 144 / 648 at most; one of
     height 4 is none.
     """
-    assert "33 % of the training boxes overlap an anchor of retinanet_small by IoU 0.5 or more." in text(page)
+    assert re.search(
+        r"retinanet_small: 33 % of the training boxes overlap one of \d+ anchors by IoU >= 0.5\.", text(page)
+    )
+
+
+def test_sides_that_no_detector_takes_are_said_and_the_rest_is_shown(tmp_path):
+    config = phantom.PhantomConfig(name="odd", size=40, train_images=2, clean_images=1, unboxed_images=0)
+    config = dataclasses.replace(config, validation_images=0, test_images=0, test_clean_images=0)
+    shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), tmp_path / "set")
+    words = text(data_card.write(records.open_dataset(tmp_path / "set")).read_text("utf-8"))
+    assert "3 images of 40 × 40 px" in words
+    assert re.search(
+        r"retinanet_small cannot be trained on these images: .* divisible by 16, got 40x40", words
+    )
+    assert "of the training boxes" not in words
 
 
 def test_equal_pictures_are_named_and_others_are_not(page):

@@ -12,9 +12,10 @@ import numpy as np
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import checkpoints, gallery
 from tf_detectorgan.data import records
+from tf_detectorgan.errors import InputError
 from tf_detectorgan.experiments import figures
-from tf_detectorgan.models.detectors import retinanet
-from tf_detectorgan.models.detectors.anchors import POSITIVE_IOU, coverage
+from tf_detectorgan.models import detectors
+from tf_detectorgan.models.detectors.detector import Coverage
 from tf_detectorgan.training.settings import Train
 
 SHOWN = {"labelled": 12, "clean": 4, "unboxed": 4}  # pictures of the training split
@@ -50,17 +51,18 @@ def write(dataset: records.Dataset) -> Path:
     names = [f"{part}_{stream}" for part in records.SPLITS for stream in records.STREAMS]
     splits = {name: contents(dataset, name) for name in names if dataset.count(name)}
     sizes = {name: _sizes(held.boxes) for name, held in splits.items() if len(held.boxes)}
-    anchors = retinanet.small(dataset.image_shape, len(dataset.class_names)).anchors  # Train.detector
     train = splits["train_labelled"].boxes if "train_labelled" in splits else np.zeros([0, 4])
-    best = coverage(anchors, train)
+    coverage, refusal = _coverage(dataset, train)
     page = gallery.environment().get_template("data_card.html")
     html = page.render(
         title=f"Data card: {dataset.directory.name}",
         dataset=dataset,
         rows=[_row(dataset, name, held) for name, held in splits.items()],
-        histogram=figures.box_sizes(sizes, _sizes(train), best, POSITIVE_IOU) if sizes else None,
+        histogram=figures.box_sizes(sizes, _sizes(train), coverage and coverage.covered) if sizes else None,
         detector=Train.detector,
-        covered=float((best >= POSITIVE_IOU).mean()) if len(best) else None,
+        covered=float(coverage.covered.mean()) if coverage and len(train) else None,
+        rule=coverage.rule if coverage else "",
+        refusal=refusal,
         groups=_groups(splits),
         equal=_equal(splits),
         listed=LISTED,
@@ -69,6 +71,15 @@ def write(dataset: records.Dataset) -> Path:
     path = dataset.directory / "data_card.html"
     checkpoints.write_text(path, html)
     return path
+
+
+def _coverage(dataset: records.Dataset, boxes: np.ndarray) -> tuple[Coverage | None, str]:
+    """Which boxes [n, 4] the default detector can learn well; or why it cannot be trained on such images."""
+    try:
+        detector = detectors.build(Train.detector, dataset.image_shape, len(dataset.class_names))
+    except InputError as error:
+        return None, str(error)
+    return detector.coverage(boxes), ""
 
 
 def _sizes(boxes: np.ndarray) -> np.ndarray:

@@ -100,13 +100,12 @@ def by_number(title: str, x: str, rows: Sequence[Mapping]) -> str:
     return _svg(figure, legend=True)
 
 
-def box_sizes(sizes: Mapping[str, np.ndarray], train: np.ndarray, best: np.ndarray, wanted: float) -> str:
-    """Histogram of box sizes a split, and the share of training boxes that anchors cover in each bin.
+def box_sizes(sizes: Mapping[str, np.ndarray], train: np.ndarray, covered: np.ndarray | None) -> str:
+    """Histogram of box sizes a split, and the share of training boxes in each bin that a detector covers.
 
     Args:
       sizes: split -> root of the area of its boxes, pixels.
-      train, best: size of every training box, and its best IoU with an anchor.
-      wanted: IoU from which on a box is covered.
+      train, covered: size of every training box, and whether it is covered; None: not known.
     """
     everything = np.maximum(np.concatenate(list(sizes.values())), 0.5)
     low, high = np.log2(everything.min()), np.log2(everything.max())
@@ -119,20 +118,14 @@ def box_sizes(sizes: Mapping[str, np.ndarray], train: np.ndarray, best: np.ndarr
         )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    count = np.histogram(np.maximum(train, 0.5), edges)[0]
-    covered = np.histogram(np.maximum(train[best >= wanted], 0.5), edges)[0]
-    held = count > 0
-    right = axes.twinx()
-    right.plot(
-        np.sqrt(edges[:-1] * edges[1:])[held],
-        covered[held] / count[held],
-        "o",
-        color="#5b6670",
-        markersize=4,
-        label=f"covered, IoU ≥ {wanted}",
-    )
-    right.set(ylim=(-0.03, 1.06), ylabel="share covered by an anchor (training)")
-    right.spines["top"].set_visible(False)
+    if covered is not None:
+        count, good = (np.histogram(np.maximum(part, 0.5), edges)[0] for part in (train, train[covered]))
+        held = count > 0
+        right = axes.twinx()
+        middle, share = np.sqrt(edges[:-1] * edges[1:])[held], good[held] / count[held]
+        right.plot(middle, share, "o", color="#5b6670", markersize=4, label="share covered")
+        right.set(ylim=(-0.03, 1.06), ylabel="share covered by the detector (training)")
+        right.spines["top"].set_visible(False)
     return _svg(figure, legend=True)
 
 
