@@ -6,9 +6,15 @@
 Both sides get the same PNGs in memory and do the same to each: decode, mirror half of them, zoom and shift
 with bilinear interpolation, change brightness and contrast, move the boxes along, batch. Each side is a
 process of its own on one core, with one thread; the sides take turns. Wanted: a ratio of at least 1.
+
+    python benchmarks/input_pipeline.py --wait=configs/demo.flags
+
+trains the last arm of a flagfile for some joint steps and says how long a step waits for its batch. Wanted:
+under 2 % of its time.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -99,6 +105,49 @@ def rate(source, batch_size: int, batches: int) -> float:
     return batches * batch_size / (time.perf_counter() - began)
 
 
+def wait(flagfile: Path, steps: int) -> None:
+    """Times joint training between two batches, and how much of that it waits for the next one."""
+    from absl import flags
+
+    from tf_detectorgan import config, train
+    from tf_detectorgan.training import phases
+    from tf_detectorgan.training.settings import Train
+
+    waits, all_of_it = list[float](), list[float]()
+    run_phase = phases.run_phase
+
+    def timed(name, *, batches, **given):
+        def watched(start):
+            source = batches(start)
+            while True:
+                began = time.perf_counter()
+                batch = next(source)
+                waits.append(time.perf_counter() - began)
+                yield batch
+                all_of_it.append(time.perf_counter() - began)
+
+        run_phase(name, batches=watched if name.endswith("joint") else batches, **given)
+
+    phases.run_phase = timed
+    config.define_flags(Train)
+    flags.FLAGS(["wait", f"--flagfile={flagfile}"])
+    settings = config.read_flags(Train)
+    few = {
+        "gan_steps": 1,
+        "pretrain_detector_steps": 1,
+        "final_steps": 1,
+        "synthetic_count": 8,
+        "audit_folds": 0,
+    }
+    with tempfile.TemporaryDirectory(prefix="wait-") as name:
+        changes = few | {"joint_steps": WARM_UP + steps, "run_dir": name, "arm": settings.arm[-1:]}
+        train.main(dataclasses.replace(settings, **changes))
+    waited, spent = sum(waits[WARM_UP:-1]), sum(all_of_it[WARM_UP:])  # the last step is not timed
+    count = len(all_of_it) - WARM_UP
+    print(f"{count} joint steps of {1000 * spent / count:.0f} ms")
+    print(f"waiting for input: {1000 * waited / count:.2f} ms, {waited / spent:.2%} (wanted: under 2 %)")
+
+
 def export(folder: Path, size: int) -> None:
     """A drawn data set, and its training images as PNGs with their boxes for the other side."""
     import tensorflow as tf
@@ -125,13 +174,16 @@ def main():
     parser.add_argument("--batches", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("--wait", type=Path, help="a flagfile of train: times its waiting and nothing else")
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)  # a process of one side
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.wait:
+        return wait(arguments.wait, arguments.batches)
     if arguments.side:
         side = {"ours": ours, "theirs": theirs}[arguments.side]
         print(side(arguments.folder, arguments.batch_size, arguments.batches))
-        return
+        return None
     core = min(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="input-") as name:
         export(Path(name), arguments.size)

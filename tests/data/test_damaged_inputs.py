@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.test_formats import WRITERS
-from tf_detectorgan.data import coco, formats
+from tf_detectorgan.data import coco, formats, records
 from tf_detectorgan.errors import InputError
 
 EXAMPLES = 1000  # over all formats
@@ -152,6 +152,34 @@ def test_a_damaged_folder_is_read_or_refused(tmp_path, kind):
                 assert (corners[:, :2] < corners[:, 2:]).all()
                 assert all(0 <= label < len(folder.class_names) for label in source.labels)
         assert sorted(os.listdir(os.fsencode(root))) == before
+
+    damaged()
+    assert min(ended.values()) > 5  # both endings were reached
+
+
+def test_a_damaged_prepared_set_is_read_or_refused(tmp_path, tiny_phantom):
+    good = tiny_phantom("to_be_damaged")
+    whole = records.open_dataset(good).fingerprint()
+    names = sorted(path.name for path in good.iterdir())
+    ended = {"read": 0, "refused": 0}
+
+    @given(st.data())
+    @settings(max_examples=40)
+    def damaged(data):
+        root = tmp_path / "bad"
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(good, root)
+        name = data.draw(st.sampled_from(names))
+        data.draw(st.sampled_from([truncate, overwrite, other_json, replace]))(root / name, data)
+        try:
+            dataset = records.open_dataset(root)
+            found = dataset.fingerprint()
+        except InputError as error:
+            ended["refused"] += str(root) in str(error)
+        else:
+            ended["read"] += 1
+            images = [record for part in records.SPLITS for record in dataset.listed(f"{part}_labelled")]
+            assert found != whole or len(images) == 10
 
     damaged()
     assert min(ended.values()) > 5  # both endings were reached

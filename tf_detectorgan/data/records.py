@@ -292,15 +292,15 @@ def open_dataset(data_dir) -> Dataset:
     try:
         builder = tfds.builder_from_directory(directory)
         schema = builder.info.metadata.get("schema")
+        dataset = Dataset(builder) if schema == SCHEMA else None
     except Exception as error:  # TFDS raises many kinds for a broken description
         raise InputError(
-            f"{directory}: the data set's description cannot be read ({error}); prepare it again"
+            f"{directory}: the data set's description cannot be read ({error!r}); prepare it again"
         ) from error
-    if schema != SCHEMA:
+    if dataset is None:
         raise InputError(
             f"{directory}: record schema {schema}, this program reads {SCHEMA}; prepare it again"
         )
-    dataset = Dataset(builder)
     dataset.check_sizes()
     return dataset
 
