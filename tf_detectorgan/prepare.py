@@ -117,6 +117,7 @@ def prepare(options: Prepare) -> None:
     if not options.out:
         raise InputError("--out= is missing: the directory to write")
     shards.check_target(options.out, options.overwrite)
+    shards.check_beam(options.beam_options)
     defaults = _COMMON | _OWN.get(options.dataset, {})
     options = dataclasses.replace(
         options, **{k: v for k, v in defaults.items() if getattr(options, k) in _NOT_GIVEN}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import shutil
 import sys
@@ -118,12 +119,13 @@ def build(
         this process writes them. All machines need the images and `out` under the same paths.
 
     Raises:
-      InputError: `out` exists and is not to be overwritten, or is no prepared data set.
+      InputError: `out` exists and is not to be overwritten, or is no prepared data set; Beam is not there.
     """
     out = Path(out).expanduser().absolute()
     work = out.with_name(f".{out.name}.partial")
     _put_back(work, out)
     check_target(out, overwrite)
+    check_beam(beam_options)
     with _quiet():
         builder = make(str(work / "new"))
     shards = builder.shards(work / "shards")
@@ -191,16 +193,24 @@ def _write(shards: Sequence[Shard], beam_options: Sequence[str]) -> None:
 
 
 def _write_under_beam(shards: Sequence[Shard], options: Sequence[str]) -> None:
-    try:
-        import apache_beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError as error:
-        raise InputError(
-            f"--beam_options: Apache Beam is not installed; docs/beam.md says how ({error})"
-        ) from error
+    import apache_beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
     settings = PipelineOptions([f"--{option}" for option in options])
     with apache_beam.Pipeline(options=settings) as pipeline:
         pipeline | apache_beam.Create(shards) | apache_beam.Map(Shard.write)
+
+
+def check_beam(options: Sequence[str]) -> None:
+    """Whether Apache Beam is there, if it is wanted.
+
+    Raises:
+      InputError: it is not.
+    """
+    if options and importlib.util.find_spec("apache_beam") is None:
+        raise InputError(
+            f"--beam_options={','.join(options)}: Apache Beam is not installed; docs/beam.md says how"
+        )
 
 
 @contextlib.contextmanager
