@@ -68,7 +68,7 @@ def names(requirements):
 
 
 def test_every_import_is_declared(arguments):
-    optional = names(arguments["extras_require"]["k8s"] + arguments["extras_require"]["study"])
+    optional = names(sum((arguments["extras_require"][extra] for extra in ("k8s", "study", "beam")), []))
     declared = names(arguments["install_requires"]) | optional
     found = third_party(SOURCES)
     assert "tensorflow" in found

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from tf_detectorgan import checkpoints
+from tf_detectorgan import checkpoints, disk
 from tf_detectorgan.errors import EXIT_BAD_INPUT, InputError, Interrupted
 from tf_detectorgan.experiments.tables import BASE, Row, Table, Variant
 
@@ -260,11 +260,8 @@ def _take_over(base: Path, directory: Path, arms: Sequence[str]) -> None:
 def _copy_missing(source: Path, target: Path) -> None:
     """Copies a folder that is not there yet; it appears whole."""
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(source, partial)
-        partial.rename(target)
+        with disk.whole_directory(target) as partial:
+            shutil.copytree(source, partial, dirs_exist_ok=True)
 
 
 def _open_arms(job: Job, out: Path) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_detectorgan import checkpoints
+from tf_detectorgan import checkpoints, disk
 from tf_detectorgan import evaluation as ev
 from tf_detectorgan.batch import Insertion, Labelled
 from tf_detectorgan.data import pipeline, records, split_guard
@@ -351,6 +350,5 @@ def _keep_samples(run: Run) -> None:
             batch = next(iter(pipeline.evaluation_batches(run.dataset, [split], count)))
             images.append(batch.images.numpy()[batch.real.numpy()])
             ids.append(batch.image_ids.numpy()[batch.real.numpy()])
-    temporary = file.with_suffix(".partial.npz")
-    np.savez_compressed(temporary, images=np.concatenate(images), image_id=np.concatenate(ids))
-    shutil.move(temporary, file)
+    with disk.whole_file(file) as partial, partial.open("wb") as out:
+        np.savez_compressed(out, images=np.concatenate(images), image_id=np.concatenate(ids))
