@@ -161,10 +161,10 @@ def test_a_damaged_prepared_set_is_read_or_refused(tmp_path, tiny_phantom):
     good = tiny_phantom("to_be_damaged")
     whole = records.open_dataset(good).fingerprint()
     names = sorted(path.name for path in good.iterdir())
-    ended = {"read": 0, "refused": 0}
+    refused = []
 
     @given(st.data())
-    @settings(max_examples=40)
+    @settings(max_examples=20)
     def damaged(data):
         root = tmp_path / "bad"
         shutil.rmtree(root, ignore_errors=True)
@@ -175,11 +175,11 @@ def test_a_damaged_prepared_set_is_read_or_refused(tmp_path, tiny_phantom):
             dataset = records.open_dataset(root)
             found = dataset.fingerprint()
         except InputError as error:
-            ended["refused"] += str(root) in str(error)
+            refused.append(str(error))
         else:
-            ended["read"] += 1
             images = [record for part in records.SPLITS for record in dataset.listed(f"{part}_labelled")]
             assert found != whole or len(images) == 10
 
     damaged()
-    assert min(ended.values()) > 5  # both endings were reached
+    assert len(refused) > 5
+    assert all(str(tmp_path / "bad") in message for message in refused)
