@@ -23,7 +23,7 @@ from tf_detectorgan import checkpoints, disk, door
 from tf_detectorgan.config import option
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.models.detectors.serving import ServedDetector
-from tf_detectorgan.training import build, run_directory
+from tf_detectorgan.training import run_directory
 from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import ARMS
 
@@ -67,7 +67,7 @@ def served(run: Run) -> ServedDetector:
         run.dataset.image_shape,
         len(run.dataset.class_names),
         run.dataset.bit_depth,
-        build.anchor_arguments(run.settings),
+        run.settings.detector_options,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -19,6 +20,7 @@ from tf_detectorgan.models.discriminators import patch_gan
 from tf_detectorgan.models.generators import Composition, resnet_generator
 from tf_detectorgan.models.person_discriminator import PersonDiscriminator
 from tf_detectorgan.models.unet import unet
+from tf_detectorgan.training import backbone_weights
 from tf_detectorgan.training.base_gan import BaseGAN
 from tf_detectorgan.training.cyclegan import CycleGAN, CycleObjective
 from tf_detectorgan.training.image_pool import ImagePool
@@ -197,15 +199,17 @@ def cyclegan(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
 
 
 def detector(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -> Detector:
-    """DET with fresh weights, the same for the same seed."""
+    """DET with fresh weights, the same for the same seed; its backbone's from the run, if it keeps some."""
     keras.utils.set_random_seed(settings.seed + 1)
     with chosen.scope():
         DET = detectors.build(
             settings.detector,
             dataset.image_shape,
             len(dataset.class_names),
-            **anchor_arguments(settings),
+            **settings.detector_options,
         )
+        if settings.detector_options["pretrained"]:
+            backbone_weights.assign(DET.backbone, Path(settings.run_dir) / backbone_weights.FILE)
     eqn_3 = [arm for arm in settings.arm if ARMS[arm].detector and ARMS[arm].real_sign]
     if eqn_3 and not DET.unrollable:
         raise InputError(
@@ -213,15 +217,6 @@ def detector(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
             f"Eqn 3 needs: leave {', '.join(eqn_3)} out of --arm"
         )
     return DET
-
-
-def anchor_arguments(settings: Train) -> dict[str, tuple[float, ...]]:
-    """What `detectors.build` is told of anchors."""
-    return {
-        "sizes": settings.anchor_sizes,
-        "scales": settings.anchor_scales,
-        "ratios": settings.anchor_ratios,
-    }
 
 
 def joint_detector_optimizer(settings: Train, DET: Detector, chosen) -> keras.optimizers.Optimizer:

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tf_detectorgan import checkpoints, config
 from tf_detectorgan.data import phantom, records, shards
 from tf_detectorgan.errors import InputError
+from tf_detectorgan.training import backbone_weights
 from tf_detectorgan.training.loop import StopSignal
 from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import Train
@@ -37,6 +38,8 @@ def begin(settings: Train, workers: Workers) -> Run:
 
     def written() -> None:
         same_settings(path / "config.json", settings, FREE)
+        if settings.backbone_weights != "none" and not (path / backbone_weights.FILE).exists():
+            backbone_weights.fetch(settings.backbone_weights, path)
         if not settings.data_dir:
             _phantom(settings, path / "phantom")
         same_data(path / "data_card.json", records.open_dataset(data_dir))

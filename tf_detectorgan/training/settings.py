@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tf_detectorgan.config import option
 from tf_detectorgan.data.placement import MODES
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation.average_precision import SINGLE
-from tf_detectorgan.models.detectors import DETECTORS, FLAGS, maker
+from tf_detectorgan.models.detectors import DETECTORS, maker
 
 
 class Arm(NamedTuple):
@@ -123,6 +123,12 @@ class Train:
     anchor_scales: tuple[float, ...] = option((), "Multiples of the sizes; empty: the detector's own.")
     anchor_ratios: tuple[float, ...] = option((), "Widths over heights; empty: the detector's own.")
 
+    backbone_weights: str = option(
+        "none",
+        "What the ResNet-50 of retinanet_resnet50 and retinanet_kerashub starts from: none; imagenet, which "
+        "Keras downloads; or a file of its weights (.keras, .weights.h5, .h5). Kept in --run_dir.",
+    )
+
     exemplar: str = option(
         "layer",
         "What generators start from. image: the matched object cut out with its background. layer: what it "
@@ -192,7 +198,7 @@ class Train:
     validate_every: int = option(500, "Steps between two APs on the validation split.", low=1)
 
     def __post_init__(self):
-        maker(self.detector, [option for option, flag in FLAGS.items() if getattr(self, flag)])
+        maker(self.detector, [option for option, value in self.detector_options.items() if value])
         if self.workers > 1 and self.distribution != "auto":
             raise InputError(f"--workers={self.workers} uses all devices; --distribution must be auto")
         if self.audit_folds == 1:
@@ -213,3 +219,13 @@ class Train:
                 "--rho_real, --rho_syn: PS-GAN's discriminators do not judge what DET is shown, so "
                 "there is nothing to measure by; use --lambda_real, --lambda_syn with psgan_detectorgan"
             )
+
+    @property
+    def detector_options(self) -> dict[str, Any]:
+        """What `detectors.build` is told; empty or False: the detector's own."""
+        return {
+            "sizes": self.anchor_sizes,
+            "scales": self.anchor_scales,
+            "ratios": self.anchor_ratios,
+            "pretrained": self.backbone_weights != "none",
+        }

@@ -28,7 +28,7 @@ def coordinate_detector(classes=2):
     backbone.pyramid_level_inputs = {level: level for level in levels}
     features = {level: keras.Input(tensor.shape[1:], name=level) for level, tensor in levels.items()}
     pyramid = keras.Model(features, [keras.layers.Activation("linear")(f) for f in features.values()])
-    return retinanet.RetinaNet(
+    return retinanet.from_keras_cv(
         (HEIGHT, WIDTH, 2),
         classes,
         backbone=backbone,

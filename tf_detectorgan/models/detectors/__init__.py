@@ -7,16 +7,23 @@ import inspect
 from collections.abc import Callable, Iterable
 
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.models.detectors import fcos, retinanet
+from tf_detectorgan.models.detectors import fcos, kerashub, retinanet
 from tf_detectorgan.models.detectors.detector import Detector
 
 # Each takes (image_shape, classes) and whatever options it has by keyword.
 DETECTORS: dict[str, Callable[..., Detector]] = {
     "retinanet_small": retinanet.small,
     "retinanet_resnet50": retinanet.resnet50,
+    "retinanet_kerashub": kerashub.resnet50,
     "fcos_small": fcos.small,
 }
-FLAGS = {"sizes": "anchor_sizes", "scales": "anchor_scales", "ratios": "anchor_ratios"}
+# An option's flag, as it is when the option is not given.
+FLAGS = {
+    "sizes": "--anchor_sizes=",
+    "scales": "--anchor_scales=",
+    "ratios": "--anchor_ratios=",
+    "pretrained": "--backbone_weights=none",
+}
 
 
 def maker(name: str, options: Iterable[str] = ()) -> Callable[..., Detector]:
@@ -28,9 +35,9 @@ def maker(name: str, options: Iterable[str] = ()) -> Callable[..., Detector]:
     make = DETECTORS[name] if name in DETECTORS else _imported(name)
     for option in options:
         if option not in inspect.signature(make).parameters:
-            flag = f"--{FLAGS[option]}"
+            flag, _ = FLAGS[option].split("=")
             raise InputError(
-                f"{flag}: --detector={name} has no such option; leave it out, or empty ({flag}=)"
+                f"{flag}: --detector={name} has no such option; leave it out, or give {FLAGS[option]}"
             )
     return make
 
@@ -50,7 +57,7 @@ def _imported(name: str) -> Callable[..., Detector]:
 
 
 def build(name: str, image_shape: tuple[int, int, int], classes: int, **options) -> Detector:
-    """Detector `name` for images (H, W, C); `options` are those of FLAGS, empty: the detector's own.
+    """Detector `name` for images (H, W, C); `options` are keys of FLAGS, empty: the detector's own.
 
     Raises:
       InputError: there is no such detector, it lacks an option that is given, or it refuses the arguments.

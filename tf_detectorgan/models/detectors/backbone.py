@@ -1,10 +1,11 @@
-"""The parts that small detectors share: backbone, feature pyramid, heads, with norms that Eqn 3 may pass."""
+"""The parts that detectors share: backbones, feature pyramid, heads, with norms that Eqn 3 may pass."""
 
 from __future__ import annotations
 
 import math
 
 import keras
+import keras_cv
 
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.models.layers import ExactGroupNormalization
@@ -12,6 +13,7 @@ from tf_detectorgan.models.layers import ExactGroupNormalization
 PRIOR = 0.01  # Lin et al. 2017, section 4.1: every place starts as background with this much doubt
 PRIOR_BIAS = math.log(PRIOR / (1 - PRIOR))
 SMALL_STRIDES = (4, 8, 16)
+CAFFE_MEAN = (103.939, 116.779, 123.68)  # ImageNet's blue, green, red; keras.applications.resnet
 
 
 def small(image_shape: tuple[int, int, int], width: int) -> keras.Model:
@@ -31,6 +33,70 @@ def small(image_shape: tuple[int, int, int], width: int) -> keras.Model:
         levels[level] = x
     backbone = keras.Model(inputs, x, name="small_backbone")
     backbone.pyramid_level_inputs = {level: level for level in levels}
+    return backbone
+
+
+def resnet50(image_shape: tuple[int, int, int], pretrained: bool = False) -> keras.Model:
+    """ResNet-50 with outputs of strides 8, 16 and 32, whose layers `pyramid_level_inputs` names.
+
+    To be trained from scratch, or `pretrained`: to be given weights (decision 0112).
+
+    Raises:
+      InputError: an image side is not divisible by 32, or weights do not fit the channels.
+    """
+    height, width, channels = image_shape
+    if height % 32 or width % 32:
+        raise InputError(f"ResNet-50 needs image sides divisible by 32, got {height}x{width}")
+    if not pretrained:
+        return _resnet50_from_scratch(image_shape)
+    if channels not in (1, 3):
+        raise InputError(
+            f"--backbone_weights: they are for 1 or 3 channels, these images have {channels}; use none"
+        )
+    return _resnet50_with_fixed_norms(image_shape)
+
+
+def _resnet50_from_scratch(image_shape) -> keras.Model:
+    """KerasCV's, every batch normalisation replaced by an exact group normalisation with 32 groups."""
+    batch_normalised = keras_cv.models.ResNetBackbone(
+        stackwise_filters=[64, 128, 256, 512],
+        stackwise_blocks=[3, 4, 6, 3],
+        stackwise_strides=[1, 2, 2, 2],
+        include_rescaling=False,
+        input_shape=image_shape,
+    )
+    plain = keras.Model(batch_normalised.inputs, batch_normalised.outputs)
+    backbone = keras.models.clone_model(
+        plain, clone_function=_with_exact_norm, call_function=lambda layer, *args, **_: layer(*args)
+    )
+    backbone.pyramid_level_inputs = batch_normalised.pyramid_level_inputs
+    return backbone
+
+
+def _with_exact_norm(layer):
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return ExactGroupNormalization(groups=32, name=layer.name)
+    return layer.__class__.from_config(layer.get_config())
+
+
+def _resnet50_with_fixed_norms(image_shape) -> keras.Model:
+    """Keras applications', whose batch normalisations keep statistics, gamma and beta.
+
+    It sees what its `preprocess_input` makes of an image; a grey one as a colour image of equal channels.
+    """
+    images = keras.Input(image_shape)
+    grey = image_shape[2] == 1
+    bgr = keras.layers.Concatenate()([images] * 3) if grey else keras.ops.flip(images, -1)
+    levels = keras.layers.Rescaling(127.5, [127.5 - mean for mean in CAFFE_MEAN])(bgr)
+    backbone = keras.applications.ResNet50(include_top=False, weights=None, input_tensor=levels)
+    for layer in backbone.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+    backbone.pyramid_level_inputs = {
+        "P3": "conv3_block4_out",
+        "P4": "conv4_block6_out",
+        "P5": "conv5_block3_out",
+    }
     return backbone
 
 

@@ -37,10 +37,13 @@ class Detector(abc.ABC):
       network: maps {"images": [N, H, W, C] in [-1, 1]} to its raw answers. It has no state that changes in a
         call (`call` runs it with training=False), and no layer of Keras that normalises by the batch at hand
         (`layers.py` says why).
+      backbone: the part of it whose layers --backbone_weights fills by name, for detectors that take
+        `pretrained`.
       unrollable: False says that `loss` has no exact second derivative; arms that use Eqn 3 then refuse it.
     """
 
     network: keras.Model
+    backbone: keras.Model
     unrollable = True
 
     @property

@@ -1,4 +1,4 @@
-"""DET: KerasCV's RetinaNet with norms that Eqn 3 may differentiate.
+"""DET: RetinaNet, the network of KerasCV, with norms that Eqn 3 may differentiate.
 
 Built from explicit arguments, as its presets download. Letters: N images, H, W, C channels, A anchors, K
 boxes.
@@ -16,13 +16,15 @@ from tf_detectorgan.errors import InputError
 from tf_detectorgan.models.detectors import anchors as anchors_lib
 from tf_detectorgan.models.detectors import backbone as parts
 from tf_detectorgan.models.detectors.detector import Coverage, Detector, suppress
-from tf_detectorgan.models.layers import ExactGroupNormalization
 
 # Of smooth L1 in units of anchors.VARIANCE; Detectron2 counts without it, which is 5 to 10 times less.
 BOX_WEIGHT = 0.2  # decision 0063
 COVERED = 0.5  # IoU with an anchor
 # Objects of 4 to 10 pixels on a grid of 4 rarely meet an anchor by IoU 0.5 (decision 0058).
 SMALL_MATCH_IOU = (0.3, 0.2)
+RESNET50_STRIDES = (8, 16, 32, 64, 128)
+# Half of KerasCV's: they cover 79 of 79 NIH nodules at 512 pixels, KerasCV's own 72.
+RESNET50_SIZES = (16.0, 32.0, 64.0, 128.0, 256.0)
 
 
 class RetinaNet(Detector):
@@ -35,43 +37,20 @@ class RetinaNet(Detector):
     def __init__(
         self,
         image_shape: tuple[int, int, int],
-        classes: int,
         *,
+        network: keras.Model,
         backbone: keras.Model,
-        pyramid: keras.Model | keras.layers.Layer | None,
-        head_filters: int,
-        head_layers: int,
         strides: tuple[int, ...],
         sizes: tuple[float, ...],
         scales: tuple[float, ...],
         ratios: tuple[float, ...],
         match_iou: tuple[float, float] = (anchors_lib.POSITIVE_IOU, anchors_lib.NEGATIVE_IOU),
     ):
-        if len(strides) != len(sizes):
-            raise InputError(
-                f"anchor sizes {sizes} must be {len(strides)} numbers, one a stride of {strides}"
-            )
-        height, width, _ = image_shape
-        per_cell = len(scales) * len(ratios)
-        self.network = keras_cv.models.RetinaNet(
-            backbone=backbone,
-            num_classes=classes,
-            bounding_box_format="xyxy",
-            anchor_generator=keras_cv.layers.AnchorGenerator(
-                bounding_box_format="xyxy",
-                sizes=list(sizes),
-                scales=list(scales),
-                aspect_ratios=list(ratios),
-                strides=list(strides),
-            ),
-            feature_pyramid=pyramid,
-            classification_head=parts.head(per_cell * classes, head_filters, head_layers, parts.PRIOR_BIAS),
-            box_head=parts.head(per_cell * 4, head_filters, head_layers, 0.0),
-        )
+        self._height, self._width, _ = image_shape
+        self.network, self.backbone = network, backbone
         self.anchors = anchors_lib.make_anchors(
-            height, width, list(strides), list(sizes), list(scales), list(ratios)
+            self._height, self._width, list(strides), list(sizes), list(scales), list(ratios)
         )
-        self._height, self._width = height, width
         self._match_iou = match_iou
 
     def outputs(self, W, images) -> tuple[tf.Tensor, tf.Tensor]:
@@ -104,6 +83,56 @@ class RetinaNet(Detector):
         return Coverage(best >= COVERED, f"overlap one of {len(self.anchors)} anchors by IoU >= {COVERED}")
 
 
+def check_sizes(sizes: tuple[float, ...], strides: tuple[int, ...]) -> None:
+    """Raises InputError unless there is one anchor size a stride."""
+    if len(strides) != len(sizes):
+        raise InputError(f"anchor sizes {sizes} must be {len(strides)} numbers, one a stride of {strides}")
+
+
+def from_keras_cv(
+    image_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    backbone: keras.Model,
+    pyramid: keras.Model | keras.layers.Layer | None,
+    head_filters: int,
+    head_layers: int,
+    strides: tuple[int, ...],
+    sizes: tuple[float, ...],
+    scales: tuple[float, ...],
+    ratios: tuple[float, ...],
+    match_iou: tuple[float, float] = (anchors_lib.POSITIVE_IOU, anchors_lib.NEGATIVE_IOU),
+) -> RetinaNet:
+    """KerasCV's RetinaNet on a backbone, with our heads; `pyramid` None: KerasCV's of levels P3 to P7."""
+    check_sizes(sizes, strides)
+    per_cell = len(scales) * len(ratios)
+    network = keras_cv.models.RetinaNet(
+        backbone=backbone,
+        num_classes=classes,
+        bounding_box_format="xyxy",
+        anchor_generator=keras_cv.layers.AnchorGenerator(
+            bounding_box_format="xyxy",
+            sizes=list(sizes),
+            scales=list(scales),
+            aspect_ratios=list(ratios),
+            strides=list(strides),
+        ),
+        feature_pyramid=pyramid,
+        classification_head=parts.head(per_cell * classes, head_filters, head_layers, parts.PRIOR_BIAS),
+        box_head=parts.head(per_cell * 4, head_filters, head_layers, 0.0),
+    )
+    return RetinaNet(
+        image_shape,
+        network=network,
+        backbone=backbone,
+        strides=strides,
+        sizes=sizes,
+        scales=scales,
+        ratios=ratios,
+        match_iou=match_iou,
+    )
+
+
 def small(
     image_shape: tuple[int, int, int],
     classes: int,
@@ -115,7 +144,7 @@ def small(
 ) -> RetinaNet:
     """About a million weights with `width` 32: for 64 to 256 pixels on a CPU, strides 4, 8 and 16."""
     backbone = parts.small(image_shape, width)
-    return RetinaNet(
+    return from_keras_cv(
         image_shape,
         classes,
         backbone=backbone,
@@ -134,46 +163,24 @@ def resnet50(
     image_shape: tuple[int, int, int],
     classes: int,
     *,
-    sizes: tuple[float, ...] = (16.0, 32.0, 64.0, 128.0, 256.0),
+    sizes: tuple[float, ...] = RESNET50_SIZES,
     scales: tuple[float, ...] = (1.0, 1.26, 1.59),
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+    pretrained: bool = False,
 ) -> RetinaNet:
-    """The paper's size: KerasCV's ResNet-50, feature pyramid P3 to P7 and heads of 256 channels.
+    """The paper's size: ResNet-50, KerasCV's feature pyramid P3 to P7 and heads of 256 channels.
 
-    Trained from scratch, so every batch normalisation of the backbone is replaced by an exact group
-    normalisation with 32 groups. `sizes` are half of KerasCV's: they cover 79 of 79 NIH nodules at 512
-    pixels, KerasCV's own 72.
+    `pretrained`: its backbone is to be given weights (`parts.resnet50`).
     """
-    height, width, _ = image_shape
-    if height % 32 or width % 32:
-        raise InputError(f"retinanet_resnet50 needs image sides divisible by 32, got {height}x{width}")
-    batch_normalised = keras_cv.models.ResNetBackbone(
-        stackwise_filters=[64, 128, 256, 512],
-        stackwise_blocks=[3, 4, 6, 3],
-        stackwise_strides=[1, 2, 2, 2],
-        include_rescaling=False,
-        input_shape=image_shape,
-    )
-    plain = keras.Model(batch_normalised.inputs, batch_normalised.outputs)
-    backbone = keras.models.clone_model(
-        plain, clone_function=_with_exact_norm, call_function=lambda layer, *args, **_: layer(*args)
-    )
-    backbone.pyramid_level_inputs = batch_normalised.pyramid_level_inputs
-    return RetinaNet(
+    return from_keras_cv(
         image_shape,
         classes,
-        backbone=backbone,
+        backbone=parts.resnet50(image_shape, pretrained),
         pyramid=None,
         head_filters=256,
         head_layers=3,
-        strides=(8, 16, 32, 64, 128),
+        strides=RESNET50_STRIDES,
         sizes=sizes,
         scales=scales,
         ratios=ratios,
     )
-
-
-def _with_exact_norm(layer):
-    if isinstance(layer, keras.layers.BatchNormalization):
-        return ExactGroupNormalization(groups=32, name=layer.name)
-    return layer.__class__.from_config(layer.get_config())

@@ -22,20 +22,20 @@ class ServedDetector(keras.Model):
       image_shape: (H, W, C).
       classes: number of them.
       bit_depth: 8 or 16, of the images.
-      anchors: further arguments of `detectors.build`.
+      options: further arguments of `detectors.build`.
     """
 
-    def __init__(self, detector: str, image_shape, classes: int, bit_depth: int, anchors: dict, **kwargs):
+    def __init__(self, detector: str, image_shape, classes: int, bit_depth: int, options: dict, **kwargs):
         super().__init__(**kwargs)
         self._arguments = {
             "detector": detector,
             "image_shape": list(image_shape),
             "classes": classes,
             "bit_depth": bit_depth,
-            "anchors": {name: list(values) for name, values in anchors.items()},
+            "options": {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
         }
         self._image_shape = tuple(image_shape)
-        given = {name: tuple(values) for name, values in anchors.items()}
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
         self._detector = detectors.build(detector, self._image_shape, classes, **given)
         self.network = self._detector.network  # tracked: its weights are the model's
         self._top = 2**bit_depth - 1

@@ -1,0 +1,122 @@
+"""Weights of others: read from every format, refused by layer and shape, kept by the run."""
+
+import socket
+import types
+
+import keras
+import numpy as np
+import pytest
+
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.models import detectors
+from tf_detectorgan.models.detectors import backbone
+from tf_detectorgan.training import backbone_weights, build, run_directory
+from tf_detectorgan.training.settings import Train
+from tf_detectorgan.training.workers import Workers
+
+
+def network(filters=3, first="first", more=()):
+    keras.utils.set_random_seed(filters)
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(filters, 3, name=first),
+            keras.layers.BatchNormalization(name="norm"),
+            *more,
+        ],
+        name="tiny",
+    )
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5", ".h5"])
+def test_layers_are_found_by_name(tmp_path, suffix):
+    """Whatever else is in the file, and in whatever order."""
+    source = network(more=[keras.layers.Dense(2, name="head")])
+    source.set_weights([np.random.default_rng(0).normal(size=w.shape) for w in source.weights])
+    file = tmp_path / f"source{suffix}"
+    (source.save_weights if suffix == ".weights.h5" else source.save)(file)
+    mine = network()
+    backbone_weights.assign(mine, file)
+    for got, wanted in zip(mine.get_weights(), source.get_weights()[:6], strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    file = tmp_path / "other.weights.h5"
+    network(filters=5).save_weights(file)
+    mine = network(more=[keras.layers.Dense(2, name="head")])
+    before = mine.get_weights()
+    with pytest.raises(InputError) as refused:
+        backbone_weights.assign(mine, file)
+    message = str(refused.value)
+    assert (
+        "does not fit tiny in 3 of 3 layers: first is [(3, 3, 1, 5), (5,)], should be [(3, 3, 1, 3), (3,)]"
+        in message
+    )
+    assert "head is missing, should be [(3, 2), (2,)]" in message
+    assert all(np.array_equal(a, b) for a, b in zip(before, mine.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("name,content", [("none.keras", None), ("text.h5", "text"), ("text.keras", "text")])
+def test_what_is_no_file_of_weights_is_named(tmp_path, name, content):
+    if content:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=rf"--backbone_weights=.*{name}: .*give none, imagenet, or a file"):
+        backbone_weights.read(tmp_path / name)
+
+
+def test_who_takes_none():
+    with pytest.raises(InputError, match="--backbone_weights: --detector=fcos_small has no such option"):
+        Train(detector="fcos_small", backbone_weights="imagenet")
+    with pytest.raises(InputError, match="for 1 or 3 channels, these images have 2"):
+        backbone.resnet50((32, 32, 2), pretrained=True)
+
+
+def test_without_a_network_the_address_and_the_way_out_are_named(tmp_path, monkeypatch):
+    def unknown(*_, **__):
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))  # nothing was fetched before
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(InputError, match=r"https://storage\.googleapis\.com/.*--backbone_weights=PATH"):
+        backbone_weights.fetch("imagenet", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_them(tmp_path, tiny_phantom, monkeypatch):
+    """Resumed after the file is gone; refused with others."""
+    source, DET = network(filters=4), types.SimpleNamespace(backbone=network(filters=4), unrollable=True)
+    source.set_weights([np.random.default_rng(0).normal(size=w.shape) for w in source.weights])
+    monkeypatch.setattr(keras.applications, "ResNet50", lambda **_: network(filters=4))
+    monkeypatch.setattr(detectors, "build", lambda *_, **options: DET if options["pretrained"] else None)
+    file = tmp_path / "theirs.weights.h5"
+    source.save_weights(file)
+    given = {"run_dir": str(tmp_path / "run"), "data_dir": str(tiny_phantom("pretrained"))}
+    given |= {"detector": "retinanet_resnet50"}
+    run_directory.begin(Train(**given, backbone_weights=str(file)), Workers())
+    file.unlink()
+    run = run_directory.begin(Train(**given, backbone_weights=str(file)), Workers())
+    build.detector(run.settings, run.dataset, run.strategy)
+    for got, wanted in zip(DET.backbone.get_weights(), source.get_weights(), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    with pytest.raises(InputError, match="--backbone_weights was .*theirs.weights.h5, is none"):
+        run_directory.begin(Train(**given), Workers())
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return keras.applications.ResNet50(include_top=False, weights=None)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_pretrained_backbone_sees_what_keras_would(theirs, channels):
+    """A grey image as a colour image of equal channels."""
+    mine = backbone.resnet50((32, 32, channels), pretrained=True)
+    mine.set_weights(theirs.get_weights())
+    stored = np.random.default_rng(0).integers(0, 256, (1, 32, 32, channels)).astype(np.float32)
+    colour = np.broadcast_to(stored, (1, 32, 32, 3)).copy()  # which preprocess_input changes
+    wanted = theirs(keras.applications.resnet.preprocess_input(colour))
+    np.testing.assert_allclose(mine(stored / 127.5 - 1), wanted, atol=1e-4 * np.max(wanted))
+    norms = [part for part in mine.layers if isinstance(part, keras.layers.BatchNormalization)]
+    assert len(norms) == 53
+    assert not any(part.trainable for part in norms)

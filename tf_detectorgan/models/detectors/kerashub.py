@@ -1,0 +1,84 @@
+"""DET: KerasHub's RetinaNet, an optional extra. Anchors, loss and decoder are those of `retinanet.py`."""
+
+from __future__ import annotations
+
+import keras
+
+from tf_detectorgan.errors import InputError
+from tf_detectorgan.models.detectors import backbone as parts
+from tf_detectorgan.models.detectors import retinanet
+
+LEVELS = (3, 7)  # P3 to P7, as the strides of `retinanet.RESNET50_STRIDES`
+
+
+def resnet50(
+    image_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    sizes: tuple[float, ...] = retinanet.RESNET50_SIZES,
+    scales: tuple[float, ...] = (1.0, 1.26, 1.59),
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+    pretrained: bool = False,
+) -> retinanet.RetinaNet:
+    """KerasHub's pyramid and heads (four convolutions, no norm) on the ResNet-50 of `retinanet_resnet50`.
+
+    Raises:
+      InputError: KerasHub is not installed, or an argument does not fit.
+    """
+    retinanet.check_sizes(sizes, retinanet.RESNET50_STRIDES)
+    backbone = parts.resnet50(image_shape, pretrained)
+    network = _network(image_shape, classes, backbone, len(scales), ratios)
+    return retinanet.RetinaNet(
+        image_shape,
+        network=network,
+        backbone=backbone,
+        strides=retinanet.RESNET50_STRIDES,
+        sizes=sizes,
+        scales=scales,
+        ratios=ratios,
+    )
+
+
+def _network(image_shape, classes: int, backbone, scales: int, ratios) -> keras.Model:
+    hub = _keras_hub()
+    backbone.pyramid_outputs = {
+        level: backbone.get_layer(name).output for level, name in backbone.pyramid_level_inputs.items()
+    }
+    lowest, highest = LEVELS
+    detector = hub.models.RetinaNetObjectDetector(
+        backbone=hub.models.RetinaNetBackbone(
+            backbone, min_level=lowest, max_level=highest, use_p5=False, image_shape=image_shape
+        ),
+        num_classes=classes,
+        bounding_box_format="xyxy",
+        # Only counted, to size the heads.
+        anchor_generator=hub.layers.AnchorGenerator(
+            "xyxy", lowest, highest, num_scales=scales, aspect_ratios=list(ratios), anchor_size=4.0
+        ),
+    )
+    _initialise(detector.classification_head, parts.PRIOR_BIAS)
+    _initialise(detector.box_head, 0.0)
+    images = keras.Input(image_shape, name="images")
+    answers = detector(images)
+    return keras.Model(
+        {"images": images}, {"classification": answers["cls_logits"], "box": answers["bbox_regression"]}
+    )
+
+
+def _initialise(head, bias: float) -> None:
+    """As Lin et al. 2017, section 4.1. KerasHub gives the prior's bias to the box head (decision 0113)."""
+    normal = keras.initializers.RandomNormal(stddev=0.01)
+    for layer in (*head.conv_layers, head.prediction_layer):
+        layer.kernel.assign(normal(layer.kernel.shape, layer.kernel.dtype))
+    head.prediction_layer.bias.assign(keras.ops.full_like(head.prediction_layer.bias, bias))
+
+
+def _keras_hub():
+    try:
+        import keras_hub  # an optional extra, and slow to import
+    except ImportError as error:
+        raise InputError(
+            f"--detector=retinanet_kerashub: {error}; pip install -c constraints.txt '.[kerashub]' "
+            "(Python 3.11 or later)"
+        ) from error
+    return keras_hub

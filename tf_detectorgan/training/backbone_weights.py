@@ -1,0 +1,105 @@
+"""Weights of a detector's backbone that others trained: fetched once, kept in the run directory."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+
+from tf_detectorgan.errors import InputError
+
+FILE = "backbone.weights.h5"  # in the run directory: resuming needs neither PATH nor a network
+NAMED = 5  # mismatches in a message
+
+
+def fetch(source: str, run_dir: Path) -> None:
+    """Writes FILE, ResNet-50's weights of `source`: "imagenet", or a file as `read` takes.
+
+    Raises:
+      InputError: they cannot be downloaded, or do not fit.
+    """
+    if source == "imagenet":
+        network = _imagenet()
+    else:
+        network = keras.applications.ResNet50(include_top=False, weights=None)
+        assign(network, Path(source).expanduser())
+    run_dir.mkdir(parents=True, exist_ok=True)
+    partial = run_dir / f".{os.getpid()}.{FILE}"
+    network.save_weights(partial)
+    os.replace(partial, run_dir / FILE)
+
+
+def _imagenet() -> keras.Model:
+    try:
+        return keras.applications.ResNet50(include_top=False, weights="imagenet")
+    except Exception as error:  # what Keras raises is an Exception and no more
+        if "URL fetch failure" not in str(error):
+            raise
+        raise InputError(
+            f"--backbone_weights=imagenet: {error}; without a network, fetch this file elsewhere and give "
+            "its path: --backbone_weights=PATH"
+        ) from error
+
+
+def assign(network: keras.Model, file: Path) -> None:
+    """Gives every layer of `network` the weights that `file` has under its name; other layers are left out.
+
+    Raises:
+      InputError: naming layers that the file lacks or has in another shape. Nothing is then assigned.
+    """
+    given, problems = read(file), []
+    wanted = [layer for layer in network.layers if layer.weights]
+    for layer in wanted:
+        shapes = [tuple(w.shape) for w in layer.weights]
+        found = [values.shape for values in given.get(layer.name, [])]
+        if found != shapes:
+            problems.append(f"{layer.name} is {found or 'missing'}, should be {shapes}")
+    if problems:
+        more = f" and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        raise InputError(
+            f"--backbone_weights={file}: does not fit {network.name} in {len(problems)} of {len(wanted)} "
+            f"layers: {'; '.join(problems[:NAMED])}{more}"
+        )
+    for layer in wanted:
+        layer.set_weights(given[layer.name])
+
+
+def read(file: Path) -> dict[str, list[np.ndarray]]:
+    """Layer name -> its weights, from a .keras or .weights.h5 file, or an .h5 of Keras 2, as Keras's own are.
+
+    Raises:
+      InputError: there is no such file, or it is none of these.
+    """
+    try:
+        if file.suffix != ".keras":
+            with h5py.File(file) as content:
+                return _layers(content)
+        with zipfile.ZipFile(file) as archive, archive.open("model.weights.h5") as inner:
+            with h5py.File(inner) as content:
+                return _layers(content)
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"--backbone_weights={file}: {error}; give none, imagenet, or a file of Keras (.keras, "
+            ".weights.h5, .h5)"
+        ) from error
+
+
+def _layers(content: h5py.Group) -> dict[str, list[np.ndarray]]:
+    if "model_weights" in content or "layer_names" in content.attrs:  # Keras 2
+        layers = content.get("model_weights", content)
+        return {
+            name: [np.asarray(layers[name][weight]) for weight in layers[name].attrs["weight_names"]]
+            for name in layers.attrs["layer_names"]
+        }
+    found: dict[str, list[np.ndarray]] = {}
+
+    def visit(path: str, group) -> None:
+        if path.endswith("/vars") and "name" in group.attrs:
+            found[group.attrs["name"]] = [np.asarray(group[str(k)]) for k in range(len(group))]
+
+    content.visititems(visit)
+    return found
