@@ -56,7 +56,7 @@ lock: .venv/made
 	"$(BIN)/python" -m venv build/lock
 	build/lock/bin/pip --disable-pip-version-check install --quiet uv
 	build/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --no-annotate \
-	  --custom-compile-command 'make lock' --extra test --extra k8s --extra gpu setup.py -o constraints.txt
+	  --custom-compile-command 'make lock' --extra test --extra k8s --extra gpu --extra kerashub setup.py -o constraints.txt
 
 EXTRAS ?=
 BASE_IMAGE ?= docker.io/library/python:3.11-slim

@@ -27,6 +27,8 @@ REQUIRES = [
     "tensorboard>=2.20",
     # The reference implementation of COCO average precision and recall.
     "pycocotools>=2.0.8",
+    # Weight files of Keras, read by layer.
+    "h5py>=3.11",
     # Arrays at the border: files in, metrics and reports out.
     "numpy>=1.26",
     # Exact intervals for k of n, distance transforms and filters of the drawn X-rays.
@@ -57,6 +59,8 @@ EXTRAS = {
     "k8s": ["kubernetes>=31", "urllib3>=2", "websocket-client>=1.6"],
     # Medical images: DICOM, and NODE21's MetaImages.
     "medical": ["pydicom>=3", "SimpleITK>=2.4"],
+    # KerasHub's RetinaNet; 0.32 wants Python 3.11 and pins kagglesdk, which constraints.txt follows.
+    "kerashub": ['keras-hub>=0.32,<0.33; python_version >= "3.11"'],
     # The rating page: Flask (Werkzeug is its basis) for routes, signed cookies, pages; waitress serves it.
     "study": STUDY,
     # Everything `make test` runs: xdist for files side by side, Playwright to look at pages in a browser;

@@ -68,7 +68,8 @@ def names(requirements):
 
 
 def test_every_import_is_declared(arguments):
-    optional = names(sum((arguments["extras_require"][extra] for extra in ("k8s", "study", "beam")), []))
+    extras = ("k8s", "kerashub", "study", "beam")
+    optional = names(line for extra in extras for line in arguments["extras_require"][extra])
     declared = names(arguments["install_requires"]) | optional
     found = third_party(SOURCES)
     assert "tensorflow" in found
@@ -99,7 +100,9 @@ def test_every_requirement_is_locked_within_its_range(arguments):
             assert re.fullmatch(r"==[^,*]+", str(pin.specifier)), line
             locked.setdefault(canonicalize_name(pin.name), []).append(pin)
     extras = arguments["extras_require"]
-    for line in arguments["install_requires"] + extras["test"] + extras["k8s"] + extras["gpu"]:
+    for line in (
+        arguments["install_requires"] + extras["test"] + extras["k8s"] + extras["gpu"] + extras["kerashub"]
+    ):
         requirement = Requirement(line)
         for pin in locked[canonicalize_name(requirement.name)]:
             version = str(pin.specifier).removeprefix("==")
