@@ -3,6 +3,7 @@
 import socket
 import types
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -28,6 +29,15 @@ def network(filters=3, first="first", more=()):
     )
 
 
+def as_keras_2(file):
+    """Names in bytes, as in the files of its time."""
+    with h5py.File(file, "r+") as content:
+        layers = content["model_weights"]
+        for group, name in [(layers, "layer_names"), *((one, "weight_names") for one in layers.values())]:
+            if name in group.attrs:
+                group.attrs[name] = np.array([one.encode() for one in group.attrs[name]], dtype="S")
+
+
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5", ".h5"])
 def test_layers_are_found_by_name(tmp_path, suffix):
     """Whatever else is in the file, and in whatever order."""
@@ -35,6 +45,8 @@ def test_layers_are_found_by_name(tmp_path, suffix):
     source.set_weights([np.random.default_rng(0).normal(size=w.shape) for w in source.weights])
     file = tmp_path / f"source{suffix}"
     (source.save_weights if suffix == ".weights.h5" else source.save)(file)
+    if suffix == ".h5":
+        as_keras_2(file)
     mine = network()
     backbone_weights.assign(mine, file)
     for got, wanted in zip(mine.get_weights(), source.get_weights()[:6], strict=True):

@@ -31,11 +31,15 @@ def labelled(seed):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name == "retinanet_resnet50"))
+        pytest.param(
+            name, marks=[pytest.mark.slow] * name.startswith(("retinanet_resnet", "retinanet_keras"))
+        )
         for name in detectors.DETECTORS
     ],
 )
 def test_eqn_3_equals_central_differences(float64, name):
+    if name == "retinanet_kerashub":
+        pytest.importorskip("keras_hub", reason="pip install -c constraints.txt '.[kerashub]'")
     keras.utils.set_random_seed(0)
     DET = detectors.build(name, (SIDE, SIDE, 1), 2)
     assert DET.unrollable

@@ -40,8 +40,9 @@ def _imagenet() -> keras.Model:
         if "URL fetch failure" not in str(error):
             raise
         raise InputError(
-            f"--backbone_weights=imagenet: {error}; without a network, fetch this file elsewhere and give "
-            "its path: --backbone_weights=PATH"
+            f"--backbone_weights=imagenet: {error}; where there is a network, write the file PATH for "
+            "--backbone_weights=PATH by keras.applications.ResNet50(include_top=False).save_weights("
+            "'resnet50.weights.h5')"
         ) from error
 
 
@@ -91,10 +92,8 @@ def read(file: Path) -> dict[str, list[np.ndarray]]:
 def _layers(content: h5py.Group) -> dict[str, list[np.ndarray]]:
     if "model_weights" in content or "layer_names" in content.attrs:  # Keras 2
         layers = content.get("model_weights", content)
-        return {
-            name: [np.asarray(layers[name][weight]) for weight in layers[name].attrs["weight_names"]]
-            for name in layers.attrs["layer_names"]
-        }
+        names = [np.bytes_(name).decode() for name in layers.attrs["layer_names"]]  # bytes in older files
+        return {k: [np.asarray(layers[k][w]) for w in layers[k].attrs["weight_names"]] for k in names}
     found: dict[str, list[np.ndarray]] = {}
 
     def visit(path: str, group) -> None:

@@ -1,5 +1,7 @@
 """DET: outputs in the order of its anchors, decoded like KerasCV, and no norm that breaks Eqn 3."""
 
+import sys
+
 import keras
 import keras_cv
 import numpy as np
@@ -9,6 +11,7 @@ import tensorflow as tf
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import losses
 from tf_detectorgan.batch import Labelled
+from tf_detectorgan.errors import InputError
 from tf_detectorgan.models import detectors
 from tf_detectorgan.models.detectors import anchors as anchors_lib
 from tf_detectorgan.models.detectors import detector, retinanet
@@ -176,12 +179,6 @@ def test_small_matches_more_anchors(small):
     assert np.sum(mine >= 0) > np.sum(strict >= 0) > 0
 
 
-def test_an_untrained_detector_doubts(small):
-    """Lin et al. 2017: every anchor starts near probability 0.01 (exactly where the features are 0)."""
-    logits, _ = small.outputs(small.weights, tf.random.normal([2, 32, 48, 1]))
-    assert 0.005 < float(tf.reduce_mean(tf.sigmoid(logits))) < 0.02
-
-
 def layers_of(layer):
     """The layer and all below it, once each."""
     return {id(part): part for part in layer._flatten_layers(include_self=True, recursive=True)}.values()
@@ -196,26 +193,46 @@ KERAS_NORMS = tuple(
 
 
 @pytest.mark.parametrize(
-    "name", ["retinanet_small", "fcos_small", pytest.param("retinanet_resnet50", marks=pytest.mark.slow)]
+    "name",
+    [
+        "retinanet_small",
+        "fcos_small",
+        pytest.param("retinanet_resnet50", marks=pytest.mark.slow),
+        pytest.param("retinanet_kerashub", marks=pytest.mark.slow),
+    ],
 )
 def test_no_registered_detector_has_a_norm_of_keras(name):
+    if name == "retinanet_kerashub":
+        pytest.importorskip("keras_hub", reason="pip install -c constraints.txt '.[kerashub]'")
     side = 64
     DET = detectors.build(name, (side, side, 1), 2)
     parts = list(layers_of(DET.network))
     assert not [part.name for part in parts if isinstance(part, KERAS_NORMS)]
     convolutions = sum(isinstance(part, keras.layers.Conv2D) for part in parts)
     norms = sum(isinstance(part, ExactGroupNormalization) for part in parts)
-    assert convolutions > norms >= {"retinanet_small": 11, "fcos_small": 11, "retinanet_resnet50": 53}[name]
+    assert convolutions > norms >= (11 if name.endswith("small") else 53)
     assert not DET.network.non_trainable_variables  # no moving averages either
     # As many answers as anchors, also where a level has fewer pixels than its stride (64 px at stride 128).
     places = len(DET.points.centers) if name == "fcos_small" else len(DET.anchors)
-    logits = DET.call(DET.weights, tf.zeros([1, side, side, 1]))["classification"]
+    answers = DET.call(DET.weights, tf.random.normal([1, side, side, 1]))
+    logits = answers.pop("classification")
     assert logits.shape[1:] == (places, 2)
+    # Untrained it is everywhere near probability 0.01 (Lin et al. 2017), its other answers near 0.
+    assert 0.005 < float(tf.reduce_mean(tf.sigmoid(logits))) < 0.02
+    assert all(abs(float(tf.reduce_mean(answer))) < 0.1 for answer in answers.values())
 
 
 def test_every_registered_detector_is_walked():
     # The parameters of the test above.
-    assert set(detectors.DETECTORS) == {"retinanet_small", "retinanet_resnet50", "fcos_small"}
+    assert set(detectors.DETECTORS) == {"retinanet_" + one for one in ("small", "resnet50", "kerashub")} | {
+        "fcos_small"
+    }
+
+
+def test_kerashub_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras_hub", None)  # as if it were not installed
+    with pytest.raises(InputError, match=r"--detector=retinanet_kerashub: .*pip install .*'\.\[kerashub\]'"):
+        detectors.build("retinanet_kerashub", (32, 32, 1), 1)
 
 
 def test_build_passes_anchors_on():

@@ -25,9 +25,10 @@ def resnet50(
     Raises:
       InputError: KerasHub is not installed, or an argument does not fit.
     """
+    hub = _keras_hub()
     retinanet.check_sizes(sizes, retinanet.RESNET50_STRIDES)
     backbone = parts.resnet50(image_shape, pretrained)
-    network = _network(image_shape, classes, backbone, len(scales), ratios)
+    network = _network(hub, image_shape, classes, backbone, len(scales), ratios)
     return retinanet.RetinaNet(
         image_shape,
         network=network,
@@ -39,8 +40,7 @@ def resnet50(
     )
 
 
-def _network(image_shape, classes: int, backbone, scales: int, ratios) -> keras.Model:
-    hub = _keras_hub()
+def _network(hub, image_shape, classes: int, backbone, scales: int, ratios) -> keras.Model:
     backbone.pyramid_outputs = {
         level: backbone.get_layer(name).output for level, name in backbone.pyramid_level_inputs.items()
     }
