@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
@@ -53,6 +54,7 @@ def check_modes(
       LookupError: TensorFlow has no second derivative of an op on the path.
     """
     checks: list[Check] = []
+    values: dict[int, Callable] = {}
     exact = None
     for mode in tqdm(unroll.MODES, desc="checking", unit="mode"):
         options = {"mode": mode, "later": (later,) if mode == "k_steps" else ()}
@@ -62,8 +64,10 @@ def check_modes(
             found = unroll.lookahead(DET, optimizer, y, synthetic._replace(images=images), y2, **options)
             return found.L_real_ahead, found.d_L_real_ahead
 
-        # The graph's optimiser leaves out of `value` what only the derivative needs.
-        value = tf.function(lambda images, look=look: look(images)[0], autograph=False)
+        # Without what only the derivative needs (decision 0114); modes of as many steps have one L~_real.
+        value = values.setdefault(
+            len(options["later"]), tf.function(lambda images, look=look: look(images)[0], autograph=False)
+        )
         derivative = look(synthetic.images)[1]
         exact = derivative if exact is None else exact
         draws = np.random.default_rng(seed).normal(size=(directions, *derivative.shape))

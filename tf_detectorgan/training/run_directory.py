@@ -38,7 +38,9 @@ def begin(settings: Train, workers: Workers) -> Run:
 
     def written() -> None:
         same_settings(path / "config.json", settings, FREE)
-        if settings.backbone_weights != "none" and not (path / backbone_weights.FILE).exists():
+        # Without config.json nobody knows whose weights these are.
+        kept = all((path / name).exists() for name in ("config.json", backbone_weights.FILE))
+        if settings.detector_options["pretrained"] and not kept:
             backbone_weights.fetch(settings.backbone_weights, path)
         if not settings.data_dir:
             _phantom(settings, path / "phantom")
