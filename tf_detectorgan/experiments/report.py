@@ -26,6 +26,7 @@ from tf_detectorgan.experiments import audit_table, figures
 from tf_detectorgan.experiments.evaluation_table import aligned
 from tf_detectorgan.experiments.run_results import Run, read_run
 from tf_detectorgan.gallery import environment, image_uri
+from tf_detectorgan.training.settings import ARMS
 
 PACKAGES = ("keras", "keras-cv", "numpy", "pycocotools")
 EXAMPLES = 8  # test images shown
@@ -74,6 +75,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         "localization": _localization(run),
         "froc": {name: arm.metrics["froc"]["sensitivity"] for name, arm in run.arms.items()},
         "resamples": first["bootstrap"]["resamples"],
+        "looks_ahead": looks_ahead(run),
         "config": run.config,
         "data_card": run.data_card,
         "costs": _costs(run),
@@ -97,6 +99,23 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     for name in ("report.md", "cards.md"):
         checkpoints.write_text(run.directory / name, templates.get_template(name).render(content))
     return page
+
+
+def looks_ahead(run: Run) -> list[str]:
+    """A sentence for each arm with Eqn 3: how it was computed."""
+    c, sentences = run.config, []
+    for name, arm in run.arms.items():
+        if name not in ARMS or not ARMS[name].real_sign or "unroll" not in c:
+            continue
+        how = {
+            "exact": "Eqn 3 exactly, through one step",
+            "k_steps": f"Eqn 3 exactly, through {c['unroll_steps']} steps",
+            "finite_difference": "Eqn 3 by a finite difference, through one step",
+            "none": "without Eqn 3 (--unroll=none), beside steps",
+        }[c["unroll"]]
+        measured = "" if arm.cosine is None else f"; cosine to the exact gradient at first: {arm.cosine:.2f}"
+        sentences.append(f"{name}: {how} of {c['joint_detector_optimizer']}{measured}.")
+    return sentences
 
 
 def result_table(run_dir: str | os.PathLike) -> str:

@@ -33,6 +33,7 @@ class Arm(NamedTuple):
     contact_sheet: Path | None
     gallery: Path | None
     audit: dict | None  # of its synthetic images, as of evaluation.audit
+    cosine: float | None = None  # of Eqn 3's gradient by finite difference to the exact one
 
 
 class Run(NamedTuple):
@@ -98,6 +99,7 @@ def _arm(directory: Path, scores: Path, metrics: dict, truth: Sequence[Truth]) -
         sheet if sheet.exists() else None,
         gallery if gallery.exists() else None,
         _json(directory / "synthetic" / "audit.json", None),
+        _json(directory / "joint" / "finite_difference.json", {}).get("cosine_to_exact"),
     )
 
 

@@ -95,6 +95,8 @@ def joint(run: Run, name: str) -> None:
         if objective.unroll == "finite_difference":
             cosine = _cosine(run, players, arm.gan)
             print(f"{name}/joint: finite_difference's gradient has cosine {cosine:.3f} to the exact one")
+            file, record = directory / "finite_difference.json", json.dumps({"cosine_to_exact": cosine})
+            run.workers.of_chief(functools.partial(checkpoints.write_text, file, record))
         if objective.unroll == "k_steps":
             unroll_steps = s.unroll_steps
         function = joint_function(run, players, objective)
