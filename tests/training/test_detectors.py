@@ -43,7 +43,9 @@ def test_eqn_3_equals_central_differences(float64, name):
     keras.utils.set_random_seed(0)
     DET = detectors.build(name, (SIDE, SIDE, 1), 2)
     assert DET.unrollable
-    optimizer = keras.optimizers.SGD(0.001, momentum=0.9)
+    # KerasHub's heads, small and without norms, have small gradients: rounding is 1e-5 of them at 0.001.
+    rate = 0.01 if name == "retinanet_kerashub" else 0.001
+    optimizer = keras.optimizers.SGD(rate, momentum=0.9)
     optimizer.build(DET.network.trainable_variables)
     y, syn, y2 = labelled(1), labelled(2), labelled(3)
 
