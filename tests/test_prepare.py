@@ -183,10 +183,9 @@ def test_the_phantom_is_prepared_by_the_same_command(tmp_path, capsys):
 def test_the_command_ends_with_one_line_and_the_code_for_bad_input(annotations):
     annotations.write_text("")
     flagfile = annotations.parent / "bad.flags"
-    flagfile.write_text(f"# comment\n--annotations={annotations}\n--out={annotations.parent / 'out'}\n")
-    done = subprocess.run(
-        [*COMMAND, f"--flagfile={flagfile}"], cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
+    flagfile.write_text(f"# comment\n--annotations=another.json\n--out={annotations.parent / 'out'}\n")
+    command = [*COMMAND, f"--annotations={annotations}", "--flagfile", str(flagfile)]  # the former wins
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == EXIT_BAD_INPUT
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert errors == [f"error: --annotations={annotations}: the file is empty"]

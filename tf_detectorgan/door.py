@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import signal
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ T = TypeVar("T")
 def run(options: type[T], main: Callable[[T], None]) -> None:
     """Defines the flags of `options`, reads them (also from --flagfile), calls `main` and exits.
 
+    A flag of the command line wins over the same one in a flagfile, before it or behind it.
     Exit codes: 0; 74 full or read-only disk; 75 interrupted, with everything saved; 78 bad input;
     130 Ctrl-C; 143 SIGTERM.
     """
@@ -52,7 +54,7 @@ def guard(options: type[T], main: Callable[[T], None]) -> int:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(_files_first(argv))
     except flags.Error as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
@@ -64,6 +66,19 @@ def _parse(argv: list[str]) -> list[str]:
         flags.FLAGS["verbosity"].value = logging.WARNING
         flags.FLAGS["verbosity"].using_default_value = False
     return rest
+
+
+def _files_first(argv: list[str]) -> list[str]:
+    """Puts flagfiles in front: absl takes a flag's last value, which is then the command line's."""
+    files, others = list[str](), list[str]()
+    rest = iter(argv[1:])
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        if name in ("-flagfile", "--flagfile"):
+            files += [word] if equals else [word, *itertools.islice(rest, 1)]
+        else:
+            others.append(word)
+    return [argv[0], *files, *others]
 
 
 def _terminate(number: int, frame: object) -> None:
