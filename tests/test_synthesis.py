@@ -232,7 +232,7 @@ class Judges:
         return 0.5
 
 
-def test_the_gallery_shows_first_best_and_worst():
+def test_the_gallery_shows_first_best_median_and_worst():
     """30 images whose audit is their number's last digit; ties are for the earlier one."""
     shown, asked = synthesis._Shown(), []
 
@@ -241,10 +241,11 @@ def test_the_gallery_shows_first_best_and_worst():
         return number
 
     for number in range(30):
-        shown.offer(number, number % 10 / 10, lambda number=number: entry(number))
-    first, best, worst = shown.sections().values()
+        shown.offer(number, number % 10 / 16, lambda number=number: entry(number))
+    first, best, median, worst = shown.sections().values()
     assert first == list(range(24))
     assert best == [9, 19, 29, 8, 18, 28, 7, 17]
+    assert median == [4, 5, 14, 15, 3, 6, 13, 16]
     assert worst == [0, 10, 20, 1, 11, 21, 2, 12]
 
 

@@ -25,7 +25,7 @@ from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation import audit
 from tf_detectorgan.evaluation.auditors import Auditors
 
-FIRST, EXTREME = 24, 8  # images shown: the first ones made; with judges also the best and the worst ones
+FIRST, FEW = 24, 8  # images shown: the first ones made; with judges also the best, the median, the worst
 
 
 class _Shown:
@@ -33,6 +33,7 @@ class _Shown:
 
     def __init__(self):
         self._first: list[dict[str, Any]] = []
+        self._ranks: list[float] = []
         self._ranked: dict[int, list[tuple[float, int, dict[str, Any]]]] = {1: [], -1: []}
 
     def offer(self, number: int, rank: float | None, entry: Callable[[], dict[str, Any]]) -> None:
@@ -41,15 +42,23 @@ class _Shown:
             self._first.append(entry())
         if rank is None:
             return
+        self._ranks.append(rank)
         for sign, best in self._ranked.items():
             key = (-sign * rank, number)
-            if len(best) < EXTREME or key < best[-1][:2]:
-                best[:] = sorted([*best, (*key, entry())], key=lambda one: one[:2])[:EXTREME]
+            if len(best) < FEW or key < best[-1][:2]:
+                best[:] = sorted([*best, (*key, entry())], key=lambda one: one[:2])[:FEW]
 
     def sections(self) -> dict[str, list[dict[str, Any]]]:
-        """Heading -> entries."""
+        """Heading -> entries. Those about the median are the nearest to it among the first ones."""
         best, worst = ([entry for _, _, entry in self._ranked[sign]] for sign in (1, -1))
-        return {"The first ones made": self._first, "Best by audit": best, "Worst by audit": worst}
+        away = np.abs(np.array(self._ranks) - np.median(self._ranks or 0.0))
+        median = [self._first[i] for i in np.argsort(away[:FIRST], kind="stable")[:FEW]]
+        return {
+            "The first ones made": self._first,
+            "Best by audit": best,
+            "About the median by audit": median,
+            "Worst by audit": worst,
+        }
 
 
 def synthesize(
