@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from tf_detectorgan import boxes as boxes_lib
-from tf_detectorgan.models.layers import instance_normalization
+from tf_detectorgan.models.layers import instance_normalization, weights_dtype
 
 
 def patch_gan(
@@ -31,7 +31,7 @@ def patch_gan(
         x = leaky(instance_normalization()(x))
     x = keras.layers.Conv2D(min(2**layers, 8) * filters, 4, 1, "same", use_bias=False)(x)
     x = leaky(instance_normalization()(x))
-    x = keras.layers.Conv2D(1, 4, 1, "same")(x)
+    x = keras.layers.Conv2D(1, 4, 1, "same", dtype=weights_dtype())(x)
     return keras.Model(inputs, x, name=name)
 
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan.batch import Insertion, Labelled
-from tf_detectorgan.models.layers import ReflectionPadding, instance_normalization
+from tf_detectorgan.models.layers import ReflectionPadding, instance_normalization, weights_dtype
 
 
 def resnet_generator(
@@ -68,6 +68,7 @@ def resnet_generator(
         7,
         activation=None if residual else "tanh",
         kernel_initializer="zeros" if residual else "glorot_uniform",
+        dtype=weights_dtype(),
     )(ReflectionPadding(3)(x))
     return keras.Model(inputs, x, name=name)
 

@@ -1,12 +1,34 @@
-"""Layers that Keras lacks, or has with a wrong second derivative.
+"""Layers that Keras lacks, or has with a wrong second derivative; and what layers compute in.
 
 Letters: N images, H, W, C channels, G groups.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import keras
 import tensorflow as tf
+
+
+@contextlib.contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Layers made inside have Keras's dtype policy `name`: "mixed_bfloat16", say."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def weights_dtype() -> str:
+    """Dtype of the weights of layers made now: what a network's last layers compute in under every policy.
+
+    Eight bits of a logit or a pixel are too few: losses, boxes and images are float32.
+    """
+    return keras.config.dtype_policy().variable_dtype
 
 
 @keras.saving.register_keras_serializable(package="tf_detectorgan")
@@ -15,7 +37,7 @@ class ExactGroupNormalization(keras.layers.Layer):
 
     Keras's normalisation layers use `tf.nn.moments`, which stops the gradient at the mean: right for a first
     derivative, silently wrong for Eqn 3, which differentiates a gradient. Here mean and variance are plain
-    `reduce_mean`s.
+    `reduce_mean`s, in the weights' dtype also where the layer's neighbours compute in fewer bits.
 
     Args:
       groups: G, divides C; -1 for one channel a group (instance normalisation).
@@ -31,14 +53,16 @@ class ExactGroupNormalization(keras.layers.Layer):
         channels = input_shape[-1]
         if self.groups != -1 and channels % self.groups:
             raise ValueError(f"groups={self.groups} does not divide {channels} channels")
-        self.gamma = self.add_weight(shape=(channels,), initializer="ones", name="gamma")
-        self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta")
+        self.gamma = self.add_weight(shape=(channels,), initializer="ones", name="gamma", autocast=False)
+        self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta", autocast=False)
 
     def call(self, inputs):
         """[N, H, W, C] to the same; each (image, group) has mean 0 and variance 1 before gamma, beta."""
-        deviation = inputs - self._group_mean(inputs)
+        x = tf.cast(inputs, self.variable_dtype)
+        deviation = x - self._group_mean(x)
         variance = self._group_mean(deviation * deviation)
-        return deviation * (tf.math.rsqrt(variance + self.epsilon) * self.gamma) + self.beta
+        normal = deviation * (tf.math.rsqrt(variance + self.epsilon) * self.gamma) + self.beta
+        return tf.cast(normal, inputs.dtype)
 
     def _group_mean(self, x):
         """[N, 1, 1, C]. Pixels first, then a group's channels: reducing both at once is slow on CPUs."""

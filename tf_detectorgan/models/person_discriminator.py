@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tf_detectorgan import boxes as boxes_lib
+from tf_detectorgan.models.layers import weights_dtype
 
 LEVELS = (4, 2, 1)  # bins a side of the spatial pyramid
 
@@ -18,9 +19,9 @@ class PersonDiscriminator(keras.Model):
     """C64 of stride 2, C128-C256-C512 of stride 1, 4x4 kernels; spatial pyramid pooling; one logit."""
 
     def __init__(self, filters: int = 64, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # a box in bfloat16 would be off by a pixel
         self.convolutions = [keras.layers.Conv2D(2**i * filters, 4, 1 if i else 2, "same") for i in range(4)]
-        self.logit = keras.layers.Dense(1)
+        self.logit = keras.layers.Dense(1, dtype=weights_dtype())
 
     def call(self, images, boxes):
         """Logits [N, 1, 1, 1] of what is in boxes [N, 4] of images [N, H, W, C]."""
@@ -28,7 +29,7 @@ class PersonDiscriminator(keras.Model):
         for convolution in self.convolutions:
             x = keras.ops.leaky_relu(convolution(x), negative_slope=0.2)
             sizes = -(-sizes // convolution.strides[0])
-            x *= boxes_lib.mask(boxes_lib.of_sizes(sizes), *x.shape[1:3])[..., None]
+            x *= tf.cast(boxes_lib.mask(boxes_lib.of_sizes(sizes), *x.shape[1:3])[..., None], x.dtype)
         return self.logit(spatial_pyramid(x, sizes))[:, None, None]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import keras
 
 from tf_detectorgan.models.generators import Composition, on_content
-from tf_detectorgan.models.layers import instance_normalization
+from tf_detectorgan.models.layers import instance_normalization, weights_dtype
 
 
 def unet(image_shape: tuple[int, int, int], *, filters: int = 64, name: str = "generator") -> keras.Model:
@@ -48,7 +48,8 @@ def unet(image_shape: tuple[int, int, int], *, filters: int = 64, name: str = "g
         x = normalized(x, widths[i], height >> (i + 1), 3, 1)
         x = keras.layers.Concatenate()([x, skips[i]])
     x = keras.layers.UpSampling2D(2)(keras.layers.ReLU()(x))
-    return keras.Model(inputs, keras.layers.Conv2D(channels, 3, 1, "same", activation="tanh")(x), name=name)
+    x = keras.layers.Conv2D(channels, 3, 1, "same", activation="tanh", dtype=weights_dtype())(x)
+    return keras.Model(inputs, x, name=name)
 
 
 def redraw(G, noised, boxes, content, composition: Composition):

@@ -14,6 +14,7 @@ import tensorflow as tf
 from tf_detectorgan import losses
 from tf_detectorgan.batch import Batch, Insertion
 from tf_detectorgan.training import replicas
+from tf_detectorgan.training.loss_scale import Step
 
 
 class Drawn(NamedTuple):
@@ -50,10 +51,10 @@ class BaseGAN(Protocol):
     def draw(self, batch: Batch) -> Drawn:
         """The forward pass of the generators."""
 
-    def judge(self, batch: Batch, drawn: Drawn) -> Judged:
-        """The generators' objective and its derivatives."""
+    def judge(self, batch: Batch, drawn: Drawn, step: Step) -> Judged:
+        """The generators' objective and its derivatives, by `step.gradient`."""
 
-    def train_discriminators(self, batch: Batch, drawn: Drawn, seed) -> dict[str, tf.Tensor]:
+    def train_discriminators(self, batch: Batch, drawn: Drawn, seed, step: Step) -> dict[str, tf.Tensor]:
         """One step on real and generated images; returns scalars. `seed`: int32 [2], of this step."""
 
     def insert(self, x, insertion: Insertion) -> tf.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tf_detectorgan.models import detectors
 from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.models.discriminators import patch_gan
 from tf_detectorgan.models.generators import Composition, resnet_generator
+from tf_detectorgan.models.layers import dtype_policy
 from tf_detectorgan.models.person_discriminator import PersonDiscriminator
 from tf_detectorgan.models.unet import unet
 from tf_detectorgan.training import backbone_weights
@@ -25,6 +27,7 @@ from tf_detectorgan.training.base_gan import BaseGAN
 from tf_detectorgan.training.cyclegan import CycleGAN, CycleObjective
 from tf_detectorgan.training.image_pool import ImagePool
 from tf_detectorgan.training.joint_step import Objective
+from tf_detectorgan.training.loss_scale import LossScale
 from tf_detectorgan.training.psgan import PSGAN, AlignedObjective
 from tf_detectorgan.training.settings import ARMS, Arm, Train
 
@@ -53,6 +56,19 @@ def strategy(settings: Train, over_workers: tf.distribute.Strategy | None = None
                 f"divisible by {chosen.num_replicas_in_sync} devices"
             )
     return chosen
+
+
+def precision(settings: Train) -> contextlib.AbstractContextManager:
+    """Networks made inside compute in --precision; float32: in Keras's floatx."""
+    return contextlib.nullcontext() if settings.precision == "float32" else dtype_policy(settings.precision)
+
+
+def loss_scale(settings: Train, chosen: tf.distribute.Strategy) -> LossScale | None:
+    """What float16 needs, and nothing else: bfloat16 has float32's range."""
+    if settings.precision != "mixed_float16":
+        return None
+    with chosen.scope():
+        return LossScale()
 
 
 def composition(settings: Train, classes: int) -> Composition:
@@ -118,7 +134,7 @@ def psgan(settings: Train, person: bool, dataset: Dataset, chosen: tf.distribute
             f"pix2pix and psgan: images of {shape[0]} px; prepare them at a power of 2 (64, 128, 256)"
         )
     keras.utils.set_random_seed(settings.seed)
-    with chosen.scope():
+    with chosen.scope(), precision(settings):
         rate = ConstantThenLinear(settings.gan_learning_rate, settings.gan_steps, settings.joint_steps)
         width = settings.discriminator_filters
         G = unet(shape, filters=settings.generator_filters, name="G")
@@ -148,7 +164,7 @@ def cyclegan(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
     shape, classes = dataset.image_shape, len(dataset.class_names)
     composed = composition(settings, classes)
     crop_shape = (settings.crop_size, settings.crop_size, shape[2])
-    with chosen.scope():
+    with chosen.scope(), precision(settings):
         rate = ConstantThenLinear(settings.gan_learning_rate, settings.gan_steps, settings.joint_steps)
         common: dict[str, Any] = {
             "filters": settings.generator_filters,
@@ -201,7 +217,7 @@ def cyclegan(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
 def detector(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -> Detector:
     """DET with fresh weights, the same for the same seed; its backbone's from the run, if it keeps some."""
     keras.utils.set_random_seed(settings.seed + 1)
-    with chosen.scope():
+    with chosen.scope(), precision(settings):
         DET = detectors.build(
             settings.detector,
             dataset.image_shape,

@@ -18,6 +18,7 @@ from tf_detectorgan.models.generators import Composition, bbox_target, bbox_weig
 from tf_detectorgan.training import replicas, summaries
 from tf_detectorgan.training.base_gan import Drawn, Judged, discriminator_loss
 from tf_detectorgan.training.image_pool import ImagePool
+from tf_detectorgan.training.loss_scale import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class CycleGAN:
         x_syn = self.insert(batch.x, batch.insertion)
         return Drawn(x_syn, (remove(self.G_Y, *batch.y, batch.y_content, self.objective.composition),))
 
-    def judge(self, batch: Batch, drawn: Drawn) -> Judged:
+    def judge(self, batch: Batch, drawn: Drawn, step: Step) -> Judged:
         """Who judges x_syn, and how it should change to please them: d(term)/dx_syn, term by term."""
         o, x_syn, (y_clean,), boxes = self.objective, drawn.x_syn, drawn.beside, batch.insertion.boxes
         with tf.GradientTape(persistent=True) as tape:
@@ -85,9 +86,9 @@ class CycleGAN:
                 "local": o.lambda_local * L_localX,
                 "bbox": o.lambda_bbox * L_bbox,
             }
-        wishes = {name: tape.gradient(term, x_syn) for name, term in weighted.items()}
-        wishes["cycle"], d_y_cycle, *d_theta = tape.gradient(cyclic, [x_syn, y_clean, *self.theta])
-        d_y = tape.gradient(adversarial_Y, y_clean) + d_y_cycle
+        wishes = {name: step.gradient(tape, term, x_syn) for name, term in weighted.items()}
+        wishes["cycle"], d_y_cycle, *d_theta = step.gradient(tape, cyclic, [x_syn, y_clean, *self.theta])
+        d_y = step.gradient(tape, adversarial_Y, y_clean) + d_y_cycle
         terms = {
             "L_globalX": L_globalX,
             "L_localX": L_localX,
@@ -98,7 +99,7 @@ class CycleGAN:
         }
         return Judged(terms, wishes, wishes["global"] + wishes["local"], (d_y,), d_theta)
 
-    def train_discriminators(self, batch: Batch, drawn: Drawn, seed) -> dict[str, tf.Tensor]:
+    def train_discriminators(self, batch: Batch, drawn: Drawn, seed, step: Step) -> dict[str, tf.Tensor]:
         """Eqn 4, the discriminators' side, on real images and on the pool. u trains DIS_globalX only."""
         o, replica, (y_clean,) = self.objective, replicas.index(), drawn.beside
         seed = seed + tf.constant([0, 7919], tf.int32) * replica
@@ -123,9 +124,9 @@ class CycleGAN:
                 "L_DIS_globalY": loss(self.DIS_globalY, batch.x, fake_Y),
             }
             objective = tf.add_n(list(terms.values()))
-        g = tape.gradient(objective, phi)
+        g = step.gradient(tape, objective, phi)
         replicas.require_gradients(g, [v.path for v in phi], "the discriminators' objective")
-        self.discriminator_optimizer.apply(g, phi)
+        step.apply(self.discriminator_optimizer, g, phi)
         return terms
 
     def insert(self, x, insertion: Insertion) -> tf.Tensor:

@@ -8,20 +8,26 @@ import tensorflow as tf
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training import replicas
+from tf_detectorgan.training.loss_scale import LossScale, Step
 
 
 def detector_step(
-    DET: Detector, optimizer: keras.optimizers.Optimizer, labelled: Labelled, clipnorm: float
+    DET: Detector,
+    optimizer: keras.optimizers.Optimizer,
+    labelled: Labelled,
+    clipnorm: float,
+    loss_scale: LossScale | None = None,
 ) -> dict[str, tf.Tensor]:
     """Applies one step on L_d, gradients clipped to the joint norm `clipnorm`. Returns shares of scalars."""
+    step = Step(loss_scale)
     targets = DET.targets(labelled)
     normalizer = tf.maximum(replicas.total(DET.positives(targets)), 1.0)
     variables = DET.network.trainable_variables
     with tf.GradientTape() as tape:
         L_d = DET.loss(DET.weights, labelled.images, targets, normalizer)
-    gradients = tape.gradient(L_d, variables)
+    gradients = step.gradient(tape, L_d, variables)
     replicas.require_gradients(gradients, [v.path for v in variables], "L_d")
     gradients, norm = tf.clip_by_global_norm(replicas.total(gradients), clipnorm)
     # Keras sums over replicas when it applies; these gradients are summed already, before the clipping.
-    optimizer.apply([g / replicas.count() for g in gradients], variables)
-    return {"L_d": L_d, "gradient_norm": norm / replicas.count()}
+    step.apply(optimizer, [g / replicas.count() for g in gradients], variables)
+    return {"L_d": L_d} | step.end({"gradient_norm": norm / replicas.count()})

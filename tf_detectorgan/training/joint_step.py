@@ -15,8 +15,9 @@ import tensorflow as tf
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan.batch import Batch, Labelled
 from tf_detectorgan.models.detectors.detector import Detector
-from tf_detectorgan.training import replicas, unroll, update_rules
+from tf_detectorgan.training import replicas, unroll
 from tf_detectorgan.training.base_gan import BaseGAN
+from tf_detectorgan.training.loss_scale import LossScale, Step
 
 
 @dataclasses.dataclass
@@ -26,6 +27,7 @@ class Players:
     gan: BaseGAN
     DET: Detector | None = None
     detector_optimizer: keras.optimizers.Optimizer | None = None  # one of update_rules'
+    loss_scale: LossScale | None = None  # where networks compute in float16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +52,15 @@ ALONE = Objective(0.0, 0.0, 0.0, 0.0, 0.0)  # of a GAN without a detector: nothi
 
 
 def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> dict[str, tf.Tensor]:
-    """Trains the generators, DET (when present) and the discriminators once.
+    """Trains the generators, DET (when present) and the discriminators once; with a loss scale all or none.
 
     Returns scalars: shares, and squared norms. `seed`: int32 [2], different at every step.
     """
-    gan, p, o = players.gan, players, objective
+    gan, p, o, step = players.gan, players, objective, Step(players.loss_scale)
     with tf.GradientTape() as generators:
         drawn = gan.draw(batch)  # x_syn = G_X(x, m)
 
-    terms, wishes, adversarial, d_beside, d_theta = gan.judge(batch, drawn)  # Eqn 4 and the GAN's own terms
+    terms, wishes, adversarial, d_beside, d_theta = gan.judge(batch, drawn, step)  # Eqn 4, the GAN's own
     if p.DET is not None:
         synthetic = Labelled(drawn.x_syn, batch.insertion.boxes[:, None], batch.insertion.labels[:, None])
         look = unroll.lookahead(
@@ -70,6 +72,7 @@ def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> di
             later=batch.y_later,
             mode=o.unroll,
             recompute=o.recompute,
+            gradient=step.gradient,
         )
         terms |= {"L_real": look.L_real, "L_syn": look.L_syn}
         # - lambda_syn min(L_syn, cap): nothing more to gain beyond the cap.
@@ -85,14 +88,14 @@ def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> di
     # An x_syn that nobody judges is not asked for.
     d_x_syn = [tf.add_n(list(wishes.values()))] if wishes else []
     images = [drawn.x_syn, *drawn.beside] if wishes else list(drawn.beside)
-    g = generators.gradient(images, gan.theta, output_gradients=[*d_x_syn, *d_beside])
+    g = step.gradient(generators, images, gan.theta, [*d_x_syn, *d_beside])
     g = [b if a is None else a if b is None else a + b for a, b in zip(g, d_theta, strict=True)]
     replicas.require_gradients(g, [v.path for v in gan.theta], "the generators' objective")
-    gan.generator_optimizer.apply(g, gan.theta)
+    step.apply(gan.generator_optimizer, g, gan.theta)
     if p.DET is not None:
-        update_rules.commit(p.detector_optimizer, look.update)
-    terms |= gan.train_discriminators(batch, drawn, seed)
-    return terms | _norms(wishes, batch.insertion.boxes)
+        step.commit(p.detector_optimizer, look.update)
+    terms |= gan.train_discriminators(batch, drawn, seed, step)
+    return terms | step.end(_norms(wishes, batch.insertion.boxes))
 
 
 def _balanced(wish, reference, boxes, rho: float):

@@ -30,6 +30,7 @@ from tf_detectorgan.synthesis import synthesize
 from tf_detectorgan.training import build, exactness
 from tf_detectorgan.training.joint_step import Players
 from tf_detectorgan.training.loop import run_phase, skip_finished
+from tf_detectorgan.training.loss_scale import LossScale
 from tf_detectorgan.training.run import Run, joint_function
 from tf_detectorgan.training.settings import ARMS, Arm
 
@@ -220,9 +221,14 @@ def _evaluated(run: Run, name: str) -> None:
 
 def _player_parts(players: Players) -> dict[str, Any]:
     """The trackable parts that `joint_step` changes, by name."""
+    parts = players.gan.parts | _scale_part(players.loss_scale)
     if players.DET is None:
-        return players.gan.parts
-    return players.gan.parts | {"DET": players.DET.network, "detector_optimizer": players.detector_optimizer}
+        return parts
+    return parts | {"DET": players.DET.network, "detector_optimizer": players.detector_optimizer}
+
+
+def _scale_part(loss_scale: LossScale | None) -> dict[str, Any]:
+    return {} if loss_scale is None else {"loss_scale": loss_scale}
 
 
 def _train_generators(
@@ -305,7 +311,7 @@ def _train_detector(run, arm, phase, directory, steps, *, real=None, synthetic=N
         if done % s.validate_every == 0 or done == steps:
             writer.scalars(done, _validation(run))
 
-    parts = {"DET": run.detector.network, "optimizer": optimizer}
+    parts = {"DET": run.detector.network, "optimizer": optimizer} | _scale_part(run.loss_scale)
     _run(run, writer, directory, parts, steps, lambda batch, number: function(batch), batches, inspect)
     _assert_one_trace(function)
 

@@ -20,6 +20,7 @@ from tf_detectorgan.models.person_discriminator import PersonDiscriminator
 from tf_detectorgan.models.unet import redraw
 from tf_detectorgan.training import replicas, summaries
 from tf_detectorgan.training.base_gan import Drawn, Judged, discriminator_loss
+from tf_detectorgan.training.loss_scale import Step
 
 IMAGE_LOSS, PERSON_LOSS = "log", "lsgan"  # of Ouyang et al., eqn 1 and 2
 
@@ -60,7 +61,7 @@ class PSGAN:
         y_drawn = redraw(self.G, batch.y_noised, batch.y_boxes, batch.y_content, composed)
         return Drawn(self.insert(batch.x, batch.insertion), (y_drawn,))
 
-    def judge(self, batch: Batch, drawn: Drawn) -> Judged:
+    def judge(self, batch: Batch, drawn: Drawn, step: Step) -> Judged:
         """Everything is judged at y_drawn, where the truth is known; x_syn is DET's alone."""
         o, (y_drawn,) = self.objective, drawn.beside
         with tf.GradientTape() as tape:
@@ -75,9 +76,9 @@ class PSGAN:
                 logits = self.DIS_person(y_drawn, batch.y_boxes)
                 terms["L_person"] = replicas.share(losses.adversarial_generator(logits, PERSON_LOSS))
                 objective += o.lambda_local * terms["L_person"]
-        return Judged(terms, {}, None, (tape.gradient(objective, y_drawn),), [None] * len(self.theta))
+        return Judged(terms, {}, None, (step.gradient(tape, objective, y_drawn),), [None] * len(self.theta))
 
-    def train_discriminators(self, batch: Batch, drawn: Drawn, seed) -> dict[str, tf.Tensor]:
+    def train_discriminators(self, batch: Batch, drawn: Drawn, seed, step: Step) -> dict[str, tf.Tensor]:
         """y against y_drawn, whole beside its input, and in the box."""
         y, (y_drawn,), boxes = batch.y.images, drawn.beside, batch.y_boxes
         nets = [net for net in (self.DIS_image, self.DIS_person) if net is not None]
@@ -89,9 +90,9 @@ class PSGAN:
                 real, fake = (self.DIS_person(image, boxes) for image in (y, y_drawn))
                 terms["L_DIS_person"] = discriminator_loss(real, fake, PERSON_LOSS)
             objective = tf.add_n(list(terms.values()))
-        g = tape.gradient(objective, phi)
+        g = step.gradient(tape, objective, phi)
         replicas.require_gradients(g, [v.path for v in phi], "the discriminators' objective")
-        self.discriminator_optimizer.apply(g, phi)
+        step.apply(self.discriminator_optimizer, g, phi)
         return terms
 
     def insert(self, x, insertion: Insertion) -> tf.Tensor:

@@ -19,6 +19,7 @@ from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training import build, summaries
 from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.joint_step import ALONE, SQUARED, Objective, Players, joint_step
+from tf_detectorgan.training.loss_scale import LossScale
 from tf_detectorgan.training.loop import Every, StopSignal, skip_finished
 from tf_detectorgan.training.settings import Train
 from tf_detectorgan.training.workers import Workers
@@ -55,7 +56,8 @@ class Run:
     def players(self, kind: str) -> Players:
         """The base GAN of a kind of settings.GANS, without a detector; each is built once."""
         if kind not in self._players:
-            self._players[kind] = Players(build.gan(self.settings, kind, self.dataset, self.strategy))
+            gan = build.gan(self.settings, kind, self.dataset, self.strategy)
+            self._players[kind] = Players(gan, loss_scale=build.loss_scale(self.settings, self.strategy))
         return self._players[kind]
 
     @functools.cached_property
@@ -72,6 +74,13 @@ class Run:
             w.assign(value)
         for variable in optimizer.variables:
             variable.assign(tf.zeros_like(variable))
+        if self.loss_scale is not None:
+            self.loss_scale.reset()
+
+    @functools.cached_property
+    def loss_scale(self) -> LossScale | None:
+        """Of detectors that are trained alone."""
+        return build.loss_scale(self.settings, self.strategy)
 
     @functools.cached_property
     def detect(self) -> Callable:
@@ -138,6 +147,7 @@ def joint_function(run: Run, players: Players, objective: Objective) -> Callable
             if k.startswith(SQUARED)
         }
         losses = {k: v for k, v in values.items() if not k.startswith(SQUARED)}
+        rates |= players.loss_scale.scalars() if players.loss_scale else {}
         return losses | norms | {k: tf.convert_to_tensor(v) for k, v in rates.items()}
 
     return function
@@ -149,9 +159,10 @@ def detector_function(run: Run, optimizer) -> Callable:
     @tf.function(autograph=False)
     def function(labelled: Labelled):
         shares = run.strategy.run(
-            detector_step, args=(run.detector, optimizer, labelled, run.settings.clipnorm)
+            detector_step, args=(run.detector, optimizer, labelled, run.settings.clipnorm, run.loss_scale)
         )
         values = {k: run.strategy.reduce("SUM", v, axis=None) for k, v in shares.items()}
+        values |= run.loss_scale.scalars() if run.loss_scale else {}
         return values | {"learning_rate": tf.convert_to_tensor(optimizer.learning_rate)}
 
     return function

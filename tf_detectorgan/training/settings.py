@@ -62,6 +62,13 @@ class Train:
         low=1,
     )
 
+    precision: str = option(
+        "float32",
+        "What networks compute in; weights, updates and losses are float32. mixed_bfloat16: GPUs from 2020 on, "
+        "CPUs with AVX512_BF16. mixed_float16: older GPUs, with loss scaling.",
+        ("float32", "mixed_bfloat16", "mixed_float16"),
+    )
+
     generator_filters: int = option(64, "Filters of the generators' first layer.", low=1)
     generator_blocks: int = option(0, "Residual blocks; 0: 9, or 6 at up to 128 pixels.", low=0)
     discriminator_filters: int = option(64, "Filters of the discriminators' first layer.", low=1)
@@ -214,6 +221,11 @@ class Train:
             )
         if self.unroll_recompute and self.unroll not in ("exact", "k_steps"):
             raise InputError(f"--unroll_recompute: --unroll={self.unroll} keeps nothing to be recomputed")
+        if self.unroll == "finite_difference" and self.precision != "float32":
+            raise InputError(
+                f"--unroll=finite_difference: its difference of weights is lost in --precision={self.precision}; "
+                "use float32, or --unroll=exact"
+            )
         if (self.rho_real or self.rho_syn) and "psgan_detectorgan" in self.arm:
             raise InputError(
                 "--rho_real, --rho_syn: PS-GAN's discriminators do not judge what DET is shown, so "

@@ -57,6 +57,7 @@ def lookahead(
     later: Sequence[Labelled] = (),
     mode: str = "exact",
     recompute: bool = False,
+    gradient: Callable = tf.GradientTape.gradient,
 ) -> Lookahead:
     """One virtual detector step on y and synthetic images, and its effect on y2. Nothing is assigned.
 
@@ -69,21 +70,24 @@ def lookahead(
       later: with "k_steps" the real labelled images of the steps after the first, one a step.
       mode: of MODES.
       recompute: keep no activations of the synthetic passes between the tapes' passes, but run them again.
+      gradient: how tapes are asked; `LossScale.gradient` for a DET that computes in float16.
     """
     if mode not in MODES or (mode == "k_steps") != bool(later):
         raise ValueError(f"{mode=} is none of {MODES}, or does not fit {len(later)} later steps")
     x_syn, names = synthetic.images, [v.path for v in DET.network.trainable_variables]
     W, L_syn_of = [tf.convert_to_tensor(w) for w in DET.weights], _loss_on(DET, synthetic)
-    synthetic_pass = _recomputed if recompute else _loss_and_gradients
+    plain = gradient is tf.GradientTape.gradient
+    real_pass = _loss_and_gradients if plain else _kept
+    synthetic_pass = _recomputed if recompute else real_pass
     ahead, looks = Update(W, update_rules.live(optimizer)), []
     with tf.GradientTape(watch_accessed_variables=False) as outer:
         if mode != "finite_difference":
             outer.watch(x_syn)
         for labelled in (y, *later) if y2 is not None else (y,):
             # The first real gradient depends on nothing that is watched: it is not differentiated again.
-            L_real, g_real, _ = _loss_and_gradients(_loss_on(DET, labelled), ahead.W, labelled.images)
+            L_real, g_real, _ = real_pass(_loss_on(DET, labelled), ahead.W, labelled.images, gradient)
             replicas.require_gradients(g_real, names, "L_real")
-            L_syn, g_syn, d_L_syn = synthetic_pass(L_syn_of, ahead.W, x_syn)
+            L_syn, g_syn, d_L_syn = synthetic_pass(L_syn_of, ahead.W, x_syn, gradient)
             # Inside the tape: another replica's W' depends on this replica's x_syn too.
             g = replicas.total([a + b for a, b in zip(g_real, g_syn, strict=True)])
             if mode == "finite_difference":
@@ -94,9 +98,9 @@ def lookahead(
             return looks[0]
         L_real_ahead = _loss_on(DET, y2)(ahead.W, y2.images)
     if mode == "finite_difference":
-        d_L_real_ahead = _difference(L_syn_of, W, replicas.total(outer.gradient(L_real_ahead, g)), x_syn)
+        d_L_real_ahead = _difference(L_syn_of, W, replicas.total(gradient(outer, L_real_ahead, g)), x_syn)
     else:
-        d_L_real_ahead = outer.gradient(L_real_ahead, x_syn)
+        d_L_real_ahead = gradient(outer, L_real_ahead, x_syn)
     replicas.require_gradients([d_L_real_ahead], ["the synthetic images"], "L~_real (Eqn 3)")
     return looks[0]._replace(L_real_ahead=L_real_ahead, d_L_real_ahead=d_L_real_ahead)
 
@@ -108,16 +112,48 @@ def _loss_on(DET: Detector, labelled: Labelled) -> Callable:
     return lambda W, images: DET.loss(W, images, targets, normalizer)
 
 
-def _loss_and_gradients(loss: Callable, W, images):
+def _loss_and_gradients(loss: Callable, W, images, gradient: Callable):
     """L_d, dL_d/dW and dL_d/d(images), all from one backward pass."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch([*W, images])
         L_d = loss(W, images)
-    *g, d_images = tape.gradient(L_d, [*W, images])
+    *g, d_images = gradient(tape, L_d, [*W, images])
     return L_d, g, d_images
 
 
-def _recomputed(loss: Callable, W, images):
+def _kept(loss: Callable, W, images, gradient: Callable):
+    """`_loss_and_gradients`, whose dL_d/dW an outer tape differentiates by `_along`."""
+
+    @tf.custom_gradient
+    def once(images, *W):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([images, *W])
+            L_d, g, d_images = _loss_and_gradients(loss, W, images, gradient)
+
+        def derivative(_, __, *upstream, variables=()):
+            found = _along(upstream, tape, g, [images, *W], gradient)
+            return (found, [None] * len(variables)) if variables else found
+
+        return (L_d, d_images, *g), derivative
+
+    L_d, d_images, *g = once(images, *W)
+    return L_d, g, d_images
+
+
+def _along(upstream, tape: tf.GradientTape, g, sources, gradient: Callable):
+    """d/d(sources) <g, upstream>, of which a float16 pass is told a direction of norm 1.
+
+    It is linear in `upstream`, which holds a learning rate and would vanish there: scaling the losses cancels
+    before W' and does not help.
+    """
+    if gradient is tf.GradientTape.gradient:
+        return tape.gradient(g, sources, upstream)
+    norm = tf.linalg.global_norm(upstream)
+    found = gradient(tape, g, sources, [tf.math.divide_no_nan(u, norm) for u in upstream])
+    return [None if d is None else norm * d for d in found]
+
+
+def _recomputed(loss: Callable, W, images, gradient: Callable):
     """`_loss_and_gradients`, of which an outer tape remembers the inputs only: it runs again when needed.
 
     dL_d/dW alone may be differentiated. `tf.recompute_grad` stops the inner tape as well (decision 0074).
@@ -130,13 +166,13 @@ def _recomputed(loss: Callable, W, images):
                 again = [tf.identity(v) for v in (images, *W)]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(again)
-                _, g, _ = _loss_and_gradients(loss, again[1:], again[0])
-            found = tape.gradient(g, again, upstream)
+                _, g, _ = _loss_and_gradients(loss, again[1:], again[0], gradient)
+            found = _along(upstream, tape, g, again, gradient)
             # TensorFlow asks for the derivative to what it saw read as well: weights of frozen layers.
             return (found, [None] * len(variables)) if variables else found
 
         L_d, g, d_images = _loss_and_gradients(
-            loss, [tf.stop_gradient(w) for w in W], tf.stop_gradient(images)
+            loss, [tf.stop_gradient(w) for w in W], tf.stop_gradient(images), gradient
         )
         return (L_d, d_images, *g), derivative
 

@@ -42,6 +42,11 @@ def live(optimizer: keras.optimizers.Optimizer) -> State:
     return State(tf.convert_to_tensor(optimizer.iterations.value), values)
 
 
+def current(optimizer: keras.optimizers.Optimizer) -> Update:
+    """Weights and state as they are now: an update that changes nothing."""
+    return Update([tf.convert_to_tensor(v.value) for v in _variables(optimizer)], live(optimizer))
+
+
 def advance(
     optimizer: keras.optimizers.Optimizer,
     W: Sequence[tf.Tensor],

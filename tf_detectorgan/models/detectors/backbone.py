@@ -8,7 +8,7 @@ import keras
 import keras_cv
 
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.models.layers import ExactGroupNormalization
+from tf_detectorgan.models.layers import ExactGroupNormalization, weights_dtype
 
 PRIOR = 0.01  # Lin et al. 2017, section 4.1: every place starts as background with this much doubt
 PRIOR_BIAS = math.log(PRIOR / (1 - PRIOR))
@@ -127,8 +127,15 @@ def head(outputs: int, filters: int, layers: int, bias: float) -> keras.Model:
         x = conv(x, filters)
     normal = keras.initializers.RandomNormal(stddev=0.01)  # Lin et al. 2017, section 4.1
     prior = keras.initializers.Constant(bias)
-    x = keras.layers.Conv2D(outputs, 3, padding="same", kernel_initializer=normal, bias_initializer=prior)(x)
-    return keras.Model(features, x)
+    answer = keras.layers.Conv2D(
+        outputs,
+        3,
+        padding="same",
+        kernel_initializer=normal,
+        bias_initializer=prior,
+        dtype=weights_dtype(),
+    )
+    return keras.Model(features, answer(x))
 
 
 def conv(x, filters: int, strides: int = 1, activate: bool = True, name: str | None = None):

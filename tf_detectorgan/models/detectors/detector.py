@@ -52,9 +52,13 @@ class Detector(abc.ABC):
         return [v.value for v in self.network.trainable_variables]
 
     def call(self, W, images) -> Any:
-        """What the network answers with weights W (tensors or variables), which nothing is assigned to."""
+        """What the network answers with weights W (tensors or variables), which nothing is assigned to.
+
+        Answers have the weights' dtype, whatever the network computes in.
+        """
         fixed = [v.value for v in self.network.non_trainable_variables]
-        return self.network.stateless_call(list(W), fixed, {"images": images}, training=False)[0]
+        answers = self.network.stateless_call(list(W), fixed, {"images": images}, training=False)[0]
+        return tf.nest.map_structure(lambda answer: tf.cast(answer, self.network.variable_dtype), answers)
 
     @abc.abstractmethod
     def targets(self, labelled: Labelled) -> Any:

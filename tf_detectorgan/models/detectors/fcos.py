@@ -15,6 +15,7 @@ from tf_detectorgan.batch import Detections, Labelled
 from tf_detectorgan.models.detectors import backbone as parts
 from tf_detectorgan.models.detectors import points as points_lib
 from tf_detectorgan.models.detectors.detector import Coverage, Detector, suppress
+from tf_detectorgan.models.layers import dtype_policy, weights_dtype
 
 RADIUS = 1.5  # strides; Tian et al. 2020
 REACH = 4.0  # strides; Tian et al. have 8, for images of 800 pixels
@@ -89,14 +90,15 @@ def _network(image_shape, classes, backbone, pyramid, filters, layers) -> keras.
     class_head = parts.head(classes, filters, layers, parts.PRIOR_BIAS)
     # Distances and centre-ness share a head (Tian et al. 2020): its last channel is the centre-ness.
     box_head = parts.head(5, filters, layers, 0.0)
-    logits = [keras.layers.Reshape((-1, classes))(class_head(level)) for level in levels]
-    regressed = [keras.layers.Reshape((-1, 5))(box_head(level)) for level in levels]
-    regressed = keras.layers.Concatenate(axis=1)(regressed)
-    outputs = {
-        "classification": keras.layers.Concatenate(axis=1)(logits),
-        "distance": regressed[..., :4],
-        "centerness": regressed[..., 4],
-    }
+    with dtype_policy(weights_dtype()):  # what joins the levels' answers must not round them
+        logits = [keras.layers.Reshape((-1, classes))(class_head(level)) for level in levels]
+        regressed = [keras.layers.Reshape((-1, 5))(box_head(level)) for level in levels]
+        regressed = keras.layers.Concatenate(axis=1)(regressed)
+        outputs = {
+            "classification": keras.layers.Concatenate(axis=1)(logits),
+            "distance": regressed[..., :4],
+            "centerness": regressed[..., 4],
+        }
     return keras.Model({"images": inputs}, outputs, name="fcos")
 
 

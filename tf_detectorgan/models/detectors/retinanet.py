@@ -16,6 +16,7 @@ from tf_detectorgan.errors import InputError
 from tf_detectorgan.models.detectors import anchors as anchors_lib
 from tf_detectorgan.models.detectors import backbone as parts
 from tf_detectorgan.models.detectors.detector import Coverage, Detector, suppress
+from tf_detectorgan.models.layers import dtype_policy, weights_dtype
 
 # Of smooth L1 in units of anchors.VARIANCE; Detectron2 counts without it, which is 5 to 10 times less.
 BOX_WEIGHT = 0.2  # decision 0063
@@ -106,21 +107,25 @@ def from_keras_cv(
     """KerasCV's RetinaNet on a backbone, with our heads; `pyramid` None: KerasCV's of levels P3 to P7."""
     check_sizes(sizes, strides)
     per_cell = len(scales) * len(ratios)
-    network = keras_cv.models.RetinaNet(
-        backbone=backbone,
-        num_classes=classes,
-        bounding_box_format="xyxy",
-        anchor_generator=keras_cv.layers.AnchorGenerator(
+    class_head = parts.head(per_cell * classes, head_filters, head_layers, parts.PRIOR_BIAS)
+    box_head = parts.head(per_cell * 4, head_filters, head_layers, 0.0)
+    pyramid = pyramid or keras_cv.models.retinanet.FeaturePyramid()
+    with dtype_policy(weights_dtype()):  # what joins the levels' answers must not round them
+        network = keras_cv.models.RetinaNet(
+            backbone=backbone,
+            num_classes=classes,
             bounding_box_format="xyxy",
-            sizes=list(sizes),
-            scales=list(scales),
-            aspect_ratios=list(ratios),
-            strides=list(strides),
-        ),
-        feature_pyramid=pyramid,
-        classification_head=parts.head(per_cell * classes, head_filters, head_layers, parts.PRIOR_BIAS),
-        box_head=parts.head(per_cell * 4, head_filters, head_layers, 0.0),
-    )
+            anchor_generator=keras_cv.layers.AnchorGenerator(
+                bounding_box_format="xyxy",
+                sizes=list(sizes),
+                scales=list(scales),
+                aspect_ratios=list(ratios),
+                strides=list(strides),
+            ),
+            feature_pyramid=pyramid,
+            classification_head=class_head,
+            box_head=box_head,
+        )
     return RetinaNet(
         image_shape,
         network=network,
