@@ -2,11 +2,13 @@
 
 Takes the flags of `train`, opens (or begins) its run directory and compares, in float64, every mode's
 derivative of L~_real to the synthetic images with central differences. The detector has its first weights.
-Exit codes: 0 exact; 1 not; 78 bad input.
+With --precision the mode `exact` in this precision is compared with itself in float32, too.
+Exit codes: 0 exact; 1 not, or too far from float32; 78 bad input.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 
@@ -18,7 +20,9 @@ import tensorflow as tf
 from tf_detectorgan import door
 from tf_detectorgan.batch import Batch, Labelled
 from tf_detectorgan.data import pipeline
+from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.models.generators import paste
+from tf_detectorgan.models.layers import dtype_policy
 from tf_detectorgan.training import build, exactness, run_directory, second_order, unroll, update_rules
 from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import ARMS, Train
@@ -26,6 +30,7 @@ from tf_detectorgan.training.workers import Workers
 
 DIRECTIONS = 3
 TOLERANCE = 1e-6  # a Keras norm planted in a detector: 4.5e-5; registered detectors: 1e-9 (decision 0075)
+NEAR = {"mixed_bfloat16": 0.9, "mixed_float16": 0.99}  # cosine of Eqn 3's derivative to float32's (0122)
 WARM_UP = 2  # steps, so that the optimizer's moments are not 0
 
 
@@ -33,13 +38,13 @@ def main(settings: Train) -> None:
     """Prints the table and leaves with exit code 1 when the mode `exact` is not exact."""
     run = run_directory.begin(settings, Workers())
     batch = first_batch(run)
+    near = settings.precision == "float32" or is_near(run, batch)
     keras.config.set_floatx("float64")
-    one_device = tf.distribute.get_strategy()
-    DET = build.detector(settings, run.dataset, one_device)
-    optimizer = build.joint_detector_optimizer(settings, DET, one_device)
+    with dtype_policy("float64"):
+        DET, optimizer = full_precision(run)
     for found in (obstacles := second_order.obstacles(DET, run.dataset.image_shape)):
         print(f"no exact second derivative: {found.op} ({found.kind}); use {found.instead}")
-    y, synthetic, y2, later = float64(batch)
+    y, synthetic, y2, later = streams(batch, tf.float64)
     for _ in range(WARM_UP):
         update_rules.commit(optimizer, unroll.lookahead(DET, optimizer, y, synthetic, None).update)
     what = f"{settings.detector}, {settings.joint_detector_optimizer}, {len(y2.images)} images"
@@ -58,8 +63,35 @@ def main(settings: Train) -> None:
         f"{what}: the derivative is {'exact' if exact else 'NOT exact'} to {TOLERANCE:.0e} along "
         f"{DIRECTIONS} directions; {len(obstacles)} ops without an exact second derivative"
     )
-    if not exact:
+    if not exact or not near:
         sys.exit(1)
+
+
+def full_precision(run: Run) -> tuple[Detector, keras.optimizers.Optimizer]:
+    """DET whatever --precision says, with its optimizer of the joint phase, on one device."""
+    one_device = tf.distribute.get_strategy()
+    settings = dataclasses.replace(run.settings, precision="float32")
+    DET = build.detector(settings, run.dataset, one_device)
+    return DET, build.joint_detector_optimizer(settings, DET, one_device)
+
+
+def is_near(run: Run, batch: Batch) -> bool:
+    """Prints how far the mode `exact` in --precision is from itself in float32; whether NEAR allows it."""
+    precision, one_device = run.settings.precision, tf.distribute.get_strategy()
+    DET, optimizer = full_precision(run)
+    y, synthetic, y2, _ = streams(batch, tf.float32)
+    for _ in range(WARM_UP):
+        update_rules.commit(optimizer, unroll.lookahead(DET, optimizer, y, synthetic, None).update)
+    rounded = build.detector(run.settings, run.dataset, one_device)
+    loss_scale = build.loss_scale(run.settings, one_device)
+    found = exactness.check_precision(DET, rounded, optimizer, y, synthetic, y2, loss_scale)
+    near = found.cosine >= NEAR[precision]
+    scaled = f" at a loss scale of {float(loss_scale.scale):g}" if loss_scale else ""
+    print(
+        f"{precision} against float32{scaled}: cosine {found.cosine:.4f}, relative error {found.error:.1e}; "
+        f"{'near' if near else 'NOT near'} enough, which is a cosine of {NEAR[precision]} or more"
+    )
+    return near
 
 
 def first_batch(run: Run) -> Batch:
@@ -81,11 +113,11 @@ def first_batch(run: Run) -> Batch:
     return batch._replace(x=paste(batch.x, batch.insertion.exemplars, alpha))
 
 
-def float64(batch: Batch) -> list[Labelled]:
-    """y, x with the inserted objects, y2 and the second step's y; images in float64."""
+def streams(batch: Batch, dtype: tf.DType) -> list[Labelled]:
+    """y, x with the inserted objects, y2 and the second step's y; images in `dtype`."""
     synthetic = Labelled(batch.x, batch.insertion.boxes[:, None], batch.insertion.labels[:, None])
-    streams = (batch.y, synthetic, batch.y2, batch.y_later[0])
-    return [one._replace(images=tf.cast(one.images, tf.float64)) for one in streams]
+    four = (batch.y, synthetic, batch.y2, batch.y_later[0])
+    return [one._replace(images=tf.cast(one.images, dtype)) for one in four]
 
 
 if __name__ == "__main__":

@@ -31,6 +31,10 @@ from tf_detectorgan.training.settings import ARMS, Train
 
 WANTED_COVERAGE = 0.95
 WANTED_SIGNAL = 0.4
+ON_CPUS = {
+    "mixed_bfloat16": "bfloat16 is faster than float32 where there is AVX512_BF16, elsewhere many times slower",
+    "mixed_float16": "float16 is many times slower than float32",
+}
 
 
 def main(settings: Train) -> None:
@@ -45,6 +49,8 @@ def main(settings: Train) -> None:
 
 def first_words(run: Run) -> None:
     """What the data say about the settings, before the work begins."""
+    if run.settings.precision in ON_CPUS and not tf.config.list_logical_devices("GPU"):
+        print(f"warning: --precision={run.settings.precision}: on CPUs {ON_CPUS[run.settings.precision]}")
     coverage_report(run)
     layer_report(run)
     refuse_kinks(run)

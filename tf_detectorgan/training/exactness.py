@@ -13,6 +13,7 @@ from tqdm import tqdm
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training import unroll
+from tf_detectorgan.training.loss_scale import LossScale, Step
 
 # In pixels of [-1, 1]. A large step meets a kink, a small one drowns in rounding: the best of them counts.
 STEPS = (1e-6, 1e-7, 1e-8)
@@ -76,6 +77,36 @@ def check_modes(
         worst = max(_error(value, synthetic.images, derivative, v) for v in uphill)
         checks.append(Check(mode, worst, _cosine(derivative, exact)))
     return checks
+
+
+def check_precision(
+    DET: Detector,
+    rounded: Detector,
+    optimizer: keras.optimizers.Optimizer,
+    y: Labelled,
+    synthetic: Labelled,
+    y2: Labelled,
+    loss_scale: LossScale | None,
+) -> Check:
+    """`exact` of `rounded`, which computes in fewer bits, against DET's in float32: dL~_real/dx_syn.
+
+    Args:
+      DET: whose weights `rounded` is given, and on which `optimizer` is built.
+      y, synthetic, y2: as of `lookahead`, float32.
+      loss_scale: of `rounded`; halved until the derivative is finite.
+    """
+    for w, value in zip(rounded.weights, DET.weights, strict=True):
+        w.assign(value)
+
+    @tf.function(autograph=False)
+    def look(which, loss_scale):
+        gradient = Step(loss_scale).gradient
+        return unroll.lookahead(which, optimizer, y, synthetic, y2, gradient=gradient).d_L_real_ahead
+
+    expected, found = look(DET, None), look(rounded, loss_scale)
+    while loss_scale and not loss_scale.judge([found]):
+        found = look(rounded, loss_scale)
+    return Check("exact", float(tf.norm(found - expected) / tf.norm(expected)), _cosine(found, expected))
 
 
 def _error(value, x, derivative, v) -> float:

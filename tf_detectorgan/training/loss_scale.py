@@ -1,7 +1,7 @@
-"""Loss scaling: steps of networks that compute in float16, whose gradients must neither vanish nor overflow.
+"""Loss scaling: steps of networks in float16, whose gradients must neither vanish nor overflow.
 
-float16 has nothing between 0 and 6e-8, nor beyond 65504. So what a tape passes down is multiplied by a scale S,
-and what arrives, in float32, is divided by it (Micikevicius et al. 2018, section 3.2).
+float16 has nothing between 0 and 6e-8, nor beyond 65504. So what a tape passes down is multiplied by a scale
+S, and what arrives, in float32, is divided by it (Micikevicius et al. 2018, section 3.2).
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ FIRST, GOOD_STEPS = 2.0**15, 2000  # of keras.optimizers.LossScaleOptimizer, who
 class LossScale(tf.Module):
     """S: halved at a step whose gradients are not finite, doubled after GOOD_STEPS others in a row.
 
-    One for all players of a step. Keras's own wraps one optimizer, applies its gradients within `apply`, and on
-    several replicas looks at the first one's only.
+    One for all players of a step (decision 0121).
 
     Attributes:
       scale: S, float32 scalar, mirrored.
@@ -33,8 +32,8 @@ class LossScale(tf.Module):
     def __init__(self):
         super().__init__(name="loss_scale")
         self.scale = tf.Variable(FIRST, trainable=False, name="scale")
-        self.good_steps = tf.Variable(0, trainable=False, name="good_steps")
-        self.skipped = tf.Variable(0, trainable=False, name="skipped")
+        self.good_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="good_steps")
+        self.skipped = tf.Variable(0, trainable=False, dtype=tf.int64, name="skipped")
 
     def reset(self) -> None:
         """As at first."""
@@ -57,23 +56,26 @@ class LossScale(tf.Module):
     def judge(self, values: list[tf.Tensor]) -> tf.Tensor:
         """Whether the step that makes `values`, equal on all replicas, is to be taken: bool. Moves S.
 
-        At S = 1 it is taken whatever it makes: what is not finite then is not the scale's doing, and must stop
-        the run.
+        At S = 1 it is taken whatever it makes: what is not finite then is not the scale's doing, and must
+        stop the run.
         """
         taken = tf.math.is_finite(tf.linalg.global_norm(values)) | (self.scale <= 1)
-        good = tf.where(taken, self.good_steps + 1, 0)
+        one = tf.cast(taken, tf.int64)
+        good = one * (self.good_steps + 1)
         grows = good == GOOD_STEPS
         S = self.scale * tf.where(taken, tf.where(grows, 2.0, 1.0), 0.5)
-        skipped = self.skipped + tf.where(taken, 0, 1)
-        replicas.assign([self.scale, self.good_steps, self.skipped], [S, tf.where(grows, 0, good), skipped])
+        replicas.assign(
+            [self.scale, self.good_steps, self.skipped],
+            [S, tf.where(grows, tf.zeros_like(good), good), self.skipped + 1 - one],
+        )
         return taken
 
 
 class Step:
     """One step of some players: their gradients, and their updates.
 
-    Without a loss scale a tape's own gradient, and updates take place at once. With one all of them take place at
-    the end, or none.
+    Without a loss scale a tape's own gradient, and updates take place at once. With one all of them take
+    place at the end, or none.
 
     Attributes:
       gradient: (tape, target, sources, output_gradients=None) -> gradients, as `tf.GradientTape.gradient`.
@@ -85,7 +87,7 @@ class Step:
         self.gradient: Callable[..., Any] = loss_scale.gradient if loss_scale else tf.GradientTape.gradient
 
     def apply(self, optimizer: keras.optimizers.Optimizer, gradients, variables) -> None:
-        """`optimizer.apply`: gradients are summed over replicas. It is built on `variables`, in this order."""
+        """`optimizer.apply`, which sums gradients over replicas; built on `variables`, in this order."""
         if self._loss_scale is None:
             optimizer.apply(gradients, variables)
         else:
@@ -100,7 +102,7 @@ class Step:
             self._updates.append((optimizer, update))
 
     def end(self, scalars: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Makes the updates real, unless one is not finite. `scalars` of gradients are 0 where they are not."""
+        """Makes the updates real, or none if one is not finite: `scalars`, of gradients, are then 0."""
         if self._loss_scale is None:
             return scalars
         made = [v for v in tf.nest.flatten([u for _, u in self._updates]) if v.dtype.is_floating]

@@ -19,8 +19,8 @@ from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training import build, summaries
 from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.joint_step import ALONE, SQUARED, Objective, Players, joint_step
-from tf_detectorgan.training.loss_scale import LossScale
 from tf_detectorgan.training.loop import Every, StopSignal, skip_finished
+from tf_detectorgan.training.loss_scale import LossScale
 from tf_detectorgan.training.settings import Train
 from tf_detectorgan.training.workers import Workers
 

@@ -64,8 +64,8 @@ class Train:
 
     precision: str = option(
         "float32",
-        "What networks compute in; weights, updates and losses are float32. mixed_bfloat16: GPUs from 2020 on, "
-        "CPUs with AVX512_BF16. mixed_float16: older GPUs, with loss scaling.",
+        "What networks compute in; weights, updates and losses are float32. mixed_bfloat16: for GPUs from "
+        "2020 on, CPUs with AVX512_BF16. mixed_float16: for older GPUs, with loss scaling.",
         ("float32", "mixed_bfloat16", "mixed_float16"),
     )
 
@@ -223,8 +223,8 @@ class Train:
             raise InputError(f"--unroll_recompute: --unroll={self.unroll} keeps nothing to be recomputed")
         if self.unroll == "finite_difference" and self.precision != "float32":
             raise InputError(
-                f"--unroll=finite_difference: its difference of weights is lost in --precision={self.precision}; "
-                "use float32, or --unroll=exact"
+                f"--unroll=finite_difference: its difference of weights is lost in {self.precision}; use "
+                "--precision=float32, or --unroll=exact"
             )
         if (self.rho_real or self.rho_syn) and "psgan_detectorgan" in self.arm:
             raise InputError(
