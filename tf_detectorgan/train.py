@@ -32,8 +32,8 @@ from tf_detectorgan.training.settings import ARMS, Train
 WANTED_COVERAGE = 0.95
 WANTED_SIGNAL = 0.4
 ON_CPUS = {
-    "mixed_bfloat16": "bfloat16 is faster than float32 where there is AVX512_BF16, elsewhere many times slower",
-    "mixed_float16": "float16 is many times slower than float32",
+    "mixed_bfloat16": "bfloat16 is faster than float32 where they have AVX512_BF16, else far slower",
+    "mixed_float16": "float16 is far slower than float32",
 }
 
 

@@ -177,7 +177,8 @@ class ToyDetector:
 
     def call(self, W, images):
         fixed = [v.value for v in self.network.non_trainable_variables]
-        return self.network.stateless_call(list(W), fixed, images, training=True)[0]
+        answer = self.network.stateless_call(list(W), fixed, images, training=True)[0]
+        return tf.cast(answer, self.network.variable_dtype)
 
     def loss(self, W, images, targets, normalizer):
         out = self.call(W, images)

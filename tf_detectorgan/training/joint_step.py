@@ -60,6 +60,7 @@ def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> di
     with tf.GradientTape() as generators:
         drawn = gan.draw(batch)  # x_syn = G_X(x, m)
 
+    after: dict[str, tf.Tensor] = {}  # scalars that hang on gradients
     terms, wishes, adversarial, d_beside, d_theta = gan.judge(batch, drawn, step)  # Eqn 4, the GAN's own
     if p.DET is not None:
         synthetic = Labelled(drawn.x_syn, batch.insertion.boxes[:, None], batch.insertion.labels[:, None])
@@ -79,7 +80,7 @@ def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> di
         below_cap = tf.cast(replicas.total(look.L_syn) < o.syn_cap, tf.float32) if o.lambda_syn > 0 else 1.0
         wishes["syn"] = -o.lambda_syn * below_cap * look.d_L_syn
         if look.d_L_real_ahead is not None:
-            terms["L_real_ahead"] = look.L_real_ahead
+            after["L_real_ahead"] = look.L_real_ahead
             wishes["real"] = o.lambda_real * look.d_L_real_ahead
         for name, rho in (("real", o.rho_real), ("syn", o.rho_syn)):
             if rho and name in wishes:
@@ -95,7 +96,7 @@ def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> di
     if p.DET is not None:
         step.commit(p.detector_optimizer, look.update)
     terms |= gan.train_discriminators(batch, drawn, seed, step)
-    return terms | step.end(_norms(wishes, batch.insertion.boxes))
+    return terms | step.end(after | _norms(wishes, batch.insertion.boxes))
 
 
 def _balanced(wish, reference, boxes, rho: float):

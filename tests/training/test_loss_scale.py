@@ -1,0 +1,194 @@
+"""Loss scaling: Keras's rule, all updates or none on every replica, and Eqn 3 through float16."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan.checkpoints import PhaseDirectory
+from tf_detectorgan.models.layers import dtype_policy
+from tf_detectorgan.training import loss_scale, unroll
+from tf_detectorgan.training.joint_step import joint_step
+from tf_detectorgan.training.loss_scale import LossScale, Step
+
+INFINITE = float("inf")
+
+
+def test_the_rule_is_keras_s(monkeypatch):
+    """Halved, doubled after 3 steps in a row, counted anew: as keras.optimizers.LossScaleOptimizer."""
+    monkeypatch.setattr(loss_scale, "GOOD_STEPS", 3)
+    variable, ours = keras.Variable([1.0]), LossScale()
+    theirs = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.0), initial_scale=loss_scale.FIRST, dynamic_growth_steps=3
+    )
+    theirs.build([variable])
+    seen = []
+    for gradient in [1.0, 1.0, INFINITE, 1.0, 1.0, 1.0, 1.0, INFINITE, INFINITE, 1.0]:
+        theirs.apply([tf.constant([gradient])], [variable])
+        taken = ours.judge([tf.constant([gradient])])
+        assert bool(taken) == (gradient == 1)
+        seen.append((float(ours.scale) / loss_scale.FIRST, float(theirs.dynamic_scale) / loss_scale.FIRST))
+    assert [a for a, _ in seen] == [b for _, b in seen] == [1, 1, 0.5, 0.5, 0.5, 1, 1, 0.5, 0.25, 0.25]
+    assert int(ours.skipped) == 3
+    ours.reset()
+    assert [float(v) for v in (ours.scale, ours.good_steps, ours.skipped)] == [loss_scale.FIRST, 0, 0]
+
+
+def test_what_is_not_finite_at_scale_1_is_taken():
+    """It is not the scale's doing: the losses of the next step will stop the run."""
+    scale = LossScale()
+    scale.scale.assign(2.0)
+    assert [bool(scale.judge([tf.constant(INFINITE)])) for _ in range(2)] == [False, True]
+    assert float(scale.scale) == 1
+
+
+def test_a_gradient_that_float16_cannot_hold():
+    """1e-5 * 1e-4 = 1e-9 is 0 in float16, times 2^15 it is not."""
+
+    def slope(gradient):
+        x = tf.constant(1.0)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = 1e-4 * tf.cast(1e-5 * tf.cast(x, tf.float16), tf.float32)
+        return float(gradient(tape, y, x))
+
+    assert slope(Step().gradient) == 0
+    assert slope(Step(LossScale()).gradient) == pytest.approx(1e-9, rel=0.01)
+
+
+def two_players(strategy):
+    """Two optimizers with a scale between them, momenta of which are not 0."""
+    with strategy.scope():
+        variables = [keras.Variable([1.0, 2.0]), keras.Variable([3.0])]
+        optimizers = [keras.optimizers.SGD(0.1, momentum=0.9), keras.optimizers.Adam(0.1)]
+        scale = LossScale()
+        for optimizer, variable in zip(optimizers, variables, strict=True):
+            optimizer.build([variable])
+    return variables, optimizers, scale
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_all_players_step_or_none_does(replicas):
+    """A gradient that is infinite for one player, on the last replica, leaves everything as it was, bitwise."""
+    one = tf.distribute.get_strategy()
+    devices = [device.name for device in tf.config.list_logical_devices("CPU")]
+    strategy = one if replicas == 1 else tf.distribute.MirroredStrategy(devices)
+    variables, optimizers, scale = two_players(strategy)
+    theirs, keras_optimizers, _ = two_players(one)
+
+    def step(last):
+        me = tf.distribute.get_replica_context().replica_id_in_sync_group
+        mine = Step(scale)
+        gradients = [tf.constant([0.3, -0.2]), tf.where(me == replicas - 1, [last], [0.4])]
+        for optimizer, gradient, variable in zip(optimizers, gradients, variables, strict=True):
+            mine.apply(optimizer, [gradient], [variable])
+        return mine.end({"norm": last})["norm"]
+
+    def everything():
+        all_variables = [v for o in optimizers for v in o.variables] + variables
+        return [strategy.experimental_local_results(v.value) for v in all_variables]
+
+    for last in (0.5, INFINITE, 0.5):
+        before = [[copy.numpy() for copy in copies] for copies in everything()]
+        norms = strategy.experimental_local_results(strategy.run(step, args=(tf.constant(last),)))
+        assert [float(norm) for norm in norms] == [last if last < 1 else 0] * replicas
+        after = [[copy.numpy() for copy in copies] for copies in everything()]
+        assert all(len(copies) == replicas for copies in after)
+        same = [np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
+        assert all(same) if last > 1 else sum(same) == 2  # the learning rates
+        if last < 1:
+            summed = [[0.3 * replicas, -0.2 * replicas], [0.5 + 0.4 * (replicas - 1)]]
+            for optimizer, gradient, variable in zip(keras_optimizers, summed, theirs, strict=True):
+                optimizer.apply([tf.constant(gradient)], [variable])
+            for ours, variable in zip(variables, theirs, strict=True):
+                for copy in strategy.experimental_local_results(ours.value):
+                    np.testing.assert_allclose(copy, variable, rtol=1e-6)
+    assert [float(copy) for copy in strategy.experimental_local_results(scale.scale)] == [2**14] * replicas
+    assert int(scale.skipped.numpy()) == 1
+
+
+MODES = [{}, {"recompute": True}, {"mode": "k_steps"}, {"mode": "k_steps", "recompute": True}]
+
+
+def look_of(tiny, policy, rate, **options):
+    """lookahead(gradient) of a toy detector that computes by `policy`; all have the same weights."""
+    with dtype_policy(policy):
+        DET = tiny.ToyDetector()
+    optimizer = keras.optimizers.AdamW(rate, epsilon=1e-3, global_clipnorm=0.5)
+    optimizer.build(DET.network.trainable_variables)
+    y, synthetic, y2, later = (tiny.labelled(np.random.default_rng(k), 2) for k in range(4))
+    options["later"] = (later,) if options.get("mode") == "k_steps" else ()
+    return lambda gradient: unroll.lookahead(DET, optimizer, y, synthetic, y2, gradient=gradient, **options)
+
+
+@pytest.mark.parametrize("options", MODES)
+def test_eqn_3_through_a_loss_scale_is_the_same(tiny, options):
+    """In float32 the scale, which every tape applies and undoes, changes nothing; at 2^30 as well."""
+    look, scale = look_of(tiny, "float32", 0.01, **options), LossScale()
+    scale.scale.assign(2.0**30)
+    plain = look(Step().gradient)
+    found = (look if options else tf.function(look, autograph=False))(scale.gradient)
+    for a, b in zip(tf.nest.flatten(found), tf.nest.flatten(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("options", MODES)
+def test_eqn_3_through_float16(tiny, options):
+    """Near float32's for any learning rate, which alone would let it vanish: 1e-6 times a gradient's size."""
+    rate, scale = 1e-6, LossScale()
+    scale.scale.assign(2.0**8)
+    expected, half = (look_of(tiny, p, rate, **options) for p in ("float32", "mixed_float16"))
+    expected = expected(Step().gradient)
+    scaled, plain = half(scale.gradient), half(Step().gradient)
+
+    def error(found):
+        difference = found.d_L_real_ahead - expected.d_L_real_ahead
+        return tf.norm(difference) / tf.norm(expected.d_L_real_ahead)
+
+    assert error(scaled) < 0.01
+    assert error(plain) > 0.1
+    assert {v.dtype for v in (*scaled.update.W, scaled.d_L_syn, scaled.d_L_real_ahead)} == {tf.float32}
+
+
+@pytest.mark.slow
+def test_joint_step_in_float16(tiny):
+    """Every player's step is near float32's; with a scale that overflows nobody moves and nothing is NaN."""
+    o, b, seed = tiny.objective(lambda_real=10.0), tiny.batch(), tf.constant([0, 0])
+    one = tiny.players()
+    with dtype_policy("mixed_float16"):
+        two = dataclasses.replace(tiny.players(), loss_scale=LossScale())
+    first = tiny.networks(two)
+    two.loss_scale.scale.assign(2.0**40)
+    skipped = joint_step(two, o, b, seed)
+    assert int(two.loss_scale.skipped) == 1
+    for name, weights in tiny.networks(two).items():
+        assert all(np.array_equal(a, w) for a, w in zip(first[name], weights, strict=True)), name
+    assert all(np.isfinite(value) for value in skipped.values())
+
+    two.loss_scale.scale.assign(2.0**10)
+    expected, found = joint_step(one, o, b, seed), joint_step(two, o, b, seed)
+    assert int(two.loss_scale.skipped) == 1
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0.1, err_msg=name)
+    for name, weights in tiny.networks(one).items():
+        moves = [
+            np.concatenate([(w - v).ravel() for w, v in zip(after, first[name], strict=True)])
+            for after in (weights, tiny.networks(two)[name])
+        ]
+        cosine = moves[0] @ moves[1] / (np.linalg.norm(moves[0]) * np.linalg.norm(moves[1]))
+        assert cosine > 0.98, name
+
+
+def test_a_resumed_step_is_the_same(tmp_path, monkeypatch):
+    """S, the steps since it changed and those skipped are in the checkpoint: the fourth step doubles S."""
+    monkeypatch.setattr(loss_scale, "GOOD_STEPS", 3)
+    scale, again = LossScale(), LossScale()
+    for value in (INFINITE, 1.0, 1.0):
+        scale.judge([tf.constant(value)])
+    PhaseDirectory(tmp_path, {"loss_scale": scale}).save(3)
+    assert PhaseDirectory(tmp_path, {"loss_scale": again}).restore() == 3
+    for one in (scale, again):
+        one.judge([tf.constant(1.0)])
+        assert [float(v) for v in (one.scale, one.good_steps, one.skipped)] == [2**15, 0, 1]
