@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.training import build, update_rules
+from tf_detectorgan.training.joint_step import Players
+from tf_detectorgan.training.phases import _player_parts
 from tf_detectorgan.training.settings import ARMS, Train
 
 DATASET = types.SimpleNamespace(image_shape=(32, 32, 1), class_names=("a", "b"))
@@ -139,6 +141,7 @@ def test_unroll_none_makes_detectorgan_its_no_unroll_arm():
         {"unroll": "k_steps"},
         {"unroll_steps": 2},
         {"unroll": "finite_difference", "unroll_recompute": True},
+        {"unroll": "finite_difference", "precision": "mixed_bfloat16"},
     ],
 )
 def test_modes_and_their_options_must_fit(options):
@@ -160,6 +163,17 @@ def test_arms_scale_the_settings_by_their_signs():
         "detectorgan": (2.0, 0.5),
         "psgan_detectorgan": (2.0, 0.5),
     }
+
+
+def test_float16_alone_has_a_loss_scale():
+    one = tf.distribute.get_strategy()
+    found = [
+        build.loss_scale(Train(precision=p), one) for p in ("float32", "mixed_bfloat16", "mixed_float16")
+    ]
+    assert found[:2] == [None, None]
+    p = build.cyclegan(Train(**TINY, precision="mixed_float16"), DATASET, one)
+    assert {layer.compute_dtype for layer in p.G_X.layers} == {"float16", "float32"}
+    assert set(_player_parts(Players(p, loss_scale=found[2]))) == {*p.parts, "loss_scale"}
 
 
 def test_no_augmentation_changes_nothing():

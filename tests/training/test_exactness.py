@@ -77,16 +77,22 @@ def test_obstacles_are_named(float64, tiny, layer, kind, instead):
 
 
 @pytest.mark.parametrize(
-    "layer,code,line",
+    "layer,precision,code,line",
     [
-        ("exact", None, "the derivative is exact to 1e-06"),
-        ("keras", 1, "the derivative is NOT exact"),
-        ("resize", 1, "Eqn 3 cannot be computed"),
+        ("exact", "mixed_bfloat16", None, "the derivative is exact to 1e-06"),
+        ("exact", "mixed_float16", 1, "NOT near enough"),
+        ("keras", "float32", 1, "the derivative is NOT exact"),
+        ("resize", "float32", 1, "Eqn 3 cannot be computed"),
     ],
 )
-def test_command(tiny, data_dir, tmp_path, monkeypatch, capsys, layer, code, line):
-    monkeypatch.setattr(build, "detector", lambda *_: tiny.ToyDetector(LAYERS[layer]()))
-    settings = Train(run_dir=str(tmp_path / "run"), data_dir=data_dir, gan_batch=2)
+def test_command(tiny, data_dir, tmp_path, monkeypatch, capsys, layer, precision, code, line):
+    def detector(settings, *_):
+        with build.precision(settings):
+            return tiny.ToyDetector(LAYERS[layer]())
+
+    monkeypatch.setattr(build, "detector", detector)
+    monkeypatch.setitem(gradcheck.NEAR, "mixed_float16", 1.1)  # which no cosine is
+    settings = Train(run_dir=str(tmp_path / "run"), data_dir=data_dir, gan_batch=2, precision=precision)
     try:
         if code is None:
             gradcheck.main(settings)
@@ -98,4 +104,5 @@ def test_command(tiny, data_dir, tmp_path, monkeypatch, capsys, layer, code, lin
         keras.config.set_floatx("float32")
     said = capsys.readouterr().out
     assert line in said
-    assert ("planted" in said) == (code == 1)
+    assert ("planted" in said) == (layer != "exact")
+    assert ("mixed_bfloat16 against float32: cosine 0.99" in said) == (precision == "mixed_bfloat16")

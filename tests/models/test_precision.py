@@ -1,0 +1,75 @@
+"""Networks that compute in bfloat16: what they hold, answer, and how near that is to float32."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan.models import layers
+from tf_detectorgan.models.detectors import fcos, retinanet
+from tf_detectorgan.models.discriminators import patch_gan
+from tf_detectorgan.models.generators import resnet_generator
+from tf_detectorgan.models.person_discriminator import PersonDiscriminator
+from tf_detectorgan.models.unet import unet
+
+SHAPE = (32, 32, 1)
+IMAGES = tf.constant(np.random.default_rng(0).uniform(-1, 1, (2, *SHAPE)), tf.float32)
+BOXES = tf.constant([[3.2, 4.9, 21.7, 30.1], [0.0, 0.0, 32.0, 32.0]])
+
+
+def of_detector(DET):
+    return DET.network, lambda: DET.call(DET.weights, IMAGES)
+
+
+def of_network(network, *more):
+    return network, lambda: network(IMAGES, *more)
+
+
+NETWORKS = {
+    "generator": lambda: of_network(resnet_generator(SHAPE, 1, filters=4, blocks=1)),
+    "unet": lambda: of_network(unet(SHAPE, filters=4)),
+    "discriminator": lambda: of_network(patch_gan(SHAPE, filters=4)),
+    "person": lambda: of_network(PersonDiscriminator(4), BOXES),
+    "retinanet": lambda: of_detector(retinanet.small(SHAPE, 2, width=16)),
+    "fcos": lambda: of_detector(fcos.small(SHAPE, 2, width=16)),
+}
+
+
+def made(name, policy):
+    """The network, built, and its answers."""
+    keras.utils.set_random_seed(0)
+    with layers.dtype_policy(policy):
+        network, call = NETWORKS[name]()
+    return network, tf.nest.flatten(call())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_round_inside_only(name):
+    """Weights and answers are float32, convolutions but the last ones are not."""
+    network, answers = made(name, "mixed_bfloat16")
+    assert {v.dtype for v in network.weights} == {"float32"}
+    computed = [
+        layer.compute_dtype
+        for layer in network._flatten_layers()
+        if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense))
+    ]
+    last = 2 if name in ("retinanet", "fcos") else 1
+    assert computed.count("float32") == last
+    assert computed.count("bfloat16") == len(computed) - last > 3
+    for answer in answers:
+        assert answer.dtype == tf.float32
+        assert np.any(answer != tf.cast(tf.cast(answer, tf.bfloat16), tf.float32))
+
+
+@pytest.mark.parametrize("name", ["generator", "unet", "discriminator", "person"])
+def test_rounded_answers_are_near_float32_s(name):
+    """By a few hundredths at most: a number has 8 bits. Detectors: tests/training/test_loss_scale.py."""
+    (found,), (expected,) = (made(name, policy)[1] for policy in ("mixed_bfloat16", "float32"))
+    assert 1e-5 < tf.norm(found - expected) / tf.norm(expected) < 0.05
+
+
+def test_a_policy_ends_where_it_is_left():
+    with layers.dtype_policy("mixed_float16"):
+        assert layers.weights_dtype() == "float32"
+        assert keras.layers.Dense(1).compute_dtype == "float16"
+    assert keras.layers.Dense(1).compute_dtype == "float32"
