@@ -38,10 +38,7 @@ def main(settings: Train) -> None:
     """Prints the table and leaves with exit code 1 when the mode `exact` is not exact."""
     run = run_directory.begin(settings, Workers())
     batch = first_batch(run)
-    near = settings.precision == "float32" or is_near(run, batch)
-    keras.config.set_floatx("float64")
-    with dtype_policy("float64"):
-        DET, optimizer = full_precision(run)
+    DET, optimizer = full_precision(run, "float64")
     for found in (obstacles := second_order.obstacles(DET, run.dataset.image_shape)):
         print(f"no exact second derivative: {found.op} ({found.kind}); use {found.instead}")
     y, synthetic, y2, later = streams(batch, tf.float64)
@@ -63,22 +60,25 @@ def main(settings: Train) -> None:
         f"{what}: the derivative is {'exact' if exact else 'NOT exact'} to {TOLERANCE:.0e} along "
         f"{DIRECTIONS} directions; {len(obstacles)} ops without an exact second derivative"
     )
+    near = settings.precision == "float32" or is_near(run, batch)
     if not exact or not near:
         sys.exit(1)
 
 
-def full_precision(run: Run) -> tuple[Detector, keras.optimizers.Optimizer]:
-    """DET whatever --precision says, with its optimizer of the joint phase, on one device."""
+def full_precision(run: Run, dtype: str) -> tuple[Detector, keras.optimizers.Optimizer]:
+    """DET in `dtype`, from now on Keras's own, with its optimizer of the joint phase; on one device."""
     one_device = tf.distribute.get_strategy()
     settings = dataclasses.replace(run.settings, precision="float32")
-    DET = build.detector(settings, run.dataset, one_device)
-    return DET, build.joint_detector_optimizer(settings, DET, one_device)
+    keras.config.set_floatx(dtype)
+    with dtype_policy(dtype):
+        DET = build.detector(settings, run.dataset, one_device)
+        return DET, build.joint_detector_optimizer(settings, DET, one_device)
 
 
 def is_near(run: Run, batch: Batch) -> bool:
     """Prints how far the mode `exact` in --precision is from itself in float32; whether NEAR allows it."""
     precision, one_device = run.settings.precision, tf.distribute.get_strategy()
-    DET, optimizer = full_precision(run)
+    DET, optimizer = full_precision(run, "float32")
     y, synthetic, y2, _ = streams(batch, tf.float32)
     for _ in range(WARM_UP):
         update_rules.commit(optimizer, unroll.lookahead(DET, optimizer, y, synthetic, None).update)

@@ -27,7 +27,7 @@ def test_the_rule_is_keras_s(monkeypatch):
     seen = []
     for gradient in [1.0, 1.0, INFINITE, 1.0, 1.0, 1.0, 1.0, INFINITE, INFINITE, 1.0]:
         theirs.apply([tf.constant([gradient])], [variable])
-        taken = ours.judge([tf.constant([gradient])])
+        taken = ours.accept([tf.constant([gradient])])
         assert bool(taken) == (gradient == 1)
         seen.append((float(ours.scale) / loss_scale.FIRST, float(theirs.dynamic_scale) / loss_scale.FIRST))
     assert [a for a, _ in seen] == [b for _, b in seen] == [1, 1, 0.5, 0.5, 0.5, 1, 1, 0.5, 0.25, 0.25]
@@ -40,7 +40,7 @@ def test_what_is_not_finite_at_scale_1_is_taken():
     """It is not the scale's doing: the losses of the next step will stop the run."""
     scale = LossScale()
     scale.scale.assign(2.0)
-    assert [bool(scale.judge([tf.constant(INFINITE)])) for _ in range(2)] == [False, True]
+    assert [bool(scale.accept([tf.constant(INFINITE)])) for _ in range(2)] == [False, True]
     assert float(scale.scale) == 1
 
 
@@ -186,9 +186,9 @@ def test_a_resumed_step_is_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(loss_scale, "GOOD_STEPS", 3)
     scale, again = LossScale(), LossScale()
     for value in (INFINITE, 1.0, 1.0):
-        scale.judge([tf.constant(value)])
+        scale.accept([tf.constant(value)])
     PhaseDirectory(tmp_path, {"loss_scale": scale}).save(3)
     assert PhaseDirectory(tmp_path, {"loss_scale": again}).restore() == 3
     for one in (scale, again):
-        one.judge([tf.constant(1.0)])
+        one.accept([tf.constant(1.0)])
         assert [float(v) for v in (one.scale, one.good_steps, one.skipped)] == [2**15, 0, 1]

@@ -104,7 +104,7 @@ def check_precision(
         return unroll.lookahead(which, optimizer, y, synthetic, y2, gradient=gradient).d_L_real_ahead
 
     expected, found = look(DET, None), look(rounded, loss_scale)
-    while loss_scale and not loss_scale.judge([found]):
+    while loss_scale and not loss_scale.accept([found]):
         found = look(rounded, loss_scale)
     return Check("exact", float(tf.norm(found - expected) / tf.norm(expected)), _cosine(found, expected))
 

@@ -53,7 +53,7 @@ class LossScale(tf.Module):
         found = tape.gradient(target, sources, scaled)
         return tf.nest.map_structure(lambda g: None if g is None else g / S, found)
 
-    def judge(self, values: list[tf.Tensor]) -> tf.Tensor:
+    def accept(self, values: list[tf.Tensor]) -> tf.Tensor:
         """Whether the step that makes `values`, equal on all replicas, is to be taken: bool. Moves S.
 
         At S = 1 it is taken whatever it makes: what is not finite then is not the scale's doing, and must
@@ -106,7 +106,7 @@ class Step:
         if self._loss_scale is None:
             return scalars
         made = [v for v in tf.nest.flatten([u for _, u in self._updates]) if v.dtype.is_floating]
-        taken = self._loss_scale.judge(made)
+        taken = self._loss_scale.accept(made)
         for optimizer, update in self._updates:
             before = update_rules.current(optimizer)
             kept = tf.nest.map_structure(lambda new, old: tf.where(taken, new, old), update, before)
