@@ -26,6 +26,7 @@ from tf_detectorgan.training.joint_step import ALONE, Players, joint_step
 from tf_detectorgan.training.settings import ARMS, Train
 
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
+STEPS = ("CycleGAN", "detector", "joint")
 
 
 def noise(size, count):
@@ -64,11 +65,12 @@ def steps(precision, arguments):
     alone = Players(build.cyclegan(s, data, here), loss_scale=scale)
     both = Players(alone.gan, DET, optimizer, scale)
     batch, seed, o = noise(arguments.size, arguments.batch), tf.constant([0, 0]), ARMS["detectorgan"]
-    return {
+    graphs = {
         "CycleGAN": tf.function(lambda: joint_step(alone, ALONE, batch, seed), autograph=False),
         "detector": tf.function(lambda: detector_step(DET, optimizer, batch.y, 10.0, scale), autograph=False),
         "joint": tf.function(lambda: joint_step(both, build.objective(s, o), batch, seed), autograph=False),
     }
+    return {name: graphs[name] for name in arguments.steps}
 
 
 def main():
@@ -81,6 +83,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--detector", default="retinanet_small")
     parser.add_argument("--precision", nargs="+", default=POLICIES, choices=POLICIES)
+    parser.add_argument("--steps", nargs="+", default=STEPS, choices=STEPS)
     parser.add_argument("--out", type=Path, default=Path("precision.json"))
     arguments = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(1)
