@@ -76,22 +76,26 @@ def test_obstacles_are_named(float64, tiny, layer, kind, instead):
     assert all(instead in one.instead for one in found)
 
 
+def made_of(tiny, layer):
+    """In place of `build.detector`."""
+
+    def detector(settings, *_):
+        with build.precision(settings):
+            return tiny.ToyDetector(LAYERS[layer]())
+
+    return detector
+
+
 @pytest.mark.parametrize(
     "layer,precision,code,line",
     [
-        ("exact", "mixed_bfloat16", None, "the derivative is exact to 1e-06"),
-        ("exact", "mixed_float16", 1, "NOT near enough"),
+        ("exact", "mixed_float16", None, "the derivative is exact to 1e-06"),
         ("keras", "float32", 1, "the derivative is NOT exact"),
         ("resize", "float32", 1, "Eqn 3 cannot be computed"),
     ],
 )
 def test_command(tiny, data_dir, tmp_path, monkeypatch, capsys, layer, precision, code, line):
-    def detector(settings, *_):
-        with build.precision(settings):
-            return tiny.ToyDetector(LAYERS[layer]())
-
-    monkeypatch.setattr(build, "detector", detector)
-    monkeypatch.setitem(gradcheck.NEAR, "mixed_float16", 1.1)  # which no cosine is
+    monkeypatch.setattr(build, "detector", made_of(tiny, layer))
     settings = Train(run_dir=str(tmp_path / "run"), data_dir=data_dir, gan_batch=2, precision=precision)
     try:
         if code is None:
@@ -104,5 +108,20 @@ def test_command(tiny, data_dir, tmp_path, monkeypatch, capsys, layer, precision
         keras.config.set_floatx("float32")
     said = capsys.readouterr().out
     assert line in said
-    assert ("planted" in said) == (layer != "exact")
-    assert ("mixed_bfloat16 against float32: cosine 0.99" in said) == (precision == "mixed_bfloat16")
+    assert ("planted" in said) == (code == 1)
+    if precision != "float32":
+        assert "mixed_float16 against float32 at a loss scale of " in said
+        assert "cosine 0.99" in said or "cosine 1.0" in said
+
+
+def test_too_far_from_float32(tiny, data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "detector", made_of(tiny, "exact"))
+    monkeypatch.setattr(exactness, "check_modes", lambda *_, **__: [exactness.Check("exact", 0.0, 1.0)])
+    monkeypatch.setattr(exactness, "check_precision", lambda *_: exactness.Check("exact", 0.5, 0.89))
+    settings = {"data_dir": data_dir, "gan_batch": 2, "precision": "mixed_bfloat16"}
+    with pytest.raises(SystemExit) as left:
+        gradcheck.main(Train(run_dir=str(tmp_path / "run"), **settings))
+    assert left.value.code == 1
+    said = capsys.readouterr().out
+    assert "the derivative is exact" in said
+    assert "mixed_bfloat16 against float32: cosine 0.8900, relative error 5.0e-01; NOT near enough" in said
