@@ -8,7 +8,7 @@ import keras
 import keras_cv
 
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.models.layers import ExactGroupNormalization, weights_dtype
+from tf_detectorgan.models.layers import ExactGroupNormalization, dtype_policy, weights_dtype
 
 PRIOR = 0.01  # Lin et al. 2017, section 4.1: every place starts as background with this much doubt
 PRIOR_BIAS = math.log(PRIOR / (1 - PRIOR))
@@ -86,8 +86,9 @@ def _resnet50_with_fixed_norms(image_shape) -> keras.Model:
     """
     images = keras.Input(image_shape)
     grey = image_shape[2] == 1
-    bgr = keras.layers.Concatenate()([images] * 3) if grey else keras.ops.flip(images, -1)
-    levels = keras.layers.Rescaling(127.5, [127.5 - mean for mean in CAFFE_MEAN])(bgr)
+    with dtype_policy(weights_dtype()):
+        bgr = keras.layers.Concatenate()([images] * 3) if grey else keras.ops.flip(images, -1)
+        levels = keras.layers.Rescaling(127.5, [127.5 - mean for mean in CAFFE_MEAN])(bgr)
     backbone = keras.applications.ResNet50(include_top=False, weights=None, input_tensor=levels)
     for layer in backbone.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
