@@ -201,3 +201,11 @@ def tiny():
         ToyDetector=ToyDetector,
         recipes=tuple(RECIPES),
     )
+
+
+@pytest.fixture(scope="session")
+def mirrored():
+    """Two replicas. One strategy for all tests: the sums of a second one take the first one's for theirs."""
+    devices = tf.config.list_logical_devices("CPU")
+    assert len(devices) == 2
+    return tf.distribute.MirroredStrategy([device.name for device in devices])

@@ -9,13 +9,7 @@ from tf_detectorgan.models.detectors import retinanet
 from tf_detectorgan.training import replicas, unroll, update_rules
 from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.joint_step import Players, joint_step
-
-
-@pytest.fixture(scope="module")
-def mirrored():
-    devices = tf.config.list_logical_devices("CPU")
-    assert len(devices) == 2
-    return tf.distribute.MirroredStrategy([device.name for device in devices])
+from tf_detectorgan.training.loss_scale import LossScale
 
 
 def on_all(strategy, step):
@@ -147,10 +141,16 @@ def test_detector_step(tiny, mirrored):
     assert step.experimental_get_tracing_count() == 1
 
 
+def scaled(*arguments):
+    """As tapes are asked for a DET that computes in float16."""
+    return LossScale().gradient(*arguments)
+
+
 LOOKS = [
     *((rule, {}) for rule in ("momentum", "nesterov", "adam", "adamw")),
     *(("adamw", options) for options in ({"recompute": True}, {"mode": "finite_difference"})),
     *(("adamw", {"mode": "k_steps", "recompute": again}) for again in (False, True)),
+    ("adamw", {"mode": "k_steps", "gradient": scaled}),
 ]
 
 
