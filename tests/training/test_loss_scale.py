@@ -124,7 +124,7 @@ def look_of(tiny, policy, rate, **options):
 
 @pytest.mark.parametrize("options", MODES)
 def test_eqn_3_through_a_loss_scale_is_the_same(tiny, options):
-    """In float32 the scale, which every tape applies and undoes, changes nothing; at 2^30 and by XLA as well."""
+    """In float32 the scale, which every tape applies and undoes, changes nothing: at 2^30, and by XLA."""
     look, scale = look_of(tiny, "float32", 0.01, **options), LossScale()
     scale.scale.assign(2.0**30)
     plain = look(Step().gradient)
