@@ -35,7 +35,6 @@ NETWORKS = {
     "retinanet_pretrained": lambda: of_detector(retinanet.resnet50(SHAPE, 2, pretrained=True)),
     "kerashub_pretrained": lambda: of_detector(kerashub.resnet50(SHAPE, 2, pretrained=True)),
 }
-LARGE = ("retinanet_pretrained", "kerashub_pretrained")
 
 
 def made(name, policy):
@@ -46,9 +45,7 @@ def made(name, policy):
     return network, tf.nest.flatten(call())
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in NETWORKS]
-)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_networks_round_inside_only(name):
     """Weights and answers are float32, convolutions but the last ones are not."""
     if name.startswith("kerashub"):
