@@ -142,6 +142,7 @@ def test_unroll_none_makes_detectorgan_its_no_unroll_arm():
         {"unroll_steps": 2},
         {"unroll": "finite_difference", "unroll_recompute": True},
         {"unroll": "finite_difference", "precision": "mixed_bfloat16"},
+        {"detector": "retinanet_kerashub", "precision": "mixed_bfloat16"},
     ],
 )
 def test_modes_and_their_options_must_fit(options):

@@ -221,6 +221,11 @@ class Train:
             )
         if self.unroll_recompute and self.unroll not in ("exact", "k_steps"):
             raise InputError(f"--unroll_recompute: --unroll={self.unroll} keeps nothing to be recomputed")
+        if self.detector == "retinanet_kerashub" and self.precision != "float32":
+            raise InputError(
+                f"--precision={self.precision}: rounding spoils Eqn 3 through --detector=retinanet_kerashub "
+                "(decision 0122); use float32"
+            )
         if self.unroll == "finite_difference" and self.precision != "float32":
             raise InputError(
                 f"--unroll=finite_difference: its difference of weights is lost in {self.precision}; use "
