@@ -142,7 +142,6 @@ def test_unroll_none_makes_detectorgan_its_no_unroll_arm():
         {"unroll_steps": 2},
         {"unroll": "finite_difference", "unroll_recompute": True},
         {"unroll": "finite_difference", "precision": "mixed_bfloat16"},
-        {"detector": "retinanet_kerashub", "precision": "mixed_bfloat16"},
     ],
 )
 def test_modes_and_their_options_must_fit(options):
@@ -164,6 +163,11 @@ def test_arms_scale_the_settings_by_their_signs():
         "detectorgan": (2.0, 0.5),
         "psgan_detectorgan": (2.0, 0.5),
     }
+
+
+def test_a_detector_that_rounding_spoils_is_refused():
+    with pytest.raises(InputError, match="--precision=mixed_bfloat16: .*--detector=retinanet_kerashub"):
+        Train(detector="retinanet_kerashub", precision="mixed_bfloat16")
 
 
 def test_float16_alone_has_a_loss_scale():
