@@ -1,5 +1,7 @@
+import io
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 
@@ -47,6 +49,14 @@ def test_an_expected_end_is_one_line_and_an_exit_code(capsys, error, code, line)
 
     assert door.guard(Options, main) == code
     assert capsys.readouterr().err == line + "\n"
+
+
+def test_names_that_are_no_utf_8_can_be_said(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert door.guard(Options, lambda options: print("found \udcff.csv")) == 0
+    stream.flush()
+    assert stream.buffer.getvalue() == b"found \\udcff.csv\n"
 
 
 def test_success_is_silent_and_a_fault_of_ours_keeps_its_traceback(capsys):

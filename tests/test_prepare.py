@@ -93,6 +93,7 @@ def test_an_interrupted_prepare_leaves_whole_files_and_goes_on(annotations, monk
     written = sum(records.check_records(path)[0] for path in kept)
     assert 10 < written < 20
     assert f"{len(kept)} of 6 record files are finished and kept in {work}" in capsys.readouterr().err
+    kept[0].with_name(f".{kept[0].name}.0a1b2c3d.partial").write_bytes(b"half")  # as SIGKILL leaves it
 
     prepare(options(annotations))
     assert len(calls) == 20 + 30 - written  # the finished files' images are not read again
@@ -161,6 +162,10 @@ def test_what_other_settings_left_is_not_used(annotations, monkeypatch):
         ({"out": ""}, "--out="),
         ({"annotations": ""}, "--annotations="),
         ({"images": "/no/such/place"}, "--images=/no/such/place"),
+        ({"images": "x" * 300}, "--images=xxx.*: no such directory"),
+        ({"out": "x" * 300}, "--out=.*xxx: a name of over 200 bytes"),
+        ({"out": "\udcff"}, "--out=.*: is no UTF-8"),
+        ({"out": "/"}, "--out=/: exists and is no prepared data set"),
         ({"splits": (0.5, 0.2)}, "--splits=0.5,0.2"),
         ({"train_images": 57}, "--train_images=57"),
         ({"dataset": "phantom", "image_size": 16}, "--image_size=16"),
@@ -255,7 +260,6 @@ def test_the_real_nih_sample_is_prepared_without_what_is_absent(real_data, tmp_p
     """48 of the 51,496 images that the tables have for Pneumonia are in the sample."""
     prepare(
         Prepare(
-            dataset="nih",
             images=str(real_data("nih_raw_sample")),
             finding="Pneumonia",
             out=str(tmp_path / "set"),
@@ -269,4 +273,5 @@ def test_the_real_nih_sample_is_prepared_without_what_is_absent(real_data, tmp_p
     assert counts[0] + dataset.count("validation_labelled") + dataset.count("test_labelled") == 20
     said = capsys.readouterr().out
     assert "51448 images are missing" in said
+    assert said.startswith(f"found NIH ChestX-ray in {real_data('nih_raw_sample')}: train_labelled ")
     assert "not normal" in said

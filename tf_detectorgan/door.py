@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import signal
 import sys
@@ -33,6 +34,8 @@ def run(options: type[T], main: Callable[[T], None]) -> None:
 def guard(options: type[T], main: Callable[[T], None]) -> int:
     """Calls `main` with the parsed flags and turns its errors into one line on stderr and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
         main(config.read_flags(options))
     except InputError as error:

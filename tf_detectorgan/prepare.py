@@ -11,7 +11,9 @@ python -m tf_detectorgan.prepare --inspect=data/phantom
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import exists
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +43,7 @@ class Prepare:
 
     dataset: str = option(
         "auto",
-        "where the images come from; auto: annotations of the user's own, whose format is recognised",
+        "where the images come from; auto: recognised by the files in --images or --annotations",
         choices=("auto", *formats.FORMATS, "nih", "cityscapes", "phantom"),
     )
     inspect: str = option("", "write data_card.html of this prepared data set into it, and do nothing else")
@@ -94,6 +96,8 @@ class Prepare:
     phantom_test_clean_images: int = option(100, "phantom: clean test images", low=0)
 
 
+# What the publishers' own folders hold, by which --dataset=auto knows them.
+_PUBLISHED = {"nih": "BBox_List_2017.csv", "cityscapes": "leftImg8bit"}
 # Defaults that depend on the data set, in place of these values of `Prepare`.
 _NOT_GIVEN = (-1, ())
 _COMMON: dict = {"image_size": 128, "splits": (0.7, 0.1, 0.2)}
@@ -118,6 +122,7 @@ def prepare(options: Prepare) -> None:
         raise InputError("--out= is missing: the directory to write")
     shards.check_target(options.out, options.overwrite)
     shards.check_beam(options.beam_options)
+    options = dataclasses.replace(options, dataset=_recognised(options))
     defaults = _COMMON | _OWN.get(options.dataset, {})
     options = dataclasses.replace(
         options, **{k: v for k, v in defaults.items() if getattr(options, k) in _NOT_GIVEN}
@@ -127,6 +132,15 @@ def prepare(options: Prepare) -> None:
     print(summary(dataset))
     for note in notes + _warnings(dataset):
         print(f"note: {note}")
+
+
+def _recognised(options: Prepare) -> str:
+    """The data set of a publisher's own folder; else `options.dataset`."""
+    if options.dataset == "auto" and options.images and not options.annotations:
+        for kind, name in _PUBLISHED.items():
+            if exists(Path(options.images).expanduser() / name):
+                return kind
+    return options.dataset
 
 
 def _build_phantom(options: Prepare) -> list[str]:
@@ -204,6 +218,7 @@ def _build_nih(options: Prepare) -> list[str]:
         allow_missing=options.allow_missing,
         skip_bad=options.skip_bad,
     )
+    _say_found("NIH ChestX-ray", options.images, plan)
     return notes + coco_builder.write(
         nih_chestxray.NihChestXray,
         plan,
@@ -227,6 +242,7 @@ def _build_cityscapes(options: Prepare) -> list[str]:
         train_images=options.train_images,
         skip_bad=options.skip_bad,
     )
+    _say_found("Cityscapes", options.images, plan)
     return notes + coco_builder.write(
         cityscapes.Cityscapes,
         plan,
@@ -238,6 +254,10 @@ def _build_cityscapes(options: Prepare) -> list[str]:
         allow_duplicates=options.allow_duplicates,
         beam_options=options.beam_options,
     )
+
+
+def _say_found(title: str, folder: str, plan: Mapping[str, Sequence[coco.Source]]) -> None:
+    print(f"found {title} in {folder}: {', '.join(f'{split} {len(rows)}' for split, rows in plan.items())}")
 
 
 _BUILD = dict.fromkeys(("auto", *formats.FORMATS), _build_images)

@@ -135,11 +135,13 @@ def test_cities_keep_together_and_the_official_validation_is_the_test(streets):
 
 def test_prepare_writes_crops_pixel_by_pixel(streets, tmp_path, capsys):
     out = tmp_path / "set"
-    prepare(Prepare(dataset="cityscapes", images=str(streets.root), out=str(out), splits=(0.6, 0.4, 0.0)))
+    prepare(Prepare(images=str(streets.root), out=str(out), splits=(0.6, 0.4, 0.0)))
     dataset = records.open_dataset(out)
     assert (dataset.image_shape, dataset.class_names) == ((256, 256, 3), ("pedestrian",))
     assert "non-commercial" in dataset.citation
-    assert "test_labelled" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"found Cityscapes in {streets.root}: train_labelled ")
+    assert any(line.startswith("test_labelled  ") for line in said[1:])
     seen = 0
     splits = [f"{part}_{stream}" for part in records.SPLITS for stream in records.STREAMS]
     for split in splits:

@@ -118,6 +118,7 @@ BAD_ROWS = {  # reason: (what is done to the folder, what the message must hold)
     "malformed annotation id": (edit("annotations", 1, id=[7]), ["annotation [7]", "image 2"]),
     "NaN or infinite box   ": (box([4, 10**400, 8, 10]), ["annotation 12", "beyond 64 bits"]),
     "image without group": (edit("images", 1, split_group=None), ["images/2.png", "split_group"]),
+    "missing image ": (edit("images", 1, file_name="9" * 300), ["9" * 300, "image 2"]),
     "clean image with boxes": (edit("images", 1, clean=True), ["images/2.png", "image 2", "boxes 1"]),
 }
 

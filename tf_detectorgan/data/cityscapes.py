@@ -13,6 +13,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from os.path import isdir
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,8 +122,8 @@ def plan(
 
 def _scenes(folder: Path) -> tuple[list[Scene], list[str]]:
     """All images with their annotations, in the order of their names."""
-    kind = next((k for k in ("gtBboxCityPersons", "gtFine") if (folder / k).is_dir()), None)
-    if kind is None or not (folder / "leftImg8bit").is_dir():
+    kind = next((k for k in ("gtBboxCityPersons", "gtFine") if isdir(folder / k)), None)
+    if kind is None or not isdir(folder / "leftImg8bit"):
         raise InputError(
             f"--images={folder}: needs the folders leftImg8bit, and gtBboxCityPersons (CityPersons) or gtFine"
         )

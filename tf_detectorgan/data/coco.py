@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def _images(
             sources[number] = Source(
                 image_id=number,
                 file_name=name,
-                path=next((p for p in (folder / name, file.parent / name) if p.is_file()), folder / name),
+                path=next((p for p in (folder / name, file.parent / name) if isfile(p)), folder / name),
                 group=str(row[keys.group]) if grouped else name,
                 split=_SPLIT_NAMES[row[keys.split]] if keys.split else None,
                 training_only=bool(only_key) and str(row.get(only_key)) == only_value,
@@ -249,7 +250,7 @@ def inspect(source: Source, problems: Problems) -> bool:
     False, and a problem, when it is of no use.
     """
     who = f"{source.path} (image {source.image_id})"
-    if not source.path.is_file():
+    if not isfile(source.path):  # unlike Path.is_file, false for a name too long for any file
         problems.add(
             "missing image", f"{who}: no such file, neither beside the annotation file; see --images"
         )

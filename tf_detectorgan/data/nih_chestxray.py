@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from os.path import isdir
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -69,7 +70,7 @@ def plan(
     Raises:
       InputError: a table, an image or an option is at fault; all missing images in one message.
     """
-    if not folder.is_dir():
+    if not isdir(folder):
         raise InputError(f"--images={folder}: no such directory")
     sources, notes = _sources(folder, finding)
     result, left_out = coco_builder.divide(sources, shares, seed, train_images, "")

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import io
+import os
 import shutil
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from tf_detectorgan import __version__, disk
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
 
+_NAME_BYTES = 200  # of the usual 255; the hidden directory beside it has a longer one
 _SHARD_BYTES = 64 << 20  # of decoded images: 256 grey ones of 512 pixels, some seconds of work
 
 
@@ -229,11 +231,17 @@ def check_target(out, overwrite: bool) -> None:
     """Refuses to write over anything but a prepared data set, and over that only when asked.
 
     Raises:
-      InputError: as said.
+      InputError: as said, or no file can have this name.
       OSError: nothing can be written there.
     """
+    try:
+        str(out).encode("utf-8")  # TensorFlow takes no other names
+    except UnicodeEncodeError as error:
+        raise InputError(f"--out={out}: is no UTF-8; choose another name") from error
     out = Path(out).expanduser().absolute()
-    place = next(folder for folder in out.parents if folder.exists())
+    if max(len(os.fsencode(part)) for part in out.parts) > _NAME_BYTES:
+        raise InputError(f"--out={out}: a name of over {_NAME_BYTES} bytes; choose a shorter one")
+    place = next((folder for folder in out.parents if folder.exists()), out)
     with tempfile.TemporaryFile(dir=place):  # now, and not after an hour of reading
         pass
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):

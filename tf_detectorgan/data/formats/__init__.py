@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from os.path import exists, isdir
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,9 +48,9 @@ def locate(kind: str, annotations: Path | None, images: Path | None) -> Place:
     start = annotations or images
     if start is None:
         raise InputError("--annotations= is missing: the file or folder with the boxes")
-    if images is not None and not images.is_dir():
+    if images is not None and not isdir(images):  # unlike Path.is_dir, false for a name too long
         raise InputError(f"--images={images}: no such directory")
-    if not start.exists():
+    if not exists(start):
         raise InputError(f"--annotations={start}: no such file or directory")
     folder = images or (start if start.is_dir() else start.parent)
     if kind != "auto" and start.is_file():
