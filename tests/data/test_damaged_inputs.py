@@ -1,20 +1,25 @@
-"""Whatever is done to a folder of images and annotations: usable boxes or one InputError."""
+"""Whatever is done to a folder of images and annotations: usable boxes or one InputError.
+
+A thousand damages are divided among the readers of all formats: those of annotations, NIH's and Cityscapes'
+folders, 16-bit PNG and TIFF files. A folder is small, so that a damage is seldom where nobody reads.
+"""
 
 import json
 import os
 import re
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.data.test_formats import WRITERS
-from tf_detectorgan.data import coco, formats, records
+from tests.data import test_cityscapes, test_formats, test_nih_chestxray
+from tf_detectorgan.data import cityscapes, coco, formats, nih_chestxray, records
 from tf_detectorgan.errors import InputError
 
-EXAMPLES = 1000  # over all formats
+EXAMPLES = 1000  # over all kinds of folders
 VALUES = ["nan", "-5", "1e308", "-inf", "", "abc", "9" * 30, "9" * 5000, '"a,b"', "\x00", "é", "0x10", "1e-9"]
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=3),
@@ -114,20 +119,96 @@ def folders(path, data):
         path.parent.mkdir()
 
 
+def deep_pictures(root, suffix):
+    """Makes the PNGs of a folder 16-bit files, one of them in colour."""
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        shape = (20, 40, 3) if number == 1 else (20, 40)
+        pixels = np.random.default_rng(number).integers(0, 65536, shape).astype(np.uint16)
+        path.unlink()
+        cv2.imwrite(str(path.with_suffix(suffix)), pixels)
+
+
+def write_png16(root):
+    test_formats.write_coco(root)
+    deep_pictures(root, ".png")
+
+
+def write_tiff(root):
+    test_formats.write_csv(root)
+    deep_pictures(root, ".tif")
+    table = root / "boxes.csv"
+    table.write_text(table.read_text("utf-8").replace(".png", ".tif"), "utf-8")
+
+
+def write_nih(kind):
+    def write(root):
+        collection = test_nih_chestxray.Collection(root)
+        collection.write()
+        test_nih_chestxray.reannotation(root, kind, test_nih_chestxray.BOXED)
+
+    return write
+
+
+def write_streets(kind):
+    """A city of each official split: drawing more costs time, and shows no more."""
+
+    def write(root):
+        streets = test_cityscapes.Streets(root, kind)
+        for city in test_cityscapes.CITIES["train"][1:]:
+            shutil.rmtree(streets.root / kind / "train" / city)
+            shutil.rmtree(streets.root / "leftImg8bit" / "train" / city)
+
+    return write
+
+
+def read_formats(kind):
+    def read(root, data, skip_bad):
+        place = formats.locate(data.draw(st.sampled_from(["auto", kind])), None, root)
+        folder = coco.check(place.read(), place.images, keys=coco.Keys(), skip_bad=skip_bad)
+        return folder.sources, len(folder.class_names)
+
+    return read
+
+
+def read_nih(kind):
+    def read(root, data, skip_bad):
+        file = root / {"csv": "anew.csv", "coco": "anew.json"}[kind]
+        missing = data.draw(st.booleans())
+        options = {"extra_annotations": file, "allow_missing": missing, "skip_bad": skip_bad}
+        plan, _ = nih_chestxray.plan(root, "Nodule", **options)
+        return [source for rows in plan.values() for source in rows], 1
+
+    return read
+
+
+def read_streets(root, data, skip_bad):
+    plan, _ = cityscapes.plan(root, shares=(1.0, 0.0, 0.0), skip_bad=skip_bad)
+    return [source for rows in plan.values() for source in rows], 1
+
+
+KINDS = {kind: (write, read_formats(kind)) for kind, write in test_formats.WRITERS.items()} | {
+    "png16": (write_png16, read_formats("coco")),
+    "tiff": (write_tiff, read_formats("csv")),
+    "nih and csv": (write_nih("csv"), read_nih("csv")),
+    "nih and coco": (write_nih("coco"), read_nih("coco")),
+    "citypersons": (write_streets("gtBboxCityPersons"), read_streets),
+    "gtfine": (write_streets("gtFine"), read_streets),
+}
 DAMAGES = [truncate, overwrite, other_value, other_json, lines, replace, folders]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_folder_is_read_or_refused(tmp_path, kind):
     (tmp_path / "good").mkdir()
-    WRITERS[kind](tmp_path / "good")
+    write, read = KINDS[kind]
+    write(tmp_path / "good")
     names = sorted(p.relative_to(tmp_path / "good") for p in (tmp_path / "good").rglob("*") if p.is_file())
     texts = [name for name in names if name.suffix in (".json", ".xml", ".txt", ".yaml", ".csv")]
-    ended = {"read": 0, "refused": 0}
+    usable, refused = [], []
 
     @given(st.data())
-    @settings(max_examples=EXAMPLES // len(WRITERS) + 1)
+    @settings(max_examples=EXAMPLES // len(KINDS) + 1)
     def damaged(data):
         root = tmp_path / "bad"
         shutil.rmtree(root, ignore_errors=True)
@@ -136,25 +217,26 @@ def test_a_damaged_folder_is_read_or_refused(tmp_path, kind):
         data.draw(st.sampled_from(DAMAGES))(root / name, data)
         before = sorted(os.listdir(os.fsencode(root)))
         try:
-            place = formats.locate(data.draw(st.sampled_from(["auto", kind])), None, root)
-            skip = data.draw(st.booleans())
-            folder = coco.check(place.read(), place.images, keys=coco.Keys(), skip_bad=skip)
+            sources, classes = read(root, data, data.draw(st.booleans()))
         except InputError as error:
-            ended["refused"] += len(str(error)) > 20
+            refused.append(str(error))
         else:
-            ended["read"] += 1
-            for source in folder.sources:
+            usable.append(sources)
+            for source in sources:
                 assert source.file_name.encode("utf-8")
                 assert source.group.encode("utf-8")
                 corners = np.array(source.boxes).reshape(-1, 4)
                 assert (corners >= 0).all()
                 assert (corners <= [source.width, source.height] * 2).all()
                 assert (corners[:, :2] < corners[:, 2:]).all()
-                assert all(0 <= label < len(folder.class_names) for label in source.labels)
+                assert all(0 <= label < classes for label in source.labels)
         assert sorted(os.listdir(os.fsencode(root))) == before
 
     damaged()
-    assert min(ended.values()) > 5  # both endings were reached
+    assert min(len(usable), len(refused)) > 5  # both endings were reached
+    assert len(usable) + len(refused) >= EXAMPLES / len(KINDS)
+    for message in refused:
+        assert str(tmp_path / "bad") in message or message.startswith("no training images are ")
 
 
 def test_a_damaged_prepared_set_is_read_or_refused(tmp_path, tiny_phantom):

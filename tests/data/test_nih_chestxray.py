@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import html
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from tf_detectorgan.data import coco_builder, nih_chestxray, nih_tables, records, shards
 from tf_detectorgan.errors import InputError
+from tf_detectorgan.experiments import data_card
 
 BOX_HEADER = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 LABEL_HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,OriginalImage[Width,Height],"
@@ -369,6 +371,9 @@ def test_what_is_written_is_grey_and_says_where_it_comes_from(collection, tmp_pa
     )
     assert '"No Finding" is not normal' in dataset.description
     assert "ChestX-ray8" in dataset.citation
+    card = html.unescape(data_card.write(dataset).read_text("utf-8"))
+    assert '"No Finding" is not normal' in card
+    assert "Provided by the NIH Clinical Center without restrictions on use" in card
     for serialized in dataset.serialized("train_labelled"):
         record = dataset.decode(serialized)
         name = record.file_name.numpy().decode()
