@@ -32,9 +32,9 @@ def annotations(tmp_path):
         if number % 2:
             rows.append({"id": number, "image_id": number, "category_id": 1, "bbox": [3, 6, 9, 1.5]})
     path = tmp_path / "boxes.json"
-    path.write_text(
-        json.dumps({"images": images, "annotations": rows, "categories": [{"id": 1, "name": "spot"}]})
-    )
+    document = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "spot"}]}
+    document |= {"info": {"by": "A. Nurse\ud800", "year": 2020}, "licenses": [{"id": 1, "name": "CC0"}, 3]}
+    path.write_text(json.dumps(document))
     return path
 
 
@@ -49,6 +49,7 @@ def test_prepare_writes_the_set_and_says_what_it_holds(annotations, capsys):
     assert counts[0] == 5
     assert sum(counts[1:]) in (4, 5)  # 30 % of 15
     assert sum(dataset.count(f"{part}_clean") for part in records.SPLITS) == 15
+    assert dataset.citation == "by: A. Nurse?\nyear: 2020\nlicence: CC0"
     said = capsys.readouterr().out
     assert "spot 5" in said
     assert "labelled training images left out by --train_images" in said

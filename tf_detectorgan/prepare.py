@@ -195,6 +195,7 @@ def _build_images(options: Prepare) -> list[str]:
         image_size=options.image_size,
         channels={"auto": 1 if grey else 3, "1": 1, "3": 3}[options.channels],
         white=folder.white,
+        citation=document.citation,
         overwrite=options.overwrite,
         allow_duplicates=options.allow_duplicates,
         beam_options=options.beam_options,

@@ -85,6 +85,7 @@ class CocoConfig(tfds.core.BuilderConfig):
     image_size: int = 0  # longer side after resizing; 0: the files' own sizes
     channels: int = 1
     white: int = 65535  # stored value of white in 16-bit files
+    citation: str = ""  # empty: the builder's own
 
 
 def write(
@@ -96,6 +97,7 @@ def write(
     image_size: int,
     channels: int = 1,
     white: int = 65535,
+    citation: str = "",
     overwrite: bool = False,
     allow_duplicates: bool = False,
     beam_options: Sequence[str] = (),
@@ -110,6 +112,7 @@ def write(
       image_size: longer side after resizing; 0: the files' own sizes.
       channels: 1 or 3.
       white: stored value of white in 16-bit files.
+      citation: what the publisher says of source and licence; empty: the builder's own.
       overwrite: replace a prepared data set.
       allow_duplicates: go on, with a note, when a picture is in two splits.
       beam_options: see `shards.build`.
@@ -131,6 +134,7 @@ def write(
         image_size=image_size,
         channels=channels,
         white=white,
+        citation=citation,
     )
     shards.build(
         lambda data_dir: builder(data_dir=data_dir, config=config),
@@ -160,7 +164,7 @@ class Coco(shards.Builder, skip_registration=True):  # type: ignore[call-arg]
             records.features((self._side, self._side, config.channels), self._bit_depth, config.class_names),
             max_boxes=max(len(s.boxes) for s in sources),
             description=self.DESCRIPTION,
-            citation=self.CITATION,
+            citation=config.citation or self.CITATION,
         )
 
     def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[shards.Part]]:

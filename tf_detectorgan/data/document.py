@@ -24,6 +24,7 @@ class Document:
     annotations: list[dict[Any, Any]] = dataclasses.field(default_factory=list)
     categories: list[dict[Any, Any]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    citation: str = ""  # what the publisher says of source and licence
 
     def add_image(self, file_name: str, **keys: Any) -> dict[Any, Any]:
         """A further image with the next id, and whatever its format says of it (split, split_group, ...)."""

@@ -12,11 +12,22 @@ from tf_detectorgan.errors import InputError
 
 def read(path: Path) -> Document:
     """A COCO detection file; raises InputError as `read_json` does."""
-    lists = read_json(path)
-    return Document(path, lists["images"], lists["annotations"], lists["categories"])
+    document = read_json(path)
+    images, annotations, categories = (document[key] for key in ("images", "annotations", "categories"))
+    return Document(path, images, annotations, categories, citation=_citation(document))
 
 
-def read_json(path: Path, flag: str = "--annotations") -> dict[str, list[dict[str, Any]]]:
+def _citation(document: dict[str, Any]) -> str:
+    """A line for each key of `info`, then the names and addresses of `licenses`."""
+    info, licenses = document.get("info"), document.get("licenses")
+    lines = [f"{key}: {value}" for key, value in info.items()] if isinstance(info, dict) else []
+    for one in licenses if isinstance(licenses, list) else []:
+        if isinstance(one, dict):
+            lines.append(f"licence: {' '.join(str(one[key]) for key in ('name', 'url') if one.get(key))}")
+    return "\n".join(lines).encode("utf-8", "replace").decode()  # JSON may hold halves of characters
+
+
+def read_json(path: Path, flag: str = "--annotations") -> dict[str, Any]:
     """The annotation file, given by `flag`, with its three lists of objects.
 
     Raises:
