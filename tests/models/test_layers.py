@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan.models import layers
+from tf_detectorgan.models.convolutions import DoublingConv2D, NarrowConv2D
 
 
 @pytest.fixture
@@ -89,7 +90,57 @@ def test_reflection_padding_is_undone_by_slicing(size):
     assert layer.compute_output_shape(x.shape) == padded.shape
 
 
-@pytest.mark.parametrize("layer", [layers.ExactGroupNormalization(3, 1e-3), layers.ReflectionPadding(2)])
+def test_doubling_equals_keras_with_its_derivative():
+    x, upstream = tf.cast(images(0), tf.float32), tf.cast(images(1, (2, 10, 14, 12)), tf.float32)
+    found = []
+    for layer in (layers.Doubling(), keras.layers.UpSampling2D(2)):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+        found.append((y, tape.gradient(y, x, upstream)))
+        assert layer.compute_output_shape(x.shape) == y.shape
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["doubling", "one filter", "three filters"])
+def test_convolutions_by_phases_equal_kerass_with_their_derivatives(float64, which):
+    conv = keras.layers.Conv2D
+    ours, theirs = {
+        "doubling": (DoublingConv2D(4), [keras.layers.UpSampling2D(2), conv(4, 3, padding="same")]),
+        "one filter": (NarrowConv2D(1, 7), [conv(1, 7)]),
+        "three filters": (NarrowConv2D(3, 3, activation="tanh"), [conv(3, 3, activation="tanh")]),
+    }[which]
+    found, x = [], images(0, (2, 14, 10, 5))
+    for layer in (ours, keras.Sequential(theirs)):
+        layer.build(x.shape)
+        rng = np.random.default_rng(1)
+        layer.set_weights([rng.normal(size=w.shape) / 10 for w in layer.weights])
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+        assert y.shape == layer.compute_output_shape(x.shape)
+        found.append([y, *tape.gradient(y, [x, *layer.trainable_variables], images(2, y.shape))])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_convolutions_by_phases_refuse_what_they_cannot():
+    with pytest.raises(ValueError, match="output of 14x12 is not divisible by 4"):
+        NarrowConv2D(1, 3)(tf.zeros([1, 16, 14, 2]))
+    with pytest.raises(ValueError, match="strides"):
+        DoublingConv2D(1, strides=2)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.ExactGroupNormalization(3, 1e-3),
+        layers.ReflectionPadding(2),
+        layers.Doubling(),
+        DoublingConv2D(2),
+    ],
+)
 def test_layers_survive_saving(tmp_path, layer):
     inputs = keras.Input((4, 4, 6))
     model = keras.Model(inputs, layer(inputs))

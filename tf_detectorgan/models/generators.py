@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan.batch import Insertion, Labelled
+from tf_detectorgan.models.convolutions import DoublingConv2D, NarrowConv2D
 from tf_detectorgan.models.layers import ReflectionPadding, instance_normalization, weights_dtype
 
 
@@ -46,10 +47,9 @@ def resnet_generator(
     if blocks is None:
         blocks = 6 if max(height, width) <= 128 else 9
 
+    # No bias: the normalisation that follows would remove it.
     def conv(x, filters, size, strides=1, padding="valid", activate=True):
-        # No bias: the normalisation that follows would remove it.
-        x = keras.layers.Conv2D(filters, size, strides, padding, use_bias=False)(x)
-        x = instance_normalization()(x)
+        x = instance_normalization()(keras.layers.Conv2D(filters, size, strides, padding, use_bias=False)(x))
         return keras.layers.ReLU()(x) if activate else x
 
     inputs = keras.Input((height, width, input_channels))
@@ -62,8 +62,8 @@ def resnet_generator(
         x = keras.layers.Add()([x, y])
     for f in (2 * filters, filters):
         # Not CycleGAN's transposed convolution, which leaves checkerboards (decision 0062).
-        x = conv(keras.layers.UpSampling2D(2)(x), f, 3, padding="same")
-    x = keras.layers.Conv2D(
+        x = keras.layers.ReLU()(instance_normalization()(DoublingConv2D(f, use_bias=False)(x)))
+    x = NarrowConv2D(
         channels,
         7,
         activation=None if residual else "tanh",

@@ -8,7 +8,7 @@ import keras
 import keras_cv
 
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.models.layers import ExactGroupNormalization, dtype_policy, weights_dtype
+from tf_detectorgan.models.layers import Doubling, ExactGroupNormalization, dtype_policy, weights_dtype
 
 PRIOR = 0.01  # Lin et al. 2017, section 4.1: every place starts as background with this much doubt
 PRIOR_BIAS = math.log(PRIOR / (1 - PRIOR))
@@ -110,7 +110,7 @@ def small_pyramid(backbone: keras.Model, filters: int) -> keras.Model:
     for level in reversed(list(inputs)):
         lateral = keras.layers.Conv2D(filters, 1)(inputs[level])
         if merged is not None:
-            lateral = keras.layers.Add()([lateral, keras.layers.UpSampling2D(2)(merged)])
+            lateral = keras.layers.Add()([lateral, Doubling()(merged)])
         merged = lateral
         outputs.insert(0, keras.layers.Conv2D(filters, 3, padding="same")(merged))
     return keras.Model(inputs, outputs, name="small_pyramid")
