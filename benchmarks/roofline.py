@@ -1,0 +1,131 @@
+"""How much of the machine's convolution rate the phases of `train` reach.
+
+    python benchmarks/roofline.py --out=docs/results/roofline.json
+
+The roof is the best rate of any single convolution tried, forward or backward, in FLOP a core second. Each
+phase's rate is the FLOPs of the convolutions in its graph over its time, so all that is not a convolution
+(norms, padding, losses, optimizers) lowers the share. Wanted: 60 % of the roof in the joint step.
+"""
+
+import argparse
+from pathlib import Path
+
+import measuring
+import players as stage
+import tensorflow as tf
+
+from tf_detectorgan.batch import Labelled
+from tf_detectorgan.training import build
+from tf_detectorgan.training.detector_step import detector_step
+from tf_detectorgan.training.joint_step import ALONE, joint_step
+from tf_detectorgan.training.settings import ARMS
+
+WANTED = 0.6  # of the joint phase
+SIDES, CHANNELS, KERNEL, IMAGES = (16, 32, 64), (32, 64, 128, 256), 3, 4  # of the convolutions tried
+
+
+def convolutions() -> dict:
+    """Concrete functions of one convolution each, by name: its output or one of its derivatives."""
+
+    def made(side: int, channels: int, kind: str):
+        x = tf.Variable(tf.random.stateless_normal([IMAGES, side, side, channels], [0, 0]))
+        kernel = tf.Variable(tf.random.stateless_normal([KERNEL, KERNEL, channels, channels], [0, 1]))
+
+        @tf.function(autograph=False)
+        def once():
+            if kind == "forward":
+                return tf.nn.conv2d(x, kernel, 1, "SAME")
+            # Both derivatives are linear in x's place: another x of the same shape is upstream.
+            with tf.GradientTape() as tape:
+                y = tf.nn.conv2d(x, kernel, 1, "SAME")
+            return tape.gradient(y, x if kind == "to input" else kernel, output_gradients=x.value())
+
+        return once.get_concrete_function()
+
+    return {
+        f"{kind}, {side} px, {channels} channels": made(side, channels, kind)
+        for side in SIDES
+        for channels in CHANNELS
+        for kind in ("forward", "to input", "to kernel")
+    }
+
+
+def roof(rounds: int) -> tuple[str, dict]:
+    """The convolution with the best rate, by name, and its function."""
+    tried = convolutions()
+    seconds = measuring.in_turns(tried, rounds, "convolutions")
+    rate = {name: measuring.convolution_flops(tried[name]) / min(taken) for name, taken in seconds.items()}
+    best = max(rate, key=rate.get)
+    return best, tried[best]
+
+
+def phases(options: argparse.Namespace) -> dict:
+    """A step of each phase of `train` as a concrete function."""
+    s = stage.settings(options.detector, options.batch, options.filters)
+    p, b = stage.players(s, options.size), stage.batch(options.size, options.batch)
+    alone, objective = stage.without_detector(p), build.objective(s, ARMS["detectorgan"])
+    seed, double = tf.constant([0, 0]), stage.batch(options.size, 2 * options.batch)
+    labelled: Labelled = double.y
+    here = tf.distribute.get_strategy()
+    optimizer = build.alone_detector_optimizer(s, p.DET, s.final_steps, here)
+    made = {
+        "pretrain_gan": lambda: joint_step(alone, ALONE, b, seed),
+        "pretrain_detector, final_detector": lambda: detector_step(p.DET, optimizer, labelled, s.clipnorm),
+        "joint": lambda: joint_step(p, objective, b, seed),
+        "synthesize": lambda: p.gan.insert(double.x, double.insertion),
+    }
+    return {name: tf.function(f, autograph=False).get_concrete_function() for name, f in made.items()}
+
+
+def run(options: argparse.Namespace) -> dict:
+    """Measures, prints and writes."""
+    name, best = roof(rounds=3)
+    steps = {"roof": best, **phases(options)}
+    flops = {key: measuring.convolution_flops(step) for key, step in steps.items()}
+    seconds = measuring.in_turns(steps, options.rounds, "phases")
+    peaks = {key: measuring.peak_mib(step) for key, step in steps.items()}
+    rates = {key: [flops[key] / 1e9 / taken for taken in seconds[key]] for key in steps}
+    print(f"roof: {name}, {measuring.shown(measuring.spread(rates['roof']))} GFLOP a core second")
+    print(f"{'phase':<36}{'GFLOP':<12}{'core s':<21}{'GFLOP a core s':<24}{'share of the roof':<20}peak MiB")
+    rows = []
+    for key in list(steps)[1:]:
+        row = {
+            "phase": key,
+            "GFLOP": round(flops[key] / 1e9, 6),
+            "core seconds": measuring.spread(seconds[key]),
+            "rate": measuring.spread(rates[key]),
+            "share": measuring.ratios(rates[key], rates["roof"]),
+            "MiB": peaks[key],
+        }
+        rows.append(row)
+        cells = [measuring.shown(row[k]) for k in ("core seconds", "rate", "share")]
+        print(f"{key:<36}{row['GFLOP']:<12}{cells[0]:<21}{cells[1]:<24}{cells[2]:<20}{row['MiB']:.0f}")
+        if options.profile:
+            print(measuring.profile_table({key: measuring.profile(steps[key])}))
+    conditions = {k: v for k, v in vars(options).items() if k != "out"}
+    content = {"machine": measuring.machine(), "options": conditions, "wanted of joint": WANTED}
+    content |= {"roof": {"convolution": name, "rate": measuring.spread(rates["roof"])}, "rows": rows}
+    if options.out:
+        measuring.write(options.out, content)
+    return content
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--detector", default="retinanet_small")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=2, help="images of each stream")
+    parser.add_argument("--filters", type=int, default=32, help="of generators and discriminators")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--profile", action="store_true", help="also print which ops take the time")
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    chosen = parse()
+    stage.prepare(chosen.threads)
+    run(chosen)

@@ -1,0 +1,187 @@
+"""The scripts of benchmarks/: their arithmetic against hand counts, and each from end to end in small."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan.training.joint_step import Players
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    """The scripts import each other as they do when run: by name."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
+            del sys.modules[name]
+
+
+def small_convolution(size=8, batch=2, channels=4):
+    """To 6 channels by kernels of 3: 2 * batch * size^2 * 9 * channels * 6 FLOPs."""
+    x, kernel = tf.Variable(tf.ones([batch, size, size, channels])), tf.Variable(tf.ones([3, 3, channels, 6]))
+    return x, kernel, lambda: tf.nn.conv2d(x, kernel, 1, "SAME")
+
+
+def test_flops_are_those_of_nodes_that_count():
+    import measuring
+
+    x, kernel, forward = small_convolution()
+    once = 2 * 2 * 64 * 9 * 4 * 6
+
+    def derivatives():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(forward() ** 2)
+        forward()  # nobody asks for it
+        return tape.gradient(loss, [x, kernel])
+
+    product = tf.Variable(tf.ones([5, 7]))
+    for function, flops in (
+        (forward, once),
+        (derivatives, 3 * once),
+        (lambda: tf.matmul(product, product, transpose_a=True), 2 * 7 * 5 * 7),
+    ):
+        graph = tf.function(function, autograph=False).get_concrete_function()
+        assert measuring.convolution_flops(graph) == flops
+
+    def schedule(branch):  # as a learning rate's
+        return tf.function(lambda: (forward(), tf.cond(x[0, 0, 0, 0] > 0, branch, lambda: 0.0)))
+
+    graph = schedule(lambda: 1.0).get_concrete_function()
+    assert measuring.convolution_flops(graph) == once
+    graph = schedule(lambda: tf.reduce_sum(forward())).get_concrete_function()
+    with pytest.raises(ValueError, match="has a Conv2D inside"):
+        measuring.convolution_flops(graph)
+
+
+def test_ratios_are_taken_round_by_round():
+    import measuring
+
+    assert measuring.ratios([2, 4, 9], [1, 2, 3]) == {"median": 2.0, "low": 2.0, "high": 2.5}
+
+
+def test_peak_memory_counts_what_a_step_frees_again():
+    import measuring
+
+    mib_64 = pytest.approx(64, abs=4)
+    assert measuring.peak_mib(lambda: np.ones(2**23).sum(), of_tensorflow=False) == mib_64  # 8 bytes each
+    x = tf.Variable(tf.ones([2**23]))
+    twice = tf.function(lambda: tf.reduce_sum(tf.cumsum(2 * x)), autograph=False).get_concrete_function()
+    twice()
+    assert measuring.pool_mib(twice) == mib_64  # 2 x and its sums
+
+
+def test_unroll_cost(tiny, monkeypatch, tmp_path, capsys):
+    import measuring
+    import players
+    import unroll_cost
+
+    def toys(settings, size):
+        p, DET = tiny.players(), tiny.ToyDetector()
+        optimizer = type(p.detector_optimizer)(0.1, momentum=0.9)
+        optimizer.build(DET.network.trainable_variables)
+        return Players(p.gan, DET, optimizer)
+
+    monkeypatch.setattr(players, "players", toys)
+    monkeypatch.setattr(measuring, "peak_mib", lambda step: 8.0)
+    # The whole joint step takes seconds to trace, and has tests of its own.
+    monkeypatch.setattr(
+        unroll_cost, "joint_step", lambda p, objective, batch, seed: p.gan.DIS_globalX(batch.x)
+    )
+    flags = [
+        "--detectors=retinanet_small",
+        "--sizes=32",
+        "--modes=exact",
+        "--rounds=2",
+        f"--out={tmp_path / 'cost.json'}",
+    ]
+    unroll_cost.run(unroll_cost.parse(flags))
+    (found,) = json.loads((tmp_path / "cost.json").read_text())["results"]
+    (row,) = found["rows"]
+    # Two convolutions: 8 x 8 of 1 channel to 4 and 6 x 6 of 4 to 1, so 64 and 36 units a pass of an image.
+    # The first layer's input has a derivative in the synthetic passes only, and its upstream one in none.
+    first, second = 64, 36
+    ordinary = 2 * (2 * first + 3 * second)
+    exact = 2 * (2 * first + 3 * second) + (3 * first + 3 * second) + (3 * first + 4 * second)
+    assert row["arithmetic"] == pytest.approx(exact / ordinary, abs=2e-3)
+    assert row["detector part"]["median"] > 0.5
+    assert "exact" in capsys.readouterr().out
+
+
+def test_scaling(monkeypatch, tmp_path):
+    import measuring
+    import scaling
+
+    def graph(detector, filters, size, batch, steps):
+        return tf.function(small_convolution(size, batch, 64)[2], autograph=False).get_concrete_function()
+
+    monkeypatch.setattr(scaling, "graph", graph)
+    monkeypatch.setattr(measuring, "peak_mib", lambda step: 8.0)
+    flags = [
+        "--sweeps",
+        "size",
+        "batch",
+        "--sizes",
+        "16",
+        "64",
+        "--rounds=1",
+        f"--out={tmp_path / 'grows.json'}",
+    ]
+    scaling.run(scaling.parse(flags))
+    found = json.loads((tmp_path / "grows.json").read_text())["sweeps"]
+    assert [s["exponents"]["GFLOP"]["exponent"] for s in found] == pytest.approx([2, 1], abs=1e-3)
+    assert [s["exponents"]["MiB"]["exponent"] for s in found] == [0.0, 0.0]
+    assert scaling.fit([1, 2, 4], [3, 12, 48]) == {"exponent": 2.0, "off": 1.0}
+    assert scaling.fit([1, 4, 16], [1, 8, 16])["off"] == pytest.approx(4 ** (1 / 3), abs=1e-3)
+
+
+def test_roofline(monkeypatch, tmp_path):
+    import roofline
+
+    monkeypatch.setattr(roofline, "SIDES", (8,))
+    monkeypatch.setattr(roofline, "CHANNELS", (4,))
+    _, __, forward = small_convolution(64)
+    twice = tf.function(lambda: forward() + forward()[::-1], autograph=False).get_concrete_function()
+    monkeypatch.setattr(roofline, "phases", lambda options: {"joint": twice})
+    roofline.run(roofline.parse(["--rounds=2", f"--out={tmp_path / 'roof.json'}"]))
+    found = json.loads((tmp_path / "roof.json").read_text())
+    (row,) = found["rows"]
+    assert row["GFLOP"] == round(2 * 2 * 2 * 64 * 64 * 9 * 4 * 6 / 1e9, 6)
+    assert row["share"]["median"] == pytest.approx(
+        row["rate"]["median"] / found["roof"]["rate"]["median"], rel=0.5
+    )
+
+
+def test_pytorch_networks_equal_ours():
+    torch = pytest.importorskip("torch", reason="the extra [bench] is not installed")
+    import torch_networks
+
+    from tf_detectorgan.models.detectors import retinanet
+    from tf_detectorgan.models.discriminators import patch_gan
+    from tf_detectorgan.models.generators import resnet_generator
+
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 1)).astype(np.float32)
+    there = torch.from_numpy(images).permute(0, 3, 1, 2)
+    DET = retinanet.small((32, 32, 1), 1)
+    cells = 8 * 8 + 4 * 4 + 2 * 2
+    for ours, theirs in (
+        (resnet_generator((32, 32, 1), 1, filters=4, blocks=1), torch_networks.generator(1, 1, 4, 1)),
+        (patch_gan((32, 32, 1), filters=4), torch_networks.patch_gan(1, 4, 3)),
+        (DET.network, torch_networks.RetinaNet(1, 32, len(DET.anchors) // cells)),
+    ):
+        torch_networks.copy(ours.trainable_variables, theirs)
+        with torch.no_grad():
+            found = theirs(there)
+        if ours is DET.network:
+            logits, offsets = DET.outputs(DET.weights, images)
+            np.testing.assert_allclose(found[0], logits[..., 0], atol=1e-4)
+            np.testing.assert_allclose(found[1], offsets, atol=1e-4)
+        else:
+            np.testing.assert_allclose(found.permute(0, 2, 3, 1), ours(images), atol=1e-4)
