@@ -7,7 +7,6 @@ import keras
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.models.detectors import backbone as parts
 from tf_detectorgan.models.detectors import retinanet
-from tf_detectorgan.models.layers import dtype_policy, weights_dtype
 
 LEVELS = (3, 7)  # P3 to P7, as the strides of `retinanet.RESNET50_STRIDES`
 
@@ -46,19 +45,17 @@ def _network(hub, image_shape, classes: int, backbone, scales: int, ratios) -> k
         level: backbone.get_layer(name).output for level, name in backbone.pyramid_level_inputs.items()
     }
     lowest, highest = LEVELS
-    features = hub.models.RetinaNetBackbone(
-        backbone, min_level=lowest, max_level=highest, use_p5=False, image_shape=image_shape
+    detector = hub.models.RetinaNetObjectDetector(
+        backbone=hub.models.RetinaNetBackbone(
+            backbone, min_level=lowest, max_level=highest, use_p5=False, image_shape=image_shape
+        ),
+        num_classes=classes,
+        bounding_box_format="xyxy",
+        # Only counted, to size the heads.
+        anchor_generator=hub.layers.AnchorGenerator(
+            "xyxy", lowest, highest, num_scales=scales, aspect_ratios=list(ratios), anchor_size=4.0
+        ),
     )
-    with dtype_policy(weights_dtype()):  # what joins the levels' answers must not round them
-        detector = hub.models.RetinaNetObjectDetector(
-            backbone=features,
-            num_classes=classes,
-            bounding_box_format="xyxy",
-            # Only counted, to size the heads.
-            anchor_generator=hub.layers.AnchorGenerator(
-                "xyxy", lowest, highest, num_scales=scales, aspect_ratios=list(ratios), anchor_size=4.0
-            ),
-        )
     _initialise(detector.classification_head, parts.PRIOR_BIAS)
     _initialise(detector.box_head, 0.0)
     images = keras.Input(image_shape, name="images")
@@ -69,15 +66,11 @@ def _network(hub, image_shape, classes: int, backbone, scales: int, ratios) -> k
 
 
 def _initialise(head, bias: float) -> None:
-    """As Lin et al. 2017, section 4.1. KerasHub gives the prior's bias to the box head (decision 0113).
-
-    Its last layer computes in the weights' dtype, like that of `parts.head`.
-    """
+    """As Lin et al. 2017, section 4.1. KerasHub gives the prior's bias to the box head (decision 0113)."""
     normal = keras.initializers.RandomNormal(stddev=0.01)
     for layer in (*head.conv_layers, head.prediction_layer):
         layer.kernel.assign(normal(layer.kernel.shape, layer.kernel.dtype))
     head.prediction_layer.bias.assign(keras.ops.full_like(head.prediction_layer.bias, bias))
-    head.prediction_layer.dtype_policy = weights_dtype()
 
 
 def _keras_hub():
