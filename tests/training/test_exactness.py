@@ -34,14 +34,17 @@ LAYERS = {
     "exact": lambda: ExactGroupNormalization(2, name="norm"),
     "keras": lambda: keras.layers.GroupNormalization(2, name="planted_norm"),
     "resize": lambda: NearestResize(name="planted_resize"),
+    "pool": lambda: keras.layers.MaxPooling2D(3, strides=2, padding="same"),
 }
 
 
-def checked(tiny, layer, optimizer):
+def checked(tiny, layer, optimizer, flat=False):
     DET = tiny.ToyDetector(LAYERS[layer]())
     optimizer.build(DET.network.trainable_variables)
     streams = [tiny.labelled(np.random.default_rng(k), 2) for k in range(4)]
     streams = [one._replace(images=tf.cast(one.images, tf.float64)) for one in streams]
+    if flat:
+        streams[1] = streams[1]._replace(images=tf.zeros_like(streams[1].images))
     return exactness.check_modes(DET, optimizer, *streams, directions=2, seed=0)
 
 
@@ -58,6 +61,13 @@ def test_exact_layers_pass(float64, tiny):
 def test_a_keras_norm_is_found_out(float64, tiny):
     exact, *_ = checked(tiny, "keras", keras.optimizers.SGD(0.05))
     assert exact.error > gradcheck.TOLERANCE
+
+
+@pytest.mark.parametrize("noise", [exactness.NOISE, 0.0])
+def test_flat_images_are_moved_off_the_kinks_of_a_max_pooling(float64, tiny, monkeypatch, noise):
+    monkeypatch.setattr(exactness, "NOISE", noise)
+    exact, *_ = checked(tiny, "pool", keras.optimizers.SGD(0.05), flat=True)
+    assert (exact.error < gradcheck.TOLERANCE) == (noise > 0)
 
 
 @pytest.mark.parametrize(
