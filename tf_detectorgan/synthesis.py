@@ -24,6 +24,7 @@ from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation import audit
 from tf_detectorgan.evaluation.auditors import Auditors
+from tf_detectorgan.evaluation.looks import Looks
 
 FIRST, FEW = 24, 8  # images shown: the first ones made; with judges also the best, the median, the worst
 
@@ -74,6 +75,7 @@ def synthesize(
     checkpoint: str,
     reach: float,
     judges: Auditors | None = None,
+    describe: Callable[[np.ndarray, np.ndarray], Looks] | None = None,
     min_audit: float = 0.0,
     exports: Sequence[str] = (),
     between: Callable[[], None] = lambda: None,
@@ -91,6 +93,7 @@ def synthesize(
       reach: how far beyond a box `insert` may draw, in longer sides of the box.
       judges, min_audit: give each image its "audit" in the provenance, the rank of its object among real
         ones; images whose rank is below are made, but not written.
+      describe: of `looks.describer`: the audit then compares objects by a network's features, too.
       exports: further formats of `export.WRITERS`, each into a folder of its name.
       between: called before every batch; what it raises ends the work, and nothing appears.
 
@@ -113,7 +116,7 @@ def synthesize(
 
     with disk.whole_directory(directory) as partial:
         (partial / "images").mkdir()
-        beside = _Beside(partial, dataset, origin, reach, judges, min_audit)
+        beside = _Beside(partial, dataset, origin, reach, judges, describe, min_audit)
         kept = records.write_records(partial / "synthetic.tfrecord", examples(beside), dataset.features)
         if not kept:
             raise InputError(f"min_audit={min_audit}: none of the {count} images of {method} reaches it")
@@ -124,9 +127,9 @@ def synthesize(
 class _Beside:
     """What lies beside the records: PNGs, COCO file, audit and gallery, gathered while images pass by."""
 
-    def __init__(self, directory: Path, dataset: Dataset, origin, reach: float, judges, min_audit: float):
+    def __init__(self, directory: Path, dataset: Dataset, origin, reach, judges, describe, min_audit: float):
         self._directory, self._dataset, self._origin = directory, dataset, origin
-        self._reach, self._judges, self._min_audit = reach, judges, min_audit
+        self._reach, self._judges, self._describe, self._min_audit = reach, judges, describe, min_audit
         self._coco = _empty_coco(dataset.class_names)
         self._shown = _Shown()
         self._audited: list[audit.Measures] = []
@@ -138,7 +141,7 @@ class _Beside:
         passed = verdicts["rank"] >= self._min_audit if verdicts else True
         wanted = np.flatnonzero(made & passed)
         if len(wanted):
-            self._audited.append(_measured(batch, stored, wanted, self._reach, verdicts))
+            self._audited.append(self._measured(batch, stored, wanted, verdicts))
         for i in wanted.tolist():
             example = _example(batch, i, images[i], self._origin, verdicts)
             _add_to_coco(self._coco, example)
@@ -151,7 +154,7 @@ class _Beside:
     def write(self, count: int, exports: Sequence[str]) -> None:
         """Writes what was gathered of `count` images made, and all of it again in the formats `exports`."""
         found_real = self._judges.found_real() if self._judges else None
-        measured = audit.joined(self._audited), _measured_training(self._dataset)
+        measured = audit.joined(self._audited), self._measured_training()
         found = audit.audit(*measured, self._origin["seed"], found_real)
         found |= {"made": count, "min_audit": self._min_audit}
         for name, content in {"annotations.json": self._coco, "audit.json": found}.items():
@@ -170,23 +173,23 @@ class _Beside:
         before = self._judges.judge(batch.x, *what)["found"]
         return self._judges.judge(stored, *what) | {"found_before": before}
 
+    def _measured(self, batch: Synthesis, stored: np.ndarray, wanted: np.ndarray, verdicts) -> audit.Measures:
+        """The audit's measures of the `wanted` ones of images [N, H, W, C]."""
+        boxes, content = (v.numpy()[wanted] for v in (batch.insertion.boxes, batch.insertion.content))
+        objects = audit.Objects(stored[wanted], boxes, content)
+        found = audit.measure(objects, batch.x.numpy()[wanted], self._reach, self._describe)
+        return found._replace(more=found.more | {name: values[wanted] for name, values in verdicts.items()})
 
-def _measured(batch: Synthesis, stored: np.ndarray, wanted: np.ndarray, reach: float, verdicts):
-    """The audit's measures of the `wanted` ones of images [N, H, W, C]."""
-    boxes, content = (v.numpy()[wanted] for v in (batch.insertion.boxes, batch.insertion.content))
-    found = audit.measure(audit.Objects(stored[wanted], boxes, content), batch.x.numpy()[wanted], reach)
-    return found._replace(more=found.more | {name: values[wanted] for name, values in verdicts.items()})
-
-
-def _measured_training(dataset: Dataset) -> audit.Measures:
-    """The audit's measures of every object of the labelled training images."""
-    parts = []
-    for record in dataset.serialized("train_labelled").map(dataset.decode):
-        count = len(record.boxes)
-        images = np.repeat(record.image.numpy()[None], count, axis=0)
-        content = np.repeat(boxes_lib.of_sizes(record.valid_size).numpy()[None], count, axis=0)
-        parts.append(audit.measure(audit.Objects(images, record.boxes.numpy(), content)))
-    return audit.joined(parts)
+    def _measured_training(self) -> audit.Measures:
+        """The audit's measures of every object of the labelled training images."""
+        parts = []
+        for record in self._dataset.serialized("train_labelled").map(self._dataset.decode):
+            count = len(record.boxes)
+            images = np.repeat(record.image.numpy()[None], count, axis=0)
+            content = np.repeat(boxes_lib.of_sizes(record.valid_size).numpy()[None], count, axis=0)
+            objects = audit.Objects(images, record.boxes.numpy(), content)
+            parts.append(audit.measure(objects, describe=self._describe))
+        return audit.joined(parts)
 
 
 def _example(

@@ -96,6 +96,7 @@ def main(options: Synthesize) -> None:
         checkpoint=checkpoint,
         reach=run.settings.feather,
         judges=judges,
+        describe=build.describer(run.settings, run.dataset.image_shape[-1]),
         min_audit=options.min_audit,
         exports=options.export,
     )

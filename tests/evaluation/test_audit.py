@@ -99,14 +99,15 @@ def test_kid_is_unbiased_and_sees_a_difference():
     """By hand for two vectors each; around 0 for equal distributions; far from it for others."""
     a, b = np.eye(4, dtype=np.float32)[:2], np.eye(4, dtype=np.float32)[2:]
     a[1] = a[0]  # k within a: 11^3, within b: 1, between: 1
-    assert audit.kid(a, b, 0)["value"] == pytest.approx(1331 + 1 - 2 * 1)
+    assert audit.kid(a, b, 0, 10.0)["value"] == pytest.approx(1331 + 1 - 2 * 1)
     boxes = [[8, 8, 24, 24]] * 100
     one, other = (audit.unit_crops(objects(noise(100, seed), boxes)) for seed in (1, 2))
-    equal = audit.kid(one, other, 0)
+    equal = audit.kid(one, other, 0, audit.PIXEL_SCALE)
     assert equal["low"] < 0 < equal["high"]
     ramp = np.broadcast_to(np.linspace(-1, 1, SIDE, dtype=np.float32)[None, :, None], (100, SIDE, SIDE, 1))
-    assert audit.kid(audit.unit_crops(objects(0.3 * ramp + noise(100, 3), boxes)), one, 0)["low"] > 0
-    assert audit.kid(a[:1], b, 0) == {"value": None, "low": None, "high": None}
+    ramps = audit.unit_crops(objects(0.3 * ramp + noise(100, 3), boxes))
+    assert audit.kid(ramps, one, 0, audit.PIXEL_SCALE)["low"] > 0
+    assert audit.kid(a[:1], b, 0, 10.0) == {"value": None, "low": None, "high": None}
 
 
 def test_audit_of_one_image():

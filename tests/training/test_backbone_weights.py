@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tf_detectorgan.errors import InputError
+from tf_detectorgan.evaluation import audit, looks
 from tf_detectorgan.models import detectors
 from tf_detectorgan.models.detectors import backbone
 from tf_detectorgan.training import backbone_weights, build, run_directory
@@ -73,7 +74,7 @@ def test_what_does_not_fit_is_named(tmp_path):
 def test_what_is_no_file_of_weights_is_named(tmp_path, name, content):
     if content:
         (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=rf"--backbone_weights=.*{name}: .*give none, imagenet, or a file"):
+    with pytest.raises(InputError, match=rf"{name}: .*give none, imagenet, or a file"):
         backbone_weights.read(tmp_path / name)
 
 
@@ -90,8 +91,11 @@ def test_without_a_network_the_address_and_the_way_out_are_named(tmp_path, monke
 
     monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))  # nothing was fetched before
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    with pytest.raises(InputError, match=r"https://storage\.googleapis\.com/.*--backbone_weights=PATH"):
-        backbone_weights.fetch("imagenet", tmp_path / "run")
+    with pytest.raises(
+        InputError,
+        match=r"^--audit_features: imagenet: .*https://storage\.googleapis\.com/.*resnet50\.weights\.h5",
+    ):
+        backbone_weights.fetch("audit_features", "imagenet", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -118,6 +122,27 @@ def test_a_run_keeps_them(tmp_path, tiny_phantom, monkeypatch):
 @pytest.fixture(scope="module")
 def theirs():
     return keras.applications.ResNet50(include_top=False, weights=None)
+
+
+def test_a_run_keeps_those_of_its_audit(theirs, tmp_path, tiny_phantom):
+    """An opened run compares objects by them, though the file is gone."""
+    file = tmp_path / "theirs.weights.h5"
+    theirs.save_weights(file)
+    given = {"run_dir": str(tmp_path / "run"), "data_dir": str(tiny_phantom("audited"))}
+    run_directory.begin(Train(**given, audit_features=str(file)), Workers())
+    file.unlink()
+    run = run_directory.reopen(given["run_dir"])
+    images, boxes = (
+        np.random.default_rng(0).uniform(-1, 1, (2, 40, 40, 1)),
+        np.tile([4.0, 4.0, 30.0, 30.0], (2, 1)),
+    )
+    given = images.astype(np.float32), boxes.astype(np.float32)
+    network = backbone.resnet50((looks.SIDE, looks.SIDE, 1), pretrained=True)
+    network.set_weights(theirs.get_weights())
+    found, wanted = build.describer(run.settings, 1)(*given), looks.describer(network, audit.CONTEXT)(*given)
+    np.testing.assert_array_equal(found.total, wanted.total)
+    np.testing.assert_array_equal(found.pooled, wanted.pooled)
+    assert build.describer(Train(), 1) is None
 
 
 @pytest.mark.parametrize("channels", [1, 3])

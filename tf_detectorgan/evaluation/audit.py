@@ -6,7 +6,7 @@ Letters: N synthetic images, M real objects, H, W, C channels, F = CROP * CROP *
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ import tensorflow as tf
 from scipy import stats
 
 from tf_detectorgan import boxes as box_ops
+from tf_detectorgan.evaluation import looks
+from tf_detectorgan.evaluation.looks import Looks
 from tf_detectorgan.models.discriminators import crop
 from tf_detectorgan.models.generators import reach
 
@@ -23,6 +25,7 @@ RING = 0.5  # width of what a box is contrasted with, in longer sides
 MEMORISED = 0.95  # quantile of real-to-real similarity above which a synthetic object is a copy
 SSIM_WINDOW = 7
 KID_SUBSETS, KID_SIZE = 100, 50  # Binkowski et al. 2018 average over subsets as well
+PIXEL_SCALE = 10.0  # of products in KID's kernel: crops have length 1, not the root of F
 
 
 class Objects(NamedTuple):
@@ -39,15 +42,23 @@ class Measures(NamedTuple):
     contrast: np.ndarray  # [N], see `contrast`
     crops: np.ndarray  # [N, F], see `unit_crops`
     more: dict[str, np.ndarray]  # [N] each, of synthetic ones: see `changes` and `Auditors.judge`
+    looks: Looks | None = None  # to a network, where there is one
 
 
-def measure(objects: Objects, backgrounds: np.ndarray | None = None, margin: float = 0.0) -> Measures:
+def measure(
+    objects: Objects,
+    backgrounds: np.ndarray | None = None,
+    margin: float = 0.0,
+    describe: Callable[[np.ndarray, np.ndarray], Looks] | None = None,
+) -> Measures:
     """Measures objects, and what was changed in `backgrounds` [N, H, W, C] where they were inserted.
 
     `margin`: how far beyond a box the method may draw, in longer sides, and at least 2 pixels.
+    `describe`: of `looks.describer`.
     """
     more = {} if backgrounds is None else changes(objects, backgrounds, margin)
-    return Measures(contrast(objects), unit_crops(objects), more)
+    seen = describe(objects.images, objects.boxes) if describe else None
+    return Measures(contrast(objects), unit_crops(objects), more, seen)
 
 
 def joined(parts: Sequence[Measures]) -> Measures:
@@ -56,6 +67,7 @@ def joined(parts: Sequence[Measures]) -> Measures:
         np.concatenate([part.contrast for part in parts]),
         np.concatenate([part.crops for part in parts]),
         {name: np.concatenate([part.more[name] for part in parts]) for name in parts[0].more},
+        looks.joined([part.looks for part in parts if part.looks]) if parts[0].looks else None,
     )
 
 
@@ -87,12 +99,24 @@ def audit(synthetic: Measures, real: Measures, seed: int, found_real: float | No
         "copies": float((nearest > np.quantile(nearest_real, MEMORISED)).mean()),
         "variety": variety(synthetic.crops),
         "variety_real": variety(real.crops),
-        "kid": kid(synthetic.crops, real.crops, seed),
+        "kid": kid(synthetic.crops, real.crops, seed, PIXEL_SCALE),
+        "looks": None
+        if synthetic.looks is None or real.looks is None
+        else _alike(synthetic.looks, real.looks, seed),
         "found": float(more["found"].mean()) if "found" in more else None,
         "found_before": float(more["found_before"].mean()) if "found_before" in more else None,
         "found_real": found_real,
         "per_image": {name: _rounded(values) for name, values in more.items()}
         | {"contrast": _rounded(synthetic.contrast), "nearest": _rounded(nearest)},
+    }
+
+
+def _alike(synthetic: Looks, real: Looks, seed: int) -> dict[str, Any]:
+    scale = 1.0 / real.pooled.shape[1]
+    return {
+        "variety": looks.variety(synthetic),
+        "variety_real": looks.variety(real),
+        "kid": kid(synthetic.pooled, real.pooled, seed, scale),
     }
 
 
@@ -162,11 +186,10 @@ def variety(crops: np.ndarray) -> float:
     return float(1.0 - (products.sum() - np.trace(products)) / (count * (count - 1)))
 
 
-def kid(a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, float | None]:
-    """Kernel distance (Binkowski et al. 2018) of crops [N, F] and [M, F]: mean over subsets, 2.5 to 97.5 %.
+def kid(a: np.ndarray, b: np.ndarray, seed: int, scale: float) -> dict[str, float | None]:
+    """Kernel distance (Binkowski et al. 2018) of [N, F] and [M, F]: mean over subsets, 2.5 to 97.5 %.
 
-    Unbiased, so around 0 for equal distributions; kernel (k * a.b + 1)^3 with k = 10, as crops have length 1
-    and not sqrt(F) times that of a network's features.
+    Unbiased, so around 0 for equal distributions. The kernel is (scale * a.b + 1)^3; theirs has 1 / F.
     """
     size = min(KID_SIZE, len(a), len(b))
     if size < 2:
@@ -175,7 +198,7 @@ def kid(a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, float | None]:
     values = []
     for _ in range(KID_SUBSETS):
         x, y = (one[rng.choice(len(one), size, replace=False)] for one in (a, b))
-        k_xx, k_yy, k_xy = ((10.0 * u @ v.T + 1.0) ** 3 for u, v in ((x, x), (y, y), (x, y)))
+        k_xx, k_yy, k_xy = ((scale * u @ v.T + 1.0) ** 3 for u, v in ((x, x), (y, y), (x, y)))
         within = sum((k.sum() - np.trace(k)) / (size * (size - 1)) for k in (k_xx, k_yy))
         values.append(within - 2.0 * k_xy.mean())
     low, high = np.quantile(values, (0.025, 0.975))

@@ -60,6 +60,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     first = next(iter(run.arms.values())).metrics
     columns, rows = headline(run)
     found = matched(run)
+    audits = {name: arm.audit for name, arm in run.arms.items()}
     content = {
         "title": f"DetectorGAN run: {run.directory.resolve().name}",
         "columns": [column.title for column in columns],
@@ -84,8 +85,8 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         "galleries": [
             (name, arm.contact_sheet, arm.gallery) for name, arm in run.arms.items() if arm.contact_sheet
         ],
-        "audit_columns": audit_table.COLUMNS,
-        "audits": audit_table.rows({name: arm.audit for name, arm in run.arms.items()}),
+        "audit_columns": audit_table.columns(audits),
+        "audits": audit_table.rows(audits),
         "directory": run.directory,
     }
     templates = environment()

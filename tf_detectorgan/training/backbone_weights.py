@@ -1,4 +1,4 @@
-"""Weights of a detector's backbone that others trained: fetched once, kept in the run directory."""
+"""Weights of a ResNet-50 that others trained: fetched once, kept in the run directory."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ import numpy as np
 
 from tf_detectorgan.errors import InputError
 
-FILE = "backbone.weights.h5"  # in the run directory: resuming needs neither PATH nor a network
+# In the run directory, so that resuming needs neither PATH nor a network: the option's file.
+FILES = {"backbone_weights": "backbone.weights.h5", "audit_features": "audit.weights.h5"}
 NAMED = 5  # mismatches in a message
 
 
-def fetch(source: str, run_dir: Path) -> None:
-    """Writes FILE, ResNet-50's weights of `source`: "imagenet", or a file as `read` takes.
+def fetch(option: str, source: str, run_dir: Path) -> None:
+    """Writes the file of `option` (of FILES): the weights of `source`, "imagenet" or a file as `read` takes.
 
     Raises:
       InputError: they cannot be downloaded, or do not fit.
     """
-    if source == "imagenet":
-        network = _imagenet()
-    else:
-        network = keras.applications.ResNet50(include_top=False, weights=None)
-        assign(network, Path(source).expanduser())
+    try:
+        if source == "imagenet":
+            network = _imagenet()
+        else:
+            network = keras.applications.ResNet50(include_top=False, weights=None)
+            assign(network, Path(source).expanduser())
+    except InputError as error:
+        raise InputError(f"--{option}: {error}") from error
     run_dir.mkdir(parents=True, exist_ok=True)
-    partial = run_dir / f".{os.getpid()}.{FILE}"
+    partial = run_dir / f".{os.getpid()}.{FILES[option]}"
     network.save_weights(partial)
-    os.replace(partial, run_dir / FILE)
+    os.replace(partial, run_dir / FILES[option])
 
 
 def _imagenet() -> keras.Model:
@@ -40,9 +44,8 @@ def _imagenet() -> keras.Model:
         if "URL fetch failure" not in str(error):
             raise
         raise InputError(
-            f"--backbone_weights=imagenet: {error}; where there is a network, write the file PATH for "
-            "--backbone_weights=PATH by keras.applications.ResNet50(include_top=False).save_weights("
-            "'resnet50.weights.h5')"
+            f"imagenet: {error}; where there is a network, write a file to be given instead by "
+            "keras.applications.ResNet50(include_top=False).save_weights('resnet50.weights.h5')"
         ) from error
 
 
@@ -62,7 +65,7 @@ def assign(network: keras.Model, file: Path) -> None:
     if problems:
         more = f" and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
         raise InputError(
-            f"--backbone_weights={file}: does not fit {network.name} in {len(problems)} of {len(wanted)} "
+            f"{file}: does not fit {network.name} in {len(problems)} of {len(wanted)} "
             f"layers: {'; '.join(problems[:NAMED])}{more}"
         )
     for layer in wanted:
@@ -84,8 +87,7 @@ def read(file: Path) -> dict[str, list[np.ndarray]]:
                 return _layers(content)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"--backbone_weights={file}: {error}; give none, imagenet, or a file of Keras (.keras, "
-            ".weights.h5, .h5)"
+            f"{file}: {error}; give none, imagenet, or a file of Keras (.keras, .weights.h5, .h5)"
         ) from error
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_detectorgan.cluster import devices
@@ -15,7 +17,9 @@ from tf_detectorgan.data.augmentation import Augmentation
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.errors import InputError
+from tf_detectorgan.evaluation import audit, looks
 from tf_detectorgan.models import detectors
+from tf_detectorgan.models.detectors.backbone import resnet50
 from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.models.discriminators import patch_gan
 from tf_detectorgan.models.generators import Composition, resnet_generator
@@ -225,7 +229,7 @@ def detector(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
             **settings.detector_options,
         )
         if settings.detector_options["pretrained"]:
-            backbone_weights.assign(DET.backbone, Path(settings.run_dir) / backbone_weights.FILE)
+            _fill(DET.backbone, settings, "backbone_weights")
     eqn_3 = [arm for arm in settings.arm if ARMS[arm].detector and ARMS[arm].real_sign]
     if eqn_3 and not DET.unrollable:
         raise InputError(
@@ -233,6 +237,20 @@ def detector(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
             f"Eqn 3 needs: leave {', '.join(eqn_3)} out of --arm"
         )
     return DET
+
+
+def describer(settings: Train, channels: int) -> Callable[[np.ndarray, np.ndarray], looks.Looks] | None:
+    """What the audit asks of a network about objects; None with --audit_features=none."""
+    if settings.audit_features == "none":
+        return None
+    network = resnet50((looks.SIDE, looks.SIDE, channels), pretrained=True)
+    _fill(network, settings, "audit_features")
+    return looks.describer(network, audit.CONTEXT)
+
+
+def _fill(network: keras.Model, settings: Train, option: str) -> None:
+    """Gives it the weights that the run keeps for this option."""
+    backbone_weights.assign(network, Path(settings.run_dir) / backbone_weights.FILES[option])
 
 
 def joint_detector_optimizer(settings: Train, DET: Detector, chosen) -> keras.optimizers.Optimizer:

@@ -126,6 +126,7 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
         checkpoint=checkpoint,
         reach=s.feather,
         judges=judges,
+        describe=build.describer(s, run.dataset.image_shape[-1]),
         min_audit=s.min_audit,
         between=lambda: run.stop.check(f"{name}/synthetic"),
     )

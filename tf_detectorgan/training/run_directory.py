@@ -39,9 +39,11 @@ def begin(settings: Train, workers: Workers) -> Run:
     def written() -> None:
         same_settings(path / "config.json", settings, FREE)
         # Without config.json nobody knows whose weights these are.
-        kept = all((path / name).exists() for name in ("config.json", backbone_weights.FILE))
-        if settings.detector_options["pretrained"] and not kept:
-            backbone_weights.fetch(settings.backbone_weights, path)
+        begun = (path / "config.json").exists()
+        for option, file in backbone_weights.FILES.items():
+            source = getattr(settings, option)
+            if source != "none" and not (begun and (path / file).exists()):
+                backbone_weights.fetch(option, source, path)
         if not settings.data_dir:
             _phantom(settings, path / "phantom")
         same_data(path / "data_card.json", records.open_dataset(data_dir))

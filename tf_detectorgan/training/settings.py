@@ -186,6 +186,11 @@ class Train:
         "groups, --pretrain_detector_steps each); 0: none.",
         low=0,
     )
+    audit_features: str = option(
+        "none",
+        "Compare synthetic with real objects also by the features of a ResNet-50: none; imagenet, which "
+        "Keras downloads; or a file of its weights, as --backbone_weights takes. Kept in --run_dir.",
+    )
     min_audit: float = option(
         0.0,
         "Leave out synthetic images whose object scores lower with such a detector than this share of the "
