@@ -146,24 +146,29 @@ def scaled(*arguments):
     return LossScale().gradient(*arguments)
 
 
-LOOKS = [
-    *((rule, {}) for rule in ("momentum", "nesterov", "adam", "adamw")),
-    *(("adamw", options) for options in ({"recompute": True}, {"mode": "finite_difference"})),
-    *(("adamw", {"mode": "k_steps", "recompute": again}) for again in (False, True)),
-    ("adamw", {"mode": "k_steps", "gradient": scaled}),
-]
+RULES = {
+    "sgd": (keras.optimizers.SGD, {}),
+    "momentum": (keras.optimizers.SGD, {"momentum": 0.9}),
+    "nesterov": (keras.optimizers.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    "adam": (keras.optimizers.Adam, {"epsilon": 1e-3}),
+    "adamw": (keras.optimizers.AdamW, {"epsilon": 1e-3, "weight_decay": 0.1}),
+}
+LOOKS = {
+    "exact": {},
+    "exact, recomputed": {"recompute": True},
+    "finite_difference": {"mode": "finite_difference"},
+    "k_steps": {"mode": "k_steps"},
+    "k_steps, recomputed": {"mode": "k_steps", "recompute": True},
+    "k_steps, scaled": {"mode": "k_steps", "gradient": scaled},
+}
 
 
-@pytest.mark.parametrize("rule,options", LOOKS)
-def test_lookahead(tiny, mirrored, rule, options):
-    """Every rule, every mode: clipped by the norm of the joined gradient, from moments that are not 0."""
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("rule", RULES)
+def test_lookahead(tiny, mirrored, rule, look):
+    """Every rule in every mode: clipped by the norm of the joined gradient, from moments that are not 0."""
     schedule = keras.optimizers.schedules.CosineDecay(0.01, 9)
-    kind, more = {
-        "momentum": (keras.optimizers.SGD, {"momentum": 0.9}),
-        "nesterov": (keras.optimizers.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
-        "adam": (keras.optimizers.Adam, {"epsilon": 1e-3}),
-        "adamw": (keras.optimizers.AdamW, {"epsilon": 1e-3, "weight_decay": 0.1}),
-    }[rule]
+    (kind, more), options = RULES[rule], LOOKS[look]
     y, synthetic, y2, later = (tiny.labelled(np.random.default_rng(k), 4) for k in range(4))
     later = (later,) if options.get("mode") == "k_steps" else ()
 
@@ -173,9 +178,9 @@ def test_lookahead(tiny, mirrored, rule, options):
             optimizer.build(DET.network.trainable_variables)
 
         def step(y, synthetic, y2, later):
-            look = unroll.lookahead(DET, optimizer, y, synthetic, y2, later=later, **options)
-            update_rules.commit(optimizer, look.update)
-            return look.d_L_real_ahead
+            ahead = unroll.lookahead(DET, optimizer, y, synthetic, y2, later=later, **options)
+            update_rules.commit(optimizer, ahead.update)
+            return ahead.d_L_real_ahead
 
         return DET, step
 
