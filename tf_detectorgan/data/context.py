@@ -1,7 +1,7 @@
 """Where an object looks at home: places whose surroundings are like those of the labelled objects.
 
 Surroundings are grey levels on a ring just beyond the box. A place's plausibility is a kernel density over
-the labelled objects: near in looks, and near in position (decision 0069).
+the labelled objects of the class: near in looks, and near in position (decisions 0069, 0104).
 Letters: N images, S stored side, C channels, M objects, P places, R points of a ring, GRID cells a side.
 Pairs are (vertical, horizontal).
 """
@@ -20,7 +20,7 @@ GRID = 64  # images are looked at in so many cells a side
 POINTS = 12
 BEYOND = 1.5  # cells between the box and the ring
 LOOKS_WIDTH = 0.12  # of the kernel, in standard deviations of the image
-PLACE_WIDTH = 0.09  # of the kernel, in image sides
+PLACE_WIDTH = 0.09  # of the kernel, in sides of the content
 
 _ANGLES = np.arange(POINTS) * 2 * np.pi / POINTS
 _DIRECTIONS = np.stack([np.sin(_ANGLES), np.cos(_ANGLES)], axis=1).astype(np.float32)  # [R, 2]
@@ -30,11 +30,12 @@ class Context(NamedTuple):
     """What the labelled objects' surroundings look like, and where they are."""
 
     rings: tf.Tensor  # [M, R]
-    places: tf.Tensor  # [M, 2] middles of the boxes, in image sides
+    places: tf.Tensor  # [M, 2] middles of the boxes, in sides of the content
+    labels: tf.Tensor  # [M] int32
 
 
-def learn(images, valid_sizes, boxes, mirrored: bool) -> Context:
-    """From objects' images [M, S, S, C], their sizes [M, 2] int32 and boxes [M, 4].
+def learn(images, valid_sizes, boxes, labels, mirrored: bool) -> Context:
+    """From objects' images [M, S, S, C], their sizes [M, 2] int32, boxes [M, 4] and labels [M] int32.
 
     `mirrored`: the mirror image of each counts as well.
     """
@@ -42,18 +43,19 @@ def learn(images, valid_sizes, boxes, mirrored: bool) -> Context:
     x, y, width, height = tf.unstack(box_ops.to_center(boxes) / side, axis=-1)
     middles, halves = tf.stack([y, x], -1), tf.stack([height, width], -1) / 2
     rings = _rings(_thumbnails(images, valid_sizes), middles[:, None], halves)[:, 0]
+    places = middles * side / tf.cast(valid_sizes, tf.float32)
     if mirrored:
         other = tf.gather(rings, (POINTS // 2 - np.arange(POINTS)) % POINTS, axis=1)  # angle to pi - angle
-        flipped = tf.stack([y, tf.cast(valid_sizes[:, 1], tf.float32) / side - x], -1)
-        rings, middles = tf.concat([rings, other], 0), tf.concat([middles, flipped], 0)
-    return Context(rings, middles)
+        rings, places = tf.concat([rings, other], 0), tf.concat([places, places * [1, -1] + [0, 1]], 0)
+        labels = tf.concat([labels, labels], 0)
+    return Context(rings, places, labels)
 
 
-def choose(context: Context, images, valid_sizes, extents, draw) -> tf.Tensor:
+def choose(context: Context, images, valid_sizes, extents, labels, draw) -> tf.Tensor:
     """Places for boxes of `extents` [N, 2] in images [N, S, S, C], by draws [N]: middles [N, 2]; in pixels.
 
-    Chosen among the GRID * GRID cells' middles where the box lies inside the content, by plausibility; any of
-    them where it fits nowhere.
+    Chosen among the GRID * GRID cells' middles where the box lies inside the content, by their plausibility
+    for an object of its class, `labels` [N]; any of them where it fits nowhere. `context` knows every class.
     """
     side = float(images.shape[1])
     halves = extents / (2 * side)
@@ -66,9 +68,11 @@ def choose(context: Context, images, valid_sizes, extents, draw) -> tf.Tensor:
         + tf.reduce_mean(context.rings**2, -1)
         - 2.0 / POINTS * tf.einsum("npr,mr->npm", rings, context.rings)
     )
-    away = tf.reduce_sum((grid[:, :, None] - context.places) ** 2, -1)  # [1, P, M]
-    density = tf.reduce_logsumexp(-looks / (2 * LOOKS_WIDTH**2) - away / (2 * PLACE_WIDTH**2), axis=-1)
     limits = tf.cast(valid_sizes, tf.float32)[:, None] / side
+    away = tf.reduce_sum(((grid / limits)[:, :, None] - context.places) ** 2, -1)  # [N, P, M]
+    kernel = -looks / (2 * LOOKS_WIDTH**2) - away / (2 * PLACE_WIDTH**2)
+    alike = (labels[:, None] == context.labels)[:, None]  # [N, 1, M]
+    density = tf.reduce_logsumexp(tf.where(alike, kernel, -np.inf), axis=-1)
     fits = tf.reduce_all((grid >= halves[:, None]) & (grid <= limits - halves[:, None]), axis=-1)
     density = tf.where(fits, density, -1e9)
     total = tf.cumsum(tf.nn.softmax(tf.cast(density, tf.float64), axis=-1), axis=-1)

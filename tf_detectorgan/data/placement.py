@@ -37,7 +37,7 @@ class Placement:
 
     matched_shift: the most similar reference, its box shifted at random (the paper).
     uniform: any reference, its box anywhere in the image.
-    context: any reference, its box where the surroundings are like those of labelled objects (context.py).
+    context: any reference, its box where the surroundings are like those of its class's objects (context.py).
     file: the box is read from `file` (see placement_file.py); the most similar reference with an object of
       that class, the object resampled to the box's size.
     """
@@ -149,13 +149,16 @@ def reference_table(
 
 
 def _context(references: References, dataset: Dataset, options: Placement) -> Context:
-    """Of at most CONTEXT_OBJECTS objects, spread over the references."""
-    rows, columns = np.nonzero(references.labels.numpy() >= 0)
-    some = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), CONTEXT_OBJECTS)).astype(int))
+    """Of at most CONTEXT_OBJECTS objects, spread over the references, and one of each class at least."""
+    labels = references.labels.numpy()
+    rows, columns = np.nonzero(labels >= 0)
+    spread = np.linspace(0, len(rows) - 1, min(len(rows), CONTEXT_OBJECTS)).astype(int)
+    some = np.union1d(spread, np.unique(labels[rows, columns], return_index=True)[1])
     rows, columns = rows[some], columns[some]
     images = _decoded(references, tf.constant(rows), [len(rows), *dataset.image_shape])
     boxes = tf.gather_nd(references.boxes, np.stack([rows, columns], axis=1))
-    return context.learn(images, tf.gather(references.valid_sizes, rows), boxes, options.exemplar_flip)
+    sizes = tf.gather(references.valid_sizes, rows)
+    return context.learn(images, sizes, boxes, labels[rows, columns], options.exemplar_flip)
 
 
 def insertions(
@@ -187,7 +190,7 @@ def insertions(
         zoom = _fitting(boxes, valid_sizes, zoom)
         if references.context is not None:
             extents = zoom[:, None] * _starts_and_extents(boxes)[1]
-            middles = context.choose(references.context, images, valid_sizes, extents, draws[:, 4])
+            middles = context.choose(references.context, images, valid_sizes, extents, labels, draws[:, 4])
             zoom, move = _around(boxes, valid_sizes, zoom, middles)
         else:
             zoom, move = _shift(boxes, valid_sizes, zoom, draws[:, 4:6], options)
