@@ -112,6 +112,7 @@ PAPER = {
     "lambda_syn": 1.0,
     "match_top_k": 1,
     "exemplar_flip": False,
+    "keep_edges": False,
 }
 
 

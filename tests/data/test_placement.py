@@ -67,6 +67,8 @@ OPTIONS = {
     "far": Placement(max_shift=1.0),
     "whole_context": Placement("context"),
     "context": Placement("context", exemplar_flip=True, exemplar_scale=(0.5, 2.5)),
+    "edges": Placement("uniform", keep_edges=True),
+    "context_at_edges": Placement("context", keep_edges=True, exemplar_flip=True, exemplar_scale=(0.5, 2.5)),
 }
 
 
@@ -80,7 +82,7 @@ def test_boxes_lie_inside_the_valid_content(scene, options):
     assert set(labels) <= {0, 1}
 
 
-@pytest.mark.parametrize("name", ["paper", "top_k", "uniform", "far", "whole_context"])
+@pytest.mark.parametrize("name", ["paper", "top_k", "uniform", "far", "whole_context", "edges"])
 def test_the_box_is_a_references_box_moved_by_whole_pixels(scene, name):
     boxes, labels, _, chosen = scene.place(OPTIONS[name])
     for box, label, index, size in zip(boxes, labels, chosen, scene.sizes.numpy(), strict=True):
@@ -201,6 +203,47 @@ def with_boxes(scene, boxes):
     changed = Scene.__new__(Scene)
     changed.__dict__.update(scene.__dict__, table=dataclasses.replace(table, boxes=repeated, labels=labels))
     return changed
+
+
+EDGES = {  # a reference's box -> distance of the box to the upper, left, lower, right edge; None: free
+    "upper": ([9, 0, 15, 6], [0, None, None, None]),
+    "lower_right": ([24, 25, 32, 31.5], [None, None, 0.5, 0]),
+    "whole_height": ([9, 0, 12, 32], [0, None, None, None]),
+    "near_no_edge": ([9, 2, 15, 8], [None] * 4),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+@pytest.mark.parametrize("mode", ["uniform", "context"])
+def test_an_object_cut_off_by_an_edge_stays_at_that_edge(square, mode, name):
+    """Also in content of another size than its own. Along that edge, or if no edge cuts it off, it moves."""
+    box, distances = EDGES[name]
+    scene = with_boxes(square, [box])
+    height, width = sizes = (24, 28)
+    learned = placement.context.learn(
+        scene.images[:1], scene.sizes[:1], tf.constant([box], tf.float32), tf.constant([0]), mirrored=False
+    )
+    table = dataclasses.replace(scene.table, context=learned if mode == "context" else None)
+    for keep in (True, False):
+        options = Placement(mode, keep_edges=keep)
+        placed = insertions(scene.images, tf.constant([sizes] * N), table, scene.draws, options)
+        boxes = placed.insertion.boxes.numpy()
+        found = np.stack([boxes[:, 1], boxes[:, 0], height - boxes[:, 3], width - boxes[:, 2]], axis=1)
+        assert (found >= 0).all()
+        for wanted, column in zip(distances, found.T, strict=True):
+            if wanted is not None:
+                assert (np.abs(column - wanted) <= 0.5 + 1e-5).all() == keep
+        free = found[:, 1] if distances[1] is None else found[:, 0]
+        if name != "lower_right":
+            assert len(np.unique(free)) > 3
+
+
+def test_a_mirrored_object_stays_at_the_mirrored_edge(square):
+    draws = square.draws.copy()
+    draws[:, 1] = 0.0  # mirrored, all of them
+    options = Placement("uniform", exemplar_flip=True, keep_edges=True)
+    boxes, *_ = with_boxes(square, [[0, 9, 6, 15]]).place(options, draws=draws)
+    np.testing.assert_array_equal(boxes[:, 2], S)
 
 
 def test_a_box_that_does_not_fit_gives_way_to_one_that_does(square):

@@ -51,11 +51,11 @@ def learn(images, valid_sizes, boxes, labels, mirrored: bool) -> Context:
     return Context(rings, places, labels)
 
 
-def choose(context: Context, images, valid_sizes, extents, labels, draw) -> tf.Tensor:
+def choose(context: Context, images, valid_sizes, extents, labels, bounds, draw) -> tf.Tensor:
     """Places for boxes of `extents` [N, 2] in images [N, S, S, C], by draws [N]: middles [N, 2]; in pixels.
 
-    Chosen among the GRID * GRID cells' middles where the box lies inside the content, by their plausibility
-    for an object of its class, `labels` [N]; any of them where it fits nowhere. `context` knows every class.
+    Chosen among the middles of the GRID * GRID cells that reach into `bounds`, a pair of first and last
+    middle [N, 2], by their plausibility for an object of its class, `labels` [N]; `context` knows each class.
     """
     side = float(images.shape[1])
     halves = extents / (2 * side)
@@ -73,8 +73,10 @@ def choose(context: Context, images, valid_sizes, extents, labels, draw) -> tf.T
     kernel = -looks / (2 * LOOKS_WIDTH**2) - away / (2 * PLACE_WIDTH**2)
     alike = (labels[:, None] == context.labels)[:, None]  # [N, 1, M]
     density = tf.reduce_logsumexp(tf.where(alike, kernel, -np.inf), axis=-1)
-    fits = tf.reduce_all((grid >= halves[:, None]) & (grid <= limits - halves[:, None]), axis=-1)
-    density = tf.where(fits, density, -1e9)
+    first, last = (bound[:, None] / side for bound in bounds)
+    # Half a cell, and a little for rounding.
+    reaches = tf.reduce_all(tf.maximum(first - grid, grid - last) <= 0.505 / GRID, axis=-1)
+    density = tf.where(reaches, density, -1e9)
     total = tf.cumsum(tf.nn.softmax(tf.cast(density, tf.float64), axis=-1), axis=-1)
     wanted = tf.cast(draw, tf.float64)[:, None] * total[:, -1:]
     place = tf.searchsorted(total, wanted, side="right")[:, 0]

@@ -29,6 +29,7 @@ MODES = ("matched_shift", "uniform", "context", "file")
 DRAWS = 6  # random numbers that one insertion needs
 DESCRIPTOR_SIDE = 16
 CONTEXT_OBJECTS = 128
+EDGE = 0.02  # of the content's side: an object that near to the edge is cut off by it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Placement:
     top_k: int = 1  # the reference is drawn among the k most similar; 1 is the paper
     exemplar_flip: bool = False  # the reference is mirrored (left, right) in half of the cases
     exemplar_scale: tuple[float, float] = (1.0, 1.0)  # size of the inserted object; (1, 1) copies its pixels
+    keep_edges: bool = False  # an object cut off by its image's edge stays at that edge (decision 0104)
     file: str = ""
     layer: bool = False  # the exemplar is x with the object laid over (object_layers.py), not the moved image
     noise: bool = False  # the exemplar is x with noise in the box (noise.py)
@@ -187,15 +189,24 @@ def insertions(
     scale, offset = _mirror(flip, tf.cast(sizes, tf.float32))
     boxes = box_ops.affine(boxes, scale, offset)
     if given is None:
-        zoom = _fitting(boxes, valid_sizes, zoom)
-        if references.context is not None:
-            extents = zoom[:, None] * _starts_and_extents(boxes)[1]
-            middles = context.choose(references.context, images, valid_sizes, extents, labels, draws[:, 4])
-            zoom, move = _around(boxes, valid_sizes, zoom, middles)
-        else:
-            zoom, move = _shift(boxes, valid_sizes, zoom, draws[:, 4:6], options)
-        target = box_ops.affine(boxes, zoom, move)
         limits = tf.cast(valid_sizes, tf.float32)
+        zoom = _fitting(boxes, limits, zoom)
+        shifts = _shifts(boxes, limits, zoom)
+        if options.keep_edges:
+            shifts = _at_edges(boxes, tf.cast(sizes, tf.float32), limits, zoom, shifts)
+        if references.context is None:
+            shift = _random(shifts, limits, draws[:, 4:6], options)
+        else:
+            start, extent = _starts_and_extents(boxes)
+            extent *= zoom[:, None]
+            corner = start + extent / 2
+            bounds = corner + shifts[0], corner + shifts[1]
+            middles = context.choose(
+                references.context, images, valid_sizes, extent, labels, bounds, draws[:, 4]
+            )
+            shift = tf.clip_by_value(tf.round(middles - corner), *shifts)
+        zoom, move = _map(boxes, zoom, shift)
+        target = box_ops.affine(boxes, zoom, move)
         target = box_ops.clip(target, limits[:, 0], limits[:, 1])  # by rounding errors at most
     else:
         zoom, move = _onto(boxes, given.boxes)
@@ -243,34 +254,38 @@ def _mirror(flip, sizes):
     return tf.where(flips, -1.0, 1.0), tf.where(flips, sizes, 0.0)
 
 
-def _fitting(boxes, valid_sizes, zoom):
+def _fitting(boxes, limits, zoom):
     """`zoom` [N], smaller where the box [N, 4] would not fit into the valid content."""
     _, extent = _starts_and_extents(boxes)
-    return tf.minimum(zoom, tf.reduce_min((tf.cast(valid_sizes, tf.float32) - 1.0) / extent, axis=1))
-
-
-def _shift(boxes, valid_sizes, zoom, draws, options):
-    """The map [N, 2], [N, 2] of a random whole-pixel shift that keeps boxes [N, 4] inside the content."""
-    limits = tf.cast(valid_sizes, tf.float32)
-    first, last = _shifts(boxes, limits, zoom)
-    reach = limits if options.mode == "uniform" else tf.floor(options.max_shift * limits)
-    # Where the reach ends before the content begins: the nearest place inside.
-    first, last = tf.clip_by_value(-reach, first, last), tf.clip_by_value(reach, first, last)
-    return _map(boxes, zoom, first + tf.cast(random.pick(draws, last - first + 1.0), tf.float32))
-
-
-def _around(boxes, valid_sizes, zoom, middles):
-    """The map [N, 2], [N, 2] of the whole-pixel shift that brings boxes [N, 4] nearest to `middles`."""
-    first, last = _shifts(boxes, tf.cast(valid_sizes, tf.float32), zoom)
-    start, extent = _starts_and_extents(boxes)
-    wanted = tf.round(middles - zoom[:, None] * extent / 2 - start)
-    return _map(boxes, zoom, tf.clip_by_value(wanted, first, last))
+    return tf.minimum(zoom, tf.reduce_min((limits - 1.0) / extent, axis=1))
 
 
 def _shifts(boxes, limits, zoom):
     """First and last whole-pixel shift [N, 2] of the top-left corner that keep zoomed boxes inside."""
     start, extent = _starts_and_extents(boxes)
     return tf.math.ceil(-start), tf.floor(limits - start - zoom[:, None] * extent)
+
+
+def _at_edges(boxes, sizes, limits, zoom, shifts):
+    """Of `shifts` the one that keeps the distance to the edge, along axes where the box [N, 4] is at one.
+
+    Edges are those of the box's own content, of `sizes` [N, 2]; the upper or left one if it is at both.
+    """
+    start, extent = _starts_and_extents(boxes)
+    beyond = sizes - start - extent
+    at_first, at_last = start <= EDGE * sizes, beyond <= EDGE * sizes
+    only = tf.where(at_first, 0.0, tf.round(limits - beyond - start - zoom[:, None] * extent))
+    only = tf.clip_by_value(only, *shifts)
+    first, last = (tf.where(at_first | at_last, only, one) for one in shifts)
+    return first, last
+
+
+def _random(shifts, limits, draws, options):
+    """One of `shifts` [N, 2], within reach of the box's own place."""
+    reach = limits if options.mode == "uniform" else tf.floor(options.max_shift * limits)
+    # Where the reach ends before the content begins: the nearest place inside.
+    first, last = tf.clip_by_value(-reach, *shifts), tf.clip_by_value(reach, *shifts)
+    return first + tf.cast(random.pick(draws, last - first + 1.0), tf.float32)
 
 
 def _map(boxes, zoom, shift):

@@ -104,6 +104,7 @@ def placement(settings: Train, arm: Arm) -> Placement:
         max_shift=settings.max_shift,
         top_k=settings.match_top_k,
         exemplar_flip=settings.exemplar_flip,
+        keep_edges=settings.keep_edges,
         file=settings.placement_file,
         layer=layer,
         noise=arm.gan in ("pix2pix", "psgan"),

@@ -153,6 +153,9 @@ class Train:
     max_shift: float = option(0.05, "Largest shift of the matched box, in image sides.", low=0.0, high=1.0)
     match_top_k: int = option(5, "Draw the matched image among this many best ones.", low=1, paper=1)
     exemplar_flip: bool = option(True, "Insert objects mirrored half of the time.", paper=False)
+    keep_edges: bool = option(
+        True, "An object cut off by its image's edge is inserted at that edge.", paper=False
+    )
     augment: bool = option(True, "Flip, shift, scale and light changes for detectors, the same in all arms.")
 
     gan_steps: int = option(20000, "Steps of pretrain_gan.", low=0)
