@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import re
+from pathlib import Path
 
 import pytest
 from absl import flags
@@ -10,6 +12,7 @@ from absl import flags
 from tf_detectorgan import config
 from tf_detectorgan.config import option
 from tf_detectorgan.errors import InputError
+from tf_detectorgan.prepare import Prepare
 from tf_detectorgan.training.settings import ARMS, Train
 
 
@@ -137,6 +140,20 @@ def test_a_flagfile_is_read(parse, tmp_path):
     file.write_text("# a comment\n--seed=7\n--arm=real_only,acgan\n")
     found = parse(Train, f"--flagfile={file}")
     assert (found.seed, found.arm) == (7, ("real_only", "acgan"))
+
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.flags"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_our_flagfiles_are_read_and_say_by_which_command(parse, file):
+    options = Prepare if file.stem.endswith("_prepare") else Train
+    text = file.read_text("utf-8")
+    assert parse(options, f"--flagfile={file}") != parse(options)
+    commands = {"prepare"} if options is Prepare else {"train", "reproduce"}
+    found = re.findall(rf"-m tf_detectorgan\.(\w+) .*configs/{file.name}", text)
+    assert found
+    assert set(found) <= commands
 
 
 def test_json_and_back():
