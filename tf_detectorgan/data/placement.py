@@ -197,14 +197,9 @@ def insertions(
         if references.context is None:
             shift = _random(shifts, limits, draws[:, 4:6], options)
         else:
-            start, extent = _starts_and_extents(boxes)
-            extent *= zoom[:, None]
-            corner = start + extent / 2
-            bounds = corner + shifts[0], corner + shifts[1]
-            middles = context.choose(
-                references.context, images, valid_sizes, extent, labels, bounds, draws[:, 4]
+            shift = _in_context(
+                references.context, images, valid_sizes, boxes, labels, zoom, shifts, draws[:, 4]
             )
-            shift = tf.clip_by_value(tf.round(middles - corner), *shifts)
         zoom, move = _map(boxes, zoom, shift)
         target = box_ops.affine(boxes, zoom, move)
         target = box_ops.clip(target, limits[:, 0], limits[:, 1])  # by rounding errors at most
@@ -286,6 +281,16 @@ def _random(shifts, limits, draws, options):
     # Where the reach ends before the content begins: the nearest place inside.
     first, last = tf.clip_by_value(-reach, *shifts), tf.clip_by_value(reach, *shifts)
     return first + tf.cast(random.pick(draws, last - first + 1.0), tf.float32)
+
+
+def _in_context(learned, images, valid_sizes, boxes, labels, zoom, shifts, draw):
+    """One of `shifts` [N, 2], to where the surroundings are like those of objects of the class."""
+    start, extent = _starts_and_extents(boxes)
+    extent *= zoom[:, None]
+    middle = start + extent / 2
+    bounds = middle + shifts[0], middle + shifts[1]
+    wanted = context.choose(learned, images, valid_sizes, extent, labels, bounds, draw)
+    return tf.clip_by_value(tf.round(wanted - middle), *shifts)
 
 
 def _map(boxes, zoom, shift):
