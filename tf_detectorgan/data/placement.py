@@ -160,7 +160,7 @@ def _context(references: References, dataset: Dataset, options: Placement) -> Co
     images = _decoded(references, tf.constant(rows), [len(rows), *dataset.image_shape])
     boxes = tf.gather_nd(references.boxes, np.stack([rows, columns], axis=1))
     sizes = tf.gather(references.valid_sizes, rows)
-    return context.learn(images, sizes, boxes, labels[rows, columns], options.exemplar_flip)
+    return context.learn(images, sizes, boxes, tf.constant(labels[rows, columns]), options.exemplar_flip)
 
 
 def insertions(
