@@ -35,11 +35,36 @@ def texture(rng, box):
     return layer
 
 
+def line(rng, box):
+    """A dark line along the box, of its width."""
+    layer = np.zeros((S, S, 1))
+    x0, y0, x1, y1 = box.astype(int)
+    layer[y0:y1, x0:x1] = -rng.uniform(0.3, 0.6)
+    return layer
+
+
+def anywhere(rng):
+    corner = rng.integers(2, S - 16, 2)
+    return np.concatenate([corner, corner + rng.integers(8, 14, 2)]).astype(np.float32)
+
+
+def thin_at(edge):
+    """A box of 2 pixels by 12 to 19 that begins at an edge."""
+
+    def box(rng):
+        along, length = rng.integers(8, S - 8), rng.integers(12, 20)
+        across = (0, length) if edge in ("left", "upper") else (S - length, S)
+        y, x = (across, (along, along + 2)) if edge in ("upper", "lower") else ((along, along + 2), across)
+        return np.array([x[0], y[0], x[1], y[1]], np.float32)
+
+    return box
+
+
 @pytest.fixture
 def scene(make_dataset):
-    """scene(draw): a data set of 40 labelled images, and what was drawn into them [40, S, S, 1]."""
+    """scene(draw, box): a data set of 40 labelled images, and what was drawn into them [40, S, S, 1]."""
 
-    def make(draw):
+    def make(draw, box_of=anywhere):
         rng = np.random.default_rng(3)
         dataset = make_dataset(side=S, clean=60, labelled=40)
         drawn = []
@@ -47,8 +72,7 @@ def scene(make_dataset):
             images = backgrounds(rng, len(dataset.examples[stream]))
             for image, example in zip(images, dataset.examples[stream], strict=True):
                 if stream == "train_labelled":
-                    corner = rng.integers(2, S - 16, 2)
-                    box = np.concatenate([corner, corner + rng.integers(8, 14, 2)]).astype(np.float32)
+                    box = box_of(rng)
                     drawn.append(draw(rng, box))
                     image = image + drawn[-1]
                     example |= {"boxes": box[None], "labels": np.zeros(1, np.int64)}
@@ -83,6 +107,16 @@ def test_layers_are_what_was_drawn(scene, draw, allowed):
         assert columns.max() < x1 + reach
 
 
+@pytest.mark.parametrize("edge", ["upper", "left", "lower", "right"])
+def test_an_object_cut_off_by_the_edge_keeps_its_strength(scene, edge):
+    """What is repeated beyond the edge would show the line to the predictor: it would be background."""
+    dataset, drawn = scene(line, thin_at(edge))
+    layers = object_layers.object_layers(dataset).images[:, 0]
+    strength = (layers * drawn).sum((1, 2, 3)) / (drawn**2).sum((1, 2, 3))
+    assert np.abs(np.median(strength) - 1) < 0.05
+    assert strength.min() > 0.7
+
+
 def test_no_object_no_layer(scene):
     dataset, _ = scene(lambda rng, box: np.zeros((S, S, 1)))
     layers, signal = object_layers.object_layers(dataset)
@@ -97,15 +131,25 @@ def test_shared_and_own_part_by_hand():
     noise -= noise.mean(0)
     mean = np.array([3.0, 0.0, 0.0, 4.0])
     strength = np.tile([0.5, 1.5], 50)
-    shared, own = _split(strength[:, None] * mean, np.zeros(100, int), noise)
+    shared, own = _split(strength[:, None] * mean, np.zeros(100, int), noise, np.zeros(4000, int))
     np.testing.assert_allclose(shared, strength[:, None] * mean, atol=1e-6)
     assert own.max() == 0
     own_part = rng.standard_normal((20000, 4)) * np.sqrt(1.5)
-    _, own = _split(mean + own_part, np.zeros(20000, int), noise)
+    _, own = _split(mean + own_part, np.zeros(20000, int), noise, np.zeros(4000, int))
     assert own == pytest.approx(1 - 1 / (1.5 * 3 / 4), abs=0.03)  # the strength takes one of four dimensions
-    few, own = _split(strength[:4, None] * mean, np.zeros(4, int), noise)
+    few, own = _split(strength[:4, None] * mean, np.zeros(4, int), noise, np.zeros(4000, int))
     assert (few == 0).all()  # fewer than FEWEST objects share nothing
     assert own == pytest.approx(1 - 1 / np.mean((strength[:4, None] * mean) ** 2), abs=0.01)
+
+
+def test_each_class_is_weighted_by_the_errors_of_its_own_boxes():
+    rng = np.random.default_rng(0)
+    classes, of_errors = np.repeat([0, 1, 2], 2000), np.repeat([0, 1, 2], [2000, 2000, 2])
+    noise = rng.standard_normal((4002, 50)) * np.where(of_errors == 0, 1.0, 2.0)[:, None]
+    found = rng.standard_normal((6000, 50)) * 3
+    _, own = _split(found, classes, noise, of_errors)
+    expected = [1 - 1 / 9, 1 - 4 / 9, 1 - 2.5 / 9]  # two errors of class 2 are too few: all of them
+    np.testing.assert_allclose(own[[0, 2000, 4000]], expected, atol=0.03)
 
 
 def test_what_it_cannot_do_is_said(make_dataset, monkeypatch):

@@ -75,7 +75,7 @@ def object_layers(dataset: Dataset) -> Layers:
     objects = [(i, k) for i, one in enumerate(labelled) for k in range(len(one.labels))]
     boxes = np.array([labelled[i].boxes[k] for i, k in objects], np.float64)
     classes = np.array([labelled[i].labels[k] for i, k in objects])
-    predictor, errors = _learn(clean, boxes, [labelled[i].valid_size for i, _ in objects])
+    predictor, errors, which = _learn(clean, boxes, [labelled[i].valid_size for i, _ in objects])
 
     crops = np.stack(
         [
@@ -87,19 +87,28 @@ def object_layers(dataset: Dataset) -> Layers:
     _, inside, mean = _parts(crops)
     behind = inside - residuals + mean
     flat = residuals.reshape(len(objects), -1)
-    shared, own = _split(flat, classes, errors.reshape(len(errors), -1))
+    shared, own = _split(flat, classes, errors.reshape(len(errors), -1), classes[which])
     layers = np.zeros(shape, np.float32)
     for m, (i, k) in enumerate(objects):
         common = _to_image(shared[m].reshape(residuals[m].shape), boxes[m], labelled[i].image.shape)
         whole = labelled[i].image - _to_image(behind[m], boxes[m], labelled[i].image.shape)
         layers[i, k] = _window(boxes[m], labelled[i].image.shape) * (common + own[m] * (whole - common))
-    return Layers(layers, _signal(flat, classes, errors, len(dataset.class_names)))
+    return Layers(layers, _signal(flat, classes, errors, classes[which], len(dataset.class_names)))
 
 
-def _signal(residuals: np.ndarray, classes: np.ndarray, errors: np.ndarray, count: int) -> np.ndarray:
+def _signal(residuals, classes, errors, of_errors, count: int) -> np.ndarray:
     """Wiener's share of each of `count` classes: 1 - power of errors / power of residuals, at least 0."""
-    power = [np.mean(residuals[classes == c] ** 2) if (classes == c).any() else np.nan for c in range(count)]
-    return np.maximum(0.0, 1.0 - np.mean(errors**2) / np.maximum(power, 1e-12))
+    found = np.full(count, np.nan)
+    for c in np.unique(classes):
+        power = np.mean(residuals[classes == c] ** 2)
+        found[c] = max(0.0, 1.0 - np.mean(_of_class(errors, of_errors, c) ** 2) / max(power, 1e-12))
+    return found
+
+
+def _of_class(errors, of_errors, c):
+    """The errors under boxes of the class `c`; all of them if they are too few to tell."""
+    mine = errors[of_errors == c]
+    return mine if len(mine) >= FEWEST else errors
 
 
 def _clean_images(dataset: Dataset) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -109,16 +118,18 @@ def _clean_images(dataset: Dataset) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(record.image, record.valid_size) for record in records]
 
 
-def _learn(clean, boxes: np.ndarray, sizes) -> tuple[_Predictor, np.ndarray]:
-    """The predictor from crops of clean images where objects may be, and its errors [n / 4, C, d] on others.
+def _learn(clean, boxes: np.ndarray, sizes) -> tuple[_Predictor, np.ndarray, np.ndarray]:
+    """The predictor from crops of clean images where objects may be, its errors [n / 4, C, d], and whose.
 
-    A clean image gets each time a labelled object's box, at its own place in the content, a little moved.
+    Errors are of other images than it was learned on. A clean image gets each time a labelled object's box,
+    at its own place in the content, a little moved; the last result is the index [n / 4] of that object.
     """
     rng = np.random.default_rng(0)
-    crops = []
+    crops, which = [], []
     for n in range(CROPS):
         image, valid = clean[n * len(clean) // CROPS]
-        m = rng.integers(len(boxes))
+        m = int(rng.integers(len(boxes)))
+        which.append(m)
         limits = np.asarray(valid[::-1], np.float64)
         extent = np.minimum(boxes[m, 2:] - boxes[m, :2], limits - 1)
         start = boxes[m, :2] / np.asarray(sizes[m][::-1]) * limits + rng.uniform(-0.08, 0.08, 2) * limits
@@ -132,15 +143,16 @@ def _learn(clean, boxes: np.ndarray, sizes) -> tuple[_Predictor, np.ndarray]:
     x = x - mean_x
     ridge = RIDGE * len(x) * np.eye(x.shape[1])
     predictor = _Predictor(mean_x, mean_y, np.linalg.solve(x.T @ x + ridge, x.T @ (y - mean_y)))
-    return predictor, predictor.residuals(np.stack(crops[last:]))
+    return predictor, predictor.residuals(np.stack(crops[last:])), np.array(which[last:])
 
 
-def _split(residuals: np.ndarray, classes: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _split(residuals, classes, errors, of_errors) -> tuple[np.ndarray, np.ndarray]:
     """The shared part of each object [M, d], and the weight of its own [M], from residuals [M, d].
 
+    `errors` [n, d] are under boxes of the classes `of_errors` [n].
     The shared part is the class's mean residual; its strength in one object is the best linear unbiased
     estimate under the errors' covariance. The weight is Wiener's, one a class: the share of what remains that
-    is no error.
+    is no error of that class's boxes.
     """
     bias = errors.mean(0)
     covariance = np.atleast_2d(np.cov(errors.T))
@@ -156,7 +168,8 @@ def _split(residuals: np.ndarray, classes: np.ndarray, errors: np.ndarray) -> tu
             strength = np.maximum(found @ probe / max(mean @ probe, 1e-12), FAINTEST)
             shared[mine] = strength[:, None] * mean
         rest = ((found - shared[mine]) ** 2).mean()
-        own[mine] = max(0.0, 1.0 - power / rest) if rest > 0 else 0.0
+        noise = _of_class(errors, of_errors, c).var(0).mean()
+        own[mine] = max(0.0, 1.0 - noise / rest) if rest > 0 else 0.0
     return shared, own
 
 
@@ -168,13 +181,32 @@ def _parts(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _crop(image: np.ndarray, box: np.ndarray, valid_size) -> np.ndarray:
-    """[C, SIDE, SIDE]: bilinear, EXTENT box sides around the box's middle; the content's edge is repeated."""
+    """[C, SIDE, SIDE]: bilinear, EXTENT box sides around the box's middle; the content's edge is repeated.
+
+    An object at the edge is not repeated: there the edge is interpolated over the hole.
+    """
     x, y = ((box[k] + box[k + 2]) / 2 + _CENTRES * (box[k + 2] - box[k]) - 0.5 for k in (0, 1))
     rows, columns = np.clip(y, 0, valid_size[0] - 1), np.clip(x, 0, valid_size[1] - 1)
     where = np.meshgrid(rows, columns, indexing="ij")
-    return np.stack(
+    crop = np.stack(
         [ndimage.map_coordinates(channel, where, order=1) for channel in np.moveaxis(image, -1, 0)]
     )
+    hole = [
+        np.abs(v + 0.5 - (box[k] + box[k + 2]) / 2) < HOLE / 2 * (box[k + 2] - box[k]) + 0.5
+        for v, k in ((rows, 1), (columns, 0))
+    ]
+    _bridge(crop, (rows != y) & hole[0], hole[1])
+    _bridge(crop.swapaxes(1, 2), (columns != x) & hole[1], hole[0])
+    return crop
+
+
+def _bridge(crop: np.ndarray, lines: np.ndarray, hole: np.ndarray) -> None:
+    """In place: interpolates crops [C, rows, columns] over `hole`, some columns, in `lines`, some rows."""
+    at = np.arange(len(hole))
+    if not hole.all():
+        for channel in crop:
+            for row in np.flatnonzero(lines):
+                channel[row, hole] = np.interp(at[hole], at[~hole], channel[row, ~hole])
 
 
 def _to_image(hole: np.ndarray, box: np.ndarray, shape) -> np.ndarray:
