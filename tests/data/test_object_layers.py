@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tf_detectorgan.data import object_layers
-from tf_detectorgan.data.object_layers import _split
+from tf_detectorgan.data.object_layers import _noise, _split
 from tf_detectorgan.errors import InputError
 
 S = 48
@@ -131,25 +131,27 @@ def test_shared_and_own_part_by_hand():
     noise -= noise.mean(0)
     mean = np.array([3.0, 0.0, 0.0, 4.0])
     strength = np.tile([0.5, 1.5], 50)
-    shared, own = _split(strength[:, None] * mean, np.zeros(100, int), noise, np.zeros(4000, int))
+    shared, own = _split(strength[:, None] * mean, np.zeros(100, int), noise, np.ones(1))
     np.testing.assert_allclose(shared, strength[:, None] * mean, atol=1e-6)
     assert own.max() == 0
     own_part = rng.standard_normal((20000, 4)) * np.sqrt(1.5)
-    _, own = _split(mean + own_part, np.zeros(20000, int), noise, np.zeros(4000, int))
+    _, own = _split(mean + own_part, np.zeros(20000, int), noise, np.ones(1))
     assert own == pytest.approx(1 - 1 / (1.5 * 3 / 4), abs=0.03)  # the strength takes one of four dimensions
-    few, own = _split(strength[:4, None] * mean, np.zeros(4, int), noise, np.zeros(4000, int))
+    few, own = _split(strength[:4, None] * mean, np.zeros(4, int), noise, np.ones(1))
     assert (few == 0).all()  # fewer than FEWEST objects share nothing
     assert own == pytest.approx(1 - 1 / np.mean((strength[:4, None] * mean) ** 2), abs=0.01)
 
 
 def test_each_class_is_weighted_by_the_errors_of_its_own_boxes():
+    """Two errors of class 2 are too few to tell: all of them count, as where there is none, in class 3."""
     rng = np.random.default_rng(0)
-    classes, of_errors = np.repeat([0, 1, 2], 2000), np.repeat([0, 1, 2], [2000, 2000, 2])
-    noise = rng.standard_normal((4002, 50)) * np.where(of_errors == 0, 1.0, 2.0)[:, None]
+    of_errors = np.repeat([0, 1, 2], [2000, 2000, 2])
+    errors = rng.standard_normal((4002, 50)) * np.where(of_errors == 0, 1.0, 2.0)[:, None]
+    noise = _noise(errors, of_errors, 4)
+    np.testing.assert_allclose(noise, [1, 4, 2.5, 2.5], rtol=0.03)
     found = rng.standard_normal((6000, 50)) * 3
-    _, own = _split(found, classes, noise, of_errors)
-    expected = [1 - 1 / 9, 1 - 4 / 9, 1 - 2.5 / 9]  # two errors of class 2 are too few: all of them
-    np.testing.assert_allclose(own[[0, 2000, 4000]], expected, atol=0.03)
+    _, own = _split(found, np.repeat([0, 1, 2], 2000), errors, noise)
+    np.testing.assert_allclose(own[[0, 2000, 4000]], 1 - np.array([1, 4, 2.5]) / 9, atol=0.03)
 
 
 def test_what_it_cannot_do_is_said(make_dataset, monkeypatch):

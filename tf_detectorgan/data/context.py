@@ -62,15 +62,8 @@ def choose(context: Context, images, valid_sizes, extents, labels, bounds, draw)
     cells = (tf.range(GRID, dtype=tf.float32) + 0.5) / GRID
     grid = tf.reshape(tf.stack(tf.meshgrid(cells, cells, indexing="ij"), axis=-1), [1, -1, 2])
     rings = _rings(_thumbnails(images, valid_sizes), grid, halves)  # [N, P, R]
-    # Mean squared difference [N, P, M] of every place and every object.
-    looks = (
-        tf.reduce_mean(rings**2, -1)[..., None]
-        + tf.reduce_mean(context.rings**2, -1)
-        - 2.0 / POINTS * tf.einsum("npr,mr->npm", rings, context.rings)
-    )
     limits = tf.cast(valid_sizes, tf.float32)[:, None] / side
-    away = tf.reduce_sum(((grid / limits)[:, :, None] - context.places) ** 2, -1)  # [N, P, M]
-    kernel = -looks / (2 * LOOKS_WIDTH**2) - away / (2 * PLACE_WIDTH**2)
+    kernel = -_squared_distances(_scaled(rings, grid / limits), _scaled(context.rings, context.places)) / 2
     alike = (labels[:, None] == context.labels)[:, None]  # [N, 1, M]
     density = tf.reduce_logsumexp(tf.where(alike, kernel, -np.inf), axis=-1)
     first, last = (bound[:, None] / side for bound in bounds)
@@ -81,6 +74,20 @@ def choose(context: Context, images, valid_sizes, extents, labels, bounds, draw)
     wanted = tf.cast(draw, tf.float64)[:, None] * total[:, -1:]
     place = tf.searchsorted(total, wanted, side="right")[:, 0]
     return tf.gather(grid[0], tf.minimum(place, GRID * GRID - 1)) * side
+
+
+def _scaled(rings, places) -> tf.Tensor:
+    """[..., R + 2]: looks and position in widths of their kernels."""
+    return tf.concat([rings / (LOOKS_WIDTH * POINTS**0.5), places / PLACE_WIDTH], axis=-1)
+
+
+def _squared_distances(places, objects) -> tf.Tensor:
+    """[N, P, M]: of places [N, P, D] and objects [M, D]."""
+    return (
+        tf.reduce_sum(places**2, -1)[..., None]
+        + tf.reduce_sum(objects**2, -1)
+        - 2.0 * tf.einsum("npd,md->npm", places, objects)
+    )
 
 
 def _thumbnails(images, valid_sizes) -> tf.Tensor:

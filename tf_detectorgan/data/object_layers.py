@@ -86,29 +86,29 @@ def object_layers(dataset: Dataset) -> Layers:
     residuals = predictor.residuals(crops)
     _, inside, mean = _parts(crops)
     behind = inside - residuals + mean
-    flat = residuals.reshape(len(objects), -1)
-    shared, own = _split(flat, classes, errors.reshape(len(errors), -1), classes[which])
+    bias = errors.mean(0)
+    flat, errors = (one.reshape(len(one), -1) for one in (residuals - bias, errors - bias))
+    noise = _noise(errors, classes[which], len(dataset.class_names))
+    shared, own = _split(flat, classes, errors, noise)
     layers = np.zeros(shape, np.float32)
     for m, (i, k) in enumerate(objects):
         common = _to_image(shared[m].reshape(residuals[m].shape), boxes[m], labelled[i].image.shape)
         whole = labelled[i].image - _to_image(behind[m], boxes[m], labelled[i].image.shape)
         layers[i, k] = _window(boxes[m], labelled[i].image.shape) * (common + own[m] * (whole - common))
-    return Layers(layers, _signal(flat, classes, errors, classes[which], len(dataset.class_names)))
+    return Layers(layers, _signal(flat, classes, noise))
 
 
-def _signal(residuals, classes, errors, of_errors, count: int) -> np.ndarray:
-    """Wiener's share of each of `count` classes: 1 - power of errors / power of residuals, at least 0."""
-    found = np.full(count, np.nan)
-    for c in np.unique(classes):
-        power = np.mean(residuals[classes == c] ** 2)
-        found[c] = max(0.0, 1.0 - np.mean(_of_class(errors, of_errors, c) ** 2) / max(power, 1e-12))
-    return found
+def _noise(errors: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
+    """Power of errors [n, d] under boxes of each of `count` classes; of all if they are too few to tell."""
+    mine = [errors[classes == c] for c in range(count)]
+    return np.array([np.mean((some if len(some) >= FEWEST else errors) ** 2) for some in mine])
 
 
-def _of_class(errors, of_errors, c):
-    """The errors under boxes of the class `c`; all of them if they are too few to tell."""
-    mine = errors[of_errors == c]
-    return mine if len(mine) >= FEWEST else errors
+def _signal(residuals: np.ndarray, classes: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Wiener's share of each class: 1 - `noise` / power of residuals, at least 0; NaN without an object."""
+    mine = [residuals[classes == c] for c in range(len(noise))]
+    power = np.array([np.mean(some**2) if len(some) else np.nan for some in mine])
+    return np.maximum(0.0, 1.0 - noise / np.maximum(power, 1e-12))
 
 
 def _clean_images(dataset: Dataset) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -128,7 +128,7 @@ def _learn(clean, boxes: np.ndarray, sizes) -> tuple[_Predictor, np.ndarray, np.
     crops, which = [], []
     for n in range(CROPS):
         image, valid = clean[n * len(clean) // CROPS]
-        m = int(rng.integers(len(boxes)))
+        m = rng.integers(len(boxes))
         which.append(m)
         limits = np.asarray(valid[::-1], np.float64)
         extent = np.minimum(boxes[m, 2:] - boxes[m, :2], limits - 1)
@@ -146,30 +146,30 @@ def _learn(clean, boxes: np.ndarray, sizes) -> tuple[_Predictor, np.ndarray, np.
     return predictor, predictor.residuals(np.stack(crops[last:])), np.array(which[last:])
 
 
-def _split(residuals, classes, errors, of_errors) -> tuple[np.ndarray, np.ndarray]:
+def _split(
+    residuals: np.ndarray, classes: np.ndarray, errors: np.ndarray, noise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The shared part of each object [M, d], and the weight of its own [M], from residuals [M, d].
 
-    `errors` [n, d] are under boxes of the classes `of_errors` [n].
+    `errors` [n, d] have mean 0; `noise` is their power by class.
     The shared part is the class's mean residual; its strength in one object is the best linear unbiased
     estimate under the errors' covariance. The weight is Wiener's, one a class: the share of what remains that
     is no error of that class's boxes.
     """
-    bias = errors.mean(0)
     covariance = np.atleast_2d(np.cov(errors.T))
     power = np.trace(covariance) / len(covariance)
     covariance = covariance + (LOADING * power + 1e-8) * np.eye(len(covariance))
     shared, own = np.zeros_like(residuals), np.zeros(len(residuals))
     for c in np.unique(classes):
         mine = classes == c
-        found = residuals[mine] - bias
+        found = residuals[mine]
         if mine.sum() >= FEWEST:
             mean = found.mean(0)
             probe = np.linalg.solve(covariance, mean)
             strength = np.maximum(found @ probe / max(mean @ probe, 1e-12), FAINTEST)
             shared[mine] = strength[:, None] * mean
         rest = ((found - shared[mine]) ** 2).mean()
-        noise = _of_class(errors, of_errors, c).var(0).mean()
-        own[mine] = max(0.0, 1.0 - noise / rest) if rest > 0 else 0.0
+        own[mine] = max(0.0, 1.0 - noise[c] / rest) if rest > 0 else 0.0
     return shared, own
 
 
@@ -191,22 +191,23 @@ def _crop(image: np.ndarray, box: np.ndarray, valid_size) -> np.ndarray:
     crop = np.stack(
         [ndimage.map_coordinates(channel, where, order=1) for channel in np.moveaxis(image, -1, 0)]
     )
-    hole = [
+    down, across = (
         np.abs(v + 0.5 - (box[k] + box[k + 2]) / 2) < HOLE / 2 * (box[k + 2] - box[k]) + 0.5
         for v, k in ((rows, 1), (columns, 0))
-    ]
-    _bridge(crop, (rows != y) & hole[0], hole[1])
-    _bridge(crop.swapaxes(1, 2), (columns != x) & hole[1], hole[0])
+    )  # cells that show a row, a column of the hole
+    _bridge(crop, (rows != y) & down, across)
+    _bridge(crop.swapaxes(1, 2), (columns != x) & across, down)
     return crop
 
 
 def _bridge(crop: np.ndarray, lines: np.ndarray, hole: np.ndarray) -> None:
     """In place: interpolates crops [C, rows, columns] over `hole`, some columns, in `lines`, some rows."""
+    if hole.all():
+        return
     at = np.arange(len(hole))
-    if not hole.all():
-        for channel in crop:
-            for row in np.flatnonzero(lines):
-                channel[row, hole] = np.interp(at[hole], at[~hole], channel[row, ~hole])
+    for channel in crop:
+        for row in np.flatnonzero(lines):
+            channel[row, hole] = np.interp(at[hole], at[~hole], channel[row, ~hole])
 
 
 def _to_image(hole: np.ndarray, box: np.ndarray, shape) -> np.ndarray:

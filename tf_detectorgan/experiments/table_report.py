@@ -6,7 +6,7 @@ Means over seeds; intervals and comparisons resample seeds and test groups toget
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,13 +133,18 @@ def write_table(
     pictures = {"plots": _plots(table, content["columns"], numbers["rows"])}
     checkpoints.write_text(page, templates.get_template("table.html").render(content | pictures))
     checkpoints.write_text(page.with_suffix(".md"), templates.get_template("table.md").render(content))
+    return page, _text(content)
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    """Rows, published rows and sentences of comparisons, for a terminal."""
     lines = [["", *content["columns"], "seeds"]]
-    for row in numbers["rows"]:
+    for row in content["rows"]:
         lines.append([row["title"], *(cell(c) for c in row["cells"]), str(row["seeds"])])
-    for row in numbers["published"]:
+    for row in content["published"]:
         lines.append([f"{row['title']}, published", *map(published_cell, row["cells"]), ""])
     sentences = [s for _, group in content["comparisons"] for s in group]
-    return page, "\n".join([aligned(lines), *sentences])
+    return "\n".join([aligned(lines), *sentences])
 
 
 def _plots(table: Table, titles: Sequence[str], rows: Sequence[dict]) -> list[str]:
