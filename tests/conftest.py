@@ -33,6 +33,12 @@ hypothesis.settings.load_profile("repeatable")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """Files with a slow test come first: what is dealt out last is short, and both processes end together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     """Seeds Python, NumPy and TensorFlow, resets Keras: no test's numbers depend on the tests before it."""

@@ -39,6 +39,7 @@ def _optimizer(DET, momentum, clipnorm=None):
     return optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum,clipnorm", [(0.0, None), (0.9, 0.5)])
 def test_gradient_equals_central_differences(float64, momentum, clipnorm):
     DET, y, syn, y2 = _detector(), _labelled(1), _labelled(2), _labelled(3)
