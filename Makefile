@@ -20,7 +20,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 demo: .venv/installed
 	$(BIN)/python -m tf_detectorgan.train --flagfile=configs/demo.flags
 
-# Files side by side, in this order: the image test comes first, so that it does not run alone at the end.
+# Files side by side, in the order of tests/conftest.py: the image test comes first, so that it does not run alone at the end.
 TEST_WORKERS ?= 2
 
 test: lint

@@ -108,6 +108,11 @@ def _signal(residuals: np.ndarray, classes: np.ndarray, noise: np.ndarray) -> np
     """Wiener's share of each class: 1 - `noise` / power of residuals, at least 0; NaN without an object."""
     mine = [residuals[classes == c] for c in range(len(noise))]
     power = np.array([np.mean(some**2) if len(some) else np.nan for some in mine])
+    return _wiener(noise, power)
+
+
+def _wiener(noise, power):
+    """The share of `power` that is not `noise`, at least 0."""
     return np.maximum(0.0, 1.0 - noise / np.maximum(power, 1e-12))
 
 
@@ -168,8 +173,7 @@ def _split(
             probe = np.linalg.solve(covariance, mean)
             strength = np.maximum(found @ probe / max(mean @ probe, 1e-12), FAINTEST)
             shared[mine] = strength[:, None] * mean
-        rest = ((found - shared[mine]) ** 2).mean()
-        own[mine] = max(0.0, 1.0 - noise[c] / rest) if rest > 0 else 0.0
+        own[mine] = _wiener(noise[c], np.mean((found - shared[mine]) ** 2))
     return shared, own
 
 
