@@ -1,5 +1,6 @@
 """What every test runs under: a quiet TensorFlow on two CPU devices, a fixed seed, the way to real images."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -116,18 +117,30 @@ def tiny_phantom(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory, tiny_phantom):
-    """A run directory in which `cut_paste` is finished, after two steps. Copy it before writing to it."""
+def finished_run(tmp_path_factory, tiny_phantom, worker_id):
+    """A run directory in which `cut_paste` is finished, after two steps. Copy it before writing to it.
+
+    Whichever process of the tests wants it first makes it for all.
+    """
+    own = tmp_path_factory.getbasetemp()
+    path = (own if worker_id == "master" else own.parent) / "finished"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (path / "report.html").exists():
+            _train(path, tiny_phantom("own"))
+    return path
+
+
+def _train(run_dir, data_dir):
     from tf_detectorgan import train
     from tf_detectorgan.training.settings import Train
 
-    path = tmp_path_factory.mktemp("runs") / "finished"
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         train.main(
             Train(
-                run_dir=str(path),
-                data_dir=str(tiny_phantom("own")),
+                run_dir=str(run_dir),
+                data_dir=str(data_dir),
                 arm=("cut_paste",),
                 exemplar="image",
                 generator_filters=4,
@@ -143,4 +156,3 @@ def finished_run(tmp_path_factory, tiny_phantom):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return path

@@ -26,7 +26,7 @@ FLAGS = [
     "--generator_blocks=1",
     "--discriminator_filters=4",
     "--crop_size=16",
-    "--anchor_sizes=2,4,8",
+    "--detector=tests.own_detector:tiny",
     "--gan_batch=2",
     "--gan_steps=3",
     f"--joint_steps={JOINT_STEPS}",
@@ -69,8 +69,8 @@ class Call:
         self.process.kill()
         self.process.wait()
 
-    def wait_for(self, *files):
-        while not all(file.exists() for file in files):
+    def wait_until(self, happened):
+        while not happened():
             assert self.process.poll() is None, self.process.communicate()[1]
             time.sleep(0.005)
 
@@ -92,13 +92,12 @@ def runs(data, tmp_path_factory):
     joint = killed / "arms" / "detectorgan" / "joint"
     after = random.SystemRandom().choice(range(CHECKPOINT_EVERY, JOINT_STEPS - 3, CHECKPOINT_EVERY))
     with Call(whole, data) as all_arms:
-        pretraining = [
-            whole / "shared" / phase / "done.json" for phase in ("pretrain_gan", "audit_detector_1")
-        ]
-        all_arms.wait_for(*pretraining)
+        last = (whole / "shared" / phase for phase in ("pretrain_gan", "audit_detector_1"))
+        for phase in last:
+            all_arms.wait_until((phase / "done.json").exists)
         shutil.copytree(whole / "shared", killed / "shared")
         with Call(killed, data, arms=["detectorgan"]) as first:
-            first.wait_for(joint / f"ckpt-{after}.index")
+            first.wait_until(lambda: steps_saved(joint) >= after)
             time.sleep(random.SystemRandom().uniform(0, 0.15))
             first.process.kill()
             assert first.finish()[2] == -9
@@ -109,6 +108,12 @@ def runs(data, tmp_path_factory):
         out, errors, code = all_arms.finish()
         assert code == 0, errors
     return types.SimpleNamespace(whole=whole, printed=out, killed=killed, after=after)
+
+
+def steps_saved(directory):
+    """As a call that goes on will find it: a checkpoint counts when the folder's index names it."""
+    newest = tf.train.latest_checkpoint(str(directory))
+    return int(newest.rpartition("-")[2]) if newest else 0
 
 
 def read_json(file):
@@ -168,7 +173,7 @@ def test_arms_share_what_they_start_from_and_differ_where_they_should(runs):
         assert len({a.tobytes() for a in (start[name], no_det[name], det[name])}) == 3, name
     pretrained = tensors(run / "shared" / "pretrain_detector")
     detector = [name for name in pretrained if name.startswith("optimizer/_trainable_variables/")]
-    assert len(detector) > 20
+    assert len(detector) == 10
     for name in detector:
         assert np.any(pretrained[name] != det[f"detector_{name}"]), name
     assert not [name for name in no_det if name.startswith(("DET", "detector"))]
@@ -240,7 +245,7 @@ def test_a_killed_run_ends_with_the_very_same_numbers(runs):
     assert read_json(killed / "joint" / "done.json")["seconds_cover_steps_from"] >= runs.after, reached
     for phase in ("joint", "final_detector"):
         expected, found = tensors(whole / phase), tensors(killed / phase)
-        assert len(expected) > 100
+        assert len(expected) > 30
         assert found.keys() == expected.keys()
         assert [name for name in expected if not np.array_equal(found[name], expected[name])] == [], reached
     for number in range(SYNTHETIC):

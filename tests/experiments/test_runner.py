@@ -198,10 +198,10 @@ def test_a_signal_ends_the_processes(monkeypatch, tmp_path):
 
 
 FLAGS = """
+--detector=tests.own_detector:tiny
 --generator_filters=4
 --generator_blocks=1
 --discriminator_filters=4
---anchor_sizes=2,4,8
 --gan_batch=2
 --detector_batch=2
 --pretrain_detector_steps=1

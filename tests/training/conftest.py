@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import own_detector
 from tf_detectorgan.batch import Batch, Insertion, Labelled
 from tf_detectorgan.data import noise
-from tf_detectorgan.models.detectors import anchors, retinanet
+from tf_detectorgan.models.detectors import anchors
 from tf_detectorgan.models.discriminators import patch_gan
 from tf_detectorgan.models.generators import Composition, resnet_generator
 from tf_detectorgan.models.person_discriminator import PersonDiscriminator
@@ -73,7 +74,7 @@ def players(recipe="ours", *, detector=True, pool_size=0, batch_size=2, clipnorm
         DIS_globalX = patch_gan(shape, filters=4, layers=2, name="DIS_globalX")
         DIS_localX = patch_gan((CROP, CROP, 1), filters=4, layers=1, name="DIS_localX")
         DIS_globalY = patch_gan(shape, filters=4, layers=2, name="DIS_globalY")
-        DET = retinanet.small(shape, CLASSES, sizes=(8.0, 16.0, 24.0), width=16)
+        DET = own_detector.tiny(shape, CLASSES, sizes=(10.0,))
         theta = G_X.trainable_variables + G_Y.trainable_variables
         phi = [v for net in (DIS_globalX, DIS_localX, DIS_globalY) for v in net.trainable_variables]
         generator_optimizer, discriminator_optimizer = sgd(theta), sgd(phi)

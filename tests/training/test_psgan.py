@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import own_detector
 from tf_detectorgan import checkpoints, losses
-from tf_detectorgan.models.detectors import retinanet
 from tf_detectorgan.models.unet import redraw
 from tf_detectorgan.training import phases, run_directory
 from tf_detectorgan.training.joint_step import ALONE, Players, joint_step
@@ -67,7 +67,7 @@ def test_step_with_a_detector_is_the_gradient_of_the_written_objective(tiny):
         tiny.aligned(tiny.batch()),
         tiny.objective(lambda_real=20.0, lambda_syn=2.0),
     )
-    DET = retinanet.small((SIDE, SIDE, 1), 2, sizes=(8.0, 16.0, 24.0), width=16)
+    DET = own_detector.tiny((SIDE, SIDE, 1), 2, sizes=(10.0,))
     optimizer = tiny.sgd(DET.network.trainable_variables)
     with tf.GradientTape(persistent=True) as tape:
         own, y_drawn = own_objective(gan, b)
@@ -127,6 +127,7 @@ def test_an_arm_starts_where_its_pretraining_ends(tmp_path, tiny_phantom, monkey
         run_dir=str(tmp_path / "run"),
         data_dir=str(tiny_phantom("psgan")),
         arm=("psgan",),
+        detector="tests.own_detector:tiny",
         generator_filters=2,
         discriminator_filters=2,
         gan_batch=2,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_detectorgan.models.detectors import retinanet
+from tests import own_detector
 from tf_detectorgan.training import replicas, unroll, update_rules
 from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.joint_step import Players, joint_step
@@ -92,7 +92,7 @@ def test_joint_step_of_psgan(tiny, mirrored):
     def players(strategy):
         keras.utils.set_random_seed(1)
         with strategy.scope():
-            DET = retinanet.small((32, 32, 1), 2, sizes=(8.0, 16.0, 24.0), width=16)
+            DET = own_detector.tiny((32, 32, 1), 2, sizes=(10.0,))
             optimizer = tiny.sgd(DET.network.trainable_variables)
         return Players(tiny.psgan("box", strategy=strategy), DET, optimizer)
 
@@ -111,7 +111,7 @@ def test_joint_step_of_psgan(tiny, mirrored):
 def detector(strategy):
     keras.utils.set_random_seed(0)
     with strategy.scope():
-        DET = retinanet.small((32, 32, 1), 2, sizes=(8.0, 16.0, 24.0), width=16)
+        DET = own_detector.tiny((32, 32, 1), 2, sizes=(10.0,))
         optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
         optimizer.build(DET.network.trainable_variables)
     return DET, optimizer
@@ -197,7 +197,7 @@ def test_detector_step_is_plain_gradient_descent(tiny):
     """On one device: Keras's SGD on (focal + smooth L1) / positives, nothing more."""
     labelled = tiny.labelled(np.random.default_rng(0), 2)
     keras.utils.set_random_seed(0)
-    DET = retinanet.small((32, 32, 1), 2, sizes=(8.0, 16.0, 24.0), width=16)
+    DET = own_detector.tiny((32, 32, 1), 2, sizes=(10.0,))
     variables = DET.network.trainable_variables
     targets = DET.targets(labelled)
     with tf.GradientTape() as tape:
