@@ -1,8 +1,10 @@
 """Which runs a table needs, and what happens when one ends. The processes are small scripts."""
 
 import base64
+import dataclasses
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -10,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from tf_detectorgan import reproduce
 from tf_detectorgan.errors import InputError, Interrupted
 from tf_detectorgan.experiments import figures, runner
 from tf_detectorgan.experiments.runner import Cell, Job, parse_only, plan
 from tf_detectorgan.experiments.table_report import distinct, write_table
 from tf_detectorgan.experiments.tables import BASE, TABLES, Column, Row, Table, Variant
+from tf_detectorgan.reproduce import Reproduce
+
+ROOT = Path(__file__).resolve().parents[2]
 
 MORE = Variant("more", ("--synthetic_count=9",), continues=True)
 OTHER = Variant("other", ("--phantom_train_images=9",))
@@ -212,55 +218,71 @@ FLAGS = """
 """
 
 
+@pytest.fixture
+def handlers():
+    """`reproduce` takes over two signals; they are given back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def command(options, *flags):
+    """`reproduce` in a process of its own, whose standard output is returned."""
+    words = [f"--config={options.config}", f"--out={options.out}"]
+    words += [f"--seeds={','.join(map(str, options.seeds))}", *flags]
+    done = subprocess.run(
+        [sys.executable, "-m", "tf_detectorgan.reproduce", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 @pytest.mark.slow
-def test_the_command_trains_a_table_and_then_finds_it_done(tmp_path, tiny_phantom):
-    flagfile = tmp_path / "tiny.flags"
+def test_the_command_trains_a_table_and_then_finds_it_done(tmp_path, tiny_phantom, handlers, capsys):
+    flagfile, out = tmp_path / "tiny.flags", tmp_path / "out"
     flagfile.write_text(FLAGS + f"--data_dir={tiny_phantom('table')}\n")
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "tf_detectorgan.reproduce", "--table=1", f"--config={flagfile}"]
-    command += [f"--out={out}", "--seeds=0,1", "--only=real_only,cut_paste:1", "--workers=2"]
-    first = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert first.returncode == 0, first.stderr[-2000:]
+    everything = Reproduce(config=str(flagfile), out=str(out), seeds=(0, 1))
+    options = dataclasses.replace(everything, only=("real_only", "cut_paste:1"))
+    first = command(options, "--only=real_only,cut_paste:1", "--workers=2")
     numbers = json.loads((out / "table_1.json").read_text())
     assert [(row["title"], row["seeds"]) for row in numbers["rows"]] == [("real_only", 2), ("cut_paste", 1)]
     for seed in (0, 1):
         own = out / "base" / f"seed{seed}" / "arms" / "real_only" / "evaluation" / "metrics.json"
         value = json.loads(own.read_text())["ap"]["0.1"]["value"]
         assert numbers["rows"][0]["cells"][0]["by_seed"][str(seed)] == value
-    assert "3 trainings to do in 2 runs" in first.stdout
+    assert "3 trainings to do in 2 runs" in first
     assert "cut_paste − real_only" in (out / "table_1.md").read_text()
     assert "cut_paste:0" in numbers["unfinished"]
     assert (out / "table_1.html").read_text().count('src="data:image/svg') == 2
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 0
-    assert "0 trainings to do" in again.stdout
+    reproduce.main(options)
+    assert "0 trainings to do" in capsys.readouterr().out
     other = tiny_phantom("more", seed=9, test_images=3)
-    scored = subprocess.run([*command, f"--test_data={other}"], capture_output=True, text=True, check=False)
-    assert scored.returncode == 0, scored.stderr[-2000:]
+    reproduce.main(dataclasses.replace(options, test_data=str(other)))
     (more,) = out.glob("table_1_more-*.json")
     counts = json.loads(more.read_text())["counts"]
     assert (counts["images"], numbers["counts"]["images"]) == (3 + 2, 4 + 2)
     assert json.loads((out / "table_1.json").read_text()) == numbers
-    pod = [a for a in command if not a.startswith("--only")] + ["--completion_index=3"]  # cut_paste, seed 1
-    assert "cut_paste, seed 1: done" in subprocess.run(pod, capture_output=True, text=True, check=True).stdout
+    reproduce.main(dataclasses.replace(everything, completion_index=3))
+    assert "cut_paste, seed 1: done" in capsys.readouterr().out
     assert not (out / "cells").exists()
-    refused = subprocess.run([*command, "--table=bound"], capture_output=True, text=True, check=False)
-    assert refused.returncode == 78
-    assert "draws its own data" in refused.stderr
+    with pytest.raises(InputError, match="draws its own data"):
+        reproduce.main(dataclasses.replace(everything, table="bound"))
 
 
 @pytest.mark.slow
-def test_a_cell_trained_apart_is_gathered_into_the_table(tmp_path, tiny_phantom):
-    flagfile = tmp_path / "tiny.flags"
+def test_a_cell_trained_apart_is_gathered_into_the_table(tmp_path, tiny_phantom, handlers, capsys):
+    flagfile, out = tmp_path / "tiny.flags", tmp_path / "out"
     flagfile.write_text(FLAGS + f"--data_dir={tiny_phantom('cell')}\n")
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "tf_detectorgan.reproduce", f"--config={flagfile}", f"--out={out}"]
-    command += ["--seeds=0"]
-    pod = subprocess.run([*command, "--completion_index=1"], capture_output=True, text=True, check=True)
-    assert "cell 1: cut_paste, seed 0: done" in pod.stdout
+    options = Reproduce(config=str(flagfile), out=str(out), seeds=(0,))
+    assert "cell 1: cut_paste, seed 0: done" in command(options, "--completion_index=1")
     assert not (out / "table_1.json").exists()
-    table = subprocess.run([*command, "--only=cut_paste"], capture_output=True, text=True, check=True)
-    assert "0 trainings to do" in table.stdout
+    reproduce.main(dataclasses.replace(options, only=("cut_paste",)))
+    assert "0 trainings to do" in capsys.readouterr().out
     assert [row["title"] for row in json.loads((out / "table_1.json").read_text())["rows"]] == ["cut_paste"]
     page, text = write_table("3", TABLES["3"], [0], out, command="")
     (published,) = [

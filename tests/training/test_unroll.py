@@ -47,19 +47,19 @@ def test_gradient_equals_central_differences(float64, momentum, clipnorm):
     # A live state that is not zero, so that momentum enters.
     update_rules.commit(optimizer, unroll.lookahead(DET, optimizer, y, syn, None).update)
 
-    def ahead(x_syn):
-        look = unroll.lookahead(DET, optimizer, y, syn._replace(images=x_syn), y2)
-        return look.L_real_ahead, look.L_syn, look.d_L_real_ahead, look.d_L_syn
+    def losses(x_syn):
+        look, targets = unroll.lookahead(DET, optimizer, y, syn._replace(images=x_syn), None), DET.targets(y2)
+        return DET.loss(look.update.W, y2.images, targets, DET.positives(targets)), look.L_syn
 
-    _, _, d_ahead, d_syn = ahead(syn.images)
-    assert d_ahead.dtype == tf.float64
+    exact = unroll.lookahead(DET, optimizer, y, syn, y2)
+    assert exact.d_L_real_ahead.dtype == tf.float64
     size = np.abs(np.random.default_rng(0).normal(size=syn.images.shape))
     h = 1e-7  # at 1e-5 some ReLU of the thousands lies between the two points
-    for k, exact in ((0, d_ahead), (1, d_syn)):
-        v = size * tf.sign(exact)  # uphill at every pixel: nothing cancels, so rounding stays small
-        plus, minus = ahead(syn.images + h * v), ahead(syn.images - h * v)
+    for k, gradient in enumerate((exact.d_L_real_ahead, exact.d_L_syn)):
+        v = size * tf.sign(gradient)  # uphill at every pixel: nothing cancels, so rounding stays small
+        plus, minus = losses(syn.images + h * v), losses(syn.images - h * v)
         central = (plus[k] - minus[k]) / (2 * h)
-        np.testing.assert_allclose(tf.reduce_sum(exact * v), central, rtol=1e-5)
+        np.testing.assert_allclose(tf.reduce_sum(gradient * v), central, rtol=1e-5)
 
 
 def test_gradient_equals_a_step_written_by_hand():
