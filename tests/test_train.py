@@ -20,7 +20,7 @@ from tf_detectorgan.errors import EXIT_INTERRUPTED
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = ("real_only", "cut_paste", "cyclegan_bbox", "detectorgan")
-JOINT_STEPS, CHECKPOINT_EVERY, FINAL_STEPS, SYNTHETIC = 16, 2, 3, 5
+JOINT_STEPS, CHECKPOINT_EVERY, FINAL_STEPS, SYNTHETIC = 12, 2, 3, 5
 FLAGS = [
     "--generator_filters=4",
     "--generator_blocks=1",
@@ -36,8 +36,8 @@ FLAGS = [
     f"--synthetic_count={SYNTHETIC}",
     "--pool_size=4",
     "--log_every=2",
-    "--image_every=16",
-    "--validate_every=16",
+    f"--image_every={JOINT_STEPS}",
+    f"--validate_every={JOINT_STEPS}",
     f"--checkpoint_every={CHECKPOINT_EVERY}",
 ]
 
