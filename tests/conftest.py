@@ -1,5 +1,6 @@
 """What every test runs under: a quiet TensorFlow on two CPU devices, a fixed seed, the way to real images."""
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -116,6 +117,23 @@ def tiny_phantom(tmp_path_factory):
     return make
 
 
+@contextlib.contextmanager
+def _handlers_kept():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture
+def handlers():
+    """For a test in whose process a command runs: the two signals that it takes over are given back."""
+    with _handlers_kept():
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, tiny_phantom, worker_id):
     """A run directory in which `cut_paste` is finished, after two steps. Copy it before writing to it.
@@ -135,8 +153,7 @@ def _train(run_dir, data_dir):
     from tf_detectorgan import train
     from tf_detectorgan.training.settings import Train
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with _handlers_kept():
         train.main(
             Train(
                 run_dir=str(run_dir),
@@ -153,6 +170,3 @@ def _train(run_dir, data_dir):
                 synthetic_count=3,
             )
         )
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

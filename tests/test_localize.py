@@ -17,14 +17,7 @@ from tf_detectorgan.prepare import Prepare, prepare
 SQUARE = 8
 SMALL = {"batch_size": 8, "grid": 8, "filters": 8, "learning_rate": 3e-3}
 
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """The command takes over two signals; they are given back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("handlers")
 
 
 @pytest.fixture(scope="module")

@@ -92,9 +92,8 @@ def runs(data, tmp_path_factory):
     joint = killed / "arms" / "detectorgan" / "joint"
     after = random.SystemRandom().choice(range(CHECKPOINT_EVERY, JOINT_STEPS - 3, CHECKPOINT_EVERY))
     with Call(whole, data) as all_arms:
-        last = (whole / "shared" / phase for phase in ("pretrain_gan", "audit_detector_1"))
-        for phase in last:
-            all_arms.wait_until((phase / "done.json").exists)
+        for phase in ("pretrain_gan", "audit_detector_1"):
+            all_arms.wait_until((whole / "shared" / phase / "done.json").exists)
         shutil.copytree(whole / "shared", killed / "shared")
         with Call(killed, data, arms=["detectorgan"]) as first:
             first.wait_until(lambda: steps_saved(joint) >= after)
@@ -243,9 +242,9 @@ def test_a_killed_run_ends_with_the_very_same_numbers(runs):
     whole, killed = (path / "arms" / "detectorgan" for path in (runs.whole, runs.killed))
     reached = f"killed after {runs.after} saved steps"
     assert read_json(killed / "joint" / "done.json")["seconds_cover_steps_from"] >= runs.after, reached
-    for phase in ("joint", "final_detector"):
+    for phase, least in (("joint", 100), ("final_detector", 30)):
         expected, found = tensors(whole / phase), tensors(killed / phase)
-        assert len(expected) > 30
+        assert len(expected) > least
         assert found.keys() == expected.keys()
         assert [name for name in expected if not np.array_equal(found[name], expected[name])] == [], reached
     for number in range(SYNTHETIC):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests import own_detector
 from tf_detectorgan.batch import Batch, Insertion, Labelled
 from tf_detectorgan.data import noise
-from tf_detectorgan.models.detectors import anchors
+from tf_detectorgan.models.detectors import anchors, retinanet
 from tf_detectorgan.models.discriminators import patch_gan
 from tf_detectorgan.models.generators import Composition, resnet_generator
 from tf_detectorgan.models.person_discriminator import PersonDiscriminator
@@ -54,7 +54,17 @@ def sgd(variables, rate=0.1, **options):
     return optimizer
 
 
-def players(recipe="ours", *, detector=True, pool_size=0, batch_size=2, clipnorm=None, strategy=None):
+def one_level():
+    """DET where any will do."""
+    return own_detector.tiny((SIDE, SIDE, 1), CLASSES, sizes=(10.0,))
+
+
+def pyramid():
+    """DET as `train` has it, of three levels; its steps take five times as long."""
+    return retinanet.small((SIDE, SIDE, 1), CLASSES, sizes=(8.0, 16.0, 24.0), width=16)
+
+
+def players(recipe="ours", *, detector=one_level, pool_size=0, batch_size=2, clipnorm=None, strategy=None):
     """Players with seeded random weights; all optimizers are SGD with momentum, m' = 0.9 m - lr g."""
     strategy = strategy or tf.distribute.get_strategy()
     keras.utils.set_random_seed(0)
@@ -74,7 +84,7 @@ def players(recipe="ours", *, detector=True, pool_size=0, batch_size=2, clipnorm
         DIS_globalX = patch_gan(shape, filters=4, layers=2, name="DIS_globalX")
         DIS_localX = patch_gan((CROP, CROP, 1), filters=4, layers=1, name="DIS_localX")
         DIS_globalY = patch_gan(shape, filters=4, layers=2, name="DIS_globalY")
-        DET = own_detector.tiny(shape, CLASSES, sizes=(10.0,))
+        DET = detector()
         theta = G_X.trainable_variables + G_Y.trainable_variables
         phi = [v for net in (DIS_globalX, DIS_localX, DIS_globalY) for v in net.trainable_variables]
         generator_optimizer, discriminator_optimizer = sgd(theta), sgd(phi)
@@ -90,7 +100,7 @@ def players(recipe="ours", *, detector=True, pool_size=0, batch_size=2, clipnorm
         own, G_X, G_Y, DIS_globalX, DIS_localX, DIS_globalY, generator_optimizer, discriminator_optimizer,
         *pools,
     )  # fmt: skip
-    return Players(gan, *((DET, detector_optimizer) if detector else ()))
+    return Players(gan, DET, detector_optimizer)
 
 
 def psgan(compose, person=True, strategy=None):
@@ -193,6 +203,8 @@ def tiny():
         objective=objective,
         cycle_objective=cycle_objective,
         players=players,
+        one_level=one_level,
+        pyramid=pyramid,
         psgan=psgan,
         aligned=aligned,
         sgd=sgd,

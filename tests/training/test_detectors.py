@@ -54,7 +54,9 @@ def test_eqn_3_equals_central_differences(float64, name):
         targets = DET.targets(y2)
         return DET.loss(W, y2.images, targets, tf.maximum(DET.positives(targets), 1))
 
-    exact = unroll.lookahead(DET, optimizer, y, syn, y2).d_L_real_ahead
+    look = unroll.lookahead(DET, optimizer, y, syn, y2)
+    np.testing.assert_allclose(look.L_real_ahead, L_real_ahead(syn.images), rtol=1e-12)
+    exact = look.d_L_real_ahead
     size = np.abs(np.random.default_rng(0).normal(size=syn.images.shape))
     v = size * tf.sign(exact)  # uphill at every pixel: nothing cancels, so rounding stays small
     h = 1e-8  # at 1e-7 some ReLU of the ResNet lies between the two points, where its gradient jumps

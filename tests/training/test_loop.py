@@ -122,17 +122,12 @@ def test_a_signal_at_the_last_step_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_are_remembered_and_a_second_one_ends_the_process(number):
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        stop = StopSignal().install()
-        assert stop.received is None
-        os.kill(os.getpid(), number)
-        assert stop.received == signal.Signals(number).name
-        assert signal.getsignal(number) == signal.SIG_DFL
-    finally:
-        for n, handler in before.items():
-            signal.signal(n, handler)
+def test_signals_are_remembered_and_a_second_one_ends_the_process(number, handlers):
+    stop = StopSignal().install()
+    assert stop.received is None
+    os.kill(os.getpid(), number)
+    assert stop.received == signal.Signals(number).name
+    assert signal.getsignal(number) == signal.SIG_DFL
 
 
 def test_nan_names_loss_and_step_and_saves_nothing(tmp_path):

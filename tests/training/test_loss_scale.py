@@ -155,9 +155,9 @@ def test_eqn_3_through_float16(tiny, options):
 def test_joint_step_in_float16(tiny):
     """Every player's step is near float32's; with a scale that overflows nobody moves and nothing is NaN."""
     o, b, seed = tiny.objective(lambda_real=10.0), tiny.batch(), tf.constant([0, 0])
-    one = tiny.players()
+    one = tiny.players(detector=tiny.pyramid)
     with dtype_policy("mixed_float16"):
-        two = dataclasses.replace(tiny.players(), loss_scale=LossScale())
+        two = dataclasses.replace(tiny.players(detector=tiny.pyramid), loss_scale=LossScale())
     first = tiny.networks(two)
     two.loss_scale.scale.assign(2.0**40)
     skipped = joint_step(two, o, b, seed)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests import own_detector
 from tf_detectorgan import checkpoints, losses
 from tf_detectorgan.models.unet import redraw
 from tf_detectorgan.training import phases, run_directory
@@ -67,7 +66,7 @@ def test_step_with_a_detector_is_the_gradient_of_the_written_objective(tiny):
         tiny.aligned(tiny.batch()),
         tiny.objective(lambda_real=20.0, lambda_syn=2.0),
     )
-    DET = own_detector.tiny((SIDE, SIDE, 1), 2, sizes=(10.0,))
+    DET = tiny.one_level()
     optimizer = tiny.sgd(DET.network.trainable_variables)
     with tf.GradientTape(persistent=True) as tape:
         own, y_drawn = own_objective(gan, b)

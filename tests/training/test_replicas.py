@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests import own_detector
 from tf_detectorgan.training import replicas, unroll, update_rules
 from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.joint_step import Players, joint_step
@@ -53,7 +52,10 @@ def test_joint_step(tiny, mirrored):
 
     Not as a graph: to trace it twice takes minutes. `test_detector_step` runs as one.
     """
-    o, options = tiny.objective(lambda_real=10.0, rho_syn=0.7), {"clipnorm": 2.0, "batch_size": 4}
+    o, options = (
+        tiny.objective(lambda_real=10.0, rho_syn=0.7),
+        {"clipnorm": 2.0, "batch_size": 4, "detector": tiny.pyramid},
+    )
     one = tiny.players(**options, pool_size=4)
     two = tiny.players(**options, pool_size=2, strategy=mirrored)
     step = on_all(mirrored, lambda batch, seed: joint_step(two, o, batch, seed))
@@ -92,7 +94,7 @@ def test_joint_step_of_psgan(tiny, mirrored):
     def players(strategy):
         keras.utils.set_random_seed(1)
         with strategy.scope():
-            DET = own_detector.tiny((32, 32, 1), 2, sizes=(10.0,))
+            DET = tiny.one_level()
             optimizer = tiny.sgd(DET.network.trainable_variables)
         return Players(tiny.psgan("box", strategy=strategy), DET, optimizer)
 
@@ -108,10 +110,10 @@ def test_joint_step_of_psgan(tiny, mirrored):
             assert worst_error(copies, theirs) < 1e-5, name
 
 
-def detector(strategy):
+def detector(tiny, strategy):
     keras.utils.set_random_seed(0)
     with strategy.scope():
-        DET = own_detector.tiny((32, 32, 1), 2, sizes=(10.0,))
+        DET = tiny.pyramid()
         optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
         optimizer.build(DET.network.trainable_variables)
     return DET, optimizer
@@ -121,8 +123,8 @@ def detector(strategy):
 def test_detector_step(tiny, mirrored):
     """Two steps: one is clipped, to the norm of the joined gradient; the other is not."""
     labelled = tiny.labelled(np.random.default_rng(0), 4)
-    one, one_optimizer = detector(tf.distribute.get_strategy())
-    two, two_optimizer = detector(mirrored)
+    one, one_optimizer = detector(tiny, tf.distribute.get_strategy())
+    two, two_optimizer = detector(tiny, mirrored)
     step = tf.function(
         on_all(mirrored, lambda half, clipnorm: detector_step(two, two_optimizer, half, clipnorm)),
         autograph=False,
@@ -197,7 +199,7 @@ def test_detector_step_is_plain_gradient_descent(tiny):
     """On one device: Keras's SGD on (focal + smooth L1) / positives, nothing more."""
     labelled = tiny.labelled(np.random.default_rng(0), 2)
     keras.utils.set_random_seed(0)
-    DET = own_detector.tiny((32, 32, 1), 2, sizes=(10.0,))
+    DET = tiny.pyramid()
     variables = DET.network.trainable_variables
     targets = DET.targets(labelled)
     with tf.GradientTape() as tape:

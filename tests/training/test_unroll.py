@@ -53,6 +53,7 @@ def test_gradient_equals_central_differences(float64, momentum, clipnorm):
 
     exact = unroll.lookahead(DET, optimizer, y, syn, y2)
     assert exact.d_L_real_ahead.dtype == tf.float64
+    np.testing.assert_allclose((exact.L_real_ahead, exact.L_syn), losses(syn.images), rtol=1e-12)
     size = np.abs(np.random.default_rng(0).normal(size=syn.images.shape))
     h = 1e-7  # at 1e-5 some ReLU of the thousands lies between the two points
     for k, gradient in enumerate((exact.d_L_real_ahead, exact.d_L_syn)):
