@@ -96,9 +96,13 @@ def test_a_detector_that_could_not_move_is_refused(parse):
     [
         (["--audit_folds=1"], "give 2 or more, or 0"),
         (["--audit_folds=0", "--min_audit=0.5"], "needs --audit_folds"),
+        (["--strength=0.5"], "--strength=0.5: two shares"),
+        (["--strength=0.5,0.2"], "the lower first"),
+        (["--strength=0,1.5"], "within 0 and 1"),
+        (["--strength=0,half"], "every item must be float"),
     ],
 )
-def test_an_audit_that_cannot_be_is_refused(parse, flags, message):
+def test_what_cannot_be_is_refused(parse, flags, message):
     with pytest.raises(InputError, match=message):
         parse(Train, *flags)
 

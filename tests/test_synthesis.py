@@ -71,7 +71,8 @@ class Tiles:
 COMPOSITION = Composition("box", "exemplar", 0.25, 2)
 
 
-def cut_and_paste(x, insertion):
+def cut_and_paste(batch):
+    x, insertion = batch.x, batch.insertion
     return paste(x, insertion.exemplars, COMPOSITION.blend(insertion.boxes, insertion.content, SIDE, SIDE))
 
 
@@ -152,7 +153,8 @@ def test_provenance_is_true(made):
     pasted = 0
     for record in found:
         said = json.loads(record.provenance.numpy())
-        assert set(said) == {"method", "checkpoint", "seed", "number", "background_id", "matched_id", "box"}
+        known = {"method", "checkpoint", "seed", "number", "background_id", "matched_id", "strength", "box"}
+        assert set(said) == known
         assert (said["method"], said["checkpoint"], said["seed"]) == ("cut_paste", "abc", 0)
         assert said["number"] + 1 == int(record.image_id)
         np.testing.assert_allclose(said["box"], record.boxes[0], atol=1e-3)
@@ -278,11 +280,11 @@ def test_images_that_fail_the_audit_are_left_out_and_counted(tmp_path):
 def test_nothing_appears_when_the_insertion_fails(tmp_path):
     dataset, directory = Tiles(8, 1), tmp_path / "synthetic"
 
-    def fail_at_second(x, insertion, calls=[]):  # noqa: B006
-        calls.append(x)
+    def fail_at_second(batch, calls=[]):  # noqa: B006
+        calls.append(batch)
         if len(calls) == 2:
             raise RuntimeError("out of memory")
-        return cut_and_paste(x, insertion)
+        return cut_and_paste(batch)
 
     with pytest.raises(RuntimeError, match="out of memory"):
         make(dataset, directory, fail_at_second)
@@ -290,7 +292,7 @@ def test_nothing_appears_when_the_insertion_fails(tmp_path):
     assert len(make(dataset, directory)) == COUNT  # whatever was left behind is not in the way
     before = {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()}
     with pytest.raises(RuntimeError, match="out of memory"):
-        make(dataset, directory, lambda x, insertion: fail_at_second(x, insertion, [0]), seed=1)
+        make(dataset, directory, lambda batch: fail_at_second(batch, [0]), seed=1)
     assert {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()} == before
 
 
@@ -299,7 +301,7 @@ def test_values_out_of_range_are_clipped(tmp_path):
     dataset = Tiles(8, 1)
     for value, level in ((1.001, 255), (-1.001, 0)):
         found = make(
-            dataset, tmp_path / str(level), lambda x, _, value=value: tf.fill(x.shape, value), count=2
+            dataset, tmp_path / str(level), lambda batch, value=value: tf.fill(batch.x.shape, value), count=2
         )
         for record in found:
             np.testing.assert_array_equal(records.to_stored(record.image.numpy(), 8), level)
@@ -308,9 +310,9 @@ def test_values_out_of_range_are_clipped(tmp_path):
 def test_an_interruption_between_batches_leaves_nothing(tmp_path):
     stop = StopSignal()
 
-    def insert(x, insertion):
+    def insert(batch):
         stop.received = "SIGTERM"
-        return cut_and_paste(x, insertion)
+        return cut_and_paste(batch)
 
     with pytest.raises(Interrupted, match="SIGTERM in cut_paste/synthetic"):
         make(Tiles(8, 1), tmp_path / "made", insert, between=lambda: stop.check("cut_paste/synthetic"))

@@ -76,7 +76,7 @@ def test_the_audit_is_in_the_provenance_and_can_leave_images_out(run_dir, capsys
 
 
 def test_a_generator_is_loaded_from_its_checkpoint(run_dir, tmp_path):
-    """A residual generator that is zero inserts what cut-and-paste does; one that adds 0.5 does not."""
+    """A residual generator that is zero inserts what cut-and-paste does; one that adds 0.5 a share of it."""
     gan = run_directory.reopen(str(run_dir)).players("cyclegan").gan
     gan.G_X.layers[-1].bias.assign([0.5])  # not what a fresh one has
     phase = checkpoints.PhaseDirectory(run_dir / "arms" / "cyclegan_bbox" / "joint", gan.parts)
@@ -90,11 +90,24 @@ def test_a_generator_is_loaded_from_its_checkpoint(run_dir, tmp_path):
         x, y, w, h = annotation["bbox"]
         inside = change[i, round(y) : round(y + h), round(x) : round(x + w)]
         saturated = brighter[i, round(y) : round(y + h), round(x) : round(x + w)] == 1.0
-        np.testing.assert_allclose(inside[~saturated], 0.5, atol=1 / 127.5)
+        strength = coco["images"][i]["provenance"]["strength"]
+        np.testing.assert_allclose(inside[~saturated], strength * 0.5, atol=1 / 127.5)
         assert (~saturated).any()
     assert (change == 0).mean() > 0.5
     weights = coco["images"][0]["provenance"]["checkpoint"]
     assert weights == checkpoints.fingerprint(run_dir / "arms" / "cyclegan_bbox" / "joint")
+
+
+def test_the_control_has_the_boxes_of_layers_and_no_objects(run_dir, tmp_path):
+    def made(arm):
+        make(run_dir, arm, count=4, seed=0, out=str(tmp_path / arm))
+        coco = json.loads((tmp_path / arm / "annotations.json").read_text("utf-8"))
+        return coco, json.loads((tmp_path / arm / "audit.json").read_text("utf-8"))["change_inside"]
+
+    (control, nothing), (superposed, something) = made("boxes_only"), made("superpose")
+    boxes = [[one["bbox"] for one in coco["annotations"]] for coco in (control, superposed)]
+    assert boxes[0] == boxes[1]
+    assert nothing == 0 < something
 
 
 @pytest.mark.parametrize(

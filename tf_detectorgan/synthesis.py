@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import disk, gallery
-from tf_detectorgan.batch import Insertion, Synthesis
+from tf_detectorgan.batch import Synthesis
 from tf_detectorgan.data import records
 from tf_detectorgan.data.formats import export
 from tf_detectorgan.data.pipeline import synthesis_batches
@@ -63,7 +63,7 @@ class _Shown:
 
 
 def synthesize(
-    insert: Callable[[tf.Tensor, Insertion], tf.Tensor],
+    insert: Callable[[Synthesis], tf.Tensor],
     dataset: Dataset,
     directory: Path,
     *,
@@ -71,6 +71,7 @@ def synthesize(
     batch_size: int,
     seed: int,
     placement: Placement,
+    strength: tuple[float, float] = (1.0, 1.0),
     method: str,
     checkpoint: str,
     reach: float,
@@ -83,12 +84,13 @@ def synthesize(
     """Writes synthetic images to `directory`, which appears when all are finished; returns their number.
 
     Args:
-      insert: (x [N, H, W, C], Insertion) -> images in [-1, 1].
+      insert: Synthesis -> images [N, H, W, C] in [-1, 1].
       dataset: where backgrounds and matched objects come from (training split).
       directory: gets synthetic.tfrecord, annotations.json (COCO), images/*.png, gallery.html,
         contact_sheet.png, audit.json.
       count, batch_size: images made in all, and in one call of `insert`.
-      seed, placement: image i is a function of (seed, i); where to insert.
+      seed, placement, strength: image i is a function of (seed, i); where to insert, and between which shares
+        of what a generator adds to the object `Synthesis.strength` is drawn.
       method, checkpoint: written into each image's provenance.
       reach: how far beyond a box `insert` may draw, in longer sides of the box.
       judges, min_audit: give each image its "audit" in the provenance, the rank of its object among real
@@ -101,7 +103,13 @@ def synthesize(
       InputError: no image reaches `min_audit`.
     """
     batches = synthesis_batches(
-        dataset, count=count, batch_size=batch_size, seed=seed, start=0, placement=placement
+        dataset,
+        count=count,
+        batch_size=batch_size,
+        seed=seed,
+        start=0,
+        placement=placement,
+        strength=strength,
     )
     origin = {"method": method, "checkpoint": checkpoint, "seed": seed}
 
@@ -109,7 +117,7 @@ def synthesize(
         with tqdm(total=count, desc=f"synthesize {method}", unit="image", dynamic_ncols=True) as bar:
             for batch in batches:
                 between()
-                images = records.to_stored(insert(batch.x, batch.insertion).numpy(), dataset.bit_depth)
+                images = records.to_stored(insert(batch).numpy(), dataset.bit_depth)
                 made = batch.seeds.numpy() < count
                 bar.update(int(made.sum()))
                 yield from beside.examples(batch, images, made)
@@ -202,6 +210,7 @@ def _example(
         "number": number,
         "background_id": int(batch.background_ids[i]),
         "matched_id": int(batch.matched_ids[i]),
+        "strength": round(float(batch.strength[i]), 3),
         "box": [round(float(v), 3) for v in box],
     }
     if verdicts:

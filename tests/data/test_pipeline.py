@@ -30,7 +30,7 @@ def labelled(dataset, start_step=0, steps=STEPS, **changes):
 
 
 def synthesis(dataset, start=0, count=14, **changes):
-    arguments = {"batch_size": B, "seed": 3, "placement": Placement(), **changes}
+    arguments = {"batch_size": B, "seed": 3, "placement": Placement(), "strength": (0.2, 0.6), **changes}
     return list(pipeline.synthesis_batches(dataset, start=start, count=count, **arguments))
 
 
@@ -264,6 +264,9 @@ def images_of(batches, count):
 def test_synthetic_image_i_depends_on_seed_and_i_alone(dataset, synthesized):
     whole = images_of(synthesized, 14)
     assert sorted(whole) == list(range(14))
+    strengths = [float(row.strength) for row in whole.values()]
+    assert len(set(strengths)) == 14
+    assert 0.2 <= min(strengths) < 0.4 < max(strengths) < 0.6
     for start, batch_size in [(3, 4), (0, 3)]:
         part = images_of(synthesis(dataset, start=start, batch_size=batch_size), 14)
         assert sorted(part) == list(range(start, 14))

@@ -192,6 +192,21 @@ def test_an_untrained_residual_generator_pastes():
     assert not np.array_equal(drawn, x)
 
 
+def test_strength_is_the_share_of_the_difference_to_the_pasted_object():
+    """One of each image of a batch; on the faint images here nothing is clipped."""
+    composed, x = composition("box", "exemplar"), 0.1 * noise(1)
+    faint = INSERTION._replace(exemplars=0.1 * INSERTION.exemplars)
+    G_X = generator(composed)
+    G_X.layers[-1].set_weights([0.01 * w for w in G_X.layers[-1].get_weights()])
+    pasted = generators.paste(x, faint.exemplars, composed.blend(faint.boxes, WHOLE, SIDE, SIDE))
+    whole, some = (
+        generators.insert(G_X, x, faint, composed, *strength) - pasted
+        for strength in ((), (tf.constant([0.0, 0.25]),))
+    )
+    assert np.abs(whole).max() > 0.01
+    np.testing.assert_allclose(some, whole * tf.constant([0.0, 0.25])[:, None, None, None], atol=1e-6)
+
+
 @pytest.mark.parametrize("condition", ["mask", "exemplar"])
 def test_box_changes_nothing_far_from_the_box(condition):
     """insert, reinsert and remove, bitwise; and they do change what is in the box."""

@@ -57,7 +57,7 @@ def test_devices():
 def test_places_by_arm():
     """Layers are put by context, cut-out objects and noise by --placement, all where a file says so."""
     ours, cut = Train(), Train(exemplar="image")
-    by_context = {"superpose", "cyclegan_bbox", "acgan", "detectorgan_no_unroll", "detectorgan"}
+    by_context = {"boxes_only", "superpose", "cyclegan_bbox", "acgan", "detectorgan_no_unroll", "detectorgan"}
     for name, arm in ARMS.items():
         found = build.placement(ours, arm)
         assert found.mode == ("context" if name in by_context else "matched_shift"), name
@@ -68,6 +68,13 @@ def test_places_by_arm():
     assert (placed.mode, placed.layer) == ("matched_shift", False)
     listed = build.placement(Train(placement="file", placement_file="boxes.csv"), ARMS["detectorgan"])
     assert (listed.mode, listed.layer) == ("file", True)
+
+
+def test_images_keep_a_share_of_what_a_generator_adds_to_an_object():
+    ours, drawn_anew = Train(strength=(0.25, 0.75)), Train(strength=(0.25, 0.75), condition="mask")
+    for name, arm in ARMS.items():
+        assert build.strength(drawn_anew, arm) == (1.0, 1.0), name
+        assert build.strength(ours, arm) == ((0.25, 0.75) if arm.gan == "cyclegan" else (1.0, 1.0)), name
 
 
 def test_players_of_two_devices_have_two_pools_each():

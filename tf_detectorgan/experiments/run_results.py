@@ -15,6 +15,7 @@ from tf_detectorgan.evaluation.records import Found, Truth, from_coco_results, t
 
 ARM_ORDER = (
     "real_only",
+    "boxes_only",
     "cut_paste",
     "poisson_blend",
     "superpose",

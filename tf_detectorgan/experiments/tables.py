@@ -135,6 +135,18 @@ TABLES = {
             ("psgan", "real_only"),
         ),
     ),
+    "control": Table(
+        "What of a gain is the objects' and what their places'",
+        "ours",
+        tuple(Row(a, a, BASE) for a in ("real_only", "boxes_only", "cut_paste", "superpose", "detectorgan")),
+        AP,
+        (
+            ("boxes_only", "real_only"),
+            ("superpose", "boxes_only"),
+            ("detectorgan", "boxes_only"),
+            ("cut_paste", "boxes_only"),
+        ),
+    ),
     "bound": Table(
         "Against as many real images as there are synthetic ones",
         "ours",

@@ -158,10 +158,14 @@ def bbox_weight(insertion: Insertion, composition: Composition, height: int, wid
     return composition.blend(insertion.boxes, insertion.content, height, width)
 
 
-def insert(G_X, x, insertion: Insertion, composition: Composition):
-    """G_X(x, m): x [N, H, W, C] with one object drawn into `insertion.boxes`; same shape, in [-1, 1]."""
+def insert(G_X, x, insertion: Insertion, composition: Composition, strength=None):
+    """G_X(x, m): x [N, H, W, C] with one object drawn into `insertion.boxes`; same shape, in [-1, 1].
+
+    `strength` [N] is the share kept of the difference that G_X draws to the pasted object; None: all of it,
+    as with condition "mask", where it draws no difference.
+    """
     boxes, labels = insertion.boxes[:, None], insertion.labels[:, None]
-    return _draw(G_X, x, boxes, labels, insertion.content, insertion.exemplars, composition)
+    return _draw(G_X, x, boxes, labels, insertion.content, insertion.exemplars, composition, strength)
 
 
 def reinsert(G_X, image, y: Labelled, content, composition: Composition):
@@ -185,7 +189,7 @@ def remove(G_Y, y, boxes, labels, content, composition: Composition):
     return y + composition.blend(boxes, content, height, width) * (drawn - y)
 
 
-def _draw(G_X, x, boxes, labels, content, exemplars, composition: Composition):
+def _draw(G_X, x, boxes, labels, content, exemplars, composition: Composition, strength=None):
     height, width = x.shape[1:3]
     m = class_mask(boxes, labels, composition.classes, height, width)
     alpha = composition.blend(boxes, content, height, width)
@@ -194,6 +198,8 @@ def _draw(G_X, x, boxes, labels, content, exemplars, composition: Composition):
         return on_content(drawn, x, content) if composition.compose == "full" else x + alpha * (drawn - x)
     pasted = paste(x, exemplars, alpha)
     difference = G_X(tf.concat([x, pasted, m], -1))
+    if strength is not None:
+        difference *= strength[:, None, None, None]
     drawn = pasted + (alpha * difference if composition.compose == "box" else difference)
     return on_content(tf.clip_by_value(drawn, -1.0, 1.0), x, content)
 

@@ -57,8 +57,11 @@ class BaseGAN(Protocol):
     def train_discriminators(self, batch: Batch, drawn: Drawn, seed, step: Step) -> dict[str, tf.Tensor]:
         """One step on real and generated images; returns scalars. `seed`: int32 [2], of this step."""
 
-    def insert(self, x, insertion: Insertion) -> tf.Tensor:
-        """x [N, H, W, C] with the objects of `insertion`, as `draw` makes x_syn: synthesis."""
+    def insert(self, x, insertion: Insertion, strength=None) -> tf.Tensor:
+        """x [N, H, W, C] with the objects of `insertion`, as `draw` makes x_syn: synthesis.
+
+        `strength` [N]: as in `generators.insert`; a GAN that does not start from an object has no use for it.
+        """
 
     def picture(self, batch: Batch) -> tf.Tensor:
         """[1, h, w, 3] for the summaries: what the generators do with a batch, beside what they are given."""

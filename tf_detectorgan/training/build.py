@@ -97,7 +97,7 @@ def objective(settings: Train, arm: Arm) -> Objective:
 
 def placement(settings: Train, arm: Arm) -> Placement:
     """Where and as what the arm inserts objects."""
-    layer = arm.images == "layer" or (arm.gan == "cyclegan" and settings.exemplar == "layer")
+    layer = arm.images in ("layer", "clean") or (arm.gan == "cyclegan" and settings.exemplar == "layer")
     given = settings.placement == "file"
     return Placement(
         mode=settings.layer_placement if layer and not given else settings.placement,
@@ -109,6 +109,12 @@ def placement(settings: Train, arm: Arm) -> Placement:
         layer=layer,
         noise=arm.gan in ("pix2pix", "psgan"),
     )
+
+
+def strength(settings: Train, arm: Arm) -> tuple[float, float]:
+    """Of what its generator adds to the matched object, the shares between which the arm keeps some."""
+    starts_from_object = arm.gan == "cyclegan" and settings.condition == "exemplar"
+    return settings.strength if starts_from_object else (1.0, 1.0)
 
 
 def augmentation(settings: Train) -> Augmentation:

@@ -129,8 +129,8 @@ class CycleGAN:
         step.apply(self.discriminator_optimizer, g, phi)
         return terms
 
-    def insert(self, x, insertion: Insertion) -> tf.Tensor:
-        return insert(self.G_X, x, insertion, self.objective.composition)
+    def insert(self, x, insertion: Insertion, strength=None) -> tf.Tensor:
+        return insert(self.G_X, x, insertion, self.objective.composition, strength)
 
     def picture(self, batch: Batch) -> tf.Tensor:
         x_syn, (y_clean,) = self.draw(batch)

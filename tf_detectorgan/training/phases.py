@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tf_detectorgan import checkpoints, disk
 from tf_detectorgan import evaluation as ev
-from tf_detectorgan.batch import Insertion, Labelled
+from tf_detectorgan.batch import Labelled, Synthesis
 from tf_detectorgan.data import pipeline, records, split_guard
 from tf_detectorgan.evaluation import auditors
 from tf_detectorgan.evaluation.auditors import Auditors
@@ -122,6 +122,7 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
         batch_size=min(32, s.synthetic_count),
         seed=s.seed,
         placement=build.placement(s, arm),
+        strength=build.strength(s, arm),
         method=name,
         checkpoint=checkpoint,
         reach=s.feather,
@@ -135,22 +136,30 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
     checkpoints.write_text(directory / "done.json", json.dumps({"count": kept}))
 
 
-def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[tf.Tensor, Insertion], tf.Tensor], str]:
+def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[Synthesis], tf.Tensor], str]:
     """How the arm inserts an object, as a graph, and the hash of the weights it uses ("" for none)."""
+    if arm.images == "clean":
+        return lambda batch: batch.x, ""
     if arm.images in ("paste", "layer"):  # where layers are laid over x, the exemplar is the result
         composed = build.composition(run.settings, len(run.dataset.class_names))
 
         @tf.function(autograph=False)
-        def cut_and_paste(x, insertion):
+        def cut_and_paste(batch):
+            x, insertion = batch.x, batch.insertion
             alpha = composed.blend(insertion.boxes, insertion.content, *x.shape[1:3])
             return paste(x, insertion.exemplars, alpha)
 
         return cut_and_paste, ""
     if arm.images == "poisson":
-        return poisson_blend, ""
+        return lambda batch: poisson_blend(batch.x, batch.insertion), ""
     directory, gan = run.arm_path(name) / "joint", run.players(arm.gan).gan
     checkpoints.load(directory, gan.parts)
-    return tf.function(gan.insert, autograph=False), checkpoints.fingerprint(directory)
+
+    @tf.function(autograph=False)
+    def generator(batch):
+        return gan.insert(batch.x, batch.insertion, batch.strength)
+
+    return generator, checkpoints.fingerprint(directory)
 
 
 def final_detector(run: Run, name: str) -> None:

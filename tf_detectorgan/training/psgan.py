@@ -95,8 +95,8 @@ class PSGAN:
         step.apply(self.discriminator_optimizer, g, phi)
         return terms
 
-    def insert(self, x, insertion: Insertion) -> tf.Tensor:
-        """From x with noise in the box, which is the exemplar here; x itself is not needed."""
+    def insert(self, x, insertion: Insertion, strength=None) -> tf.Tensor:
+        """From x with noise in the box, which is the exemplar here; nothing else is needed."""
         composed = self.objective.composition
         return redraw(self.G, insertion.exemplars, insertion.boxes, insertion.content, composed)
 

@@ -15,7 +15,7 @@ from tf_detectorgan.models.detectors import DETECTORS, maker
 class Arm(NamedTuple):
     """One way to make synthetic images. Signs multiply --lambda_real and --lambda_syn."""
 
-    images: str  # "none", "paste", "poisson" or "layer" (nothing is trained), or "generator"
+    images: str  # "none", "clean", "paste", "poisson" or "layer" (nothing is trained), or "generator"
     detector: bool  # DET takes part in the joint phase
     real_sign: float
     syn_sign: float
@@ -26,6 +26,7 @@ class Arm(NamedTuple):
 GANS = ("cyclegan", "pix2pix", "psgan")
 ARMS = {
     "real_only": Arm("none", False, 0, 0, "real images only"),
+    "boxes_only": Arm("clean", False, 0, 0, "control: boxes on clean images, no objects"),
     "cut_paste": Arm("paste", False, 0, 0, "feathered cut-and-paste"),
     "poisson_blend": Arm("poisson", False, 0, 0, "Poisson blending"),
     "superpose": Arm("layer", False, 0, 0, "object layers, nothing trained"),
@@ -143,6 +144,11 @@ class Train:
         ("image", "layer"),
         paper="image",
     )
+    strength: tuple[float, float] = option(
+        (0.0, 1.0),
+        "Synthetic images keep a share of what G_X adds to the matched object, drawn between these two; with "
+        "--condition=mask all of it.",
+    )
     placement: str = option("matched_shift", "Where to insert.", MODES)
     layer_placement: str = option(
         "context",
@@ -226,6 +232,10 @@ class Train:
             raise InputError(
                 f"--unroll={self.unroll} --unroll_steps={self.unroll_steps}: k_steps takes 2 or more steps, "
                 "the others take 1"
+            )
+        if len(self.strength) != 2 or not 0.0 <= self.strength[0] <= self.strength[1] <= 1.0:
+            raise InputError(
+                f"--strength={','.join(map(str, self.strength))}: two shares within 0 and 1, the lower first"
             )
         if self.unroll_recompute and self.unroll not in ("exact", "k_steps"):
             raise InputError(f"--unroll_recompute: --unroll={self.unroll} keeps nothing to be recomputed")
