@@ -82,16 +82,23 @@ def test_a_generator_is_loaded_from_its_checkpoint(run_dir, tmp_path):
     phase = checkpoints.PhaseDirectory(run_dir / "arms" / "cyclegan_bbox" / "joint", gan.parts)
     phase.save(1)
     phase.finish({"steps": 1})
-    make(run_dir, "cyclegan_bbox", count=2, seed=0, out=str(tmp_path / "brighter"))
-    brighter = images(tmp_path / "brighter")
+    for strength in ((), (1.0, 1.0)):
+        out = tmp_path / f"brighter{len(strength)}"
+        make(run_dir, "cyclegan_bbox", count=2, seed=0, strength=strength, out=str(out))
+        _assert_brighter(run_dir, out, 0.5, whole=bool(strength))
+
+
+def _assert_brighter(run_dir, out, added, whole):
+    brighter = images(out)
     change = brighter - images(run_dir / "arms" / "cut_paste" / "synthetic")[:2]
-    coco = json.loads((tmp_path / "brighter" / "annotations.json").read_text("utf-8"))
+    coco = json.loads((out / "annotations.json").read_text("utf-8"))
+    strengths = [image["provenance"]["strength"] for image in coco["images"]]
+    assert (strengths == [1.0, 1.0]) == whole
     for i, annotation in enumerate(coco["annotations"]):
         x, y, w, h = annotation["bbox"]
         inside = change[i, round(y) : round(y + h), round(x) : round(x + w)]
         saturated = brighter[i, round(y) : round(y + h), round(x) : round(x + w)] == 1.0
-        strength = coco["images"][i]["provenance"]["strength"]
-        np.testing.assert_allclose(inside[~saturated], strength * 0.5, atol=1 / 127.5)
+        np.testing.assert_allclose(inside[~saturated], strengths[i] * added, atol=1 / 127.5)
         assert (~saturated).any()
     assert (change == 0).mean() > 0.5
     weights = coco["images"][0]["provenance"]["checkpoint"]

@@ -44,6 +44,9 @@ class Synthesize:
     )
     placement: str = option("run", "Where to insert; run: as in training.", choices=("run", *MODES))
     placement_file: str = option("", "Boxes for --placement=file (CSV or JSON).")
+    strength: tuple[float, ...] = option(
+        (), "Share of what the generator adds, between two numbers; 1,1: all of it; empty: as in the run."
+    )
     min_audit: float = option(
         0.0,
         "Leave out images whose object a detector that was not trained on it scores lower than this share "
@@ -77,6 +80,8 @@ def main(options: Synthesize) -> None:
             settings = dataclasses.replace(settings, layer_placement=options.placement)
     elif options.placement_file:
         raise InputError(f"--placement_file={options.placement_file} needs --placement=file")
+    if options.strength:
+        settings = dataclasses.replace(settings, strength=options.strength)
     placement = build.placement(settings, ARMS[options.arm])
     judges = None if run.elsewhere else phases.audit_detectors(run)  # they know the run's own objects
     if options.min_audit and judges is None:

@@ -114,7 +114,8 @@ def placement(settings: Train, arm: Arm) -> Placement:
 def strength(settings: Train, arm: Arm) -> tuple[float, float]:
     """Of what its generator adds to the matched object, the shares between which the arm keeps some."""
     starts_from_object = arm.gan == "cyclegan" and settings.condition == "exemplar"
-    return settings.strength if starts_from_object else (1.0, 1.0)
+    low, high = settings.strength
+    return (low, high) if starts_from_object else (1.0, 1.0)
 
 
 def augmentation(settings: Train) -> Augmentation:

@@ -144,7 +144,7 @@ class Train:
         ("image", "layer"),
         paper="image",
     )
-    strength: tuple[float, float] = option(
+    strength: tuple[float, ...] = option(
         (0.0, 1.0),
         "Synthetic images keep a share of what G_X adds to the matched object, drawn between these two; with "
         "--condition=mask all of it.",
