@@ -97,10 +97,11 @@ def objective(settings: Train, arm: Arm) -> Objective:
 
 def placement(settings: Train, arm: Arm) -> Placement:
     """Where and as what the arm inserts objects."""
-    layer = arm.images in ("layer", "clean") or (arm.gan == "cyclegan" and settings.exemplar == "layer")
+    layer = arm.images == "layer" or (arm.gan == "cyclegan" and settings.exemplar == "layer")
+    like_layers = layer or arm.images == "clean"
     given = settings.placement == "file"
     return Placement(
-        mode=settings.layer_placement if layer and not given else settings.placement,
+        mode=settings.layer_placement if like_layers and not given else settings.placement,
         max_shift=settings.max_shift,
         top_k=settings.match_top_k,
         exemplar_flip=settings.exemplar_flip,
