@@ -85,10 +85,10 @@ def test_a_generator_is_loaded_from_its_checkpoint(run_dir, tmp_path):
     for strength in ((), (1.0, 1.0)):
         out = tmp_path / f"brighter{len(strength)}"
         make(run_dir, "cyclegan_bbox", count=2, seed=0, strength=strength, out=str(out))
-        _assert_brighter(run_dir, out, 0.5, whole=bool(strength))
+        _assert_brighter(run_dir, out, whole=bool(strength))
 
 
-def _assert_brighter(run_dir, out, added, whole):
+def _assert_brighter(run_dir, out, whole):
     brighter = images(out)
     change = brighter - images(run_dir / "arms" / "cut_paste" / "synthetic")[:2]
     coco = json.loads((out / "annotations.json").read_text("utf-8"))
@@ -98,7 +98,7 @@ def _assert_brighter(run_dir, out, added, whole):
         x, y, w, h = annotation["bbox"]
         inside = change[i, round(y) : round(y + h), round(x) : round(x + w)]
         saturated = brighter[i, round(y) : round(y + h), round(x) : round(x + w)] == 1.0
-        np.testing.assert_allclose(inside[~saturated], strengths[i] * added, atol=1 / 127.5)
+        np.testing.assert_allclose(inside[~saturated], strengths[i] * 0.5, atol=1 / 127.5)
         assert (~saturated).any()
     assert (change == 0).mean() > 0.5
     weights = coco["images"][0]["provenance"]["checkpoint"]

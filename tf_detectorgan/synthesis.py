@@ -71,7 +71,6 @@ def synthesize(
     batch_size: int,
     seed: int,
     placement: Placement,
-    strength: tuple[float, float] = (1.0, 1.0),
     method: str,
     checkpoint: str,
     reach: float,
@@ -89,8 +88,7 @@ def synthesize(
       directory: gets synthetic.tfrecord, annotations.json (COCO), images/*.png, gallery.html,
         contact_sheet.png, audit.json.
       count, batch_size: images made in all, and in one call of `insert`.
-      seed, placement, strength: image i is a function of (seed, i); where to insert, and between which shares
-        of what a generator adds to the object `Synthesis.strength` is drawn.
+      seed, placement: image i is a function of (seed, i); where to insert.
       method, checkpoint: written into each image's provenance.
       reach: how far beyond a box `insert` may draw, in longer sides of the box.
       judges, min_audit: give each image its "audit" in the provenance, the rank of its object among real
@@ -103,13 +101,7 @@ def synthesize(
       InputError: no image reaches `min_audit`.
     """
     batches = synthesis_batches(
-        dataset,
-        count=count,
-        batch_size=batch_size,
-        seed=seed,
-        start=0,
-        placement=placement,
-        strength=strength,
+        dataset, count=count, batch_size=batch_size, seed=seed, start=0, placement=placement
     )
     origin = {"method": method, "checkpoint": checkpoint, "seed": seed}
 

@@ -97,7 +97,6 @@ def main(options: Synthesize) -> None:
         batch_size=min(BATCH, options.count),
         seed=settings.seed + 1 if options.seed < 0 else options.seed,
         placement=placement,
-        strength=build.strength(settings, ARMS[options.arm]),
         method=options.arm,
         checkpoint=checkpoint,
         reach=run.settings.feather,

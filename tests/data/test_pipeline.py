@@ -30,7 +30,7 @@ def labelled(dataset, start_step=0, steps=STEPS, **changes):
 
 
 def synthesis(dataset, start=0, count=14, **changes):
-    arguments = {"batch_size": B, "seed": 3, "placement": Placement(), "strength": (0.2, 0.6), **changes}
+    arguments = {"batch_size": B, "seed": 3, "placement": Placement(strength=(0.2, 0.6)), **changes}
     return list(pipeline.synthesis_batches(dataset, start=start, count=count, **arguments))
 
 

@@ -73,8 +73,10 @@ def test_places_by_arm():
 def test_images_keep_a_share_of_what_a_generator_adds_to_an_object():
     ours, drawn_anew = Train(strength=(0.25, 0.75)), Train(strength=(0.25, 0.75), condition="mask")
     for name, arm in ARMS.items():
-        assert build.strength(drawn_anew, arm) == (1.0, 1.0), name
-        assert build.strength(ours, arm) == ((0.25, 0.75) if arm.gan == "cyclegan" else (1.0, 1.0)), name
+        assert build.placement(drawn_anew, arm).strength == (1.0, 1.0), name
+        assert build.placement(ours, arm).strength == (
+            (0.25, 0.75) if arm.gan == "cyclegan" else (1.0, 1.0)
+        ), name
 
 
 def test_players_of_two_devices_have_two_pools_each():

@@ -259,18 +259,9 @@ def evaluation_batches(dataset: Dataset, splits: Sequence[str], batch_size: int)
 
 
 def synthesis_batches(
-    dataset: Dataset,
-    *,
-    count: int,
-    batch_size: int,
-    seed: int,
-    start: int,
-    placement: Placement,
-    strength: tuple[float, float] = (1.0, 1.0),
+    dataset: Dataset, *, count: int, batch_size: int, seed: int, start: int, placement: Placement
 ) -> tf.data.Dataset:
     """`Synthesis` batches of the images numbered `start` to `count` - 1; `Synthesis.seeds` are the numbers.
-
-    `Synthesis.strength` is drawn evenly between the two of `strength`.
 
     Image i is a function of (seed, i) alone, whatever `start`, `count` and `batch_size` are. The last batch
     is filled up with the images that would come next: leave out those with a number of `count` or more. The
@@ -294,7 +285,7 @@ def synthesis_batches(
             groups=tf.stack([x.groups, matched_groups], axis=1),
             valid_sizes=x.valid_sizes,
             seeds=x.numbers,
-            strength=draws.between(*strength, seed, "strength", x.numbers),
+            strength=draws.between(*placement.strength, seed, "strength", x.numbers),
         )
 
     drawn = _drawn(dataset, source, seed, "synthesis", batch_size, start)

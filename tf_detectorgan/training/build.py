@@ -100,6 +100,8 @@ def placement(settings: Train, arm: Arm) -> Placement:
     layer = arm.images == "layer" or (arm.gan == "cyclegan" and settings.exemplar == "layer")
     like_layers = layer or arm.images == "clean"
     given = settings.placement == "file"
+    starts_from_object = arm.gan == "cyclegan" and settings.condition == "exemplar"
+    low, high = settings.strength if starts_from_object else (1.0, 1.0)
     return Placement(
         mode=settings.layer_placement if like_layers and not given else settings.placement,
         max_shift=settings.max_shift,
@@ -109,14 +111,8 @@ def placement(settings: Train, arm: Arm) -> Placement:
         file=settings.placement_file,
         layer=layer,
         noise=arm.gan in ("pix2pix", "psgan"),
+        strength=(low, high),
     )
-
-
-def strength(settings: Train, arm: Arm) -> tuple[float, float]:
-    """Of what its generator adds to the matched object, the shares between which the arm keeps some."""
-    starts_from_object = arm.gan == "cyclegan" and settings.condition == "exemplar"
-    low, high = settings.strength
-    return (low, high) if starts_from_object else (1.0, 1.0)
 
 
 def augmentation(settings: Train) -> Augmentation:

@@ -122,7 +122,6 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
         batch_size=min(32, s.synthetic_count),
         seed=s.seed,
         placement=build.placement(s, arm),
-        strength=build.strength(s, arm),
         method=name,
         checkpoint=checkpoint,
         reach=s.feather,
