@@ -6,8 +6,9 @@ computed again.
 
 `--predictions=results.json --data_dir=data/mine` scores what any other framework found in the images of a
 data set made by `prepare`: COCO's results list, [{"image_id", "category_id", "bbox": [x, y, width, height],
-"score"}, ...]. `image_id` is the id in the annotation file that the set was made of, or the file's name.
-A "segmentation" (run lengths) counts for localization accuracy.
+"score"}, ...]. `image_id` is the id in the annotation file that the set was made of, or the file's name; a
+number that may be either, of two images, is an error until --image_ids says which. A "segmentation" (run
+lengths) counts for localization accuracy.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation.average_precision import SINGLE
 from tf_detectorgan.evaluation.detect import truth_of_split
-from tf_detectorgan.evaluation.predictions import PIXELS, read_predictions
+from tf_detectorgan.evaluation.predictions import IMAGE_IDS, PIXELS, read_predictions
 from tf_detectorgan.experiments.evaluation_table import evaluation_table
 from tf_detectorgan.training import phases, run_directory
 from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import ARMS
+
+NUMBERS = {"id": "ids", "name": "file names"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,13 @@ class Evaluate:
         "",
         "COCO file that says what its category_id mean; empty: 1, 2, ... in the order of the data set's "
         "classes.",
+    )
+    image_ids: str = option(
+        "auto",
+        "What whole numbers are in its image_id. id: the data set's, from its COCO file if it was made of "
+        "one. name: file names, as Ultralytics writes 14 for 000014.png. auto: what all of them can be; a "
+        "result's file_name goes before them.",
+        IMAGE_IDS,
     )
     main_iou: float = option(
         0.1, "IoU at which FROC counts one of --predictions as right; runs have their own.", choices=SINGLE
@@ -80,12 +90,13 @@ def score_predictions(options: Evaluate) -> None:
     else:
         dataset = run_directory.reopen(options.run_dir).dataset
     path = Path(options.predictions).expanduser()
-    found, elsewhere = read_predictions(
+    found, elsewhere, image_ids = read_predictions(
         path,
         dataset,
         options.split,
         pixels=options.prediction_pixels,
         categories=options.prediction_categories,
+        image_ids=options.image_ids,
     )
     metrics = ev.evaluate(
         truth_of_split(dataset, options.split), found, dataset.class_names, main_iou=options.main_iou
@@ -95,6 +106,7 @@ def score_predictions(options: Evaluate) -> None:
     print(
         f"{options.split} split of {dataset.directory}, boxes in pixels of the "
         f"{options.prediction_pixels} images"
+        + (f", numbers in image_id read as {NUMBERS[image_ids]}" if image_ids else "")
     )
     print(evaluation_table({path.stem: metrics}))
     if elsewhere:

@@ -2,7 +2,7 @@ r"""Trains a weakly supervised localizer and writes what it finds: baselines for
 
 python -m tf_detectorgan.localize --data_dir=data/mine --method=cam --run_dir=runs/cam
 python -m tf_detectorgan.evaluate --data_dir=data/mine --predictions=runs/cam/test.json \
-  --prediction_pixels=prepared
+  --prediction_pixels=prepared --image_ids=id
 
 cam (Wang et al. 2017) learns from labelled, unboxed and clean images without looking at a box; patches (Li et
 al. 2018) uses the boxes that there are. Small networks, trained from scratch; resumable. The file is COCO's
@@ -74,7 +74,7 @@ def main(options: Localize) -> None:
         f"{options.method}: {sum(len(f.labels) for f in found)} regions in {len(found)} images of the "
         f"{options.split} split, in {out}; score them by\n  python -m tf_detectorgan.evaluate "
         f"--data_dir={options.data_dir} --split={options.split} --predictions={out} "
-        "--prediction_pixels=prepared"
+        "--prediction_pixels=prepared --image_ids=id"
     )
 
 

@@ -57,7 +57,7 @@ def read(photos, tmp_path, results, split="test", **options):
 
 
 def test_boxes_of_the_files_are_scaled_as_the_images_were(photos, tmp_path):
-    found, elsewhere = read(
+    found, elsewhere, _ = read(
         photos, tmp_path, [result(1), result("scan_2.png"), result("scan_2", category_id=2)]
     )
     assert [f.image_id for f in found] == [1, 2, 3]
@@ -69,7 +69,7 @@ def test_boxes_of_the_files_are_scaled_as_the_images_were(photos, tmp_path):
 
 
 def test_boxes_of_the_prepared_images_are_left_as_they_are(photos, tmp_path):
-    found, _ = read(photos, tmp_path, [result(1)], pixels="prepared")
+    found, *_ = read(photos, tmp_path, [result(1)], pixels="prepared")
     np.testing.assert_array_equal(found[0].boxes, [[8, 4, 24, 24]])
 
 
@@ -85,20 +85,20 @@ def test_a_region_is_read_in_the_pixels_of_its_image(photos, tmp_path, pixels, s
     if not compressed:
         edges = np.flatnonzero(np.diff(np.pad(mask.ravel("F"), 1, mode="constant")))
         code["counts"] = np.diff(np.append(np.insert(edges, 0, 0), mask.size)).tolist()
-    found, _ = read(photos, tmp_path, [result(1, bbox=[8, 4, 8, 8], segmentation=code)], pixels=pixels)
+    found, *_ = read(photos, tmp_path, [result(1, bbox=[8, 4, 8, 8], segmentation=code)], pixels=pixels)
     truth = Truth(1, ("g",), np.array([[4.0, 2.0, 12.0, 12.0]]), np.array([0]), (20, 40))
     assert best_overlaps(truth, found[0], 0) == (0.5, 1.0)
 
 
 def test_other_splits_are_left_out_and_counted(photos, tmp_path):
-    found, elsewhere = read(photos, tmp_path, [result(4), result(5), result(1)])
+    found, elsewhere, _ = read(photos, tmp_path, [result(4), result(5), result(1)])
     assert sum(len(f.labels) for f in found) == 1
     assert elsewhere == 2
 
 
 def test_the_categories_of_the_annotation_file(photos, tmp_path):
     given = [result(1, category_id=30), result(2, category_id=70)]
-    found, _ = read(photos, tmp_path, given, categories=str(photos / "annotations.json"))
+    found, *_ = read(photos, tmp_path, given, categories=str(photos / "annotations.json"))
     assert records.open_dataset(photos / "prepared").class_names == ("hole", "crack")
     assert [f.labels.tolist() for f in found] == [[0], [1], []]
 
@@ -113,6 +113,8 @@ def test_the_categories_of_the_annotation_file(photos, tmp_path):
         ({"category_id": [1]}, "must be a whole number"),
         ({"score": float("nan")}, "detection 1: .* score nan: not finite"),
         ({"bbox": [0, 0, float("inf"), 1]}, "not finite"),
+        ({"bbox": [0, 0, 10**400, 1]}, "not finite"),
+        ({"score": 10**400}, "not finite"),
         ({"bbox": [0, 0, 4]}, "must be \\[x, y, width, height\\]"),
         ({"score": "0.5"}, "and a number"),
         ({"bbox": [20, 20, -4, 8]}, "negative width or height"),
@@ -138,6 +140,7 @@ def test_each_fault_is_named(photos, tmp_path, changes, message):
         ('[{"image_id": 1}]', "detection 0 has no category_id, bbox, score"),
         ('{"annotations": []}', "must be COCO's results list"),
         ("[", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
     ],
 )
 def test_a_file_that_is_no_results_list(photos, tmp_path, content, message):
@@ -155,6 +158,110 @@ def test_a_name_of_two_images_is_ambiguous(tiny_phantom, tmp_path, monkeypatch):
     path.write_text(json.dumps([result("a.png")]))
     with pytest.raises(InputError, match=r"'a.png' may be any of the images \[1, 2\]"):
         read_predictions(path, dataset, "test")
+
+
+NUMBERED = {"train": (12, 3, 15), "val": (8, 4), "test": (2, 5, 14)}  # prepare numbers them from 1
+LEFT = [4 + 2 * n % 28 for n in range(100)]  # of image n's box
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """A YOLO folder whose files are 000002.png, 000003.png, ...; the last of each part is clean."""
+    folder = tmp_path_factory.mktemp("numbered")
+    for part, numbers in NUMBERED.items():
+        for kind in ("images", "labels"):
+            (folder / kind / part).mkdir(parents=True)
+        for n in numbers:
+            noise = np.random.default_rng(n).integers(0, 255, (40, 40)).astype(np.uint8)
+            Image.fromarray(noise).save(folder / f"images/{part}/{n:06d}.png")
+            if n != numbers[-1]:
+                row = f"0 {(LEFT[n] + 4) / 40} 0.5 0.2 0.2"
+                (folder / f"labels/{part}/{n:06d}.txt").write_text(row)
+    parts = "".join(f"{part}: images/{part}\n" for part in NUMBERED)
+    (folder / "data.yaml").write_text(f"path: .\n{parts}names: {{0: thing}}\n")
+    prepare(
+        Prepare(
+            images=str(folder),
+            dataset="yolo",
+            out=str(folder / "prepared"),
+            image_size=40,
+            split_key="split",
+        )
+    )
+    return folder
+
+
+def ultralytics(numbers=(2, 5), **more):
+    """Perfect detections as Ultralytics writes them; newer versions add the file's name."""
+    named = [{k: v.format(n) for k, v in more.items()} for n in numbers]
+    boxes = [{"bbox": [LEFT[n], 16, 8, 8], "image_id": n} for n in numbers]
+    return [result(0) | box | name for box, name in zip(boxes, named, strict=True)]
+
+
+def listed(folder, split="test"):
+    """Ids by file name."""
+    dataset = records.open_dataset(folder / "prepared")
+    return {
+        i.file_name[-6:-4]: i.image_id for s in ("labelled", "clean") for i in dataset.listed(f"{split}_{s}")
+    }
+
+
+@pytest.mark.parametrize(
+    "results, options",
+    [
+        (ultralytics(file_name="{:06d}.png"), {}),
+        (ultralytics(), {"image_ids": "name"}),
+        # 12 is no id of eight images: all numbers are names then
+        (ultralytics((2, 5, 12)), {}),
+    ],
+    ids=["file_name", "flag", "whole file"],
+)
+def test_names_that_are_numbers(numbered, tmp_path, capsys, results, options):
+    file = tmp_path / "yolo.json"
+    file.write_text(json.dumps(results))
+    evaluate.main(Evaluate(predictions=str(file), data_dir=str(numbered / "prepared"), **options))
+    metrics = json.loads((tmp_path / "yolo.test_metrics.json").read_text())
+    assert metrics["ap"]["0.75"]["value"] == pytest.approx(1.0)
+    said = capsys.readouterr().out
+    assert ("read as file names" in said) == ("file_name" not in results[0])
+
+
+def test_ids_of_images_whose_names_are_numbers(numbered, tmp_path):
+    """What `localize` writes: ids of records."""
+    ids = list(listed(numbered).values())
+    found, elsewhere, by = read(numbered, tmp_path, [result(i) for i in ids], image_ids="id")
+    assert [len(f.labels) for f in found] == [1, 1, 1]
+    assert (elsewhere, by) == (0, "id")
+
+
+@pytest.mark.parametrize(
+    "results, message",
+    [
+        (
+            ultralytics(),
+            r"detection 0: image_id 2 may be \S+\.png by id or \S*000002.png by name; say which",
+        ),
+        (
+            ultralytics((2, 12, 6)),
+            "detection 1: image_id 12 is no image's id, and detection 2: image_id 6 no file's name",
+        ),
+        (ultralytics(file_name="{:d}.jpg"), "detection 0: file_name '2.jpg' is no image of the data set"),
+    ],
+    ids=["either", "neither", "file_name"],
+)
+def test_a_number_of_two_images_or_of_none(numbered, tmp_path, results, message):
+    with pytest.raises(InputError, match=message):
+        read(numbered, tmp_path, results)
+
+
+def test_ids_that_are_the_names_need_no_word(numbered, tmp_path, monkeypatch):
+    """COCO's own sets: image 139 is 000000000139.jpg."""
+    one = next(records.open_dataset(numbered / "prepared").listed("test_labelled"))
+    images = [one._replace(image_id=n, file_name=f"{n:012d}.jpg") for n in (2, 5)]
+    monkeypatch.setattr(
+        records.Dataset, "listed", lambda _, split: images if split == "test_labelled" else []
+    )
+    assert read(numbered, tmp_path, ultralytics()).image_ids == "id"
 
 
 def test_perfect_predictions_are_scored_perfect(photos, tmp_path, capsys):

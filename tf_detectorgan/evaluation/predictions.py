@@ -24,6 +24,7 @@ from tf_detectorgan.evaluation.detect import EVALUATED
 from tf_detectorgan.evaluation.records import Found, Region
 
 PIXELS = ("original", "prepared")
+IMAGE_IDS = ("auto", "id", "name")
 
 
 class Predictions(NamedTuple):
@@ -31,35 +32,46 @@ class Predictions(NamedTuple):
 
     found: list[Found]  # one for each image of the split, in stored pixels
     elsewhere: int  # detections of the data set's other images, which are left out
+    image_ids: str  # what whole numbers were: "id", "name"; "": there were none to be read
 
 
 def read_predictions(
-    path: Path, dataset: Dataset, split: str, *, pixels: str = "original", categories: str = ""
+    path: Path,
+    dataset: Dataset,
+    split: str,
+    *,
+    pixels: str = "original",
+    categories: str = "",
+    image_ids: str = "auto",
 ) -> Predictions:
     """Reads and checks a results file.
 
     Args:
-      path: a JSON list of results. An `image_id` is the id of the annotation file that the data set was made
-        of or, if a string, the image's file name, with or without folder and suffix.
+      path: a JSON list of results. An `image_id` that is a string is the image's file name, with or without
+        folder and suffix.
       dataset: whose images were looked at.
       split: "validation" or "test".
       pixels: whose pixels boxes are in: the "original" files', which are scaled, or the "prepared" images'.
       categories: a COCO file that says which `category_id` has which name; "": 1, 2, ... in the order of the
         data set's classes.
+      image_ids: what an `image_id` that is a whole number is: the data set's "id", from its COCO file if it
+        was made of one, or a file's "name" that is a number (Ultralytics writes 14 for 000014.png). "auto":
+        the result's "file_name" if it has one, else what all of the file's numbers can be.
 
     Raises:
-      InputError: the file is no results list; a detection is of an unknown image or category, has a box or
-        score that is not finite, or lies outside its image; a segmentation has a wrong size or no pixel, or
-        cannot be decoded.
+      InputError: the file is no results list; a detection is of an unknown image, of one of two images, or
+        of an unknown category, has a box or score that is not finite, or lies outside its image; a
+        segmentation has a wrong size or no pixel, or cannot be decoded.
     """
     labels = _labels(dataset.class_names, categories)
     known = _Names(image for part in SPLITS for s in STREAMS for image in dataset.listed(f"{part}_{s}"))
     wanted = [image.image_id for s in EVALUATED for image in dataset.listed(f"{split}_{s}")]
     rows: dict[int, list[tuple[Any, float, int, Region | None]]] = {image_id: [] for image_id in wanted}
     elsewhere = 0
-    for index, result in enumerate(_results(path)):
+    results = _results(path)
+    images, by = known.meant(results, image_ids, str(path))
+    for index, (result, image) in enumerate(zip(results, images, strict=True)):
         where = f"{path}: detection {index}"
-        image = known.find(result["image_id"], where)
         _check(result, where)
         if result["category_id"] not in labels:
             raise InputError(
@@ -82,47 +94,99 @@ def read_predictions(
         )
         for image_id, row in rows.items()
     ]
-    return Predictions(found, elsewhere)
+    return Predictions(found, elsewhere, by)
 
 
 class _Names:
-    """Images by id and by name."""
+    """Images by id, by name, and by a name that is a number."""
 
     def __init__(self, images: Iterable[Listed]):
         self._by_id: dict[int, Listed] = {}
-        self._by_name: dict[str, set[int]] = defaultdict(set)
+        self._by_name: dict[str | int, set[int]] = defaultdict(set)
         for image in images:
             self._by_id[image.image_id] = image
             path = PurePosixPath(image.file_name)
             for name in {image.file_name, path.name, path.stem}:
                 self._by_name[name].add(image.image_id)
+            if path.stem.isdecimal():
+                self._by_name[int(path.stem)].add(image.image_id)
 
-    def find(self, image_id: Any, where: str) -> Listed:
-        """The image that is meant.
+    def meant(
+        self, results: Sequence[Mapping[str, Any]], image_ids: str, path: str
+    ) -> tuple[list[Listed], str]:
+        """The image of each result; and what whole numbers are: "id", "name", or "" where there are none.
+
+        Raises:
+          InputError: see `read_predictions`.
+        """
+        auto = image_ids == "auto"
+        keys = ["file_name" if auto and "file_name" in result else "image_id" for result in results]
+        names = [result[key] for key, result in zip(keys, results, strict=True)]
+        first: dict[int, int] = {}  # the first detection of each number
+        for index, name in enumerate(names):
+            if type(name) is int:
+                first.setdefault(name, index)
+        by = self._reading(first, path) if auto else image_ids
+        images = [
+            self._find(name, by, f"{path}: detection {index}: {key} {name!r}")
+            for index, (key, name) in enumerate(zip(keys, names, strict=True))
+        ]
+        return images, by if first else ""
+
+    def _reading(self, first: Mapping[int, int], path: str) -> str:
+        """What all whole numbers of a file can be, "id" or "name"; "id" where both are the same images.
+
+        Raises:
+          InputError: they can be both, and are not the same images; or neither.
+        """
+        no_ids = [n for n in first if n not in self._by_id]
+        no_names = [n for n in first if n not in self._by_name]
+        if len(no_names) == len(first):
+            return "id"
+        if no_ids and no_names and len(no_ids) < len(first):
+            a, b = no_ids[0], no_names[0]
+            raise InputError(
+                f"{path}: detection {first[a]}: image_id {a} is no image's id, and detection {first[b]}: "
+                f"image_id {b} no file's name; leave out what is no image of the data set, or say what the "
+                "numbers are by --image_ids=id or --image_ids=name"
+            )
+        two = [n for n in first if n in self._by_name and self._by_name[n] != {n}]
+        if two and not no_ids and not no_names:
+            n = two[0]
+            by_id, by_name = (
+                " or ".join(self._by_id[i].file_name for i in sorted(ids)) for ids in ({n}, self._by_name[n])
+            )
+            raise InputError(
+                f"{path}: detection {first[n]}: image_id {n} may be {by_id} by id or {by_name} by name; say "
+                "which by --image_ids=id or --image_ids=name"
+            )
+        return "name" if no_ids else "id"
+
+    def _find(self, name: Any, by: str, where: str) -> Listed:
+        """The image of a name or number; `by`: what a number is, "id" or "name".
 
         Raises:
           InputError: there is none, or there are several of this name.
         """
-        if isinstance(image_id, str):
-            ids = sorted(self._by_name.get(image_id, ()))
-            if len(ids) > 1:
-                raise InputError(
-                    f"{where}: image_id {image_id!r} may be any of the images {ids}; give the id"
-                )
-            if ids:
-                return self._by_id[ids[0]]
-        elif type(image_id) is int and image_id in self._by_id:
-            return self._by_id[image_id]
-        raise InputError(
-            f"{where}: image_id {image_id!r} is no image of the data set; it must be an id of the annotation "
-            "file that the set was prepared from, or a file name; leave other images out"
-        )
+        ids: list[int] = []
+        if type(name) is int and by == "id":
+            ids = [name] if name in self._by_id else []
+        elif type(name) in (int, str):
+            ids = sorted(self._by_name.get(name, ()))
+        if len(ids) > 1:
+            raise InputError(f"{where} may be any of the images {ids}; give the id, and say --image_ids=id")
+        if not ids:
+            raise InputError(
+                f"{where} is no image of the data set; it must be an id of the annotation file that the set "
+                "was prepared from, or a file name (--image_ids says which); leave other images out"
+            )
+        return self._by_id[ids[0]]
 
 
 def _read_json(flag: str, path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: lists of lists, some thousand deep
         raise InputError(f"{flag}={path}: cannot be read as JSON ({error})") from error
 
 
@@ -146,7 +210,7 @@ def _labels(class_names: Sequence[str], categories: str) -> dict[int, int]:
     document = _read_json(flag, Path(categories).expanduser())
     try:
         named = {row["name"]: int(row["id"]) for row in document["categories"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{flag}={categories}: no COCO list 'categories' of id and name") from error
     missing = [name for name in class_names if name not in named]
     if missing:
@@ -163,12 +227,19 @@ def _check(result: Mapping[str, Any], where: str) -> None:
             f"{where}: bbox {result['bbox']!r}, score {result['score']!r}; they must be "
             "[x, y, width, height] and a number"
         )
-    if not all(map(math.isfinite, numbers)):
+    if not all(map(_finite, numbers)):
         raise InputError(
             f"{where}: bbox {result['bbox']}, score {result['score']}: not finite; leave it out or correct it"
         )
     if min(result["bbox"][2:]) < 0:
         raise InputError(f"{where}: bbox {result['bbox']} has a negative width or height; give [x, y, w, h]")
+
+
+def _finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number of hundreds of digits is no float64
+        return False
 
 
 def _stored(box: Sequence[float], image: Listed, shape: Sequence[int], pixels: str, where: str) -> np.ndarray:
