@@ -22,9 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
-from tf_detectorgan import door
+from tf_detectorgan import door, progress
 from tf_detectorgan.cluster import fetch as copying
 from tf_detectorgan.cluster import kubernetes, manifests, table_job
 from tf_detectorgan.config import option
@@ -257,13 +256,13 @@ def fetch(options: Fetch) -> None:
     with cluster.temporary(helper) as pod:
         _wait(lambda: cluster.why_pod_waits(pod), options.wait, f"Pod {pod}")
         socket = cluster.execute(pod, copying.command(str(path), options.without))
-        with tqdm(desc=f"fetch {path}", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
+        with progress.bar(desc=f"fetch {path}", unit="B", unit_scale=True, dynamic_ncols=True) as bar:
 
-            def progress(done: int, expected: int) -> None:
+            def show(done: int, expected: int) -> None:
                 bar.total = expected or None
                 bar.update(done - bar.n)
 
-            count, gone = copying.unpack(socket, target, progress)
+            count, gone = copying.unpack(socket, target, show)
     print(f"{target}: {count} files")
     if gone:
         print(f"replaced by the run while it was copied, and not in it: {', '.join(gone)}")

@@ -13,8 +13,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
+from tf_detectorgan import progress
 from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
@@ -95,7 +94,9 @@ def _score(options: Reproduce, table: Table, stop: StopSignal) -> str:
     for row in table.rows:
         variants.setdefault(row.variant, []).append(row)
     cells = [(rows, seed) for rows in variants.values() for seed in options.seeds]
-    for rows, seed in tqdm(cells, desc=f"scoring on {options.test_data}", unit="run", dynamic_ncols=True):
+    for rows, seed in progress.bar(
+        cells, desc=f"scoring on {options.test_data}", unit="run", dynamic_ncols=True
+    ):
         arms = [row.arm for row in rows if runner.metrics_file(out, row, seed).exists()]
         if arms:
             directory = runner.run_directory(out, rows[0].variant, seed)

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from PIL import Image
-from tqdm import tqdm
 
 from tf_detectorgan import boxes as boxes_lib
-from tf_detectorgan import disk, gallery
+from tf_detectorgan import disk, gallery, progress
 from tf_detectorgan.batch import Synthesis
 from tf_detectorgan.data import records
 from tf_detectorgan.data.formats import export
@@ -106,7 +105,7 @@ def synthesize(
     origin = {"method": method, "checkpoint": checkpoint, "seed": seed}
 
     def examples(beside: _Beside) -> Iterator[dict[str, Any]]:
-        with tqdm(total=count, desc=f"synthesize {method}", unit="image", dynamic_ncols=True) as bar:
+        with progress.bar(total=count, desc=f"synthesize {method}", unit="image", dynamic_ncols=True) as bar:
             for batch in batches:
                 between()
                 images = records.to_stored(insert(batch).numpy(), dataset.bit_depth)

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
-from tf_detectorgan.data import coco, coco_builder, resize, split_guard, splits
-from tf_detectorgan.data.coco import Source
+from tf_detectorgan import progress
+from tf_detectorgan.data import coco_builder, resize, split_guard, splits
+from tf_detectorgan.data.image_files import Problems, Source
 from tf_detectorgan.errors import InputError
 
 SIDE = 256  # of a crop
@@ -104,10 +104,10 @@ def plan(
             f"--splits={','.join(map(str, shares))}: the test is the official one; the third share must be 0"
         )
     scenes, notes = _scenes(folder)
-    problems = coco.Problems(folder)
+    problems = Problems(folder)
     crops = [
         crop
-        for scene in tqdm(scenes, desc="cropping", unit="image")
+        for scene in progress.bar(scenes, desc="cropping", unit="image")
         for crop in _checked(scene, seed, problems)
     ]
     if not skip_bad:
@@ -193,7 +193,7 @@ def _fits(box: Corners) -> bool:
     return max(box[2] - box[0], box[3] - box[1]) <= SIDE
 
 
-def _checked(scene: Scene, seed: int, problems: coco.Problems) -> Iterator[Crop]:
+def _checked(scene: Scene, seed: int, problems: Problems) -> Iterator[Crop]:
     """The crops of an image that can be decoded."""
     who = str(scene.path)
     try:

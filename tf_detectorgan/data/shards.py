@@ -24,9 +24,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
-from tqdm import tqdm
 
-from tf_detectorgan import __version__, disk
+from tf_detectorgan import __version__, disk, progress
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
 
@@ -188,7 +187,7 @@ def _write(shards: Sequence[Shard], beam_options: Sequence[str]) -> None:
     if beam_options and missing:
         _write_under_beam(missing, beam_options)
         return
-    with tqdm(total=sum(len(shard.part.items) for shard in missing), unit="image") as bar:
+    with progress.bar(total=sum(len(shard.part.items) for shard in missing), unit="image") as bar:
         for shard in missing:
             bar.set_description(f"writing {shard.split}")
             shard.write(bar.update)

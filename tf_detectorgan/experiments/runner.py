@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
-from tf_detectorgan import checkpoints, disk
+from tf_detectorgan import checkpoints, disk, progress
 from tf_detectorgan.errors import EXIT_BAD_INPUT, InputError, Interrupted
 from tf_detectorgan.experiments.tables import BASE, Row, Table, Variant
 
@@ -207,7 +205,7 @@ def run_jobs(
     waiting, failed = list(jobs), list[Job]()
     running: dict[Job, subprocess.Popen] = {}
     total = sum(len(job.arms) for job in jobs)
-    with tqdm(total=total, desc="reproduce", unit="arm", dynamic_ncols=True, smoothing=0) as bar:
+    with progress.bar(total=total, desc="reproduce", unit="arm", dynamic_ncols=True, smoothing=0) as bar:
         while waiting or running:
             while len(running) < workers and (ready := _first_ready(waiting, [*waiting, *running])):
                 waiting.remove(ready)

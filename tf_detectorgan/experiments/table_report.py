@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from tf_detectorgan import checkpoints
+from tf_detectorgan import checkpoints, progress
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation.average_precision import RANGE_NAME, SINGLE, match
 from tf_detectorgan.evaluation.statistics import (
@@ -58,7 +57,7 @@ def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str =
     seconds: dict[Path, float] = {}
     config: dict = {}
     cells = [(r, s) for r in table.rows for s in seeds if metrics_file(out, r, s, elsewhere).exists()]
-    for row, seed in tqdm(cells, desc="intervals", unit="cell", dynamic_ncols=True):
+    for row, seed in progress.bar(cells, desc="intervals", unit="cell", dynamic_ncols=True):
         directory = run_directory(out, row.variant, seed)
         run = read_run(directory, elsewhere)
         arm = run.arms[row.arm]

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
+from tf_detectorgan import progress
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training import unroll
@@ -64,7 +64,7 @@ def check_modes(
     random = np.random.default_rng(seed)
     x = synthetic.images + NOISE * random.normal(size=synthetic.images.shape)
     draws = random.normal(size=(directions, *x.shape))
-    for mode in tqdm(unroll.MODES, desc="checking", unit="mode"):
+    for mode in progress.bar(unroll.MODES, desc="checking", unit="mode"):
         options = {"mode": mode, "later": (later,) if mode == "k_steps" else ()}
 
         @tf.function(autograph=False)

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from tqdm import tqdm
 
-from tf_detectorgan import checkpoints
+from tf_detectorgan import checkpoints, progress
 from tf_detectorgan.checkpoints import PhaseDirectory
 from tf_detectorgan.errors import Interrupted
 from tf_detectorgan.training.workers import Workers
@@ -85,7 +84,9 @@ def run_phase(
     start, began = workers.restore(phase, parts), time.monotonic()
     source = iter(batches(start)) if start < steps else None
     done, hidden = start, not workers.chief
-    with tqdm(total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=hidden) as bar:
+    with progress.bar(
+        total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=hidden
+    ) as bar:
         while done < steps:
             batch = next(source)  # type: ignore[arg-type]
             values = step(batch, done)
