@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from tf_detectorgan import progress
 from tf_detectorgan.data import medical_images, resize, split_guard
 from tf_detectorgan.data.document import Document, Mark
 from tf_detectorgan.errors import InputError
@@ -126,7 +126,7 @@ def check(
     labels, class_names = _categories(document.categories, label_filter, document.file)
     sources = _images(document.images, document.file, images, keys, problems, notes)
     readable = [
-        s for s in tqdm(sources.values(), desc="checking images", unit="image") if inspect(s, problems)
+        s for s in progress.bar(sources.values(), desc="checking images", unit="image") if inspect(s, problems)
     ]
     known = {row["id"] for row in document.images if isinstance(row.get("id"), int)}
     _boxes(document.annotations, {s.image_id: s for s in readable}, known, labels, problems, notes)

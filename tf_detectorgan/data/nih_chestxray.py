@@ -13,8 +13,8 @@ from os.path import isdir
 from pathlib import Path
 
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
+from tf_detectorgan import progress
 from tf_detectorgan.data import coco, coco_builder, nih_reannotation, nih_tables
 from tf_detectorgan.data.coco import Source
 from tf_detectorgan.data.nih_tables import NO_FINDING, SIDE, Box
@@ -82,7 +82,7 @@ def plan(
     problems = coco.Problems(folder)
     for split, rows in result.items():
         present = [source for source in rows if source.file_name in paths]
-        bar = tqdm(present, desc=f"checking {split}", unit="image")
+        bar = progress.bar(present, desc=f"checking {split}", unit="image")
         result[split] = [source for source in bar if _inspect(source, paths, problems)]
     if not skip_bad:
         problems.raise_any()

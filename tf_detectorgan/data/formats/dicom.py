@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from tqdm import tqdm
 
+from tf_detectorgan import progress
 from tf_detectorgan.data import medical_images
 from tf_detectorgan.data.document import Document
 from tf_detectorgan.data.formats import table
@@ -35,7 +35,7 @@ def read(annotations: Path, images: Path) -> Document:
     medical_images.library("pydicom")
     found = files(images)
     names, patients = table.names_of(found, images), dict[str, str]()
-    for path in tqdm(found, desc="reading headers", unit="image"):
+    for path in progress.bar(found, desc="reading headers", unit="image"):
         relative = path.relative_to(images).as_posix()
         try:
             header = medical_images.dicom_header(path)
