@@ -106,10 +106,12 @@ class Fetch:
 
 def submit(options: Submit) -> None:
     """Creates what the manifest holds, the Job last, and waits for its pods."""
+    flags = _text("--train_flags", options.train_flags)
+    manifests.require_absolute("--train_flags", flags, ("data_dir", "run_dir", "images", "out"))
     resources = manifests.fill(
         manifests.read(options.manifest),
         image=options.image,
-        flags=_text("--train_flags", options.train_flags),
+        flags=flags,
         gpus=options.gpus,
         workers=options.workers,
         queue=options.queue,
@@ -121,6 +123,8 @@ def reproduce(options: Reproduce) -> None:
     """Submits a table, every arm and seed a completion index, or what gathers them."""
     if not options.seeds or len(set(options.seeds)) != len(options.seeds):
         raise InputError(f"--seeds={','.join(map(str, options.seeds))}: one or more different numbers wanted")
+    config = _text("--config", options.config)
+    manifests.require_absolute("--config", config, ("data_dir",))
     resources = table_job.fill(
         manifests.read(table_job.TEMPLATE),
         table=options.table,
@@ -128,7 +132,7 @@ def reproduce(options: Reproduce) -> None:
         seeds=options.seeds,
         parallel=options.parallel or len(options.seeds),
         gather=options.gather,
-        config=_text("--config", options.config),
+        config=config,
         memory=options.memory,
         runs_claim=options.runs_claim,
         data_claim=options.data_claim,
@@ -156,11 +160,18 @@ def _text(flag: str, file: str) -> str:
 
 def _send(resources: list[manifests.Resource], options: Submit | Reproduce, *, one_is_enough: bool) -> None:
     """Creates the resources, the Job last, and waits for its pods, or for one; --dry_run: prints them."""
+    manifests.check_devices(resources)
     resources.sort(key=lambda resource: resource["kind"] == "Job")
     if options.dry_run:
         print(yaml.safe_dump_all(resources, sort_keys=False), end="")
         return
     cluster = kubernetes.connect(options.context, options.namespace)
+    for kind, named in ((resource["kind"], resource["metadata"]) for resource in resources):
+        if (other := named.get("namespace", cluster.namespace)) != cluster.namespace:
+            raise InputError(
+                f"{kind} {named['name']}: its manifest says namespace {other}, and the Job would be looked "
+                f"for in {cluster.namespace}; give --namespace={other}, or take the line out"
+            )
     job = manifests.job_of(resources)["metadata"]["name"]
     if cluster.find_job(job):  # before anything is changed: its pods mount the ConfigMap
         raise InputError(

@@ -40,16 +40,24 @@ def running(server, name="nih", *pods):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"manifest": "train-nih", "gpus": 2, "queue": "team"},
-        {"manifest": "train-nih-multiworker", "workers": 3, "image": "r.example.com/x:1"},
+        {"manifest": "train-nih", "gpus": 2, "queue": "team", "train_flags": "gan_batch=2"},
+        {
+            "manifest": "train-nih-multiworker",
+            "workers": 4,
+            "image": "r.example.com/x:1",
+            "train_flags": "gan_batch=4",
+        },
         {"manifest": "train-phantom-cpu"},
         {"manifest": "reproduce-table1"},
     ],
     ids=lambda changes: changes["manifest"],
 )
-def test_every_body_that_is_submitted_is_valid(server, capsys, changes):
+def test_every_body_that_is_submitted_is_valid(server, capsys, tmp_path, changes):
     name = manifests.job_of(manifests.read(changes["manifest"]))["metadata"]["name"]
     running(server, name)
+    if "train_flags" in changes:
+        (tmp_path / "more.flags").write_text(f"--{changes['train_flags']}\n")
+        changes = changes | {"train_flags": str(tmp_path / "more.flags")}
     launch.submit(launch.Submit(**changes))
     bodies = server.sent("POST")
     assert bodies[-1]["kind"] == "Job"
@@ -64,9 +72,9 @@ def test_every_body_that_is_submitted_is_valid(server, capsys, changes):
         assert bodies[-1]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
         assert bodies[-1]["spec"]["suspend"] is True
     if "workers" in changes:
-        assert bodies[-1]["spec"]["completions"] == bodies[-1]["spec"]["parallelism"] == 3
+        assert bodies[-1]["spec"]["completions"] == bodies[-1]["spec"]["parallelism"] == 4
         flags = next(body for body in bodies if body["kind"] == "ConfigMap")["data"]["train.flags"].split()
-        assert [flag for flag in flags if "workers" in flag] == ["--workers=3"]
+        assert [flag for flag in flags if "workers" in flag] == ["--workers=4"]
         assert spec["image"] == "r.example.com/x:1"
     out = capsys.readouterr().out
     assert f"Job {name}: created" in out
@@ -76,6 +84,68 @@ def test_every_body_that_is_submitted_is_valid(server, capsys, changes):
 def test_the_pod_that_copies_is_valid_and_restricted():
     job = manifests.job_of(manifests.read("train-nih"))["spec"]["template"]["spec"]
     check(fetch.helper_pod(job, image="", claim="", node="node-a", seconds=60))
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        (
+            {"gpus": 2},
+            "--gan_batch=1 is not divisible by 2 devices .1 pods with 2 GPUs each.; give --gan_batch=2",
+        ),
+        (
+            {"manifest": "train-nih-multiworker", "workers": 3},
+            "--gan_batch=2 .* 3 devices .3 pods with 1 GPUs each",
+        ),
+        (
+            {"manifest": "train-nih-multiworker", "gpus": 2},
+            "--gan_batch=2 .* 4 devices .*; give --gan_batch=4",
+        ),
+        ({"manifest": "reproduce-table1", "gpus": 8}, "--gan_batch=4 is not divisible by 8 devices"),
+        ({"manifest": "train-cityscapes", "gpus": 3}, "_batch=.* is not divisible by 3 devices"),
+    ],
+)
+def test_batches_that_devices_cannot_share_are_refused_before_anything_is_sent(server, changes, sentence):
+    """Each pod would end with 78, and with it the Job."""
+    with pytest.raises(InputError, match=sentence):
+        launch.submit(launch.Submit(**changes))
+    assert server.asked == []
+
+
+def test_places_of_a_desktop_are_refused(server, tmp_path):
+    (tmp_path / "nih.flags").write_text("--gan_batch=2\n--data_dir=data/nih\n--run_dir=/runs/nih\n")
+    flagfile = str(tmp_path / "nih.flags")
+    with pytest.raises(
+        InputError, match="--train_flags: --data_dir=data/nih is relative; .* such as /data/nih"
+    ):
+        launch.submit(launch.Submit(train_flags=flagfile))
+    with pytest.raises(InputError, match="--config: --data_dir=data/nih is relative"):
+        launch.reproduce(launch.Reproduce(config=flagfile))
+    assert server.asked == []
+
+
+def test_a_manifest_of_ones_own(server, tmp_path):
+    """Without resources; with a name to be made up; for another namespace than the one that is asked."""
+    file, manifest = tmp_path / "own.yaml", manifests.read("train-phantom-cpu")
+    job = manifests.job_of(manifest)
+    del container(job)["resources"]
+    file.write_text(yaml.safe_dump_all(manifest))
+    filled = manifests.fill(manifests.read(str(file)), image="", flags="", gpus=2, workers=0, queue="")
+    assert container(manifests.job_of(filled))["resources"] == {"limits": {"nvidia.com/gpu": "2"}}
+    container(job)["resources"] = {"requests": {"nvidia.com/gpu": 1}, "limits": {"nvidia.com/gpu": 1}}
+    job["metadata"]["namespace"] = "elsewhere"
+    file.write_text(yaml.safe_dump_all(manifest))
+    filled = manifests.fill(manifests.read(str(file)), image="", flags="", gpus=2, workers=0, queue="")
+    assert container(manifests.job_of(filled))["resources"]["requests"] == {"nvidia.com/gpu": "2"}
+    with pytest.raises(
+        InputError, match="Job train-phantom: .* namespace elsewhere, .* --namespace=elsewhere"
+    ):
+        launch.submit(launch.Submit(manifest=str(file)))
+    assert server.asked == []
+    job["metadata"] = {"generateName": "train-"}
+    file.write_text(yaml.safe_dump_all(manifest))
+    with pytest.raises(InputError, match="its Job has no metadata.name"):
+        manifests.read(str(file))
 
 
 def test_a_dry_run_prints_what_would_be_sent_and_asks_nobody(server, capsys, tmp_path):
@@ -275,11 +345,12 @@ def test_manifests_are_found_and_bad_ones_refused(tmp_path):
     ) == [path.name for path in MANIFESTS]
     with pytest.raises(InputError, match="none of prepare-nih, .*train-nih-multiworker"):
         manifests.read("train")
-    (tmp_path / "two.yaml").write_text("kind: Service\n")
+    (tmp_path / "two.yaml").write_text("kind: Service\nmetadata: {name: a}\n")
     with pytest.raises(InputError, match="holds 0 Jobs"):
         manifests.read(str(tmp_path / "two.yaml"))
-    (tmp_path / "bad.yaml").write_text("{")
-    with pytest.raises(InputError, match="is no manifest"):
-        manifests.read(str(tmp_path / "bad.yaml"))
+    for text in ("{", "just words", "kind: Job\nmetadata: {name: a}\nspec: {}\n"):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(InputError, match="is no manifest"):
+            manifests.read(str(tmp_path / "bad.yaml"))
     with pytest.raises(InputError, match="this manifest has no Service"):
         manifests.fill(manifests.read("train-nih"), image="", flags="", gpus=0, workers=2, queue="")

@@ -204,6 +204,17 @@ def test_exit_codes_are_ours(path):
     assert actions[EXIT_BAD_INPUT] in ("FailJob", "FailIndex")
 
 
+@pytest.mark.parametrize("path", [p for p in MANIFESTS if p.name != "tensorboard.yaml"], ids=lambda p: p.name)
+def test_batches_are_cut_into_equal_parts(path):
+    """`train` refuses a batch that its devices, pods that train together times GPUs, cannot share."""
+    assert {n: getattr(Train, n) for n in manifests.BATCHES} == manifests.BATCHES  # said in two places
+    manifests.check_devices(resources(path))
+    if container(find(path, "Job"))["name"] == "train":
+        given = parse(Train, flagfile(path))
+        gpus = container(find(path, "Job"))["resources"]["limits"].get("nvidia.com/gpu", 1)
+        assert given.gan_batch % (given.workers * gpus) == given.detector_batch % (given.workers * gpus) == 0
+
+
 def test_table_1_has_one_index_a_cell():
     job = find(ROOT / "k8s/reproduce-table1.yaml", "Job")
     given = parse(reproduce.Reproduce, [a.replace("$(CELL)", "0") for a in container(job)["args"]])

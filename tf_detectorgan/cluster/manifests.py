@@ -12,7 +12,9 @@ from tf_detectorgan.errors import InputError
 
 FOLDER = Path(__file__).with_name("templates")  # k8s/, as packed by setup.py
 RUNS = "/runs"  # where pods mount the volume of runs
-OF_GPU_NODES = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}  # their usual taint
+GPU = "nvidia.com/gpu"
+BATCHES = {"gan_batch": 4, "detector_batch": 8}  # defaults of `train`, whose import would bring TensorFlow
+OF_GPU_NODES = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}  # their usual taint
 Resource = dict[str, Any]
 
 
@@ -20,22 +22,29 @@ def read(name: str) -> list[Resource]:
     """The resources of a template, `train-nih` say, or of a file.
 
     Raises:
-      InputError: there is neither, or it is not YAML with exactly one Job.
+      InputError: there is neither, or it is not YAML with exactly one Job, or something has no name.
     """
     file = FOLDER / f"{name}.yaml" if re.fullmatch(r"[a-z0-9-]+", name) else Path(name)
     if not file.is_file():
-        jobs = (path.stem for path in FOLDER.glob("*.yaml") if "kind: Job" in path.read_text("utf-8"))
-        known = ", ".join(sorted(jobs))
+        names = (path.stem for path in FOLDER.glob("*.yaml") if "kind: Job" in path.read_text("utf-8"))
+        known = ", ".join(sorted(names))
         raise InputError(f"--manifest={name}: no such file, and none of {known}")
     try:
         resources = [
             resource for resource in yaml.safe_load_all(file.read_text(encoding="utf-8")) if resource
         ]
-        count = sum(resource["kind"] == "Job" for resource in resources)
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: is no manifest ({error})") from error
-    if count != 1:
-        raise InputError(f"{file}: holds {count} Jobs; one is wanted")
+        jobs = [resource for resource in resources if resource["kind"] == "Job"]
+        nameless = [r["kind"] for r in resources if not r["metadata"].get("name")]
+        bare = [job for job in jobs if not job["spec"]["template"]["spec"]["containers"]]
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: is no manifest ({error!r})") from error
+    if len(jobs) != 1 or bare:
+        raise InputError(f"{file}: holds {len(jobs) - len(bare)} Jobs with containers; one is wanted")
+    if nameless:
+        raise InputError(
+            f"{file}: its {nameless[0]} has no metadata.name, by which it is found again; "
+            "write one in place of generateName"
+        )
     return resources
 
 
@@ -63,13 +72,52 @@ def written_path(resources: list[Resource]) -> str:
     Raises:
       InputError: neither is there.
     """
+    given = _flags(resources)
+    for place in (given.get("out", ""), given.get("run_dir", "")):  # reproduce has --out, train --run_dir
+        if place.startswith(f"{RUNS}/"):
+            return place.removeprefix(f"{RUNS}/")
+    raise InputError(f"no flag of the Job says where under {RUNS} it writes; name the folder by --path")
+
+
+def _flags(resources: list[Resource]) -> dict[str, str]:
+    """Values of the Job's flags by name: of its flagfiles, and of its arguments, which win."""
+    files = [text for r in resources if r["kind"] == "ConfigMap" for text in (r.get("data") or {}).values()]
+    arguments = job_of(resources)["spec"]["template"]["spec"]["containers"][0].get("args") or []
+    lines = [line for text in (*files, *arguments) for line in text.splitlines()]
+    return {m[1]: m[2] for line in lines if (m := re.match(r"--(\w+)=(\S*)", line))}
+
+
+def require_absolute(flag: str, text: str, names: tuple[str, ...]) -> None:
+    """A pod begins in /runs: a relative place of a desktop's flagfile is neither there nor on a volume.
+
+    Raises:
+      InputError: a flag of `names` in the flagfile `text`, which the user gave by `flag`, is relative.
+    """
+    for name, place in re.findall(rf"^--({'|'.join(names)})=(\S+)", text, re.MULTILINE):
+        if not place.startswith("/"):
+            raise InputError(
+                f"{flag}: --{name}={place} is relative; write where the pod's volumes have it, such as "
+                f"/data/{Path(place).name} for data and {RUNS}/{Path(place).name} for a run"
+            )
+
+
+def check_devices(resources: list[Resource]) -> None:
+    """Says here what `train` would say in every pod: batches are cut into equal parts, one a device.
+
+    Raises:
+      InputError: a batch is not divisible by pods that train together times GPUs of each.
+    """
+    given = _flags(resources)
     container = job_of(resources)["spec"]["template"]["spec"]["containers"][0]
-    files = [text for r in resources if r["kind"] == "ConfigMap" for text in r.get("data", {}).values()]
-    lines = [line for text in (*files, *container.get("args", [])) for line in text.splitlines()]
-    found = [match[1] for line in lines if (match := re.match(rf"--(?:run_dir|out)={RUNS}/(\S+)", line))]
-    if not found:
-        raise InputError(f"no flag of the Job says where under {RUNS} it writes; name the folder by --path")
-    return found[-1]
+    gpus = int((container.get("resources", {}).get("limits") or {}).get(GPU, 0))
+    devices = int(given.get("workers", 1)) * max(gpus, 1)
+    for name, default in BATCHES.items():
+        size = int(given.get(name, default))
+        if size % devices and given.get("distribution") != "one":
+            raise InputError(
+                f"--{name}={size} is not divisible by {devices} devices ({given.get('workers', 1)} pods with "
+                f"{gpus} GPUs each); give --{name}={-(-size // devices) * devices}, or other numbers of them"
+            )
 
 
 def fill(
@@ -96,9 +144,13 @@ def fill(
         if image:
             container["image"] = image
         if gpus:
-            container["resources"].setdefault("limits", {})["nvidia.com/gpu"] = gpus
-        for amounts in container["resources"].values():  # the client takes no numbers for quantities
-            amounts.update({name: str(amount) for name, amount in amounts.items()})
+            amounts = container.setdefault("resources", {})
+            amounts.setdefault("limits", {})[GPU] = gpus
+            if GPU in amounts.get("requests", {}):  # they must be equal
+                amounts["requests"][GPU] = gpus
+        for kind in ("requests", "limits"):  # the client takes no numbers for quantities
+            if amounts := container.get("resources", {}).get(kind):
+                amounts.update({name: str(amount) for name, amount in amounts.items()})
     if workers:
         if not any(resource["kind"] == "Service" for resource in resources):
             raise InputError(f"--workers={workers}: this manifest has no Service; train-nih-multiworker has")
@@ -115,7 +167,7 @@ def fill(
 def _merge(resources: list[Resource], flags: str) -> None:
     """Puts lines of a flagfile into the one file of the one ConfigMap."""
     maps = [resource for resource in resources if resource["kind"] == "ConfigMap"]
-    if len(maps) != 1 or len(maps[0]["data"]) != 1:
+    if len(maps) != 1 or len(maps[0].get("data", {})) != 1:
         raise InputError("--train_flags: the manifest has no ConfigMap with one flagfile to put them in")
     data = maps[0]["data"]
     ((file, text),) = data.items()
