@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan import config, door
-from tf_detectorgan.data import coco, records
+from tf_detectorgan.data import image_files, records
 from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_CANNOT_WRITE, InputError
 from tf_detectorgan.prepare import Prepare, prepare
 
@@ -76,7 +76,7 @@ def test_an_existing_set_is_replaced_only_when_asked_and_anything_else_never(ann
 def test_an_interrupted_prepare_leaves_whole_files_and_goes_on(annotations, monkeypatch, capsys):
     prepare(options(annotations, out=str(annotations.parent / "other")))
     before = sorted(os.listdir(annotations.parent))
-    read, calls = coco.Source.read, []
+    read, calls = image_files.Source.read, []
 
     def stopped(self):
         calls.append(self.image_id)
@@ -84,7 +84,7 @@ def test_an_interrupted_prepare_leaves_whole_files_and_goes_on(annotations, monk
             raise KeyboardInterrupt
         return read(self)
 
-    monkeypatch.setattr(coco.Source, "read", stopped)
+    monkeypatch.setattr(image_files.Source, "read", stopped)
     with pytest.raises(KeyboardInterrupt):
         prepare(options(annotations))
     assert len(calls) == 20
@@ -141,7 +141,7 @@ def test_a_read_only_disk_is_one_error(annotations, small_disk, monkeypatch, cap
 
 
 def test_what_other_settings_left_is_not_used(annotations, monkeypatch):
-    read = coco.Source.read
+    read = image_files.Source.read
 
     def stopped(self):
         if self.image_id % 2 == 0:  # the clean ones, written after the labelled ones of each split
@@ -149,7 +149,7 @@ def test_what_other_settings_left_is_not_used(annotations, monkeypatch):
         return read(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(coco.Source, "read", stopped)
+        patch.setattr(image_files.Source, "read", stopped)
         with pytest.raises(KeyboardInterrupt):
             prepare(options(annotations, image_size=32))
     prepare(options(annotations, image_size=64))
@@ -169,7 +169,10 @@ def test_what_other_settings_left_is_not_used(annotations, monkeypatch):
         ({"out": "/"}, "--out=/: exists and is no prepared data set"),
         ({"splits": (0.5, 0.2)}, "--splits=0.5,0.2"),
         ({"train_images": 57}, "--train_images=57"),
-        ({"dataset": "phantom", "image_size": 16}, "--image_size=16"),
+        ({"dataset": "phantom", "annotations": "", "image_size": 16}, "--image_size=16"),
+        ({"dataset": "phantom"}, "--annotations: without effect on --dataset=phantom"),
+        ({"finding": "Mass"}, "--finding: without effect on --dataset=auto, only on nih"),
+        ({"phantom_test_images": 5}, "--phantom_test_images: without effect"),
     ],
 )
 def test_options_that_cannot_be_met_are_refused_before_anything_is_written(annotations, changes, expected):

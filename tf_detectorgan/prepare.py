@@ -32,6 +32,7 @@ from tf_detectorgan.data import (
     shards,
     splits,
 )
+from tf_detectorgan.data.image_files import Source
 from tf_detectorgan.errors import InputError
 
 _SMALL_BOX = 2.0  # stored pixels: below this side no network of ours can see the object
@@ -43,7 +44,8 @@ class Prepare:
 
     dataset: str = option(
         "auto",
-        "where the images come from; auto: recognised by the files in --images or --annotations",
+        "where the images come from; auto: recognised by the files in --images or --annotations, "
+        "nih and cityscapes by those in --images",
         choices=("auto", *formats.FORMATS, "nih", "cityscapes", "phantom"),
     )
     inspect: str = option("", "write data_card.html of this prepared data set into it, and do nothing else")
@@ -86,7 +88,9 @@ class Prepare:
     finding: str = option("Nodule", "nih: what the boxes are around", choices=nih_tables.FINDINGS)
     allow_missing: bool = option(False, "nih: go on without the images that are not there")
     extra_annotations: str = option(
-        "", "nih: COCO file, or CSV like BBox_List_2017.csv, whose boxes replace those of validation and test"
+        "",
+        "nih: COCO file, or CSV of the columns of BBox_List_2017.csv in their order, whose boxes replace "
+        "those of validation and test",
     )
 
     phantom_clean_images: int = option(600, "phantom: clean training images", low=1)
@@ -98,6 +102,17 @@ class Prepare:
 
 # What the publishers' own folders hold, by which --dataset=auto knows them.
 _PUBLISHED = {"nih": "BBox_List_2017.csv", "cityscapes": "leftImg8bit"}
+# Options of which only some data sets make use.
+_FORMATS = ("auto", *formats.FORMATS)
+_USED_BY: dict[str, tuple[str, ...]] = (
+    dict.fromkeys(("images", "splits", "skip_bad", "allow_duplicates"), (*_FORMATS, "nih", "cityscapes"))
+    | dict.fromkeys(
+        ("annotations", "group_key", "exclude_key", "split_key", "train_only", "label_filter", "channels"),
+        _FORMATS,
+    )
+    | dict.fromkeys(("finding", "allow_missing", "extra_annotations"), ("nih",))
+    | {field.name: ("phantom",) for field in dataclasses.fields(Prepare) if field.name.startswith("phantom_")}
+)
 # Defaults that depend on the data set, in place of these values of `Prepare`.
 _NOT_GIVEN = (-1, ())
 _COMMON: dict = {"image_size": 128, "splits": (0.7, 0.1, 0.2)}
@@ -123,6 +138,7 @@ def prepare(options: Prepare) -> None:
     shards.check_target(options.out, options.overwrite)
     shards.check_beam(options.beam_options)
     options = dataclasses.replace(options, dataset=_recognised(options))
+    _refuse_unused(options)
     defaults = _COMMON | _OWN.get(options.dataset, {})
     options = dataclasses.replace(
         options, **{k: v for k, v in defaults.items() if getattr(options, k) in _NOT_GIVEN}
@@ -141,6 +157,17 @@ def _recognised(options: Prepare) -> str:
             if exists(Path(options.images).expanduser() / name):
                 return kind
     return options.dataset
+
+
+def _refuse_unused(options: Prepare) -> None:
+    """Raises InputError if an option is given that the data set makes no use of."""
+    for field in dataclasses.fields(options):
+        used_by = _USED_BY.get(field.name, (options.dataset,))
+        if getattr(options, field.name) != field.default and options.dataset not in used_by:
+            raise InputError(
+                f"--{field.name}: without effect on --dataset={options.dataset}, only on "
+                f"{', '.join(used_by)}; leave it out, or name the data set"
+            )
 
 
 def _build_phantom(options: Prepare) -> list[str]:
@@ -257,11 +284,11 @@ def _build_cityscapes(options: Prepare) -> list[str]:
     )
 
 
-def _say_found(title: str, folder: str, plan: Mapping[str, Sequence[coco.Source]]) -> None:
+def _say_found(title: str, folder: str, plan: Mapping[str, Sequence[Source]]) -> None:
     print(f"found {title} in {folder}: {', '.join(f'{split} {len(rows)}' for split, rows in plan.items())}")
 
 
-_BUILD = dict.fromkeys(("auto", *formats.FORMATS), _build_images)
+_BUILD = dict.fromkeys(_FORMATS, _build_images)
 _BUILD |= {"cityscapes": _build_cityscapes, "nih": _build_nih, "phantom": _build_phantom}
 
 

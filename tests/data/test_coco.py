@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tf_detectorgan.data import coco, coco_builder, records, shards
+from tf_detectorgan.data import coco, coco_builder, image_files, records, shards
 from tf_detectorgan.data.formats import coco_file
 from tf_detectorgan.errors import InputError
 
@@ -119,6 +119,7 @@ BAD_ROWS = {  # reason: (what is done to the folder, what the message must hold)
     "NaN or infinite box   ": (box([4, 10**400, 8, 10]), ["annotation 12", "beyond 64 bits"]),
     "image without group": (edit("images", 1, split_group=None), ["images/2.png", "split_group"]),
     "missing image ": (edit("images", 1, file_name="9" * 300), ["9" * 300, "image 2"]),
+    "file named twice": (edit("images", 1, file_name="images/../images/3.png"), ["image 2 and image 3"]),
     "clean image with boxes": (edit("images", 1, clean=True), ["images/2.png", "image 2", "boxes 1"]),
 }
 
@@ -151,7 +152,9 @@ def test_all_problems_are_found_at_once_and_ten_are_shown(folder):
         folder.document["annotations"].append(
             {"id": number, "image_id": 99, "category_id": 3, "bbox": [0, 0, 1, 1]}
         )
-    with pytest.raises(InputError, match=r"14 problems(.|\n)*and 4 more") as caught:
+    with pytest.raises(
+        InputError, match=r"14 problems(.|\n)*and 4 more; in all 8 x unknown image id, 6 x missing image"
+    ) as caught:
         folder.read()
     assert len(str(caught.value).splitlines()) == 12
 
@@ -168,6 +171,12 @@ def test_all_problems_are_found_at_once_and_ten_are_shown(folder):
         ('{"images": [{"id": 1}], "annotations": 3, "categories": []}', "'annotations'"),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "'categories' is empty"),
         ('{"images": [{"id": 1}], "annotations": [], "categories": [{"id": "x"}]}', "category"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": ""}]}', "name"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": " a"}]}', "spaces"),
+        (
+            '{"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "a\\nb"}]}',
+            "one line",
+        ),
     ],
 )
 def test_a_file_that_is_no_coco_file_is_refused_even_when_bad_rows_are_skipped(tmp_path, contents, expected):
@@ -189,6 +198,21 @@ def test_12_bit_values_in_16_bit_files_are_scaled_and_pointed_out(folder, tmp_pa
     np.testing.assert_array_equal(image, round(3000 / 4095 * 65535))
     write_png(folder.root / "images/2.png", np.full((20, 40, 1), 40950, np.uint16))
     assert folder.read().notes == []
+
+
+def test_8_bit_values_in_16_bit_files_are_not_taken_for_dark(folder):
+    write_png(folder.root / "images/2.png", np.full((20, 40, 1), 250, np.uint16))
+    assert folder.read().white == 255
+
+
+def test_a_box_given_twice_counts_once_and_is_pointed_out(folder):
+    folder.document["annotations"].append({**folder.document["annotations"][0], "id": 99})
+    result = folder.read()
+    assert result.sources[0].boxes == [(4, 5, 12, 15)]
+    assert any("1 boxes that are given twice" in note for note in result.notes)
+    other = 10 - folder.document["annotations"][0]["category_id"]  # 3 and 7
+    folder.document["annotations"][-1]["category_id"] = other  # two objects in one place
+    assert len(folder.read().sources[0].boxes) == 2
 
 
 def test_a_box_up_to_a_pixel_outside_is_clipped(folder):
@@ -270,7 +294,7 @@ def test_nothing_to_learn_from_is_an_error(folder):
 
 
 def source(number, group, boxes, training_only):
-    one = coco.Source(number, f"{number}.png", None, group, None, training_only, None, 20, 40)
+    one = image_files.Source(number, f"{number}.png", None, group, None, training_only, None, 20, 40)
     one.boxes, one.labels = [(0.0, 0.0, 1.0, 1.0)] * boxes, [0] * boxes
     return one
 

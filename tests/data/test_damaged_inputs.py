@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests.data import test_cityscapes, test_formats, test_nih_chestxray
 from tf_detectorgan.data import cityscapes, coco, formats, nih_chestxray, records
 from tf_detectorgan.errors import InputError
+from tf_detectorgan.prepare import Prepare, prepare
 
 EXAMPLES = 1000  # over all kinds of folders
 VALUES = ["nan", "-5", "1e308", "-inf", "", "abc", "9" * 30, "9" * 5000, '"a,b"', "\x00", "é", "0x10", "1e-9"]
@@ -170,6 +171,24 @@ def read_formats(kind):
     return read
 
 
+def write_or_refuse(root, out, data):
+    """Prepares the folder: then the set is whole and its labels have names, or nothing is left."""
+    shutil.rmtree(out, ignore_errors=True)
+    options = {"out": str(out), "image_size": 16, "splits": (1.0, 0.0, 0.0), "seed": 1}
+    dataset = "auto" if data.draw(st.booleans()) else "coco"
+    try:
+        prepare(Prepare(dataset=dataset, images=str(root), skip_bad=data.draw(st.booleans()), **options))
+    except InputError:
+        assert not any(path.name.startswith((out.name, f".{out.name}")) for path in out.parent.iterdir())
+        return False
+    written = records.open_dataset(out)
+    written.fingerprint()
+    for part in records.SPLITS:
+        for image in written.listed(f"{part}_labelled"):
+            assert all(0 <= label < len(written.class_names) for label in image.labels)
+    return True
+
+
 def read_nih(kind):
     def read(root, data, skip_bad):
         file = root / {"csv": "anew.csv", "coco": "anew.json"}[kind]
@@ -237,6 +256,27 @@ def test_a_damaged_folder_is_read_or_refused(tmp_path, kind):
     assert len(usable) + len(refused) >= EXAMPLES / len(KINDS)
     for message in refused:
         assert str(tmp_path / "bad") in message or message.startswith("no training images are ")
+
+
+@pytest.mark.slow
+def test_a_damaged_folder_is_prepared_whole_or_leaves_nothing(tmp_path):
+    (tmp_path / "good").mkdir()
+    test_formats.write_coco(tmp_path / "good")
+    names = sorted(p.relative_to(tmp_path / "good") for p in (tmp_path / "good").rglob("*") if p.is_file())
+    done = []
+
+    @given(st.data())
+    @settings(max_examples=60)
+    def damaged(data):
+        root = tmp_path / "bad"
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(tmp_path / "good", root)
+        name = data.draw(st.sampled_from(names))
+        data.draw(st.sampled_from([truncate, overwrite, other_json, replace]))(root / name, data)
+        done.append(write_or_refuse(root, tmp_path / "set", data))
+
+    damaged()
+    assert min(done.count(True), done.count(False)) > 5
 
 
 def test_a_damaged_prepared_set_is_read_or_refused(tmp_path, tiny_phantom):

@@ -136,3 +136,5 @@ def test_our_own_reader_brings_everything_back(folder, kind):
 def test_an_unknown_format_is_refused():
     with pytest.raises(InputError, match="'vco' is none of voc, yolo, node21"):
         export.check(["vco"], ["nodule"], 1)
+    with pytest.raises(InputError, match="--export=voc,voc: names a format twice"):
+        export.check(["voc", "voc"], ["nodule"], 1)

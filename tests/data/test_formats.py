@@ -171,6 +171,85 @@ def test_other_columns_of_a_csv_are_keys_where_an_images_lines_agree(tmp_path):
         read(tmp_path, keys=coco.Keys(group="reader"))
 
 
+def test_a_csv_of_corners_may_state_the_images_sizes(tmp_path):
+    pictures(tmp_path)
+    header, line = "filename,width,height,class,xmin,ymin,xmax,ymax", "a.png,40,20,hole,1,1,5,5"
+    (tmp_path / "boxes.csv").write_text(f"{header}\n{line}\n")
+    assert [s.boxes for s in read(tmp_path).sources] == [[(1.0, 1.0, 5.0, 5.0)]]
+    (tmp_path / "boxes.csv").write_text(f"{header}\n{line.replace('40,20', '20,40')}\n")
+    with pytest.raises(InputError, match="width 20 in the annotation file, 40 in the image file"):
+        read(tmp_path)
+
+
+def test_several_readers_may_each_say_that_an_image_shows_nothing(tmp_path):
+    pictures(tmp_path)
+    (tmp_path / "boxes.csv").write_text(
+        "image,x1,y1,x2,y2,reader\na,1,1,5,5,r1\nc,,,,,r1\nc,,,,,r2\nc,,,,,r3\n"
+    )
+    folder = read(tmp_path)
+    assert [(s.file_name, s.stream) for s in folder.sources] == [("a.png", "labelled"), ("c.png", "clean")]
+
+
+def test_a_table_says_yes_and_no_in_several_ways(tmp_path):
+    pictures(tmp_path)
+    (tmp_path / "boxes.csv").write_text(
+        "image,x1,y1,x2,y2,exclude,clean,weak\na,1,1,5,5,0,,TRUE\nb,,,,,No,0,\nc,,,,,yes,1,\n"
+    )
+    folder = read(tmp_path, keys=coco.Keys(training_only="weak=true"))
+    assert [(s.file_name, s.stream, s.training_only) for s in folder.sources] == [
+        ("a.png", "labelled", True),
+        ("b.png", "unboxed", False),
+    ]
+    (tmp_path / "boxes.csv").write_text("image,x1,y1,x2,y2,exclude\na,1,1,5,5,1\nb,1,1,5,5,1\n")
+    with pytest.raises(InputError, match="all 2 images are left out because of their key 'exclude'"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["yolo", "voc"])
+def test_a_photo_is_turned_as_its_viewer_turns_it(tmp_path, kind):
+    """Orientation 6: stored 40 x 20, shown 20 x 40, its first row at the right."""
+    WRITERS[kind](tmp_path)
+    (path,) = tmp_path.rglob("b.png")
+    pixels, turn = np.zeros((20, 40), np.uint8), Image.Exif()
+    pixels[:2] = 200
+    turn[0x0112] = 6
+    Image.fromarray(pixels).save(path, exif=turn)
+    if kind == "yolo":
+        (tmp_path / "labels" / "train" / "b.txt").write_text("1 0.5 0.5 0.2 0.5\n")
+    (source,) = (s for s in read(tmp_path).sources if s.path == path)
+    assert (source.height, source.width) == (40, 20)
+    assert source.boxes == [pytest.approx((8, 10, 12, 30) if kind == "yolo" else (1, 2, 4, 6))]
+    shown = source.read()[..., 0]
+    assert (shown[:, -2:] == 200).all()
+    assert not shown[:, :-2].any()
+
+
+def test_labels_as_annotation_tools_write_them(tmp_path):
+    """LabelImg puts classes.txt among the labels, Label Studio notes.json beside classes.txt."""
+    write_yolo(tmp_path)
+    (tmp_path / "data.yaml").unlink()
+    (tmp_path / "labels" / "classes.txt").write_text("crack\nhole\n")
+    assert len(read(tmp_path).sources) == 3
+    (tmp_path / "labels" / "classes.txt").rename(tmp_path / "classes.txt")
+    (tmp_path / "notes.json").write_text('{"categories": [{"id": 0, "name": "crack"}], "info": {}}')
+    assert formats.locate("auto", None, tmp_path).kind == "yolo"
+    (tmp_path / "classes.txt").unlink()
+    with pytest.raises(InputError, match=r"none of yolo: data.yaml, .* or obj.names"):
+        read(tmp_path, "yolo")
+
+
+def test_a_dicom_directory_is_no_image_and_hides_no_patient(tmp_path):
+    write_dicom(tmp_path)
+    dicom(tmp_path / "DICOMDIR", np.zeros((2, 2)), uid="9", PatientID="")
+    data = pydicom.dcmread(tmp_path / "DICOMDIR")
+    del data.Rows, data.PixelData
+    data.DirectoryRecordSequence = []
+    data.save_as(tmp_path / "DICOMDIR")
+    folder = read(tmp_path)
+    assert [s.group for s in folder.sources] == [f"patient 1.2.{i}" for i in range(3)]
+    assert not any("left out" in note for note in folder.notes)
+
+
 def edit(name, before, after):
     def change(root):
         path = root / name
@@ -194,6 +273,14 @@ BAD = {  # what is done to a good folder, and what the message must name
     ),
     "voc: word": ("voc", edit("Annotations/b.xml", ">2<", ">two<"), ["b.xml, object 1", "two"]),
     "voc: nan": ("voc", edit("Annotations/b.xml", ">2<", ">nan<"), ["b.xml, object 1", "nan"]),
+    "voc: other size": (
+        "voc",
+        edit("Annotations/b.xml", "<object>", "<size><width>20</width><height>40</height></size><object>"),
+        ["b.png", "width 20 in the annotation file, 40 in the image file"],
+    ),
+    "voc: stale name": (
+        "voc", edit("Annotations/b.xml", "b.png", "a.png"), ["a.png: is image 1 and image 2"],
+    ),
     "voc: no name": ("voc", edit("Annotations/b.xml", "<name>hole</name>", ""), ["b.xml, object 1"]),
     "yolo: columns": ("yolo", raw("labels/train/a.txt", b"0 0.5 0.5 0.1"), ["line 1", "0 0.5 0.5 0.1"]),
     "yolo: class": ("yolo", raw("labels/train/a.txt", b"2 .5 .5 .1 .1"), ["line 1", "class 2"]),
@@ -206,10 +293,18 @@ BAD = {  # what is done to a good folder, and what the message must name
     "csv: twice": ("csv", edit("boxes.csv", "c.png,,,,,", "b.png,hole,1.0,2.0,4.0,6.0"), ["line 5"]),
     "csv: swapped": ("csv", edit("boxes.csv", "1.0,2.0,4.0", "4.0,2.0,1.0"), ["line 4", "-3.0"]),
     "csv: no class": ("csv", edit("boxes.csv", "b.png,hole", "b.png,"), ["line 4", "class is empty"]),
-    "csv: both": ("csv", edit("boxes.csv", "c.png", "b.png"), ["line 5: no box", "b.png", "2 lines"]),
+    "csv: both": ("csv", edit("boxes.csv", "c.png", "b.png"), ["line 5: no box", "b.png", "another line"]),
     "node21: label": ("node21", edit("metadata.csv", "b.mha,1", "b.mha,7"), ["line 4", "'7'"]),
+    "node21: none and one": (
+        "node21", edit("metadata.csv", "9,0,c.mha", "9,0,b.mha"), ["line 5: b.mha", "another line"],
+    ),
     "node21: word": ("node21", edit("metadata.csv", "b.mha,1,3.0", "b.mha,1,wide"), ["line 4", "wide"]),
     "node21: image": ("node21", raw("images/b.mha", b"ObjectType = Image\n"), ["b.mha", "cannot be decoded"]),
+    "dicom: no patient": (
+        "dicom",
+        lambda r: dicom(r / "images" / "b", np.zeros((20, 40), np.uint16), uid="1.2.1", PatientID=""),
+        ["images/b", "no 'split_group'"],
+    ),
     "dicom: image": ("dicom", raw("images/b", b"\0" * 128 + b"DICM"), ["images/b", "cannot be decoded"]),
 }  # fmt: skip
 
@@ -255,7 +350,7 @@ def test_a_file_that_cannot_be_understood_is_refused_as_a_whole(tmp_path, case):
 
 
 def test_a_folder_of_no_or_of_two_formats_is_refused(tmp_path):
-    with pytest.raises(InputError, match="none of coco, voc, yolo"):
+    with pytest.raises(InputError, match="none of coco: .*; voc: .*; yolo: .*classes.txt"):
         read(tmp_path)
     write_coco(tmp_path)
     (tmp_path / "classes.txt").write_text("crack")
@@ -301,6 +396,12 @@ GREY = {
         [round(65535 * min(max((2 * v - 100 - 2299.5) / 1998 + 0.5, 0), 1)) for v in (0, 1000, 1500, 4095)],
     ),
 }
+
+
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 2047.5, "WindowWidth": 4096}])
+def test_dicom_of_falling_values_is_turned_round(tmp_path, window):
+    dicom(tmp_path / "a.dcm", np.array([[0, 4095]]), RescaleSlope=-1, RescaleIntercept=4095, **window)
+    np.testing.assert_allclose(resize.read_image(tmp_path / "a.dcm")[0, :, 0], [65535, 0], atol=20)
 
 
 @pytest.mark.parametrize("inverse", [False, True])

@@ -318,7 +318,9 @@ def test_a_reannotation_replaces_boxes_of_validation_and_test_only(collection, t
     assert [s.boxes for s in plan["test_labelled"]] == [[old]] + [new] * (len(again) - 1)
     assert [s.labels for s in plan["test_labelled"]] == [[0]] + [[0, 0]] * (len(again) - 1)
     assert {tuple(s.boxes) for s in plan["train_labelled"]} == {(old,)}
-    assert any("1 images of anew" in note and "not used" in note for note in notes)
+    assert any(note.startswith("1 images of anew") and note.endswith("not used") for note in notes)
+    _, notes = collection.plan(extra_annotations=reannotation(tmp_path, kind, [*again, "00009999_000.png"]))
+    assert any("1 of them not in training either: 00009999_000.png" in note for note in notes)
     nothing = reannotation(tmp_path, kind, names(before)["train_labelled"])
     with pytest.raises(InputError, match="names no image of validation or test"):
         collection.plan(extra_annotations=nothing)

@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -81,6 +82,34 @@ def test_equal_pictures_are_named_and_others_are_not(page):
     assert "Stored more than once, every pixel the same: 1 picture:" in words
     assert "c.png (train, clean); d.png (train, clean)" in words
     assert "a.png (train" not in words
+    assert "No picture of one split is nearly one of another." in words
+
+
+def test_nearly_equal_pictures_of_two_splits_are_named(tmp_path):
+    """A picture whose every level is one higher is another file, and the same to the eye."""
+    (tmp_path / "boxes.csv").write_text(
+        "file_name,x,y,width,height,part\na.png,8,8,16,16,train\nb.png,,,,,train\nc.png,8,8,16,16,test\n"
+    )
+    for name, seed in (("a", 0), ("b", 1), ("c", 0)):
+        pixels = np.random.default_rng(seed).integers(0, 250, (64, 64)).astype(np.uint8)
+        Image.fromarray(pixels + (name == "c")).save(tmp_path / f"{name}.png")
+    options = {"split_key": "part", "image_size": 0, "allow_duplicates": True}
+    prepare(Prepare(images=str(tmp_path), out=str(tmp_path / "set"), **options))
+    words = text(data_card.write(records.open_dataset(tmp_path / "set")).read_text("utf-8"))
+    assert "No picture is stored twice." in words
+    said = "In two of training, validation and test, equal or nearly: 1 pair: a.png (train_labelled) and c.png"
+    assert said in words
+
+
+def test_a_damaged_record_is_one_error_and_no_card(tmp_path, tiny_phantom):
+    shutil.copytree(tiny_phantom("card"), tmp_path / "set")
+    path = max((tmp_path / "set").glob("*tfrecord*"), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{path.name}: truncated or damaged"):
+        prepare(Prepare(inspect=str(tmp_path / "set")))
+    assert not (tmp_path / "set" / "data_card.html").exists()
 
 
 def test_every_box_is_drawn_on_its_picture_and_the_page_needs_no_other_file(page):
@@ -93,7 +122,7 @@ def test_every_box_is_drawn_on_its_picture_and_the_page_needs_no_other_file(page
 
 
 def test_a_group_in_two_parts_is_pointed_out():
-    held = data_card.Contents(["a"], [("p",)], [b"1"], np.zeros([0, 4]), [])
+    held = data_card.Contents(["a"], [("p",)], [], np.zeros([0, 4]), [])
     found = data_card._groups({"train_clean": held, "test_clean": held, "test_labelled": held})
     assert found == {"count": 1, "name": "p", "largest": 3, "torn": ["p"]}
 

@@ -5,80 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from os.path import isfile
+from os.path import isfile, normpath
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tf_detectorgan import progress
-from tf_detectorgan.data import medical_images, resize, split_guard
+from tf_detectorgan.data import image_files
 from tf_detectorgan.data.document import Document, Mark
+from tf_detectorgan.data.image_files import Problems, Source
 from tf_detectorgan.errors import InputError
 
-_WHITES = (1023, 4095, 16383, 65535)  # of 10, 12, 14 and 16 bits, all kept in files of 16
-_TOLERANCE = 1.0  # pixels that a box may lie outside: rounding of annotation tools; it is clipped
-_SHOWN = 10  # problems in an error message
+_WHITES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits, all kept in files of 16
+_NO = ("", "0", "false", "no", "none")  # what tables write in a column that says yes or no
+_YES = ("1", "true", "yes")
 _SPLIT_NAMES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-
-
-@dataclasses.dataclass
-class Source:
-    """One image file and what the annotation file says about it."""
-
-    image_id: int
-    file_name: str
-    path: Path
-    group: str
-    split: str | None  # the image's own, where it has one
-    training_only: bool
-    clean: bool | None  # the image's own statement
-    height: int = 0
-    width: int = 0
-    bit_depth: int = 8
-    grey: bool = True
-    brightest: int = 0  # stored value
-    boxes: list[tuple[float, float, float, float]] = dataclasses.field(default_factory=list)  # x0, y0, x1, y1
-    labels: list[int] = dataclasses.field(default_factory=list)
-    fingerprint: split_guard.Fingerprint | None = None  # set by `inspect`
-    hidden: bool = False  # has objects without a usable box: a crowd, or a bad box that was skipped
-    others: bool = False  # has boxes of categories that are not wanted
-
-    @property
-    def stream(self) -> str:
-        """The stream that the image belongs to."""
-        if self.boxes:
-            return "labelled"
-        if self.hidden or (self.clean is False and not self.others):
-            return "unboxed"
-        return "clean"
-
-    def read(self) -> np.ndarray:
-        """The image's pixels [height, width, C], see `resize.read_image`."""
-        return resize.read_image(self.path)
-
-
-class Problems:
-    """Everything that is wrong with single images and boxes, collected so that one run finds all of it."""
-
-    def __init__(self, file: Path):
-        self.file = file
-        self.messages: list[str] = []
-        self.reasons: Counter[str] = Counter()
-
-    def add(self, reason: str, message: str) -> None:
-        self.reasons[reason] += 1
-        self.messages.append(message)
-
-    def raise_any(self) -> None:
-        """Raises InputError with the first problems and the number of all."""
-        if self.messages:
-            count, shown = len(self.messages), self.messages[:_SHOWN]
-            more = [f"... and {count - _SHOWN} more"] if count > _SHOWN else []
-            raise InputError(
-                f"{self.file}: {count} problem{'s' if count > 1 else ''}; correct them, or skip these images "
-                "and boxes by --skip_bad:\n  " + "\n  ".join(shown + more)
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +66,9 @@ def check(
     labels, class_names = _categories(document.categories, label_filter, document.file)
     sources = _images(document.images, document.file, images, keys, problems, notes)
     readable = [
-        s for s in progress.bar(sources.values(), desc="checking images", unit="image") if inspect(s, problems)
+        s
+        for s in progress.bar(sources.values(), desc="checking images", unit="image")
+        if image_files.inspect(s, problems)
     ]
     known = {row["id"] for row in document.images if isinstance(row.get("id"), int)}
     _boxes(document.annotations, {s.image_id: s for s in readable}, known, labels, problems, notes)
@@ -150,11 +92,14 @@ def _categories(
         if (
             not isinstance(number, int)
             or not isinstance(name, str)
-            or not _is_text(name)
+            or not (name and name.isprintable() and name == name.strip())
             or number in names
             or name in names.values()
         ):
-            raise InputError(f"{file}: category {row}: needs an integer 'id' and a 'name', both unique")
+            raise InputError(
+                f"{file}: category {row}: needs an integer 'id' and a 'name', both unique, the name in one "
+                "line and without spaces around it"
+            )
         names[number] = name
     for name in wanted:
         if name not in names.values():
@@ -182,10 +127,11 @@ def _images(
     if only_key and not any(only_key in row for row in rows):
         raise InputError(f"--train_only={keys.training_only}: no image of {file} has the key {only_key!r}")
     sources: dict[int, Source] = {}
-    ambiguous: set[int] = set()  # ids of two files: whose are the boxes?
+    ambiguous: set[int] = set()  # ids of two files, or of one file with two ids: whose are the boxes?
+    owners: dict[str, int] = {}  # path -> id
     excluded = 0
     for index, row in enumerate(rows):
-        if row.get(keys.exclude):
+        if str(row.get(keys.exclude, "")).strip().lower() not in _NO:
             excluded += 1
         elif (fault := _image_fault(index, row, sources, keys, grouped)) is not None:
             problems.add(*fault)
@@ -193,17 +139,23 @@ def _images(
                 ambiguous.add(row["id"])
         else:
             number, name = row["id"], row["file_name"]
+            path = next((p for p in (folder / name, file.parent / name) if isfile(p)), folder / name)
+            if (first := owners.setdefault(normpath(path), number)) != number:
+                problems.add("file named twice", f"{name}: is image {first} and image {number}")
+                ambiguous |= {first, number}
             sources[number] = Source(
                 image_id=number,
                 file_name=name,
-                path=next((p for p in (folder / name, file.parent / name) if isfile(p)), folder / name),
+                path=path,
                 group=str(row[keys.group]) if grouped else name,
                 split=_SPLIT_NAMES[row[keys.split]] if keys.split else None,
-                training_only=bool(only_key) and str(row.get(only_key)) == only_value,
-                clean=row["clean"] if isinstance(row.get("clean"), bool) else None,
+                training_only=bool(only_key) and str(row.get(only_key)).lower() == only_value.lower(),
+                clean=_truth(row.get("clean")),
                 height=row.get("height", 0),
                 width=row.get("width", 0),
             )
+    if excluded == len(rows):
+        raise InputError(f"{file}: all {excluded} images are left out because of their key {keys.exclude!r}")
     if excluded:
         notes.append(f"{excluded} images left out because of their key {keys.exclude!r}")
     if only_key and not any(s.training_only for s in sources.values()):
@@ -235,47 +187,18 @@ def _image_fault(
     return None
 
 
+def _truth(value: Any) -> bool | None:
+    """A statement of yes or no, as JSON or as a table writes it; None where there is none."""
+    word = str(value).strip().lower()
+    return True if word in _YES else False if word in _NO and value not in (None, "") else None
+
+
 def _is_text(name: str) -> bool:
     """Whether records can hold it: file systems and JSON also give halves of UTF-16 pairs."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
         return False
-    return True
-
-
-def inspect(source: Source, problems: Problems) -> bool:
-    """Decodes the file and notes its size, depth, colour and fingerprint.
-
-    False, and a problem, when it is of no use.
-    """
-    who = f"{source.path} (image {source.image_id})"
-    if not isfile(source.path):  # unlike Path.is_file, false for a name too long for any file
-        problems.add(
-            "missing image", f"{who}: no such file, neither beside the annotation file; see --images"
-        )
-        return False
-    try:
-        pixels = resize.read_image(source.path)
-    except InputError:  # a library that is not installed
-        raise
-    except Exception as error:  # decoders raise many kinds; all mean the same to the user
-        problems.add("undecodable image", f"{who}: cannot be decoded ({error})")
-        return False
-    height, width = pixels.shape[:2]
-    for name, stated, found in (("width", source.width, width), ("height", source.height, height)):
-        if stated and stated != found:
-            problems.add(
-                "image of another size",
-                f"{who}: {name} {stated!r} in the annotation file, {found} in the image file: "
-                "its boxes would lie elsewhere (a rotation by EXIF?)",
-            )
-            return False
-    source.height, source.width = height, width
-    source.bit_depth, source.grey = 8 * pixels.dtype.itemsize, resize.is_grey(pixels)
-    # DICOM states what is white, and its reader has scaled to that.
-    source.brightest = 65535 if medical_images.is_dicom(source.path) else int(pixels.max())
-    source.fingerprint = split_guard.fingerprint(pixels)
     return True
 
 
@@ -287,81 +210,59 @@ def _boxes(
     problems: Problems,
     notes: list[str],
 ) -> None:
-    """Puts every good box into its `Source`, clipped to the image."""
+    """Puts every good box into its `Source`."""
     seen: set[Any] = set()
-    crowds = 0
+    crowds = repeated = 0
     for index, row in enumerate(rows):
-        number, image_id, category = row.get("id", index), row.get("image_id"), row.get("category_id")
+        number, image_id = row.get("id", index), row.get("image_id")
         who = row.get(Mark.WHERE) or f"annotation {number} (image {image_id})"
         source = sources.get(image_id) if isinstance(image_id, int) else None
-        if not isinstance(number, (int, str)):
-            problems.add("malformed annotation id", f"{who}: must be a whole number or a text")
-            _hide(source)
-            continue
-        if number in seen:
-            problems.add("duplicate annotation id", f"{who}: this annotation id is given twice")
-            _hide(source)
-            continue
-        seen.add(number)
-        if source is None:
+        if (fault := _number_fault(number, seen, who)) is not None:
+            problems.add(*fault)
+            if source is not None:
+                source.hide()
+        elif source is None:
             if not isinstance(image_id, int) or image_id not in known:
                 problems.add("unknown image id", f"{who}: image_id {image_id!r} is not among the images")
-            continue
-        if Mark.FAULT in row:
-            problems.add(*row[Mark.FAULT])
-            _hide(source)
-            continue
-        if not isinstance(category, int) or category not in labels:
-            problems.add("unknown category", f"{who}: category_id {category!r} is none of {sorted(labels)}")
-            _hide(source)
-            continue
-        label = labels[category]
-        if label is None:
+        elif (fault := _row_fault(row, source, labels, who)) is not None:
+            problems.add(*fault)
+            source.hide()
+        elif (label := labels[row["category_id"]]) is None:
             source.others = True
         elif row.get("iscrowd"):
             crowds += 1
-            _hide(source)
-        elif (fault := box_fault(row.get("bbox"), source.height, source.width)) is not None:
-            problems.add(fault[0], f"{source.file_name}, {who}: bbox {row.get('bbox')!r} {fault[1]}")
-            _hide(source)
+            source.hide()
         else:
-            x, y, w, h = row["bbox"]
-            corners = (max(x, 0.0), max(y, 0.0), min(x + w, source.width), min(y + h, source.height))
-            source.boxes.append(corners)
-            source.labels.append(label)
+            repeated += not source.add_box(row["bbox"], label)
+    if repeated:
+        notes.append(f"{repeated} boxes that are given twice for their image, of the same class, count once")
     if crowds:
         notes.append(f"{crowds} boxes with iscrowd are ignored; their images are used for training only")
 
 
-def _hide(source: Source | None) -> None:
-    """Marks an image whose boxes are incomplete: it is not clean, and no ground truth to test with."""
-    if source is not None:
-        source.hidden = source.training_only = True
-
-
-def box_fault(box: Any, height: int, width: int) -> tuple[str, str] | None:
-    """What is wrong with a COCO box on an image of that size, as (reason, sentence); None when it is good."""
-    numbers = isinstance(box, list) and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) for v in box
-    )
-    if not numbers or len(box) != 4:
-        return "malformed box", "must be four numbers x, y, width, height"
-    if not all(abs(v) < 2**63 for v in box):
-        return "NaN or infinite box", "has a value that is not finite, or beyond 64 bits"
-    x, y, w, h = box
-    if w < 0 or h < 0:
-        return "negative box size", "has a negative width or height; it must be x, y, width, height"
-    if w == 0 or h == 0:
-        return "zero-area box", "has no area"
-    outside = max(-x, -y, x + w - width, y + h - height)
-    if outside > _TOLERANCE:
-        return (
-            "box outside the image",
-            f"lies up to {outside:g} px outside the image of {width} x {height} px",
-        )
-    if min(x + w, width) - max(x, 0) <= 0 or min(y + h, height) - max(y, 0) <= 0:
-        return "zero-area box", "has no area inside the image"
+def _number_fault(number: Any, seen: set[Any], who: str) -> tuple[str, str] | None:
+    """What is wrong with an annotation's id, as (reason, sentence); a good one is noted in `seen`."""
+    if not isinstance(number, (int, str)):
+        return "malformed annotation id", f"{who}: must be a whole number or a text"
+    if number in seen:
+        return "duplicate annotation id", f"{who}: this annotation id is given twice"
+    seen.add(number)
     return None
+
+
+def _row_fault(
+    row: Mapping, source: Source, labels: Mapping[int, int | None], who: str
+) -> tuple[str, str] | None:
+    """What is wrong with an annotation of a known image, as (reason, sentence)."""
+    if Mark.FAULT in row:
+        return row[Mark.FAULT]
+    category = row.get("category_id")
+    if not isinstance(category, int) or category not in labels:
+        return "unknown category", f"{who}: category_id {category!r} is none of {sorted(labels)}"
+    if labels[category] is None or row.get("iscrowd"):  # whose boxes nobody uses
+        return None
+    fault = image_files.box_fault(row.get("bbox"), source.height, source.width)
+    return fault and (fault[0], f"{source.file_name}, {who}: bbox {row.get('bbox')!r} {fault[1]}")
 
 
 def _agrees(source: Source, problems: Problems) -> bool:

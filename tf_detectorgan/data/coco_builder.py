@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from tf_detectorgan.data import records, resize, shards, split_guard, splits
-from tf_detectorgan.data.coco import Source
+from tf_detectorgan.data.image_files import Source
 from tf_detectorgan.errors import InputError
 
 

@@ -76,7 +76,9 @@ def _grey_range(data: Any) -> tuple[float, float]:
             return 0.0, 2.0 ** int(data[sequence][0].LUTDescriptor[2]) - 1
     low = -(2.0 ** (data.BitsStored - 1)) if data.PixelRepresentation else 0.0
     slope, intercept = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
-    return low * slope + intercept, (low + 2.0**data.BitsStored - 1) * slope + intercept
+    ends = low * slope + intercept, (low + 2.0**data.BitsStored - 1) * slope + intercept
+    # Through a window a negative slope turns pydicom's ends round; without one larger is brighter.
+    return ends if "WindowCenter" in data else (min(ends), max(ends))
 
 
 def read_meta_image(path: Path) -> np.ndarray:

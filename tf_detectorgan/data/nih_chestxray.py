@@ -15,8 +15,8 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from tf_detectorgan import progress
-from tf_detectorgan.data import coco, coco_builder, nih_reannotation, nih_tables
-from tf_detectorgan.data.coco import Source
+from tf_detectorgan.data import coco_builder, image_files, nih_reannotation, nih_tables
+from tf_detectorgan.data.image_files import Problems, Source
 from tf_detectorgan.data.nih_tables import NO_FINDING, SIDE, Box
 from tf_detectorgan.errors import InputError
 
@@ -79,7 +79,7 @@ def plan(
         notes += _annotate_anew(result, nih_reannotation.read(extra_annotations, finding), extra_annotations)
     paths = nih_tables.find_images(folder)
     notes += _missing(result, paths, folder, allow_missing)
-    problems = coco.Problems(folder)
+    problems = Problems(folder)
     for split, rows in result.items():
         present = [source for source in rows if source.file_name in paths]
         bar = progress.bar(present, desc=f"checking {split}", unit="image")
@@ -164,8 +164,15 @@ def _annotate_anew(
         )
     if not used:
         raise InputError(f"--extra_annotations={file}: names no image of validation or test")
-    if len(boxes) > len(used):
-        notes.append(f"{len(boxes) - len(used)} images of {file.name} are in neither: not used")
+    training = {source.file_name for split, rows in division.items() if "train" in split for source in rows}
+    if unused := sorted(set(boxes) - used):
+        strange = [name for name in unused if name not in training]
+        named = (
+            f", {len(strange)} of them not in training either: {', '.join(strange[:_SHOWN])}"
+            if strange
+            else ""
+        )
+        notes.append(f"{len(unused)} images of {file.name} are in neither: not used{named}")
     return notes
 
 
@@ -191,10 +198,10 @@ def _missing(
     return [summary]
 
 
-def _inspect(source: Source, paths: Mapping[str, Path], problems: coco.Problems) -> bool:
+def _inspect(source: Source, paths: Mapping[str, Path], problems: Problems) -> bool:
     """Decodes the image and brings its boxes to its pixels; false when it is of no use."""
     source.path = paths[source.file_name]
-    if not coco.inspect(source, problems):
+    if not image_files.inspect(source, problems):
         return False
     if source.height != source.width:
         problems.add(

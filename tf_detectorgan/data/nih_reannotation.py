@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tf_detectorgan.data import coco, nih_tables
+from tf_detectorgan.data import image_files, nih_tables
 from tf_detectorgan.data.formats import coco_file
 from tf_detectorgan.data.nih_tables import SIDE, Box
 from tf_detectorgan.errors import InputError
@@ -21,7 +21,7 @@ def read(path: Path, finding: str) -> dict[str, list[Box]]:
     Raises:
       InputError: the file is of neither form, or a row of it is wrong.
     """
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return _read_coco(path, finding)
     boxes = nih_tables.read_boxes(path)
     if finding not in boxes:
@@ -55,7 +55,7 @@ def _read_coco(path: Path, finding: str) -> dict[str, list[Box]]:
         if number not in images:
             raise InputError(f"{who}: image_id {number} is not among the images")
         name, width, height = images[number]
-        if (fault := coco.box_fault(row.get("bbox"), height, width)) is not None:
+        if (fault := image_files.box_fault(row.get("bbox"), height, width)) is not None:
             raise InputError(f"{who} ({name}): bbox {row.get('bbox')!r} {fault[1]}")
         x, y, w, h = row["bbox"]
         result[name].append((x * SIDE / width, y * SIDE / height, w * SIDE / width, h * SIDE / height))

@@ -233,6 +233,11 @@ class Dataset:
         """The split's images in order, read without decoding one; none when the split is absent."""
         return listed(self.serialized(split))
 
+    def pixels(self, image: Listed) -> np.ndarray:
+        """The stored image [H, W, C], uint8 or uint16."""
+        dtype = tf.uint8 if self.bit_depth == 8 else tf.uint16
+        return tf.io.decode_png(image.png, dtype=dtype).numpy()
+
     def decode(self, serialized: tf.Tensor) -> Record:
         """One undecoded Example as a `Record`, inside tf.data."""
         return decode(self.features, serialized)

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import sparse
 
 from tf_detectorgan.data import medical_images
@@ -23,6 +23,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 def read_image(path: Path) -> np.ndarray:
     """Pixels [H, W, C] of a file, uint8 or uint16, C 1 or 3; an alpha channel is dropped, a palette applied.
+
+    8-bit files are turned as their EXIF orientation says, as annotation tools show them.
 
     Raises:
       ValueError, OSError: the file is no image, is damaged, or has another depth than 8 or 16 bits.
@@ -50,9 +52,8 @@ def read_image(path: Path) -> np.ndarray:
         image.load()
         if image.mode == "F":
             raise ValueError(f"pixel format {image.mode}: give 8 or 16 bits per channel")
-        if image.mode in _GREY_MODES:
-            return _grey(image)
-        return np.asarray(image.convert("RGB"))
+        shown = ImageOps.exif_transpose(image)
+        return _grey(shown) if image.mode in _GREY_MODES else np.asarray(shown.convert("RGB"))
 
 
 def _grey(image: Image.Image) -> np.ndarray:

@@ -44,6 +44,10 @@ class Pair(NamedTuple):
     second: str
     bits: int  # in which the hashes differ; -1: equal pixels
 
+    def __str__(self) -> str:
+        how = "equal pixels" if self.bits < 0 else f"{self.bits} of 255 bits differ"
+        return f"{self.first} and {self.second}: {how}"
+
 
 def fingerprint(pixels: np.ndarray) -> Fingerprint:
     """The fingerprint of pixels [H, W, C], uint8 or uint16; grey in one channel or three is the same."""
@@ -66,6 +70,21 @@ def check(splits: Mapping[str, Marked], allow: bool) -> list[str]:
     Raises:
       InputError: there are some and `allow` is false.
     """
+    count, nearest = pairs(splits)
+    if not count:
+        return []
+    shown = [str(pair) for pair in nearest]
+    more = [f"... and {count - _SHOWN} more"] if count > _SHOWN else []
+    said = f"a picture is in two splits, number of pairs {count}:\n  " + "\n  ".join(shown + more)
+    if not allow:
+        raise InputError(
+            f"{said}\nPut both into one group, leave one out, or go on with them by --allow_duplicates"
+        )
+    return [said]
+
+
+def pairs(splits: Mapping[str, Marked]) -> tuple[int, list[Pair]]:
+    """The number of pairs of one picture in two of training, validation and test, and the ten nearest."""
     parts: dict[str, list[tuple[str, Fingerprint]]] = {part: [] for part in SPLITS}
     for split, rows in splits.items():
         parts[split.split("_")[0]] += [(f"{name} ({split})", mark) for name, mark in rows]
@@ -75,19 +94,7 @@ def check(splits: Mapping[str, Marked], allow: bool) -> list[str]:
             count += 1
             if len(nearest) < _SHOWN or pair.bits < nearest[-1].bits:
                 nearest = sorted([*nearest, pair], key=lambda p: p.bits)[:_SHOWN]
-    if not count:
-        return []
-    shown = [
-        f"{p.first} and {p.second}: " + ("equal pixels" if p.bits < 0 else f"{p.bits} of 255 bits differ")
-        for p in nearest
-    ]
-    more = [f"... and {count - _SHOWN} more"] if count > _SHOWN else []
-    said = f"a picture is in two splits, number of pairs {count}:\n  " + "\n  ".join(shown + more)
-    if not allow:
-        raise InputError(
-            f"{said}\nPut both into one group, leave one out, or go on with them by --allow_duplicates"
-        )
-    return [said]
+    return count, nearest
 
 
 def _equal(ones: Marked, others: Marked) -> Iterator[Pair]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_detectorgan import boxes as boxes_lib
-from tf_detectorgan import checkpoints, gallery
-from tf_detectorgan.data import records
+from tf_detectorgan import checkpoints, gallery, progress
+from tf_detectorgan.data import records, split_guard
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.experiments import figures
 from tf_detectorgan.models import detectors
@@ -28,26 +27,34 @@ class Contents(NamedTuple):
 
     names: list[str]
     groups: list[tuple[str, ...]]
-    hashes: list[bytes]  # of the stored PNG: equal if every pixel is
+    marks: list[split_guard.Fingerprint]  # of the stored pictures without their padding
     boxes: np.ndarray  # [n, 4], see boxes.py
     labels: list[int]
 
 
 def contents(dataset: records.Dataset, split: str) -> Contents:
-    """Reads a split through once."""
+    """Reads a split through once, and decodes its images for their fingerprints."""
     found = Contents([], [], [], np.zeros([0, 4]), [])
     boxes = [found.boxes]
-    for image in dataset.listed(split):
+    for image in progress.bar(
+        dataset.listed(split), desc=f"reading {split}", total=dataset.count(split), unit="image"
+    ):
         found.names.append(image.file_name)
         found.groups.append(image.groups)
-        found.hashes.append(hashlib.sha256(image.png).digest())
+        height, width = image.valid_size
+        found.marks.append(split_guard.fingerprint(dataset.pixels(image)[:height, :width]))
         boxes.append(image.boxes)
         found.labels.extend(image.labels)
     return found._replace(boxes=np.concatenate(boxes))
 
 
 def write(dataset: records.Dataset) -> Path:
-    """Writes `data_card.html`, which needs no other file, into the data set's directory; returns its path."""
+    """Writes `data_card.html`, which needs no other file, into the data set's directory; returns its path.
+
+    Raises:
+      InputError: a record file is damaged.
+    """
+    dataset.fingerprint()  # reads every record, so that damage is found before anything is shown
     names = [f"{part}_{stream}" for part in records.SPLITS for stream in records.STREAMS]
     splits = {name: contents(dataset, name) for name in names if dataset.count(name)}
     sizes = {name: _sizes(held.boxes) for name, held in splits.items() if len(held.boxes)}
@@ -65,6 +72,7 @@ def write(dataset: records.Dataset) -> Path:
         refusal=refusal,
         groups=_groups(splits),
         equal=_equal(splits),
+        near=_near(splits),
         listed=LISTED,
         pictures={text: _pictures(dataset, stream) for stream, text in _STREAMS.items()},
     )
@@ -116,9 +124,16 @@ def _equal(splits: dict[str, Contents]) -> list[list[str]]:
     """The places of pictures that are stored more than once, every pixel the same."""
     places = defaultdict[bytes, list[str]](list)
     for split, held in splits.items():
-        for name, digest in zip(held.names, held.hashes, strict=True):
-            places[digest].append(f"{name} ({split.replace('_', ', ')})")
+        for name, mark in zip(held.names, held.marks, strict=True):
+            places[mark.digest].append(f"{name} ({split.replace('_', ', ')})")
     return [found for found in places.values() if len(found) > 1]
+
+
+def _near(splits: dict[str, Contents]) -> dict[str, Any]:
+    """Pictures that are in two of training, validation and test: how many pairs, and the nearest of them."""
+    marked = {split: list(zip(held.names, held.marks, strict=True)) for split, held in splits.items()}
+    count, nearest = split_guard.pairs(marked)
+    return {"count": count, "nearest": [str(pair) for pair in nearest]}
 
 
 def _pictures(dataset: records.Dataset, stream: str) -> list[dict[str, Any]]:

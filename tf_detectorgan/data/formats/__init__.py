@@ -20,6 +20,7 @@ class Format(NamedTuple):
         [Path, Path], Path | None
     ]  # given path, folder of images -> the annotations, if they are so
     read: Callable[[Path, Path], Document]  # annotations, folder of images
+    mark: str  # what it is known by, for messages
 
 
 class Place(NamedTuple):
@@ -60,7 +61,8 @@ def locate(kind: str, annotations: Path | None, images: Path | None) -> Place:
         found = {k: path for k in kinds if (path := FORMATS[k].find(start, folder)) is not None}
     if len(found) != 1:
         flag = "annotations" if annotations else "images"
-        among = "; ".join(f"{k}: {path}" for k, path in found.items()) or "none of " + ", ".join(FORMATS)
+        wanted = "; ".join(f"{k}: {FORMATS[k].mark}" for k in (FORMATS if kind == "auto" else (kind,)))
+        among = "; ".join(f"{k}: {path}" for k, path in found.items()) or f"none of {wanted}"
         raise InputError(
             f"--{flag}={start}: must hold one kind of annotations, found {among}; name the file by "
             "--annotations and its kind by --dataset"
@@ -70,8 +72,13 @@ def locate(kind: str, annotations: Path | None, images: Path | None) -> Place:
 
 
 def _images_beside(kind: str, annotations: Path) -> Path:
-    """JPEGImages beside VOC's Annotations, images beside NODE21's metadata.csv; else the same folder."""
+    """JPEGImages beside VOC's Annotations, images beside NODE21's metadata.csv; else the same folder.
+
+    Above YOLO's `labels`, where LabelImg puts classes.txt.
+    """
     here = annotations if annotations.is_dir() else annotations.parent
+    if kind == "yolo" and here.name == "labels":
+        return here.parent
     if (here.parent / "JPEGImages").is_dir() and here.name == "Annotations":
         return here.parent / "JPEGImages"
     if kind == "node21" and (here / "images").is_dir():
@@ -95,10 +102,12 @@ def _mentions(path: Path, words: bytes) -> bool:
 
 
 def _find_coco(start: Path, images: Path) -> Path | None:
-    """The only json file, or the only one of several with COCO's keys."""
-    if start.is_file() or _only(start, ".json"):
+    """The only json file that has COCO's images (Label Studio's notes.json has categories only)."""
+    if start.is_file():
         return _only(start, ".json")
-    found = [path for path in sorted(start.glob("*.json")) if _mentions(path, b'"categories"')]
+    found = [path for path in sorted(start.glob("*.json")) if _mentions(path, b'"images"')]
+    if len(found) > 1:
+        found = [path for path in found if _mentions(path, b'"categories"')]
     return found[0] if len(found) == 1 else None
 
 
@@ -110,7 +119,8 @@ def _find_voc(start: Path, images: Path) -> Path | None:
 def _find_yolo(start: Path, images: Path) -> Path | None:
     if start.is_file():
         return start if start.suffix in (".yaml", ".yml") or start.name in yolo.NAME_FILES else None
-    return next((start / name for name in yolo.NAME_FILES if (start / name).is_file()), None)
+    places = (start / folder / name for folder in ("", "labels") for name in yolo.NAME_FILES)
+    return next((path for path in places if path.is_file()), None)
 
 
 def _is_node21(path: Path) -> bool:
@@ -133,10 +143,16 @@ def _find_csv(kind: str) -> Callable[[Path, Path], Path | None]:
 
 
 FORMATS = {
-    "coco": Format("COCO", _find_coco, lambda file, _: coco_file.read(file)),
-    "voc": Format("Pascal VOC", _find_voc, voc.read),
-    "yolo": Format("YOLO", _find_yolo, yolo.read),
-    "node21": Format("NODE21", _find_csv("node21"), node21.read),
-    "dicom": Format("DICOM files with a CSV file", _find_csv("dicom"), dicom.read),
-    "csv": Format("CSV file", _find_csv("csv"), table.read),
+    "coco": Format("COCO", _find_coco, lambda file, _: coco_file.read(file), 'one .json file with "images"'),
+    "voc": Format("Pascal VOC", _find_voc, voc.read, ".xml files, perhaps in Annotations"),
+    "yolo": Format(
+        "YOLO", _find_yolo, yolo.read, ", ".join(yolo.NAME_FILES[:-1]) + f" or {yolo.NAME_FILES[-1]}"
+    ),
+    "node21": Format(
+        "NODE21", _find_csv("node21"), node21.read, f"one .csv file with {','.join(node21.COLUMNS)}"
+    ),
+    "dicom": Format(
+        "DICOM files with a CSV file", _find_csv("dicom"), dicom.read, "one .csv file, and DICOM files"
+    ),
+    "csv": Format("CSV file", _find_csv("csv"), table.read, "one .csv file"),
 }

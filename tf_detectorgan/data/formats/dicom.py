@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-
 from tf_detectorgan import progress
 from tf_detectorgan.data import medical_images
 from tf_detectorgan.data.document import Document
@@ -27,14 +26,15 @@ def likely(folder: Path) -> bool:
 
 
 def read(annotations: Path, images: Path) -> Document:
-    """Groups are patients (PatientID), unless a file has none.
+    """Groups are patients (PatientID), unless no file has one. A DICOMDIR (PS3.3, F.3) is no image.
 
     Raises:
       InputError: a header or the CSV file cannot be read, or pydicom is not installed.
     """
     medical_images.library("pydicom")
     found = files(images)
-    names, patients = table.names_of(found, images), dict[str, str]()
+    uids, patients = dict[str, str](), dict[str, str]()
+    pictures = list[Path]()
     for path in progress.bar(found, desc="reading headers", unit="image"):
         relative = path.relative_to(images).as_posix()
         try:
@@ -42,9 +42,12 @@ def read(annotations: Path, images: Path) -> Document:
             uid, patient = str(header.get("SOPInstanceUID", "")), str(header.get("PatientID") or "")
         except Exception as error:  # pydicom raises many kinds for a damaged file
             raise InputError(f"{path}: its DICOM header cannot be read ({error}); remove the file") from error
-        if uid and names.setdefault(uid, relative) != relative:
-            raise InputError(f"{path}: SOPInstanceUID {uid} is also that of {names[uid]}; remove one of them")
-        patients[relative] = patient
-    grouped = bool(patients) and all(patients.values())
-    keys = {name: {"split_group": patient} for name, patient in patients.items()} if grouped else {}
-    return table.assemble(annotations, names, keys)
+        if "DirectoryRecordSequence" in header:
+            continue
+        pictures.append(path)
+        if uid and uids.setdefault(uid, relative) != relative:
+            raise InputError(f"{path}: SOPInstanceUID {uid} is also that of {uids[uid]}; remove one of them")
+        if patient or "Rows" not in header:  # damaged, which is not the patient's fault
+            patients[relative] = patient or relative
+    keys = {name: {"split_group": patient} for name, patient in patients.items()}
+    return table.assemble(annotations, table.names_of(pictures, images) | uids, keys)

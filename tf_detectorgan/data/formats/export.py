@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,12 +16,14 @@ from tf_detectorgan.data.formats import coco_file, node21
 from tf_detectorgan.errors import InputError
 
 
-def check(kinds: Collection[str], class_names: Sequence[str], channels: int) -> None:
+def check(kinds: Sequence[str], class_names: Sequence[str], channels: int) -> None:
     """Whether a set of such images can be written in all of these formats, before any image is made.
 
     Raises:
       InputError: a format is unknown, or has no room for classes or colour, or its library is missing.
     """
+    if len(set(kinds)) < len(kinds):
+        raise InputError(f"--export={','.join(kinds)}: names a format twice")
     for kind in kinds:
         if kind not in WRITERS:
             raise InputError(f"--export: {kind!r} is none of {', '.join(WRITERS)}")

@@ -27,11 +27,16 @@ def read(annotations: Path, images: Path) -> Document:
         raise InputError(f"--annotations={annotations}: no column {', '.join(missing)}; is it NODE21's file?")
     document = Document(annotations)
     nodule, rows = document.category("nodule"), dict[str, dict]()
+    boxed = {row["img_name"].strip() for _, row in lines if row["label"].strip() == "1"}
     for number, row in lines:
         name, label = row["img_name"].strip(), row["label"].strip()
         image = rows.get(name) or rows.setdefault(name, document.add_image(name))
         if label not in ("0", "1"):
             document.add_fault(image, "unknown label", f"line {number}: label {label!r} is neither 0 nor 1")
+        elif label == "0" and name in boxed:
+            document.add_fault(
+                image, "label 0 beside a box", f"line {number}: {name}, which has a box in another line"
+            )
         elif label == "1":
             document.add_box(image, nodule, _numbers(row), f"line {number}")
     return document

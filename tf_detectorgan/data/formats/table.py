@@ -3,7 +3,7 @@
 Columns, whatever their order and case: the image's name; four coordinates, either corners or x, y, width,
 height, in pixels of the file; perhaps a class. A line with four empty coordinates says that its image shows
 no object. All other columns in which an image's lines agree become keys of the image, for --group_key and
-the like; `true` and `false` are understood.
+the like; `true` and `false` are understood. Beside corners, `width` and `height` are the image's own.
 """
 
 from __future__ import annotations
@@ -63,10 +63,12 @@ def assemble(annotations: Path, names: Mapping[str, str], keys: Mapping[str, Map
         rows.setdefault(names.get(name, name), []).append((number, row))
     for file_name, own in rows.items():
         others = [c for c in header if c not in (columns.name, columns.category, *columns.box)]
-        agreed: dict[str, str | bool] = {
-            c: own[0][1][c] for c in others if len({row[c] for _, row in own}) == 1
+        agreed: dict[str, str | bool | int] = {
+            c: _TRUTH.get(value.lower(), value)
+            for c in others
+            if len({row[c] for _, row in own}) == 1 and (value := own[0][1][c])
         }
-        agreed = {c: _TRUTH.get(str(value).lower(), value) for c, value in agreed.items() if value}
+        agreed |= {c: int(size) for c in ("width", "height") if (size := str(agreed.get(c))).isdecimal()}
         image = document.add_image(file_name)
         image.update(agreed | dict(keys.get(file_name, {})) | image)
         _add_boxes(document, image, own, columns)
@@ -82,14 +84,15 @@ def _add_boxes(
     document: Document, image: dict, rows: Sequence[tuple[int, Mapping]], columns: Columns
 ) -> None:
     seen: dict[tuple, int] = {}
+    boxed = any(row[column].strip() for _, row in rows for column in columns.box)
     for number, row in rows:
         texts = tuple(row[column].strip() for column in columns.box)
         name = row[columns.category].strip() if columns.category else "object"
         where = f"line {number}"
         if not any(texts):
-            if len(rows) > 1:
+            if boxed:
                 document.add_fault(image, "line without a box", f"{where}: no box, but {image['file_name']} "
-                                   f"has {len(rows)} lines")  # fmt: skip
+                                   "has one in another line")  # fmt: skip
             continue
         if (first := seen.setdefault((name, texts), number)) != number:
             document.add_fault(image, "duplicate line", f"{where}: the same box as in line {first}")

@@ -37,7 +37,8 @@ def read(annotations: Path, images: Path) -> Document:
             image[Mark.FAULT] = ("unreadable XML file", f"{file}: {error}")
             listed.add(file.stem)
             continue
-        image = document.add_image(name, **keys)
+        sides = ((side, root.findtext(f"size/{side}") or "") for side in ("width", "height"))
+        image = document.add_image(name, **keys, **{k: int(t) for k, t in sides if t.strip().isdecimal()})
         listed.add(Path(name).stem)
         for number, one in enumerate(root.findall("object"), 1):
             _add_object(document, image, one, f"{file.name}, object {number}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tf_detectorgan.data.document import Document, Mark
 from tf_detectorgan.errors import InputError
@@ -40,7 +40,7 @@ def read(annotations: Path, images: Path) -> Document:
         if label_file.is_file():
             _add_boxes(document, image, label_file, _size(path), len(names))
     for stray in sorted(set(images.rglob("*.txt")) - used):
-        if "labels" in stray.relative_to(images).parts:
+        if "labels" in stray.relative_to(images).parts and stray.name not in NAME_FILES:
             image = document.add_image(stray.relative_to(images).as_posix())
             image[Mark.FAULT] = ("missing image", f"{stray}: no image of this name")
     if any("split" in image for image in document.images):
@@ -75,10 +75,11 @@ def _label_file(image: Path) -> Path:
 
 
 def _size(path: Path) -> tuple[int, int] | None:
-    """Width and height; None when the file is damaged, which `coco.check` will say."""
+    """Width and height as shown; None when the file is damaged, which `coco.check` will say."""
     try:
         with Image.open(path) as image:
-            return image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by 90 degrees
+            return image.size[::-1] if turned else image.size
     except Exception:  # decoders raise many kinds
         return None
 

@@ -1,0 +1,152 @@
+"""One image file and what annotations say about it, whatever form they have."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from os.path import isfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tf_detectorgan.data import medical_images, resize, split_guard
+from tf_detectorgan.errors import InputError
+
+_TOLERANCE = 1.0  # pixels that a box may lie outside: rounding of annotation tools; it is clipped
+_SHOWN = 10  # problems in an error message
+
+
+@dataclasses.dataclass
+class Source:
+    """One image file and what the annotation file says about it."""
+
+    image_id: int
+    file_name: str
+    path: Path
+    group: str
+    split: str | None  # the image's own, where it has one
+    training_only: bool
+    clean: bool | None  # the image's own statement
+    height: int = 0
+    width: int = 0
+    bit_depth: int = 8
+    grey: bool = True
+    brightest: int = 0  # stored value
+    boxes: list[tuple[float, float, float, float]] = dataclasses.field(default_factory=list)  # x0, y0, x1, y1
+    labels: list[int] = dataclasses.field(default_factory=list)
+    fingerprint: split_guard.Fingerprint | None = None  # set by `inspect`
+    hidden: bool = False  # has objects without a usable box: a crowd, or a bad box that was skipped
+    others: bool = False  # has boxes of categories that are not wanted
+
+    @property
+    def stream(self) -> str:
+        """The stream that the image belongs to."""
+        if self.boxes:
+            return "labelled"
+        if self.hidden or (self.clean is False and not self.others):
+            return "unboxed"
+        return "clean"
+
+    def read(self) -> np.ndarray:
+        """The image's pixels [height, width, C], see `resize.read_image`."""
+        return resize.read_image(self.path)
+
+    def add_box(self, bbox: Sequence[float], label: int) -> bool:
+        """Adds a box (x, y, width, height), clipped to the image; false if it is there already."""
+        x, y, w, h = bbox
+        corners = (max(x, 0.0), max(y, 0.0), min(x + w, self.width), min(y + h, self.height))
+        if (corners, label) in zip(self.boxes, self.labels, strict=True):
+            return False
+        self.boxes.append(corners)
+        self.labels.append(label)
+        return True
+
+    def hide(self) -> None:
+        """Says that its boxes are incomplete: it is not clean, and no ground truth to test with."""
+        self.hidden = self.training_only = True
+
+
+class Problems:
+    """Everything that is wrong with single images and boxes, collected so that one run finds all of it."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.messages: list[str] = []
+        self.reasons: Counter[str] = Counter()
+
+    def add(self, reason: str, message: str) -> None:
+        self.reasons[reason] += 1
+        self.messages.append(message)
+
+    def raise_any(self) -> None:
+        """Raises InputError with the first problems and the number of all."""
+        if self.messages:
+            count, shown = len(self.messages), self.messages[:_SHOWN]
+            reasons = ", ".join(f"{n} x {reason}" for reason, n in self.reasons.most_common())
+            more = [f"... and {count - _SHOWN} more; in all {reasons}"] if count > _SHOWN else []
+            raise InputError(
+                f"{self.file}: {count} problem{'s' if count > 1 else ''}; correct them, or skip these images "
+                "and boxes by --skip_bad:\n  " + "\n  ".join(shown + more)
+            )
+
+
+def inspect(source: Source, problems: Problems) -> bool:
+    """Decodes the file and notes its size, depth, colour and fingerprint.
+
+    False, and a problem, when it is of no use.
+    """
+    who = f"{source.path} (image {source.image_id})"
+    if not isfile(source.path):  # unlike Path.is_file, false for a name too long for any file
+        problems.add(
+            "missing image", f"{who}: no such file, neither beside the annotation file; see --images"
+        )
+        return False
+    try:
+        pixels = resize.read_image(source.path)
+    except InputError:  # a library that is not installed
+        raise
+    except Exception as error:  # decoders raise many kinds; all mean the same to the user
+        problems.add("undecodable image", f"{who}: cannot be decoded ({error})")
+        return False
+    height, width = pixels.shape[:2]
+    for name, stated, found in (("width", source.width, width), ("height", source.height, height)):
+        if stated and stated != found:
+            problems.add(
+                "image of another size",
+                f"{who}: {name} {stated!r} in the annotation file, {found} in the image file: "
+                "its boxes would lie elsewhere (files are turned as their EXIF orientation says)",
+            )
+            return False
+    source.height, source.width = height, width
+    source.bit_depth, source.grey = 8 * pixels.dtype.itemsize, resize.is_grey(pixels)
+    # DICOM states what is white, and its reader has scaled to that.
+    source.brightest = 65535 if medical_images.is_dicom(source.path) else int(pixels.max())
+    source.fingerprint = split_guard.fingerprint(pixels)
+    return True
+
+
+def box_fault(box: Any, height: int, width: int) -> tuple[str, str] | None:
+    """What is wrong with a COCO box on an image of that size, as (reason, sentence); None when it is good."""
+    numbers = isinstance(box, list) and all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) for v in box
+    )
+    if not numbers or len(box) != 4:
+        return "malformed box", "must be four numbers x, y, width, height"
+    if not all(abs(v) < 2**63 for v in box):
+        return "NaN or infinite box", "has a value that is not finite, or beyond 64 bits"
+    x, y, w, h = box
+    if w < 0 or h < 0:
+        return "negative box size", "has a negative width or height; it must be x, y, width, height"
+    if w == 0 or h == 0:
+        return "zero-area box", "has no area"
+    outside = max(-x, -y, x + w - width, y + h - height)
+    if outside > _TOLERANCE:
+        return (
+            "box outside the image",
+            f"lies up to {outside:g} px outside the image of {width} x {height} px",
+        )
+    if min(x + w, width) - max(x, 0) <= 0 or min(y + h, height) - max(y, 0) <= 0:
+        return "zero-area box", "has no area inside the image"
+    return None
