@@ -1,5 +1,7 @@
 """A whole study in headless Chromium: what is clicked and typed is what the database holds."""
 
+import contextlib
+import shutil
 import threading
 
 import pytest
@@ -12,13 +14,19 @@ from tf_detectorgan.user_study.page import create_app
 DESKTOP, TABLET = {"width": 1280, "height": 900}, {"width": 820, "height": 1180}
 
 
-@pytest.fixture
-def address(study):
+@contextlib.contextmanager
+def served(study):
     server = waitress.create_server(create_app(study), host="127.0.0.1", port=0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.effective_port}/"
     server.close()
+
+
+@pytest.fixture
+def address(study):
+    with served(study) as address:
+        yield address
 
 
 def join(browser, address, name, viewport):
@@ -84,6 +92,37 @@ def test_two_raters_at_once_by_keyboard_and_by_mouse(browser, address, study):
         }
         assert rows == expected(study, rater, left, marks)
     assert faults + more == []
+
+
+def test_one_browser_for_one_rater_after_the_other(browser, address, study):
+    page, faults = join(browser, address, "Ada", TABLET)
+    for _ in range(4):
+        by_keyboard(page, ["ArrowLeft", "ArrowLeft", "5", "4", "3", "1"])
+    page.get_by_role("button", name="Another rater").click()
+    page.get_by_label("Your name").fill("Bea")
+    page.get_by_role("button", name="Begin").click()
+    page.wait_for_selector("fieldset.current")
+    by_keyboard(page, ["ArrowRight", "ArrowRight", "5", "4", "3", "1"])
+    page.get_by_role("button", name="Another rater").click()  # Bea breaks off
+    page.get_by_label("Your code").fill(Answers(study).raters()[1].code)
+    page.get_by_role("button", name="Go on").click()
+    assert page.get_by_role("heading").inner_text() == "Pair 2 of 4"
+    assert [len(Answers(study).all(rater)) for rater in (1, 2)] == [4, 1]
+    assert faults == []
+
+
+def test_two_studies_of_one_host_in_one_browser(browser, address, study, tmp_path):
+    other = shutil.copytree(study, tmp_path / "other", ignore=shutil.ignore_patterns("*.key", "*.sqlite*"))
+    with served(other) as second:
+        page, faults = join(browser, address, "Ada", DESKTOP)
+        page.goto(second)
+        page.get_by_label("Your name").fill("Bea")
+        page.get_by_role("button", name="Begin").click()
+        page.wait_for_selector("fieldset.current")
+        for home, name in ((address, "Ada"), (second, "Bea"), (address, "Ada")):
+            page.goto(home)
+            assert f"{name} ·" in page.locator("header").inner_text()
+        assert faults == []
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, TABLET], ids=["desktop", "tablet"])

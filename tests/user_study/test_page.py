@@ -74,7 +74,8 @@ def test_resuming_by_cookie_and_by_code(client, study):
     join(client)
     client.post("/pair/0", data={**GIVEN, "csrf": csrf(client)})
     again = create_app(study).test_client()  # the server was restarted
-    again.set_cookie("study", client.get_cookie("study").value)
+    name = client.application.config["SESSION_COOKIE_NAME"]
+    again.set_cookie(name, client.get_cookie(name).value)
     assert "Pair 2 of 4" in again.get("/pair").text
     code = Answers(study).raters()[0].code
     other = create_app(study).test_client()
@@ -93,6 +94,9 @@ def test_a_taken_name_an_empty_one_and_a_script(client, study):
     assert "taken" in join(other).text
     assert join(other, "  ").status_code == 400
     assert join(other, "x" * 61).status_code == 400
+    for hidden in ("Eve\x1b[2J", "Eve\u202e", "Eve\x00"):
+        assert "printable" in join(other, hidden).text
+    assert [rater.name for rater in Answers(study).raters()] == ["Ada"]
     join(other, "<script>alert(1)</script>")
     assert "&lt;script&gt;alert(1)" in other.get("/pair").text
 
@@ -170,6 +174,28 @@ def test_the_access_token(study):
     admitted = client.get("/?token=correct+horse+battery")
     assert (admitted.status_code, admitted.headers["Location"]) == (302, "/")
     assert client.get("/").status_code == 200
+
+
+def test_another_token_locks_everybody_out(study):
+    first = create_app(study, token="correct horse battery").test_client()
+    first.get("/?token=correct+horse+battery")
+    changed = create_app(study, token="incorrect horse battery").test_client()
+    name = changed.application.config["SESSION_COOKIE_NAME"]
+    changed.set_cookie(name, first.get_cookie(name).value)
+    assert changed.get("/").status_code == 403
+    assert "horse" not in first.get_cookie(name).decoded_value
+    changed.get("/?token=incorrect+horse+battery")
+    assert changed.get("/").status_code == 200
+
+
+def test_another_rater_takes_the_seat(client, study):
+    join(client)
+    assert client.post("/leave").status_code == 400  # without the CSRF token
+    assert "Pair 1" in client.get("/pair").text
+    assert client.post("/leave", data={"csrf": csrf(client)}).status_code == 303
+    assert client.get("/pair").headers["Location"] == "/"
+    assert join(client, "Bea").status_code == 302
+    assert "Bea" in client.get("/pair").text
 
 
 def test_other_names_of_the_host_are_refused(study):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import hmac
 import os
 import secrets
@@ -42,9 +43,12 @@ def create_app(directory: Path, *, token: str = "", hosts: tuple[str, ...] = ())
         sites that point their own name here (DNS rebinding).
     """
     app = flask.Flask(__name__, static_folder=None)
+    key = _secret_key(directory)
+    admission = hmac.digest(key, token.encode(), "sha256").hex()
     app.config.update(
-        SECRET_KEY=_secret_key(directory),
-        SESSION_COOKIE_NAME="study",
+        SECRET_KEY=key,
+        # Browsers send a host's cookies to all of its ports: two studies must not share a name.
+        SESSION_COOKIE_NAME=f"study_{hashlib.sha256(key).hexdigest()[:8]}",
         SESSION_COOKIE_SAMESITE="Lax",  # Strict would drop the session when a link in a mail is followed
         PERMANENT_SESSION_LIFETIME=timedelta(days=90),
         MAX_CONTENT_LENGTH=16 * 1024,
@@ -58,9 +62,9 @@ def create_app(directory: Path, *, token: str = "", hosts: tuple[str, ...] = ())
         given = flask.request.args.get("token", "")
         if token and hmac.compare_digest(given.encode(), token.encode()):
             flask.session.permanent = True
-            flask.session["admitted"] = True
+            flask.session["admitted"] = admission  # another token locks everybody out
             return flask.redirect(flask.url_for("start"))  # the address bar forgets it
-        if token and not flask.session.get("admitted") and flask.request.endpoint not in OPEN:
+        if token and flask.session.get("admitted") != admission and flask.request.endpoint not in OPEN:
             flask.abort(403, "This study wants an access token: open the whole address you were given.")
         if flask.request.method == "POST":
             _check_csrf()
@@ -75,6 +79,7 @@ def create_app(directory: Path, *, token: str = "", hosts: tuple[str, ...] = ())
     app.register_error_handler(HTTPException, _failure)
     app.add_url_rule("/", "start", study.start)
     app.add_url_rule("/join", "join", study.join, methods=["POST"])
+    app.add_url_rule("/leave", "leave", study.leave, methods=["POST"])
     app.add_url_rule("/pair", "pair", study.pair)
     app.add_url_rule("/pair/<int:position>", "answer", study.answer, methods=["POST"])
     app.add_url_rule("/image/<int:position>/<any(left, right):side>", "image", study.image)
@@ -103,8 +108,8 @@ class _Study:
         code = flask.request.form.get("code", "").strip().lower()
         if code:
             rater, fault = self._answers.rater(code=code), "No rater has this code."
-        elif not 0 < len(name) <= NAME_LENGTH:
-            rater, fault = None, f"Give a name of up to {NAME_LENGTH} letters."
+        elif not 0 < len(name) <= NAME_LENGTH or not name.isprintable():  # --report prints it to a terminal
+            rater, fault = None, f"Give a name of up to {NAME_LENGTH} printable letters."
         else:
             rater = self._answers.join(name)
             fault = "This name is taken: give another one, or the code that was shown to you."
@@ -113,6 +118,11 @@ class _Study:
         flask.session.permanent = True  # goes on when the browser was closed
         flask.session["rater"] = rater.id
         return flask.redirect(flask.url_for("pair"))
+
+    def leave(self) -> Response:
+        """Another rater takes the seat; the one who leaves goes on by code."""
+        flask.session.pop("rater", None)
+        return flask.redirect(flask.url_for("start"), 303)
 
     def pair(self) -> str | Response:
         rater = self._rater()
