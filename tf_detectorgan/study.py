@@ -11,9 +11,12 @@ answers (answers.sqlite). Needs the extra `study`: pip install 'tf_detectorgan[s
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlencode
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
 
@@ -27,7 +30,7 @@ from tf_detectorgan.user_study import plan as plans
 from tf_detectorgan.user_study import report
 from tf_detectorgan.user_study.answers import Answers
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 SHORTEST_TOKEN = 16
 
 
@@ -37,7 +40,8 @@ class Study:
 
     run: tuple[str, ...] = option(
         (),
-        "Give it twice: an arm of a run, or a directory of tf_detectorgan.synthesize. Only for a new study.",
+        "Give it twice: an arm of a run, or a directory of tf_detectorgan.synthesize. Begins a study; in one "
+        "that was begun it may be left out.",
         repeated=True,
     )
     out: str = option("study", "The study's directory.")
@@ -45,6 +49,13 @@ class Study:
     pairs: int = option(40, "Pairs of synthetic images.", low=1)
     checks: int = option(
         4, "Attention checks: a real image beside itself with the box's pixels shuffled; 0: none.", low=0
+    )
+    min_checks: float = option(
+        0.0,
+        "For --report: share of the checks shown to a rater that he must pass for his answers to count; 0: "
+        "everybody counts.",
+        low=0.0,
+        high=1.0,
     )
     data_dir: str = option("", "Prepared data set whose labelled training images the checks show.")
     seed: int = option(0, "Which pairs, and every rater's order and sides, follow from it.", low=0)
@@ -60,16 +71,36 @@ class Study:
 def main(options: Study) -> None:
     """Begins a study, or opens one, and serves it or reports on it."""
     out = Path(options.out).expanduser().absolute()
-    if not (out / plans.PLAN).exists() and not options.report:
-        begin(options, out)
-    elif options.run:
-        raise InputError(f"--out={out}: holds a study already; leave --run out to go on, or choose another")
-    plan = plans.read(out)
     if options.report:
-        answers = Answers(out)
-        print(report.table(plan, answers.raters(), answers.all()))
+        plan, answers = opened(options, out), Answers(out)
+        print(report.table(plan, answers.raters(), answers.all(), options.min_checks))
         return
-    serve(options, out, len(plan.pairs))
+    with listen(options) as listener:  # what serving wants is known before anything is written
+        if not (out / plans.PLAN).exists():
+            begin(options, out)
+        serve(options, out, len(opened(options, out).pairs), listener)
+
+
+def opened(options: Study, out: Path) -> plans.Plan:
+    """The study in `out`. The command that began it may be given again.
+
+    Raises:
+      InputError: there is none, or --run is given and the study is another one.
+    """
+    plan = plans.read(out)
+    checks = sum(pair.check for pair in plan.pairs)
+    asked = (absolute(options.run), options.pairs, options.checks, options.seed)
+    if options.run and asked != (plan.runs, len(plan.pairs) - checks, checks, plan.seed):
+        raise InputError(
+            f"--out={out}: holds a study of other --run, --pairs, --checks or --seed; leave --run out to go "
+            "on with it, or choose another directory"
+        )
+    return plan
+
+
+def absolute(runs: tuple[str, ...]) -> tuple[str, ...]:
+    """--run as the plan keeps it."""
+    return tuple(str(Path(run).expanduser().absolute()) for run in runs)
 
 
 def begin(options: Study, out: Path) -> None:
@@ -90,7 +121,7 @@ def begin(options: Study, out: Path) -> None:
     methods = (first[0].method, second[0].method)
     if methods[0] == methods[1]:  # two trainings of one method: told apart by their directories
         methods = (options.run[0], options.run[1])
-    plans.write(out, pairs, checks, methods, options.seed)
+    plans.write(out, pairs, checks, methods, options.seed, absolute(options.run))
 
 
 def real_images(options: Study) -> list[plans.RealImage]:
@@ -119,34 +150,49 @@ def real_images(options: Study) -> list[plans.RealImage]:
     return result
 
 
-def serve(options: Study, out: Path, pairs: int) -> None:
-    """Serves the page until it is interrupted.
+def listen(options: Study) -> socket.socket:
+    """A socket at --host and --port.
 
     Raises:
-      InputError: it would be open to everybody, the token is too short, or the extra is not installed.
+      InputError: the page would be open to everybody, the token is too short, the extra is not installed, or
+        the address cannot be had.
     """
     if options.token and len(options.token) < SHORTEST_TOKEN:
         raise InputError(f"--token: has {len(options.token)} letters, needs {SHORTEST_TOKEN} or more")
+    if options.host == "::1":  # Werkzeug's list of trusted names takes no IPv6 address
+        raise InputError("--host=::1: other sites could not be kept out at this address; use 127.0.0.1")
     if options.host not in LOOPBACK and not options.token:
         raise InputError(f"--host={options.host}: others could reach the study; give raters a --token")
+    for name in ("flask", "waitress"):
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"{name} is missing: install the extra by pip install 'tf_detectorgan[study]'")
     try:
-        import waitress
-
-        from tf_detectorgan.user_study.page import create_app
-    except ImportError as error:
-        raise InputError(f"{error}: install the extra by pip install 'tf_detectorgan[study]'") from error
-    app = create_app(out, token=options.token, hosts=LOOPBACK if options.host in LOOPBACK else ())
-    try:
-        server = waitress.create_server(app, host=options.host, port=options.port, ident=None)
+        family = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((options.host, options.port), family=family)
     except OSError as error:
-        raise InputError(f"--port={options.port}: {error}; choose another one") from error
-    query = f"?token={options.token}" if options.token else ""
-    print(
-        f"{pairs} pairs at http://{options.host}:{options.port}/{query} (Ctrl-C ends; answers are kept)",
-        flush=True,
-    )
+        raise InputError(
+            f"--host={options.host} --port={options.port}: {error.strerror}; choose others"
+        ) from error
+
+
+def serve(options: Study, out: Path, pairs: int, listener: socket.socket) -> None:
+    """Serves the page until it is interrupted."""
+    import waitress
+
+    from tf_detectorgan.user_study.page import create_app
+
+    app = create_app(out, token=options.token, hosts=LOOPBACK if options.host in LOOPBACK else ())
+    server = waitress.create_server(app, sockets=[listener], ident=None)
+    print(f"{pairs} pairs at {address(options)} (Ctrl-C ends; answers are kept)", flush=True)
     server.run()
     print(f"answers in {out}; --report prints the table")
+
+
+def address(options: Study) -> str:
+    """What raters open."""
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    query = f"?{urlencode({'token': options.token})}" if options.token else ""
+    return f"http://{host}:{options.port}/{query}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+import socket
 
 import numpy as np
 import pytest
@@ -37,3 +38,10 @@ def study(synthetic, tmp_path):
     real = plans.RealImage(rng.integers(0, 255, (32, 32, 1), np.uint8), (8, 8, 12, 12), "real.png")
     plans.write(tmp_path / "study", plans.matched(first, second, PAIRS, 0), [real], ("a", "b"), 0)
     return tmp_path / "study"
+
+
+@pytest.fixture
+def free_port():
+    """A port of 127.0.0.1 that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]

@@ -1,10 +1,14 @@
+import dataclasses
+import sys
+
 import pytest
 
+from tf_detectorgan import study as command
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.study import Study, main
 from tf_detectorgan.user_study import plan as plans
 from tf_detectorgan.user_study.answers import Answer, Answers
-from tf_detectorgan.user_study.report import cohen_kappa, fleiss_kappa, sign_test
+from tf_detectorgan.user_study.report import agreement, cohen_kappa, fleiss_kappa, sign_test
 
 
 def answered(rater, pair, better):
@@ -32,12 +36,59 @@ def test_the_sign_test_is_over_pairs():
     assert sign_test(answers, "whole") == (5, 5, pytest.approx(0.0625))
 
 
-def test_the_table(study, capsys):
+def test_a_drop_out_does_not_spoil_the_agreement():
+    """Raters 1 and 2 are `test_cohen_by_hand`; rater 3 left after one pair."""
+    answers = [
+        answered(r, pair, b) for r, given in ((1, "AABB"), (2, "AAAB")) for pair, b in enumerate(given)
+    ]
+    whole = "Cohen's kappa 0.50 (2 raters who answered all 4 pairs)"
+    assert agreement(answers, "whole", 4) == whole
+    more = [*answers, answered(3, 0, "B")]
+    assert agreement(more, "whole", 4) == f"{whole[:-1]}, without 1 who did not)"
+    more += [answered(3, pair, "A") for pair in (1, 2, 3)]
+    assert agreement(more, "whole", 4).startswith("Fleiss' kappa")
+    assert agreement(answers[:6], "whole", 4) == "no kappa: fewer than two raters answered all 4 pairs"
+
+
+def two_raters(study):
+    """Ada passes the check (pair 3), Bea does not."""
     store = Answers(study)
     for name, better in (("Ada", "AAAA"), ("Bea", "AABB")):
         rater = store.join(name)
         for pair, choice in enumerate(better):
             store.add(answered(rater.id, pair, choice))
+    return store
+
+
+def test_who_fails_the_checks_may_be_left_out(study, capsys):
+    two_raters(study).join("Cem")  # has not answered yet
+    main(Study(out=str(study), report=True, min_checks=0.5))
+    said = capsys.readouterr().out
+    assert "3 answers of 1 raters to 3 pairs" in said
+    assert "a, whole   100% " in said
+    assert "left out by --min_checks=0.5: 2 of 3 raters" in said
+    assert "Ada: 4 of 4 pairs, attention checks passed 1 of 1\n" in said
+    assert "Bea: 4 of 4 pairs, attention checks passed 0 of 1, left out\n" in said
+    assert "Cem: 0 of 4 pairs, attention checks passed 0 of 0, left out\n" in said
+
+
+def test_min_checks_wants_checks(synthetic, tmp_path):
+    first, second = (plans.synthetic_images(synthetic(name)) for name in "ab")
+    plans.write(tmp_path / "plain", plans.matched(first, second, 1, 0), [], ("a", "b"), 0)
+    with pytest.raises(InputError, match="has no attention checks"):
+        main(Study(out=str(tmp_path / "plain"), report=True, min_checks=1.0))
+
+
+def test_progress_before_the_first_answer_that_counts(study, capsys):
+    store = Answers(study)
+    store.add(answered(store.join("Ada").id, 3, "A"))
+    main(Study(out=str(study), report=True))
+    said = capsys.readouterr().out
+    assert said == "no answers to count yet\nAda: 1 of 4 pairs, attention checks passed 1 of 1\n"
+
+
+def test_the_table(study, capsys):
+    two_raters(study)
     main(Study(out=str(study), report=True))
     said = capsys.readouterr().out
     # A in 5 of 6, Clopper-Pearson [0.359, 0.996]; the check (pair 3) is not among them
@@ -63,37 +114,79 @@ def test_pairs_have_background_and_box_in_common(synthetic):
         ({"report": True}, "no study that can be read"),
     ],
 )
-def test_bad_input(tmp_path, options, message):
+def test_bad_input(tmp_path, free_port, options, message):
     with pytest.raises(InputError, match=message):
-        main(Study(out=str(tmp_path / "out"), **options))
+        main(Study(out=str(tmp_path / "out"), port=free_port, **options))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"run": ("a", "b")}, "holds a study already"),
         ({"host": "0.0.0.0"}, "give raters a --token"),
+        ({"host": "::1"}, "--host=::1: .* use 127.0.0.1"),
+        ({"host": "no.such.host.invalid", "token": "x" * 16}, "--host=no.such.host.invalid --port=.*: "),
         ({"token": "short"}, "needs 16 or more"),
+        ({}, "--port=.*: Address already in use"),
     ],
 )
-def test_a_study_that_is_not_served(study, options, message):
-    with pytest.raises(InputError, match=message):
-        main(Study(out=str(study), **options))
+def test_what_serving_wants_is_asked_before_a_study_is_written(
+    synthetic, tmp_path, free_port, options, message
+):
+    runs = (str(synthetic("a")), str(synthetic("b")))
+    wanted = Study(run=runs, out=str(tmp_path / "out"), pairs=1, checks=0, port=free_port, **options)
+    with command.socket.create_server(("127.0.0.1", free_port)), pytest.raises(InputError, match=message):
+        main(wanted)
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_study_begins_with_checks_of_real_images(synthetic, tiny_phantom, tmp_path, monkeypatch):
+def test_without_the_extra_no_study_is_written(synthetic, tmp_path, free_port, monkeypatch):
+    monkeypatch.setitem(sys.modules, "waitress", None)
+    runs = (str(synthetic("a")), str(synthetic("b")))
+    with pytest.raises(InputError, match=r"pip install 'tf_detectorgan\[study\]'"):
+        main(Study(run=runs, out=str(tmp_path / "out"), pairs=1, checks=0, port=free_port))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_that_began_a_study_goes_on_with_it(synthetic, tmp_path, free_port, monkeypatch):
+    served = []
+    monkeypatch.setattr(command, "serve", lambda options, out, pairs, listener: served.append(pairs))
+    monkeypatch.chdir(tmp_path)
+    synthetic("a"), synthetic("b")
+    first = Study(run=("a", "b"), out="out", pairs=2, checks=0, port=free_port)
+    for again in (first, dataclasses.replace(first, run=("./a", str(tmp_path / "b"))), Study(out="out")):
+        main(dataclasses.replace(again, port=free_port))
+    assert served == [2, 2, 2]
+    for change in ({"run": ("b", "a")}, {"pairs": 3}, {"seed": 1}):
+        with pytest.raises(
+            InputError, match="holds a study of other --run, --pairs, --checks or --seed; leave"
+        ):
+            main(dataclasses.replace(first, **change))
+
+
+@pytest.mark.parametrize(
+    "host, token, expected",
+    [
+        ("127.0.0.1", "", "http://127.0.0.1:8000/"),
+        ("::", "a+b&c=d#e é%41 ok", "http://[::]:8000/?token=a%2Bb%26c%3Dd%23e+%C3%A9%2541+ok"),
+    ],
+)
+def test_the_address(host, token, expected):
+    assert command.address(Study(host=host, token=token)) == expected
+
+
+def test_a_study_begins_with_checks_of_real_images(synthetic, tiny_phantom, tmp_path, free_port, monkeypatch):
     monkeypatch.setattr("tf_detectorgan.study.serve", lambda *_: None)
     runs = (str(synthetic("a")), str(synthetic("b")))
-    out = tmp_path / "begun"
-    main(Study(run=runs, out=str(out), pairs=2, checks=2, data_dir=str(tiny_phantom("checks"))))
+    out, data = tmp_path / "begun", str(tiny_phantom("checks"))
+    main(Study(run=runs, out=str(out), pairs=2, checks=2, data_dir=data, port=free_port))
     plan = plans.read(out)
     assert [pair.check for pair in plan.pairs] == [False, False, True, True]
     assert plan.methods == ("a", "b")
     assert all(plans.image_file(out, k, side).is_file() for k in range(4) for side in "AB")
 
 
-def test_a_method_is_not_compared_with_itself(synthetic, tmp_path):
+def test_a_method_is_not_compared_with_itself(synthetic, tmp_path, free_port):
     arm = synthetic("a")
     with pytest.raises(InputError, match="hold the same images"):
-        main(Study(run=(str(arm), str(arm / "synthetic")), out=str(tmp_path / "out")))
+        main(Study(run=(str(arm), str(arm / "synthetic")), out=str(tmp_path / "out"), port=free_port))

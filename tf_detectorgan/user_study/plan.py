@@ -41,6 +41,7 @@ class Plan:
     methods: tuple[str, str]
     seed: int
     pairs: tuple[Pair, ...]
+    runs: tuple[str, ...] = ()  # where the methods' images came from
 
 
 class Shown(NamedTuple):
@@ -137,6 +138,7 @@ def write(
     checks: Sequence[RealImage],
     methods: tuple[str, str],
     seed: int,
+    runs: tuple[str, ...] = (),
 ) -> Plan:
     """Copies the images and writes the plan; `directory` appears whole or not at all.
 
@@ -157,7 +159,7 @@ def write(
                 image_file(partial, len(rows), side)
             )
         rows.append(Pair(real.box, True, real.name))
-    plan = Plan(methods, seed, tuple(rows))
+    plan = Plan(methods, seed, tuple(rows), runs)
     (partial / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=1), encoding="utf-8")
     os.replace(partial, directory)
     return plan
@@ -172,7 +174,8 @@ def read(directory: Path) -> Plan:
     try:
         values: dict[str, Any] = json.loads((directory / PLAN).read_text("utf-8"))
         pairs = tuple(Pair(tuple(row["box"]), row["check"], row["origin"]) for row in values["pairs"])
-        return Plan((values["methods"][0], values["methods"][1]), values["seed"], pairs)
+        methods = (values["methods"][0], values["methods"][1])
+        return Plan(methods, values["seed"], pairs, tuple(values.get("runs", ())))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{directory / PLAN}: no study that can be read ({error!r})") from error
 

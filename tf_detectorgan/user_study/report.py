@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation.statistics import exact_interval
 from tf_detectorgan.user_study.answers import CHOICES, Answer, Rater
 from tf_detectorgan.user_study.plan import SIDES, Plan
@@ -45,29 +46,56 @@ def sign_test(answers: Sequence[Answer], what: str) -> tuple[int, int, float]:
     return wins, len(decided), float(stats.binomtest(wins, len(decided)).pvalue) if decided else 1.0
 
 
-def agreement(answers: Sequence[Answer], what: str) -> str:
-    """A sentence on the pairs that all raters answered."""
+def agreement(answers: Sequence[Answer], what: str, pairs: int) -> str:
+    """A sentence on the raters who answered all `pairs`: kappa wants every rater's answer to every pair."""
     by_rater: dict[int, dict[int, str]] = defaultdict(dict)
     for answer in answers:
         by_rater[answer.rater][answer.pair] = getattr(answer, f"better_{what}")
-    if len(by_rater) < 2:
-        return "one rater: no agreement to speak of"
-    common = sorted(set.intersection(*(set(given) for given in by_rater.values())))
-    if not common:
-        return "no pair was answered by all raters"
-    rows = [[given[pair] for given in by_rater.values()] for pair in common]
-    two = len(by_rater) == 2
+    whole = [given for given in by_rater.values() if len(given) == pairs]
+    unfinished = len(by_rater) - len(whole)
+    without = f", without {unfinished} who did not" if unfinished else ""
+    if len(whole) < 2:
+        return f"no kappa: fewer than two raters answered all {pairs} pairs"
+    rows = [[given[pair] for given in whole] for pair in sorted(whole[0])]
+    two = len(whole) == 2
     kappa = cohen_kappa(*zip(*rows, strict=True)) if two else fleiss_kappa(rows)
     name, value = "Cohen's" if two else "Fleiss'", "undefined" if kappa is None else f"{kappa:.2f}"
-    return f"{name} kappa {value} ({len(by_rater)} raters, {len(common)} pairs that all answered)"
+    return f"{name} kappa {value} ({len(whole)} raters who answered all {pairs} pairs{without})"
 
 
-def table(plan: Plan, raters: Sequence[Rater], answers: Sequence[Answer]) -> str:
-    """The whole report as text."""
-    checks = [answer for answer in answers if plan.pairs[answer.pair].check]
-    counted = [answer for answer in answers if not plan.pairs[answer.pair].check]
-    if not counted:
-        return "no answers yet"
+def table(plan: Plan, raters: Sequence[Rater], answers: Sequence[Answer], min_checks: float = 0.0) -> str:
+    """The whole report as text. `min_checks`: share of the checks he saw that a rater must pass to count.
+
+    Raises:
+      InputError: `min_checks` is given, and the study has no attention checks.
+    """
+    checked = {k for k, pair in enumerate(plan.pairs) if pair.check}
+    if min_checks and not checked:
+        raise InputError(f"--min_checks={min_checks}: the study has no attention checks; leave it out")
+    lines, kept = [], set[int]()
+    for rater in raters:
+        own = [answer for answer in answers if answer.rater == rater.id]
+        shown = [answer for answer in own if answer.pair in checked]
+        passed = sum(answer.better_whole == answer.better_object == "A" for answer in shown)
+        if not min_checks or (shown and passed >= min_checks * len(shown)):
+            kept.add(rater.id)
+        lines.append(
+            f"{rater.name}: {len(own)} of {len(plan.pairs)} pairs, attention checks passed {passed} of "
+            f"{len(shown)}{'' if rater.id in kept else ', left out'}"
+        )
+    if len(kept) < len(raters):
+        lines.insert(
+            0, f"left out by --min_checks={min_checks}: {len(raters) - len(kept)} of {len(raters)} raters"
+        )
+    counted = [answer for answer in answers if answer.rater in kept and answer.pair not in checked]
+    results = (
+        _results(plan, counted, len(plan.pairs) - len(checked)) if counted else ["no answers to count yet"]
+    )
+    return "\n".join(results + lines)
+
+
+def _results(plan: Plan, counted: Sequence[Answer], pairs: int) -> list[str]:
+    """Table 4's lines, of these answers to a study's `pairs` that are no checks."""
     wide = max(len(f"{method}, {what}") for method in plan.methods for what in CHOICES) + 2
     lines = [f"{'':<{wide}}{'prefer':<20}Likert, mean ± SD"]
     for side, method in zip(SIDES, plan.methods, strict=True):
@@ -86,13 +114,6 @@ def table(plan: Plan, raters: Sequence[Rater], answers: Sequence[Answer]) -> str
         wins, decided, p = sign_test(counted, what)
         lines.append(
             f"{what}: {plan.methods[0]} preferred in {wins} of {decided} pairs that are no draw, sign test "
-            f"p {p:.3f}; {agreement(counted, what)}"
+            f"p {p:.3f}; {agreement(counted, what, pairs)}"
         )
-    for rater in raters:
-        own = [answer for answer in checks if answer.rater == rater.id]
-        passed = sum(answer.better_whole == answer.better_object == "A" for answer in own)
-        done = sum(answer.rater == rater.id for answer in answers)
-        lines.append(
-            f"{rater.name}: {done} of {len(plan.pairs)} pairs, attention checks passed {passed} of {len(own)}"
-        )
-    return "\n".join(lines)
+    return lines
