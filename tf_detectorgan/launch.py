@@ -2,7 +2,7 @@
 
   submit     fills a manifest, creates what it holds, waits for its pods and says what they wait for
   status     the Job and its pods
-  logs       of all its pods, each line with the pod's name before it; --follow: until they end
+  logs       of all its pods, each line with the pod's name before it; --follow, -f: until the Job ends
   stop       suspends the Job: pods get SIGTERM, save and end; waits until they have
   resume     lets a stopped Job go on, from its checkpoint
   fetch      copies what the Job has written from the volume of runs to this machine
@@ -18,19 +18,27 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
+from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, Interrupted
+
+if __name__ == "__main__" and not find_spec("kubernetes"):
+    print("error: launch wants the Kubernetes client: pip install 'tf_detectorgan[k8s]'", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+
 from tf_detectorgan import door, progress
 from tf_detectorgan.cluster import fetch as copying
-from tf_detectorgan.cluster import kubernetes, manifests, table_job
+from tf_detectorgan.cluster import kubernetes, manifests, pod_logs, table_job
+from tf_detectorgan.cluster.answers import Later
 from tf_detectorgan.config import option
-from tf_detectorgan.errors import EXIT_BAD_INPUT, InputError, Interrupted
 from tf_detectorgan.experiments.tables import TABLES
 
 POLL = 2.0  # seconds between two looks
+SAVED = (0, EXIT_INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class OneJob:
 class Logs(OneJob):
     """Options of `logs`."""
 
-    follow: bool = option(False, "Go on until the pods end.")
+    follow: bool = option(False, "Go on until the Job ends, also with pods that come later; -f for short.")
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,7 @@ def reproduce(options: Reproduce) -> None:
         cells = kubernetes.connect(options.context, options.namespace).find_job(
             table_job.name_of(options.table)
         )
-        if cells and cells.status.active:
+        if cells and (cells.status.active or cells.status.terminating):
             raise Interrupted(
                 f"Job {cells.metadata.name} still trains: {cells.status.succeeded or 0} of "
                 f"{cells.spec.completions} cells are done; gather when it has ended"
@@ -173,10 +181,11 @@ def _send(resources: list[manifests.Resource], options: Submit | Reproduce, *, o
                 f"for in {cluster.namespace}; give --namespace={other}, or take the line out"
             )
     job = manifests.job_of(resources)["metadata"]["name"]
-    if cluster.find_job(job):  # before anything is changed: its pods mount the ConfigMap
+    if found := cluster.find_job(job):  # before anything is changed: its pods mount the ConfigMap
+        stopped = found.spec.suspend and not kubernetes.ended(found)
         raise InputError(
-            f"Job {job} exists, and the specification of a Job cannot be changed: go on with "
-            f"launch resume --job={job}, or kubectl delete job {job} -n {cluster.namespace} "
+            f"Job {job} exists, and the specification of a Job cannot be changed: "
+            f"{f'go on with launch resume --job={job}, or ' if stopped else ''}{cluster.to_delete(job)} "
             "(runs stay on their volume, what is done is not done again) and submit again"
         )
     for resource in resources:
@@ -190,7 +199,7 @@ def _send(resources: list[manifests.Resource], options: Submit | Reproduce, *, o
 def _wait_for_pods(cluster: kubernetes.Cluster, job: str, seconds: int, one_is_enough: bool = False) -> None:
     def reason() -> str:
         found = cluster.why_waiting(job, one_is_enough)
-        if found.startswith("failed: "):
+        if found.startswith(kubernetes.FAILED):
             raise InputError(f"Job {job} {found}; launch logs --job={job} says why")
         return found
 
@@ -198,9 +207,16 @@ def _wait_for_pods(cluster: kubernetes.Cluster, job: str, seconds: int, one_is_e
 
 
 def _wait(reason: Callable[[], str], seconds: int, who: str) -> None:
-    """Says what is waited for whenever that changes, until it is nothing."""
+    """Says what is waited for whenever that changes, until it is nothing. A server may fail for a moment."""
+
+    def ask() -> str:
+        try:
+            return reason()
+        except Later as error:
+            return str(error)
+
     end, said = time.monotonic() + seconds, ""
-    while why := reason():
+    while why := ask():
         if why != said:
             print(why, flush=True)
             said = why
@@ -225,20 +241,38 @@ def status(options: OneJob) -> None:
 
 def logs(options: Logs) -> None:
     """Prints all pods' logs."""
-    _cluster(options).follow(options.job, lambda line: print(line, flush=True), options.follow)
+    cluster = _cluster(options)
+    if options.follow:
+        pod_logs.follow(cluster, options.job, lambda line: print(line, flush=True), POLL)
+    else:
+        pod_logs.show(cluster, options.job, print)
 
 
 def stop(options: OneJob) -> None:
     """Suspends the Job and waits until no pod is left."""
     cluster = _cluster(options)
+    codes: dict[str, list[int]] = {}  # of the pods that run now
+
+    def left() -> str:
+        pods = cluster.pods(options.job)
+        codes.update({p.metadata.name: kubernetes.exit_codes(p) for p in pods if p.metadata.name in codes})
+        names = [pod.metadata.name for pod in pods if pod.status.phase in ("Pending", "Running")]
+        return f"{', '.join(names)} has not ended yet" if names else ""
+
+    codes |= {p.metadata.name: [] for p in cluster.pods(options.job) if p.status.phase == "Running"}
     cluster.suspend(options.job, True)
-    end = time.monotonic() + options.wait
-    while left := [p for p in cluster.pods(options.job) if p.status.phase in ("Pending", "Running")]:
-        if time.monotonic() > end:
-            names = ", ".join(pod.metadata.name for pod in left)
-            raise Interrupted(f"Job {options.job} is suspended, but {names} has not ended yet")
-        time.sleep(POLL)
-    print(f"Job {options.job}: stopped, its steps are saved; to go on: launch resume --job={options.job}")
+    _wait(left, options.wait, f"Job {options.job} is suspended and")
+    print(f"Job {options.job}: stopped{_saved(codes)}; to go on: launch resume --job={options.job}")
+
+
+def _saved(codes: dict[str, list[int]]) -> str:
+    """What the exit codes of stopped pods say about their steps; a pod may be gone before it is asked."""
+    bad = [f"{pod} ended with {code}" for pod, found in codes.items() for code in found if code not in SAVED]
+    if bad:
+        return f", but {', '.join(bad)}: what came after its last checkpoint is lost"
+    if not all(codes.values()):
+        return ", and its pods are gone: whether the last steps are saved is seen when it goes on"
+    return ", its steps are saved" if codes else ", nothing was running"
 
 
 def resume(options: OneJob) -> None:
@@ -300,4 +334,6 @@ if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in ACTIONS:
         print(__doc__, file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
-    door.run(*ACTIONS[sys.argv.pop(1)])
+    action = sys.argv.pop(1)
+    sys.argv = ["--follow" if word == "-f" and action == "logs" else word for word in sys.argv]
+    door.run(*ACTIONS[action])

@@ -26,8 +26,23 @@ def pod(name, phase="Running", **status):
     return {"metadata": {"name": name}, "spec": spec, "status": {"phase": phase, **status}}
 
 
+def job(spec=None, labels=None, **status):
+    spec = {"suspend": False, "template": {"spec": {"containers": [{"name": "train"}]}}} | (spec or {})
+    metadata = {"name": "nih", "uid": "46ef6b23", "labels": labels or {}}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "status": status, "spec": spec}
+
+
+def failed(message="exit code 78"):
+    """The condition of a Job that has failed."""
+    return {"type": "Failed", "status": "True", "reason": "PodFailurePolicy", "message": message}
+
+
 def items(kind, *found):
     return {"kind": kind, "apiVersion": "v1", "metadata": {"resourceVersion": "7"}, "items": list(found)}
+
+
+class Cut(str):
+    """Text after which the connection is lost."""
 
 
 class Server:
@@ -62,7 +77,12 @@ class Server:
                 data = (sent if text else json.dumps(sent)).encode()
                 self.send_response(code)
                 self.send_header("Content-Type", "text/plain" if text else "application/json")
-                self.send_header("Content-Length", str(len(data)))
+                if text:  # logs come in chunks, the last of which is empty
+                    self.send_header("Transfer-Encoding", "chunked")
+                    end = b"" if isinstance(sent, Cut) else b"0\r\n\r\n"
+                    data = (b"%x\r\n%s\r\n" % (len(data), data) if data else b"") + end
+                else:
+                    self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
 

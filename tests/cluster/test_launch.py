@@ -5,29 +5,13 @@ import dataclasses
 import pytest
 import yaml
 
-from tests.cluster.api_server import BATCH, CORE, items, pod, refusal
+from tests.cluster.api_server import BATCH, CORE, items, job, pod, refusal
 from tests.cluster.test_manifests import MANIFESTS, check, container, flagfile_lines, parse
 from tf_detectorgan import launch, reproduce
 from tf_detectorgan.cluster import fetch, manifests
 from tf_detectorgan.errors import InputError, Interrupted
 from tf_detectorgan.experiments import runner
 from tf_detectorgan.experiments.tables import TABLES
-
-
-def job(**status):
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "nih"}, "status": status, "spec": {
-        "suspend": False, "template": {"spec": {"containers": [{"name": "train"}]}}}}  # fmt: skip
-
-
-def event(message):
-    involved = {"kind": "Job", "namespace": "lab", "name": "nih"}
-    return {
-        "metadata": {"name": "nih.17"},
-        "involvedObject": involved,
-        "type": "Warning",
-        "reason": "FailedCreate",
-        "message": message,
-    }
 
 
 def running(server, name="nih", *pods):
@@ -176,6 +160,10 @@ def test_what_exists_is_kept_or_replaced_but_for_a_job_nothing_is_changed(server
     assert "PersistentVolumeClaim detectorgan-runs: kept" in out
     (replaced,) = server.sent("PUT")
     assert replaced["kind"] == "ConfigMap"
+    server.answers["POST", f"{CORE}/configmaps"] = refusal(409, "Conflict", "the quota was modified")
+    with pytest.raises(InputError, match="^ConfigMap train-nih: the quota was modified$"):
+        launch.submit(launch.Submit())
+    server.answers["POST", f"{CORE}/configmaps"] = exists
     server.answers["POST", f"{BATCH}/jobs"] = exists  # by somebody else, a moment ago
     with pytest.raises(InputError, match="^Job train-nih: already exists$"):
         launch.submit(launch.Submit())
@@ -193,6 +181,9 @@ def test_a_table_is_submitted_as_one_index_a_cell_and_gathered_by_one_pod(server
         "spec": cells["spec"]
     }
     with pytest.raises(Interrupted, match="still trains: 6 of 8 cells"):
+        launch.reproduce(launch.Reproduce(**options, gather=True))
+    server.answers["GET", f"{BATCH}/jobs/reproduce-table5"] = job(terminating=1, spec=cells["spec"])
+    with pytest.raises(Interrupted, match="still trains: 0 of 8 cells"):
         launch.reproduce(launch.Reproduce(**options, gather=True))
     server.answers["GET", f"{BATCH}/jobs/reproduce-table5"] = job(succeeded=8)
     launch.reproduce(launch.Reproduce(**options, gather=True, wait=0))
@@ -222,121 +213,6 @@ def test_a_table_is_submitted_as_one_index_a_cell_and_gathered_by_one_pod(server
         launch.reproduce(launch.Reproduce(**options | {"data_claim": ""}))
     with pytest.raises(InputError, match="--seeds=1,1: one or more different"):
         launch.reproduce(launch.Reproduce(seeds=(1, 1)))
-
-
-def test_a_table_waits_for_its_first_pod_only(server, capsys):
-    server.answers["GET", f"{BATCH}/jobs/nih"] = job(active=2)
-    server.answers["GET", f"{CORE}/pods"] = items("PodList", UNSCHEDULED, pod("nih-1"))
-    cluster = launch.kubernetes.connect("", "")
-    assert cluster.why_waiting("nih", one_is_enough=True) == ""
-    assert "has no node" in cluster.why_waiting("nih")
-
-
-QUOTA = 'pods "nih-abc" is forbidden: exceeded quota: gpus, used: requests.nvidia.com/gpu=4, limited: 4'
-PRIVILEGED = 'pods "nih-abc" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true'
-NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
-NO_IMAGE = 'Back-off pulling image "r.example.com/x:1"'
-UNSCHEDULED = pod(
-    "nih-0",
-    "Pending",
-    conditions=[{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": NO_GPU}],
-)
-UNPULLED = pod(
-    "nih-0",
-    "Pending",
-    containerStatuses=[
-        {
-            "name": "train", "image": "x", "imageID": "", "ready": False, "restartCount": 0,
-            "state": {"waiting": {"reason": "ImagePullBackOff", "message": NO_IMAGE}},
-        }
-    ],
-)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "pods, events, sentence",
-    [
-        ([], [event(QUOTA)], f"no pods: {QUOTA}"),
-        ([], [event(PRIVILEGED)], f"no pods: {PRIVILEGED}"),
-        ([], [], "no pods yet"),
-        ([UNSCHEDULED], [], f"nih-0 has no node: {NO_GPU}"),
-        ([UNPULLED], [], f"nih-0 has no image: {NO_IMAGE}"),
-        ([pod("nih-0")], [], None),
-    ],
-)
-def test_status_says_why_nothing_runs(server, capsys, pods, events, sentence):
-    server.answers["GET", f"{BATCH}/jobs/nih"] = job()
-    server.answers["GET", f"{CORE}/pods"] = items("PodList", *pods)
-    server.answers["GET", f"{CORE}/events"] = items("EventList", *events)
-    launch.status(launch.OneJob(job="nih"))
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Job nih: 0 active, 0 succeeded, 0 failed"
-    assert lines[1 + len(pods) :] == ([sentence] if sentence else [])
-    selectors = [query["labelSelector"] for _, path, query, _ in server.asked if path == f"{CORE}/pods"]
-    assert set(map(tuple, selectors)) == {("batch.kubernetes.io/job-name=nih",)}
-
-
-def test_submit_waits_and_says_each_reason_once(server, capsys):
-    running(server, "train-nih")
-    server.answers["GET", f"{CORE}/pods"] = [
-        *[items("PodList", UNSCHEDULED)] * 3, items("PodList", UNPULLED), items("PodList", pod("nih-0")),
-    ]  # fmt: skip
-    launch.submit(launch.Submit())
-    out = capsys.readouterr().out
-    assert out.count(NO_GPU) == out.count(NO_IMAGE) == 1
-    server.answers["GET", f"{CORE}/pods"] = items("PodList", UNSCHEDULED)
-    cluster = launch.kubernetes.connect("", "")
-    with pytest.raises(Interrupted, match="waits after 0 seconds: nih-0 has no node"):
-        launch._wait_for_pods(cluster, "train-nih", 0)
-    failed = {"type": "Failed", "status": "True", "reason": "PodFailurePolicy", "message": "exit code 78"}
-    server.answers["GET", f"{BATCH}/jobs/train-nih"] = job(conditions=[failed])
-    with pytest.raises(InputError, match="failed: exit code 78; launch logs --job=train-nih"):
-        launch._wait_for_pods(cluster, "train-nih", 9)
-
-
-def test_logs_of_all_pods_bear_their_names(server, capsys):
-    running(server, "nih", pod("nih-1"), pod("nih-0"))
-    server.answers["GET", f"{CORE}/pods/nih-0/log"] = "step 1\nstep 2"
-    server.answers["GET", f"{CORE}/pods/nih-1/log"] = "ready\n"
-    launch.logs(launch.Logs(job="nih", follow=True))
-    assert sorted(capsys.readouterr().out.splitlines()) == [
-        "nih-0 | step 1",
-        "nih-0 | step 2",
-        "nih-1 | ready",
-    ]
-    assert {query["follow"][0].lower() for _, path, query, _ in server.asked if path.endswith("/log")} == {
-        "true"
-    }
-    server.answers["GET", f"{CORE}/pods/nih-1/log"] = refusal(
-        400, "BadRequest", "container is waiting to start"
-    )
-    with pytest.raises(InputError, match="log of nih-1: container is waiting to start"):
-        launch.logs(launch.Logs(job="nih"))
-
-
-def test_stop_waits_for_the_pods_and_resume_undoes_it(server, capsys):
-    server.answers["GET", f"{CORE}/pods"] = [
-        items("PodList", pod("nih-0")), items("PodList", pod("nih-0", "Failed"))
-    ]  # fmt: skip
-    server.answers["PATCH", f"{BATCH}/jobs/nih"] = job()
-    launch.stop(launch.OneJob(job="nih"))
-    launch.resume(launch.OneJob(job="nih"))
-    assert server.sent("PATCH") == [{"spec": {"suspend": True}}, {"spec": {"suspend": False}}]
-    assert "launch resume --job=nih" in capsys.readouterr().out
-    server.answers["GET", f"{CORE}/pods"] = items("PodList", pod("nih-0"))
-    with pytest.raises(Interrupted, match="nih-0 has not ended yet"):
-        launch.stop(launch.OneJob(job="nih", wait=0))
-
-
-def test_refusals_are_one_sentence(server):
-    message = 'jobs.batch "nih" is forbidden: User "me" cannot get resource "jobs"'
-    server.answers["GET", f"{BATCH}/jobs/nih"] = refusal(403, "Forbidden", message)
-    with pytest.raises(InputError, match=f"^Job nih: {message}$"):
-        launch.status(launch.OneJob(job="nih"))
-    with pytest.raises(InputError, match="Give the Job's name"):
-        launch.status(launch.OneJob())
-    with pytest.raises(InputError, match="kubectl's configuration: "):
-        launch.status(launch.OneJob(job="nih", context="elsewhere"))
 
 
 def test_manifests_are_found_and_bad_ones_refused(tmp_path):

@@ -143,7 +143,10 @@ class PackedStream(io.RawIOBase):
         self.end = said if "length" in said else self.end
 
     def _cut(self) -> str:
-        return f"the stream was cut after {self.received} bytes; run the same command again"
+        return (
+            f"the stream was cut after {self.received} bytes; run the same command again, with a higher "
+            "--limit if it took that many seconds"
+        )
 
     def check(self) -> None:
         """Lets `pack` end once everything has come.

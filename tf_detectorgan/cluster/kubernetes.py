@@ -4,45 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import urllib3
 import websocket
+import yaml
 from kubernetes import client, config, stream, utils
 from kubernetes.client.exceptions import ApiException
-from kubernetes.config import ConfigException
+from kubernetes.config import ConfigException, incluster_config, kube_config
 
+from tf_detectorgan.cluster.answers import Later, exists, message, one_sentence
 from tf_detectorgan.cluster.manifests import Resource
 from tf_detectorgan.errors import InputError
 
 JOB_LABEL = "batch.kubernetes.io/job-name"  # the Job controller gives it to pods, since Kubernetes 1.27
 KEPT = ("PersistentVolumeClaim", "Service")  # what is there already is used
 NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
-
-
-@contextlib.contextmanager
-def _one_sentence(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except ApiException as error:
-        raise InputError(f"{doing}: {_message(error)}") from error
-    except urllib3.exceptions.HTTPError as error:
-        raise InputError(f"{doing}: no answer from the API server ({error})") from error
-
-
-def _message(error: ApiException) -> str:
-    """The server's own words: `message` of the Status object that it answers with."""
-    try:
-        return json.loads(error.body or "")["message"]
-    except (ValueError, KeyError, TypeError):
-        if error.status:
-            return f"{error.status} {error.reason}"
-        # A refused websocket: the client puts headers and the Status object into one string.
-        found = re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', str(error.reason))
-        return found[1].replace("\\", "") if found else str(error.reason).split(" -+-+- ")[0]
+KUEUE = {"group": "kueue.x-k8s.io", "version": "v1beta1", "plural": "workloads"}
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"  # a Job with it is started and stopped by Kueue
+FAILED = "has failed: "
+OWNER_LABEL = "kueue.x-k8s.io/job-uid"  # of the Workload that Kueue makes for a Job
 
 
 class Cluster:
@@ -60,14 +45,14 @@ class Cluster:
           InputError: the server refuses it.
         """
         kind, name = resource["kind"], resource["metadata"]["name"]
-        with _one_sentence(f"{kind} {name}"):
+        with one_sentence(f"{kind} {name}"):
             try:
                 utils.create_from_dict(
                     self.api, resource, namespace=self.namespace, field_validation="Strict"
                 )
             except utils.FailToCreateError as failed:
                 error = failed.api_exceptions[0]
-                if error.status != 409:
+                if not exists(error):
                     raise error from failed
                 if kind == "ConfigMap":
                     self.core.replace_namespaced_config_map(name, self.namespace, resource)
@@ -79,7 +64,7 @@ class Cluster:
 
     def find_job(self, name: str) -> Any:
         """The Job, or None."""
-        with _one_sentence(f"Job {name}"):
+        with one_sentence(f"Job {name}"):
             try:
                 return self.batch.read_namespaced_job(name, self.namespace)
             except ApiException as error:
@@ -88,12 +73,12 @@ class Cluster:
                 raise
 
     def job(self, name: str) -> Any:
-        with _one_sentence(f"Job {name}"):
+        with one_sentence(f"Job {name}"):
             return self.batch.read_namespaced_job(name, self.namespace)
 
     def pods(self, name: str) -> list[Any]:
         """The Job's pods, by name."""
-        with _one_sentence(f"pods of {name}"):
+        with one_sentence(f"pods of {name}"):
             found = self.core.list_namespaced_pod(self.namespace, label_selector=f"{JOB_LABEL}={name}").items
         return sorted(found, key=lambda pod: pod.metadata.name)
 
@@ -103,7 +88,7 @@ class Cluster:
         volumes = job["spec"]["template"]["spec"].get("volumes", [])
         found = [job]
         for file in (v["configMap"]["name"] for v in volumes if "configMap" in v):
-            with _one_sentence(f"ConfigMap {file}"):
+            with one_sentence(f"ConfigMap {file}"):
                 read = self.core.read_namespaced_config_map(file, self.namespace)
             found.append(self.api.sanitize_for_serialization(read) | {"kind": "ConfigMap"})
         return found
@@ -114,13 +99,13 @@ class Cluster:
         Raises:
           InputError: there is no such claim, or no volume for it yet.
         """
-        with _one_sentence(f"PersistentVolumeClaim {claim}"):
+        with one_sentence(f"PersistentVolumeClaim {claim}"):
             found = self.core.read_namespaced_persistent_volume_claim(claim, self.namespace)
         if found.status.phase != "Bound":
             raise InputError(f"PersistentVolumeClaim {claim} is {found.status.phase}: it has no volume yet")
         if {"ReadWriteMany", "ReadOnlyMany"} & set(found.status.access_modes or []):
             return ""
-        with _one_sentence("pods"):
+        with one_sentence("pods"):
             pods = self.core.list_namespaced_pod(self.namespace).items
         users = [pod for pod in pods if pod.status.phase == "Running" and claim in _claims(pod)]
         return users[0].spec.node_name if users else ""
@@ -128,12 +113,12 @@ class Cluster:
     @contextlib.contextmanager
     def temporary(self, resource: Resource) -> Iterator[str]:
         """Creates a Pod, gives its name and deletes it in the end, whatever happens."""
-        with _one_sentence("Pod"):
+        with one_sentence("Pod"):
             made = self.core.create_namespaced_pod(self.namespace, resource, field_validation="Strict")
         try:
             yield made.metadata.name
         finally:
-            with _one_sentence(f"Pod {made.metadata.name}"):
+            with one_sentence(f"Pod {made.metadata.name}"):
                 try:
                     self.core.delete_namespaced_pod(made.metadata.name, self.namespace)
                 except ApiException as error:
@@ -146,7 +131,7 @@ class Cluster:
         Raises:
           InputError: it has ended.
         """
-        with _one_sentence(f"Pod {name}"):
+        with one_sentence(f"Pod {name}"):
             pod = self.core.read_namespaced_pod(name, self.namespace)
         if pod.status.phase in ("Failed", "Succeeded"):
             raise InputError(f"Pod {name} has ended: {pod.status.message or pod.status.phase}")
@@ -154,7 +139,7 @@ class Cluster:
 
     def execute(self, pod: str, command: list[str]) -> websocket.WebSocket:
         """Runs a command in a Pod, whose input and output are frames; their first byte is the channel."""
-        with _one_sentence(f"exec in {pod}"):
+        with one_sentence(f"exec in {pod}"):
             opened = stream.stream(
                 self.core.connect_get_namespaced_pod_exec,
                 pod,
@@ -169,27 +154,70 @@ class Cluster:
         return opened.sock
 
     def suspend(self, name: str, suspended: bool) -> None:
-        """Suspended, a Job's pods get SIGTERM; resumed, it makes new ones."""
-        with _one_sentence(f"Job {name}"):
+        """Suspended, a Job's pods get SIGTERM; resumed, it makes new ones.
+
+        Raises:
+          InputError: the Job has ended, or is Kueue's and its Workload cannot be changed.
+        """
+        job = self.job(name)
+        if how := ended(job):
+            raise InputError(
+                f"Job {name} {how}: it can be neither stopped nor resumed; {self.to_delete(name)} and submit "
+                "it again (runs stay on their volume, what is done is not done again)"
+            )
+        if QUEUE_LABEL in (job.metadata.labels or {}):
+            self._activate(job, not suspended)
+            return
+        with one_sentence(f"Job {name}"):
             self.batch.patch_namespaced_job(name, self.namespace, {"spec": {"suspend": suspended}})
+
+    def to_delete(self, name: str) -> str:
+        """The command that makes room for another Job of this name."""
+        return f"kubectl delete job {name} -n {self.namespace}"
+
+    def _activate(self, job: Any, active: bool) -> None:
+        """Kueue sets a Job's `suspend` back to what its Workload says, so that is what must be changed."""
+        custom: Any = client.CustomObjectsApi(self.api)
+        change = {"spec": {"active": active}}
+        try:
+            owner = f"{OWNER_LABEL}={job.metadata.uid}"
+            found = custom.list_namespaced_custom_object(
+                namespace=self.namespace, label_selector=owner, **KUEUE
+            )["items"]
+            for workload in found:
+                custom.patch_namespaced_custom_object(
+                    namespace=self.namespace,
+                    name=workload["metadata"]["name"],
+                    body=change,
+                    _content_type="application/merge-patch+json",
+                    **KUEUE,
+                )
+            why = "" if found else "none is there"
+        except (ApiException, urllib3.exceptions.HTTPError) as error:
+            why = message(error) if isinstance(error, ApiException) else str(error)
+        if why:
+            raise InputError(
+                f"Job {job.metadata.name}: its queue {job.metadata.labels[QUEUE_LABEL]} is Kueue's, and its "
+                f"Workload cannot be changed ({why}); kubectl get workloads -n {self.namespace} names it, "
+                f"then kubectl patch workload NAME -n {self.namespace} --type=merge -p '{json.dumps(change)}'"
+            )
 
     def why_waiting(self, name: str, one_is_enough: bool = False) -> str:
         """Why not all of the Job's pods run, or not even one, in one sentence; "" if they do or did."""
         job = self.job(name)
-        for condition in job.status.conditions or []:
-            if condition.type == "Failed" and condition.status == "True":
-                return f"failed: {condition.message or condition.reason}"
+        if how := ended(job):
+            return how if how.startswith(FAILED) else ""
         if job.spec.suspend:
             return "suspended: waits for its queue, or for launch resume"
-        pods = self.pods(name)
-        if not pods:
-            if job.status.succeeded:
-                return ""
-            # What the Job controller was told when it made pods: quota, Pod Security, missing accounts.
-            refused = self._last_warning("Job", name)
-            return f"no pods: {refused}" if refused else "no pods yet"
+        pods = [pod for pod in self.pods(name) if pod.status.phase in ("Pending", "Running")]
         if one_is_enough and any(pod.status.phase == "Running" for pod in pods):
             return ""
+        wanted = _wanted(job)
+        if len(pods) < wanted:
+            # What the Job controller was told when it made pods: quota, Pod Security, missing accounts.
+            missing = f"{wanted - len(pods)} of {wanted} pods missing" if pods else "no pods"
+            refused = self._last_warning("Job", name)
+            return f"{missing}: {refused}" if refused else f"{missing} yet" if not pods else missing
         return next((reason for pod in pods if (reason := self._pod_waits(pod))), "")
 
     def _pod_waits(self, pod: Any) -> str:
@@ -212,41 +240,78 @@ class Cluster:
     def _last_warning(self, kind: str, name: str) -> str:
         """The message of the newest event of type Warning; "" if there is none."""
         selector = f"involvedObject.kind={kind},involvedObject.name={name},type=Warning"
-        with _one_sentence(f"events of {name}"):
+        try:
             events = self.core.list_namespaced_event(self.namespace, field_selector=selector).items
+        except (ApiException, urllib3.exceptions.HTTPError):  # not everybody may read events
+            return ""
         when = [str(e.last_timestamp or e.event_time or e.metadata.creation_timestamp) for e in events]
         return max(zip(when, (e.message for e in events), strict=True))[1] if events else ""
 
-    def follow(self, name: str, write: Callable[[str], Any], follow: bool) -> None:
-        """Passes every line of every pod's log to `write`, as "pod | line"; with `follow` until they end."""
-        pods = [pod.metadata.name for pod in self.pods(name)]
-        if not pods:
-            raise InputError(f"Job {name} has no pods: {self.why_waiting(name) or 'it is finished'}")
-        failures: list[InputError] = []
+    def log(self, pod: str, follow: bool = False, since: int = 0) -> Iterator[str]:
+        """Lines of a Pod's log, of the last `since` seconds if given. Bars may end theirs as on a terminal.
 
-        def one(pod: str) -> None:
+        Raises:
+          Later: its container does not run yet, or the connection was cut.
+          InputError: the server refuses it.
+        """
+        last = {"since_seconds": since} if since else {}
+        with one_sentence(f"log of {pod}"):
             try:
-                with _one_sentence(f"log of {pod}"):
-                    log = self.core.read_namespaced_pod_log(
-                        pod, self.namespace, follow=follow, _preload_content=False
-                    )
-                    rest = b""
-                    for chunk in log.stream():
-                        *lines, rest = (rest + chunk).split(b"\n")
-                        for line in lines:
-                            write(f"{pod} | {line.decode(errors='replace')}")
-                    if rest:
-                        write(f"{pod} | {rest.decode(errors='replace')}")
-            except InputError as error:
-                failures.append(error)
+                log = self.core.read_namespaced_pod_log(
+                    pod, self.namespace, follow=follow, _preload_content=False, **last
+                )
+            except ApiException as error:
+                if error.status == 400:  # "is waiting to start"
+                    raise Later(f"log of {pod}: {message(error)}") from error
+                raise
+            rest = b""
+            for chunk in log.stream():
+                *lines, rest = re.split(rb"[\r\n]", rest + chunk)
+                yield from (line.decode(errors="replace") for line in lines if line)
+            if rest:
+                yield rest.decode(errors="replace")
 
-        threads = [threading.Thread(target=one, args=[pod], daemon=True) for pod in pods]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failures:
-            raise failures[0]
+    def phase(self, pod: str) -> str:
+        """Pending, Running, Succeeded or Failed; "" if the Pod is gone."""
+        with one_sentence(f"Pod {pod}"):
+            try:
+                return self.core.read_namespaced_pod(pod, self.namespace).status.phase
+            except ApiException as error:
+                if error.status == 404:
+                    return ""
+                raise
+
+
+def ended(job: Any) -> str:
+    """How a Job came to its end: "is complete" or "has failed: why"; "" before."""
+    for condition in job.status.conditions or []:
+        if condition.status == "True" and condition.type == "Failed":
+            return f"{FAILED}{condition.message or condition.reason}"
+        if condition.status == "True" and condition.type == "Complete":
+            return "is complete"
+    return ""
+
+
+def exit_codes(pod: Any) -> list[int]:
+    """Of a Pod's containers that have ended."""
+    states = [container.state.terminated for container in pod.status.container_statuses or []]
+    return [state.exit_code for state in states if state]
+
+
+def _wanted(job: Any) -> int:
+    """Pods that should be there: as many as may be at a time, or as are left to do."""
+    spec, status = job.spec, job.status
+    at_a_time = 1 if spec.parallelism is None else spec.parallelism
+    done = status.succeeded or 0
+    if spec.completions is None:
+        return 0 if done else at_a_time
+    return min(at_a_time, spec.completions - done - _count(status.failed_indexes or ""))
+
+
+def _count(indexes: str) -> int:
+    """How many completion indexes a text such as "1,3-5" names."""
+    ranges = [part.split("-") for part in indexes.split(",") if part]
+    return sum(int(part[-1]) - int(part[0]) + 1 for part in ranges)
 
 
 def _claims(pod: Any) -> list[str]:
@@ -255,15 +320,36 @@ def _claims(pod: Any) -> list[str]:
 
 
 def connect(context: str, namespace: str) -> Cluster:
-    """By kubectl's configuration; "" for its current context and that context's namespace.
+    """By kubectl's configuration, or in a pod without one by the pod's service account.
+
+    Args:
+      context: of that configuration; "": its current one.
+      namespace: "": the context's, or the pod's.
 
     Raises:
-      InputError: there is no configuration, or no such context.
+      InputError: there is no configuration, or no such context, or it cannot be read.
     """
+    places = kube_config.KUBE_CONFIG_DEFAULT_LOCATION.split(os.pathsep)
+    if not context and not any(Path(place).expanduser().exists() for place in places):
+        if "KUBERNETES_SERVICE_HOST" in os.environ:
+            return _of_this_pod(namespace)
     try:
         contexts, active = config.list_kube_config_contexts()
         api = config.new_client_from_config(context=context or None)
     except ConfigException as error:
         raise InputError(f"kubectl's configuration: {error}") from error
+    except (yaml.YAMLError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        why = " ".join(str(error).split())
+        raise InputError(f"kubectl's configuration, {', '.join(places)}: cannot be read ({why})") from error
     chosen = next((c for c in contexts if c["name"] == context), active)
     return Cluster(api, namespace or chosen["context"].get("namespace", "default"))
+
+
+def _of_this_pod(namespace: str) -> Cluster:
+    settings = client.Configuration()
+    try:
+        config.load_incluster_config(client_configuration=settings)
+        own = Path(incluster_config.SERVICE_TOKEN_FILENAME).with_name("namespace").read_text("utf-8")
+    except (ConfigException, OSError) as error:
+        raise InputError(f"this pod's service account: {error}; mount its token, or a kubeconfig") from error
+    return Cluster(client.ApiClient(settings), namespace or own.strip())
