@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.training import build, update_rules
+from tf_detectorgan.training import build, phases, update_rules
 from tf_detectorgan.training.joint_step import Players
 from tf_detectorgan.training.phases import _player_parts
 from tf_detectorgan.training.settings import ARMS, Train
@@ -216,6 +216,43 @@ def test_psgan_says_what_it_cannot_draw(shape, classes, error):
     data = types.SimpleNamespace(image_shape=shape, class_names=classes)
     with pytest.raises(InputError, match=error):
         build.gan(Train(**TINY), "psgan", data, tf.distribute.get_strategy())
+
+
+def test_an_arm_that_cannot_draw_is_refused_before_another_trains(monkeypatch):
+    monkeypatch.setattr(phases, "pretrain_gan", lambda run, kind: pytest.fail(f"{kind} trains"))
+    settings = types.SimpleNamespace(arm=("cyclegan_bbox", "psgan"))
+    run = types.SimpleNamespace(settings=settings, workers=None, dataset=DATASET)
+    with pytest.raises(InputError, match="one kind of object"):
+        phases.run_arms(run)
+
+
+def field(discriminator):
+    """Side of what one logit sees, backwards through the convolutions: (field - 1) * stride + kernel."""
+    found = 1
+    for layer in reversed([one for one in discriminator.layers if isinstance(one, keras.layers.Conv2D)]):
+        found = (found - 1) * layer.strides[0] + layer.kernel_size[0]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["cyclegan", "psgan"])
+def test_base_gans_have_their_papers_constants(kind):
+    """CycleGAN's, and those that PS-GAN has from pix2pix."""
+    data = types.SimpleNamespace(image_shape=(128, 128, 1), class_names=("a",))
+    found = build.gan(
+        Train(**TINY, lambda_global=3.0, lambda_local=7.0), kind, data, tf.distribute.get_strategy()
+    )
+    for optimizer in (found.generator_optimizer, found.discriminator_optimizer):
+        assert isinstance(optimizer, keras.optimizers.Adam)
+        assert (float(optimizer.learning_rate), optimizer.beta_1) == (pytest.approx(2e-4), 0.5)
+    weights = found.objective
+    assert (weights.lambda_global, weights.lambda_local) == (3.0, 7.0)
+    if kind == "psgan":
+        assert weights.lambda_l1 == 100.0
+        assert field(found.DIS_image) == 70
+    else:
+        assert (weights.lambda_cycle, weights.lambda_identity) == (10.0, 5.0)
+        assert [field(D) for D in (found.DIS_globalX, found.DIS_globalY)] == [70, 70]
+        assert field(found.DIS_localX) == 34  # of crops of 32 pixels
 
 
 def test_pix2pix_is_psgan_without_the_person():

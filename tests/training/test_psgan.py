@@ -1,12 +1,13 @@
 """PS-GAN in the joint step, against its objective and Eqn 1 to 3 written down plainly under one tape."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_detectorgan import checkpoints, losses
+from tf_detectorgan import checkpoints, losses, train
 from tf_detectorgan.models.unet import redraw
 from tf_detectorgan.training import phases, run_directory
 from tf_detectorgan.training.joint_step import ALONE, Players, joint_step
@@ -116,6 +117,45 @@ def test_parts_are_all_that_a_checkpoint_needs(tiny):
     fields = {f.name for f in dataclasses.fields(PSGAN)} - {"objective"}
     assert set(tiny.psgan("full").parts) == fields
     assert set(tiny.psgan("full", person=False).parts) == fields - {"DIS_person"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("handlers")
+def test_the_whole_arm(tmp_path, tiny_phantom):
+    """All phases of two steps each: DET learns beside G, and the final detector is scored."""
+    run = tmp_path / "run"
+    train.main(
+        Train(
+            run_dir=str(run),
+            data_dir=str(tiny_phantom("whole_arm", size=16, validation_images=0)),
+            arm=("psgan_detectorgan",),
+            detector="tests.own_detector:tiny",
+            generator_filters=2,
+            discriminator_filters=2,
+            gan_batch=2,
+            gan_steps=2,
+            joint_steps=2,
+            pretrain_detector_steps=2,
+            detector_batch=2,
+            final_steps=2,
+            synthetic_count=3,
+            audit_folds=0,
+        )
+    )
+    arm = run / "arms" / "psgan_detectorgan"
+    before, after = (
+        tf.train.load_checkpoint(tf.train.latest_checkpoint(str(path)))
+        for path in (run / "shared" / "pretrain_detector", arm / "joint")
+    )
+    names = [n for n in before.get_variable_to_shape_map() if n.startswith("optimizer/_trainable_variables/")]
+    assert any(np.any(before.get_tensor(n) != after.get_tensor(f"detector_{n}")) for n in names)
+    assert json.loads((arm / "evaluation" / "metrics.json").read_text())["counts"]["images"] == 6
+    assert set(json.loads((run / "costs.json").read_text())) >= {
+        "shared/pretrain_psgan",
+        "shared/pretrain_detector",
+        "arms/psgan_detectorgan/joint",
+        "arms/psgan_detectorgan/final_detector",
+    }
 
 
 @pytest.mark.slow

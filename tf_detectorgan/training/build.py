@@ -123,25 +123,37 @@ def augmentation(settings: Train) -> Augmentation:
 
 
 def gan(settings: Train, kind: str, dataset: Dataset, chosen: tf.distribute.Strategy) -> BaseGAN:
-    """The base GAN of a `kind` of settings.GANS, all built. Seeds Keras's initialisers."""
+    """The base GAN of a `kind` of settings.GANS, all built. Seeds Keras's initialisers.
+
+    Raises:
+      InputError: as `refuse_undrawable`.
+    """
+    refuse_undrawable(kind, dataset)
     if kind == "cyclegan":
         return cyclegan(settings, dataset, chosen)
     return psgan(settings, kind == "psgan", dataset, chosen)
 
 
-def psgan(settings: Train, person: bool, dataset: Dataset, chosen: tf.distribute.Strategy) -> PSGAN:
-    """PS-GAN with its optimizers, or pix2pix, which has no person discriminator.
+def refuse_undrawable(kind: str, dataset: Dataset) -> None:
+    """Says of a `kind` of settings.GANS what it cannot draw, without building it.
 
     Raises:
       InputError: images or classes that it has no way to handle.
     """
     shape, classes = dataset.image_shape, dataset.class_names
+    if kind == "cyclegan":
+        return
     if len(classes) != 1:
         raise InputError(f"pix2pix and psgan insert one kind of object, the data has {', '.join(classes)}")
     if shape[0] & (shape[0] - 1):
         raise InputError(
             f"pix2pix and psgan: images of {shape[0]} px; prepare them at a power of 2 (64, 128, 256)"
         )
+
+
+def psgan(settings: Train, person: bool, dataset: Dataset, chosen: tf.distribute.Strategy) -> PSGAN:
+    """PS-GAN with its optimizers, or pix2pix, which has no person discriminator."""
+    shape = dataset.image_shape
     keras.utils.set_random_seed(settings.seed)
     with chosen.scope(), precision(settings):
         rate = ConstantThenLinear(settings.gan_learning_rate, settings.gan_steps, settings.joint_steps)

@@ -203,7 +203,10 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
 def run_arms(run: Run) -> None:
     """All phases of all chosen arms. Workers train together; the chief alone makes images and evaluates."""
     arms, workers = run.settings.arm, run.workers
-    for kind in dict.fromkeys(ARMS[a].gan for a in arms if ARMS[a].gan):
+    kinds = list(dict.fromkeys(ARMS[a].gan for a in arms if ARMS[a].gan))
+    for kind in kinds:  # all of them before the first one trains
+        build.refuse_undrawable(kind, run.dataset)
+    for kind in kinds:
         pretrain_gan(run, kind)
     if any(ARMS[a].detector for a in arms):
         pretrain_detector(run)
