@@ -7,8 +7,11 @@ others need to know they learn from it by sums over workers to which only the ch
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -19,6 +22,8 @@ from tf_detectorgan import disk
 from tf_detectorgan.checkpoints import PhaseDirectory
 from tf_detectorgan.cluster import tf_config
 from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_CANNOT_WRITE, EXIT_INTERRUPTED, InputError, Interrupted
+
+POLL = 0.5  # seconds between two looks for the others
 
 
 class Workers:
@@ -100,7 +105,41 @@ def join(count: int) -> Workers:
     if count == 1:
         return Workers()
     tf_config.announce(os.environ, count)
+    cluster = json.loads(os.environ["TF_CONFIG"])
+    wait_for_others(cluster["cluster"]["worker"], cluster["task"]["index"])
     return Workers(tf.distribute.MultiWorkerMirroredStrategy())
+
+
+def wait_for_others(addresses: list[str], index: int) -> None:
+    """Returns once every other worker can be reached.
+
+    TensorFlow waits for them too, but holds the interpreter meanwhile: a SIGTERM would not be heard, maybe
+    for hours, while another pod waits for its node. This worker listens in TensorFlow's place until then.
+
+    Args:
+      addresses: host:port of all workers.
+      index: this one's.
+    """
+    missing = [address for place, address in enumerate(addresses) if place != index]
+    everywhere = ("", int(addresses[index].rpartition(":")[2]))
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    said: list[str] = []
+    with socket.create_server(everywhere, family=family, dualstack_ipv6=both):
+        while missing := [address for address in missing if not _reached(address)]:
+            if missing != said:
+                print(f"waiting for {', '.join(missing)}", flush=True)
+                said = missing
+            time.sleep(POLL)
+
+
+def _reached(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=POLL).close()
+    except OSError:  # not there yet, and perhaps not even its name
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -120,6 +159,8 @@ def ending_together(count: int) -> Iterator[None]:
         code, line = EXIT_BAD_INPUT, f"error: {error}"
     except Interrupted as error:
         code, line = EXIT_INTERRUPTED, f"interrupted: {error}"
+    except SystemExit as error:  # by a signal, before steps are counted
+        code, line = int(error.code or 0), ""
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError) as error:
         why = str(error.message).splitlines()[0]
         code, line = EXIT_INTERRUPTED, f"interrupted: lost a worker; the last checkpoint is kept ({why})"
