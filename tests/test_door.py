@@ -68,7 +68,8 @@ def test_success_is_silent_and_a_fault_of_ours_keeps_its_traceback(capsys):
         door.guard(Options, lambda options: open("no such file"))
 
 
-def test_sigterm_leaves_through_finally():
+@pytest.mark.parametrize("given, code", [({}, 143), ({"terminated": 75}, 75)])
+def test_sigterm_leaves_through_finally(given, code):
     cleaned = []
 
     def main(options):
@@ -79,8 +80,8 @@ def test_sigterm_leaves_through_finally():
             cleaned.append(True)
 
     with pytest.raises(SystemExit) as caught:
-        door.guard(Options, main)
-    assert caught.value.code == 143
+        door.guard(Options, main, **given)
+    assert caught.value.code == code
     assert cleaned
 
 

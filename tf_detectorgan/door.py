@@ -18,22 +18,23 @@ from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_CANNOT_WRITE, EXIT_INTERR
 T = TypeVar("T")
 
 
-def run(options: type[T], main: Callable[[T], None]) -> None:
+def run(options: type[T], main: Callable[[T], None], terminated: int = 128 + signal.SIGTERM) -> None:
     """Defines the flags of `options`, reads them (also from --flagfile), calls `main` and exits.
 
     A flag of the command line wins over the same one in a flagfile, before it or behind it.
     Exit codes: 0; 74 full or read-only disk; 75 interrupted, with everything saved; 78 bad input;
-    130 Ctrl-C; 143 SIGTERM.
+    130 Ctrl-C; `terminated` SIGTERM, while the command has no handler of its own.
     """
     config.define_flags(options)
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[field.name])  # --help lists these
-    app.run(lambda _: sys.exit(guard(options, main)), flags_parser=_parse)
+    app.run(lambda _: sys.exit(guard(options, main, terminated)), flags_parser=_parse)
 
 
-def guard(options: type[T], main: Callable[[T], None]) -> int:
+def guard(options: type[T], main: Callable[[T], None], terminated: int = 128 + signal.SIGTERM) -> int:
     """Calls `main` with the parsed flags and turns its errors into one line on stderr and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    # Leaves through every `finally`, so that no half-written file stays behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(terminated))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
@@ -82,8 +83,3 @@ def _files_first(argv: list[str]) -> list[str]:
         else:
             others.append(word)
     return [argv[0], *files, *others]
-
-
-def _terminate(number: int, frame: object) -> None:
-    """Leaves through every `finally`, so that no half-written file stays behind."""
-    sys.exit(128 + number)

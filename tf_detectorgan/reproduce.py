@@ -123,4 +123,4 @@ def _one_cell(options: Reproduce, table: Table, stop: StopSignal) -> None:
 
 
 if __name__ == "__main__":
-    door.run(Reproduce, main)
+    door.run(Reproduce, main, terminated=EXIT_INTERRUPTED)

@@ -120,4 +120,4 @@ def write_costs(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    door.run(Train, main)
+    door.run(Train, main, terminated=EXIT_INTERRUPTED)

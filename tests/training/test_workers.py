@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -114,6 +116,70 @@ def test_two_processes_equal_one_and_outlive_a_killed_one(tmp_path):
     for index in range(2):
         for name, value in results(two, index)[1].items():
             np.testing.assert_array_equal(results(killed, index)[1][name], value, err_msg=name)
+
+
+def train(run_dir, data, ports, index):
+    """One `train --workers=2` of detectors alone, which are traced fast."""
+    cluster = {
+        "cluster": {"worker": [f"127.0.0.1:{p}" for p in ports]},
+        "task": {"type": "worker", "index": index},
+    }
+    flags = [
+        f"--run_dir={run_dir}",
+        f"--data_dir={data}",
+        "--workers=2",
+        "--arm=real_only",
+        "--audit_folds=0",
+    ]
+    flags += ["--detector=tests.own_detector:tiny", "--detector_batch=4", "--gan_batch=2", "--log_every=1000"]
+    flags += ["--final_steps=20000", "--checkpoint_every=5", "--validate_every=20000"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tf_detectorgan.train", *flags],
+        cwd=ROOT,
+        env={**os.environ, "TF_CONFIG": json.dumps(cluster)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_ends_both_after_the_same_step(tmp_path, tiny_phantom):
+    run_dir, data, ports = tmp_path / "run", tiny_phantom("workers"), free_ports(2)
+    both = [train(run_dir, data, ports, index) for index in range(2)]
+    try:
+        deadline = time.monotonic() + 300
+        while not list(run_dir.rglob("ckpt-*.index")):
+            assert [process.poll() for process in both] == [None, None], [p.communicate() for p in both]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        both[1].terminate()
+        ends = [process.communicate(timeout=60)[1].splitlines()[-1] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [EXIT_INTERRUPTED] * 2, ends
+    steps = []
+    for who, line in zip(("another worker", "SIGTERM"), ends, strict=True):
+        found = re.fullmatch(
+            rf"interrupted: {who} in real_only/final_detector: (\d+) of 20000 steps are saved", line
+        )
+        assert found, line
+        steps.append(found[1])
+    assert steps[0] == steps[1]
+    assert list(run_dir.rglob(f"ckpt-{steps[0]}.index"))
+
+
+@pytest.mark.slow
+def test_a_worker_that_waits_for_another_hears_a_signal(tmp_path):
+    alone = train(tmp_path / "run", tmp_path / "absent", ports := free_ports(2), 1)
+    try:
+        assert alone.stdout.readline() == f"waiting for 127.0.0.1:{ports[0]}\n"
+        alone.terminate()
+        assert alone.wait(10) == EXIT_INTERRUPTED
+    finally:
+        alone.kill()
+        alone.communicate()
 
 
 def test_one_process_is_its_own_chief():
