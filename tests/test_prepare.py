@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tf_detectorgan import config, door
 from tf_detectorgan.data import image_files, records
-from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_CANNOT_WRITE, InputError
+from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_CANNOT_WRITE, EXIT_INTERRUPTED, InputError
 from tf_detectorgan.prepare import Prepare, prepare
 
 COMMAND = [sys.executable, "-m", "tf_detectorgan.prepare"]
@@ -227,7 +227,7 @@ def test_a_terminated_command_leaves_nothing(tmp_path):
             time.sleep(0.1)
         assert process.poll() is None, "it ended before its first file was seen half written"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 128 + signal.SIGTERM
+        assert process.wait(60) == EXIT_INTERRUPTED
     finally:
         process.kill()
     assert os.listdir(tmp_path) == []

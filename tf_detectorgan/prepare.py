@@ -33,7 +33,7 @@ from tf_detectorgan.data import (
     splits,
 )
 from tf_detectorgan.data.image_files import Source
-from tf_detectorgan.errors import InputError
+from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
 
 _SMALL_BOX = 2.0  # stored pixels: below this side no network of ours can see the object
 
@@ -340,4 +340,4 @@ def _warnings(dataset: records.Dataset) -> list[str]:
 
 
 if __name__ == "__main__":
-    door.run(Prepare, prepare)
+    door.run(Prepare, prepare, terminated=EXIT_INTERRUPTED)  # its Job begins again
