@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,6 +15,8 @@ from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation import from_coco_results
 from tf_detectorgan.export_detector import Export
+from tf_detectorgan.models import detectors
+from tf_detectorgan.models.detectors.serving import ServedDetector
 
 ROOT = Path(__file__).resolve().parents[1]
 KERAS_FILE = """
@@ -71,6 +74,26 @@ def test_a_fresh_process_finds_what_evaluate_found(exported, images, finished_ru
         np.testing.assert_array_equal(served["classes"][i, :count], expected.labels)
         np.testing.assert_allclose(served["scores"][i, :count], expected.scores, rtol=1e-4)
         np.testing.assert_allclose(served["boxes"][i, :count], expected.boxes, atol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", detectors.DETECTORS)
+def test_every_detector_leaves_in_both_forms(name, tmp_path):
+    """With its first weights and two classes, loaded again in this process."""
+    if name == "retinanet_kerashub":
+        pytest.importorskip("keras_hub", reason="pip install -c constraints.txt '.[kerashub]'")
+    model = ServedDetector(name, (64, 64, 3), 2, 8, {})
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    model.save(tmp_path / "detector.keras")
+    export_detector.write_saved_model(model, tmp_path / "saved_model")
+    again = keras.saving.load_model(tmp_path / "detector.keras", safe_mode=True)
+    serve = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["serving_default"]
+    expected = model(images)
+    assert (expected["num_detections"].numpy() > 0).all()
+    for found in (again(images), serve(images=tf.constant(images))):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_allclose(found[key], value, rtol=1e-4, atol=2e-3, err_msg=key)
 
 
 def test_the_signature_is_what_the_card_says(exported):
