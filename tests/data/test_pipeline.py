@@ -318,6 +318,37 @@ def test_a_joint_batch_splits_among_replicas(dataset, uninterrupted):
         assert_same([tf.concat(part, 0) for part in parts], tf.nest.flatten(whole))
 
 
+def test_hosts_rows_together_are_the_batch_bit_by_bit(dataset, make_dataset):
+    """Of two virtual steps, and of a mixture of which a host may have no real image."""
+    mixture = {"batch_size": 4, "synthetic": serialized_synthetic(make_dataset), "synthetic_fraction": 0.75}
+    for batches, count, options in ((joint, 2, {"unroll_steps": 2}), (labelled, 2, mixture)):
+        whole = batches(dataset, start_step=1, steps=3, **options)
+        hosts = [
+            batches(dataset, start_step=1, steps=3, host=pipeline.Host(i, count), **options)
+            for i in range(count)
+        ]
+        for step, parts in enumerate(zip(*hosts, strict=True)):
+            joined = tf.nest.map_structure(lambda *rows: tf.concat(rows, 0), *parts)
+            assert_same(joined, whole[step])
+    with pytest.raises(ValueError, match="4 rows are not divisible by 3 hosts"):
+        joint(dataset, host=pipeline.Host(0, 3))
+
+
+def test_a_host_decodes_its_own_rows_alone(dataset, monkeypatch):
+    whole, decoded = type(dataset).decode, []
+
+    def counted(self, serialized):
+        with tf.control_dependencies([tf.numpy_function(lambda: decoded.append(1), [], [])]):
+            return whole(self, tf.identity(serialized))
+
+    monkeypatch.setattr(type(dataset), "decode", counted)
+    labelled(dataset, steps=20)
+    alone = len(decoded)
+    decoded.clear()
+    labelled(dataset, steps=20, host=pipeline.Host(1, 2))
+    assert len(decoded) < 0.7 * alone  # half, and what is read ahead
+
+
 def test_presence_batches_are_half_clean_and_unboxed_images_are_present_without_boxes(tiny_phantom):
     dataset = records.open_dataset(tiny_phantom("presence", unboxed_images=4))
     batches = list(

@@ -37,8 +37,10 @@ def train(directory, together, steps, dies_at):
         return values
 
     def batches(start):
-        whole = (tiny.batch(number, BATCH) for number in range(start, steps))
-        return together.rows(whole) if together.strategy else whole
+        mine = together.host.rows(BATCH)
+        batches = (tiny.batch(number, BATCH) for number in range(start, steps))
+        own = (tf.nest.map_structure(lambda v: tf.boolean_mask(v, mine), batch) for batch in batches)
+        return together.rows(own) if together.strategy else own
 
     run_phase(
         "joint",

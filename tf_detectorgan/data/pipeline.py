@@ -38,6 +38,23 @@ class EvaluationBatch(NamedTuple):
     real: tf.Tensor  # [N] bool
 
 
+class Host(NamedTuple):
+    """One of the processes that train together: of every batch it decodes and gets its own rows alone."""
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Which rows of a batch are its own: bool [batch_size].
+
+        Raises:
+          ValueError: the hosts cannot have equally many.
+        """
+        if batch_size % self.count:
+            raise ValueError(f"{batch_size} rows are not divisible by {self.count} hosts")
+        return np.arange(batch_size) // (batch_size // self.count) == self.index
+
+
 class _Drawn(NamedTuple):
     """A batch of decoded records with their numbers in the stream and their random numbers."""
 
@@ -75,6 +92,7 @@ def joint_batches(
     unroll_real: str = "fresh",
     unroll_steps: int = 1,
     augment: Mapping[str, Augmentation] | None = None,
+    host: Host = Host(),  # noqa: B008, it cannot change
 ) -> tf.data.Dataset:
     """The `Batch` of each step from `start_step` to `steps` - 1.
 
@@ -89,10 +107,11 @@ def joint_batches(
       unroll_steps: virtual steps of Eqn 3; each after the first has a draw of its own in y_later.
       augment: what is done to the streams x, y, u, y2, y_later; those not named are only flipped. The
         reference of x is chosen after x is augmented.
+      host: whose rows of the batches are wanted.
 
     Raises:
       InputError: a split is missing or `placement.file` is bad.
-      ValueError: `unroll_real` or a stream in `augment` is unknown.
+      ValueError: `unroll_real` or a stream in `augment` is unknown, or hosts cannot share a batch.
     """
     chosen = dict.fromkeys(("x", "y", "u", "y2", "y_later"), augmentation.FLIP)
     unknown = set(augment or {}) - set(chosen)
@@ -117,9 +136,10 @@ def joint_batches(
             batch = batch._replace(y_noised=noise.fill(y.images, y_boxes, y.draws[:, :2]))
         return batch
 
-    counts = dict.fromkeys(sources, batch_size) | {"y_later": batch_size * (unroll_steps - 1)}
+    rows = host.rows(batch_size)
+    wanted = dict.fromkeys(sources, rows) | {"y_later": np.tile(rows, unroll_steps - 1)}
     drawn = {
-        name: _drawn(dataset, source, seed, name, counts[name], start_step * counts[name])
+        name: _drawn(dataset, source, seed, name, wanted[name], start_step * len(wanted[name]))
         for name, source in sources.items()
     }
     return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
@@ -150,6 +170,7 @@ def labelled_batches(
     synthetic: tf.data.Dataset | None = None,
     synthetic_fraction: float = 0.5,
     clean_fraction: float = 0.0,
+    host: Host = Host(),  # noqa: B008, it cannot change
 ) -> tf.data.Dataset:
     """The `Labelled` batch of each step from `start_step` to `steps` - 1, for training a detector.
 
@@ -167,10 +188,11 @@ def labelled_batches(
       synthetic: serialized Examples of the same schema (`records.read_records`), None: no synthetic images.
       synthetic_fraction: share of the batch; without effect if `synthetic` is None.
       clean_fraction: share of images from train_clean, which have no box.
+      host: whose rows of the batches are wanted.
 
     Raises:
       InputError: there are no images of a kind that is wanted.
-      ValueError: the fractions leave no place for real images, or are negative.
+      ValueError: the fractions leave no place for real images, or are negative; hosts cannot share a batch.
     """
     counts = {
         "synthetic": 0 if synthetic is None else round(synthetic_fraction * batch_size),
@@ -189,14 +211,21 @@ def labelled_batches(
     order = np.argsort(
         np.concatenate([(np.arange(count) + 0.5) / count for count in counts.values()]), kind="stable"
     )
+    mine = order[
+        host.rows(batch_size)
+    ]  # which of all images, kind by kind, are the host's, in its rows' order
+    own = np.isin(np.arange(batch_size), mine)
+    wanted = dict(zip(counts, np.split(own, np.cumsum([*counts.values()])[:-1]), strict=True))
+    order = np.searchsorted(np.sort(mine), mine)
 
     def assemble(drawn: dict[str, _Drawn]) -> Labelled:
-        columns = zip(*(drawn[kind].augmented(augment).labelled for kind in counts), strict=True)
+        columns = zip(*(drawn[kind].augmented(augment).labelled for kind in drawn), strict=True)
         return Labelled(*(tf.gather(tf.concat(column, axis=0), order) for column in columns))
 
     drawn = {
-        kind: _drawn(dataset, sources[kind], seed, kind, count, start_step * count)
-        for kind, count in counts.items()
+        kind: _drawn(dataset, sources[kind], seed, kind, places, start_step * len(places))
+        for kind, places in wanted.items()
+        if places.any()
     }
     return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
 
@@ -231,7 +260,7 @@ def presence_batches(
         return labelled, tf.concat([present, tf.zeros([counts["clean"], classes])], 0)
 
     drawn = {
-        kind: _drawn(dataset, sources[kind], seed, kind, count, start_step * count)
+        kind: _drawn(dataset, sources[kind], seed, kind, np.ones(count, bool), start_step * count)
         for kind, count in counts.items()
     }
     return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
@@ -288,7 +317,7 @@ def synthesis_batches(
             strength=draws.between(*placement.strength, seed, "strength", x.numbers),
         )
 
-    drawn = _drawn(dataset, source, seed, "synthesis", batch_size, start)
+    drawn = _drawn(dataset, source, seed, "synthesis", np.ones(batch_size, bool), start)
     return _finished(_mapped(drawn, assemble), -((start - count) // batch_size))
 
 
@@ -327,14 +356,16 @@ def _open(dataset, split, some=None):
     return streams.open_source(strings, f"split {split} of {dataset.name}")
 
 
-def _drawn(dataset, source, seed, stream, batch_size, start) -> tf.data.Dataset:
-    """Endless `_Drawn` batches of a stream from element `start` on."""
+def _drawn(dataset, source, seed, stream, wanted: np.ndarray, start) -> tf.data.Dataset:
+    """Endless `_Drawn` batches of a stream from element `start` on: their `wanted` rows [batch size]."""
 
     def decode(number, serialized):
         return _Drawn(number, *_decode(dataset, serialized), draws.uniforms(seed, stream, number, _DRAWS))
 
-    drawn = _mapped(streams.endless(source, seed, stream, start), decode)
-    return drawn.batch(batch_size, drop_remainder=True)
+    elements = streams.endless(source, seed, stream, start)
+    if not wanted.all():  # what others decode is left out before it is decoded
+        elements = elements.filter(lambda number, _: tf.constant(wanted)[(number - start) % len(wanted)])
+    return _mapped(elements, decode).batch(wanted.sum(), drop_remainder=True)
 
 
 def _decode(dataset, serialized) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -354,7 +385,7 @@ def _mapped(dataset, function):
 def _finished(dataset, count: int | None = None):
     options = tf.data.Options()
     options.deterministic = True
-    # A strategy splits each batch among its replicas; nobody drops or repeats records.
+    # A strategy splits a host's batch among its replicas; nobody drops or repeats records.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     if count is not None:
         dataset = dataset.take(max(count, 0))

@@ -21,6 +21,7 @@ from tf_detectorgan import checkpoints, disk
 from tf_detectorgan import evaluation as ev
 from tf_detectorgan.batch import Labelled, Synthesis
 from tf_detectorgan.data import pipeline, records, split_guard
+from tf_detectorgan.data.pipeline import Host
 from tf_detectorgan.evaluation import auditors
 from tf_detectorgan.evaluation.auditors import Auditors
 from tf_detectorgan.evaluation.detect import detect_split, quick_ap
@@ -258,7 +259,8 @@ def _train_generators(
     s, writer = run.settings, run.writer(arm, directory.name)
 
     def batches(start: int) -> Iterator:
-        return run.distributed(_joint_batches(run, kind, first + start, first + steps, unroll_steps))
+        host = run.workers.host
+        return run.distributed(_joint_batches(run, kind, first + start, first + steps, unroll_steps, host))
 
     def step(batch, number: int):
         return function(batch, tf.constant([s.seed, first + number], tf.int32))
@@ -274,7 +276,14 @@ def _train_generators(
     _assert_one_trace(function)
 
 
-def _joint_batches(run: Run, kind: str, start: int, end: int, unroll_steps: int = 1) -> tf.data.Dataset:
+def _joint_batches(
+    run: Run,
+    kind: str,
+    start: int,
+    end: int,
+    unroll_steps: int = 1,
+    host: Host = Host(),  # noqa: B008
+) -> tf.data.Dataset:
     """The batches of steps `start` to `end` - 1, counted from the first of the pretraining."""
     s = run.settings
     return pipeline.joint_batches(
@@ -286,6 +295,7 @@ def _joint_batches(run: Run, kind: str, start: int, end: int, unroll_steps: int 
         placement=build.placement(s, next(a for a in ARMS.values() if a.gan == kind)),
         unroll_real=s.unroll_real,
         unroll_steps=unroll_steps,
+        host=host,
     )
 
 
@@ -316,6 +326,7 @@ def _train_detector(run, arm, phase, directory, steps, *, real=None, synthetic=N
                 real=real,
                 synthetic=synthetic,
                 synthetic_fraction=s.synthetic_fraction,
+                host=run.workers.host,
             )
         )
 

@@ -21,6 +21,7 @@ import tensorflow as tf
 from tf_detectorgan import disk
 from tf_detectorgan.checkpoints import PhaseDirectory
 from tf_detectorgan.cluster import tf_config
+from tf_detectorgan.data.pipeline import Host
 from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_CANNOT_WRITE, EXIT_INTERRUPTED, InputError, Interrupted
 
 POLL = 0.5  # seconds between two looks for the others
@@ -36,6 +37,11 @@ class Workers:
     @property
     def chief(self) -> bool:
         return self.index == 0
+
+    @property
+    def host(self) -> Host:
+        """Which rows of every batch this process decodes."""
+        return Host(self.index, len(_addresses(self.strategy))) if self.strategy else Host()
 
     def of_chief(self, work: Callable[[], Any]) -> int:
         """Calls `work` on the chief only; everybody waits for it and gets its result as an int."""
@@ -70,14 +76,14 @@ class Workers:
                     self._copy(one.variables, 0)
 
     def rows(self, batches: Iterable) -> Iterator:
-        """Each replica's rows of global batches: replica r of n, counted over all workers, has part r."""
-        strategy = self.strategy
+        """Each replica's part of this host's rows: replica r, counted over all workers, has part r of all."""
+        strategy, hosts = self.strategy, self.host.count
 
         for batch in batches:
 
             def of_replica(context, batch=batch):
-                r, n = context.replica_id_in_sync_group, context.num_replicas_in_sync
-                return tf.nest.map_structure(lambda v: tf.split(v, n)[r], batch)
+                r, owned = context.replica_id_in_sync_group, context.num_replicas_in_sync // hosts
+                return tf.nest.map_structure(lambda v: tf.split(v, owned)[r % owned], batch)
 
             yield strategy.experimental_distribute_values_from_function(of_replica)  # type: ignore[union-attr]
 
