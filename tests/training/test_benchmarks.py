@@ -159,6 +159,33 @@ def test_roofline(monkeypatch, tmp_path):
     )
 
 
+def test_what_prepare_is_measured_on_can_be_prepared(tmp_path):
+    import prepare as benchmark
+
+    from tf_detectorgan import prepare
+    from tf_detectorgan.data import records
+
+    benchmark.draw(tmp_path, 24, 64, 1)
+    (tmp_path / "boxes.json").write_text(json.dumps(benchmark.annotations(24, 64)))
+    options = prepare.Prepare(
+        annotations=str(tmp_path / "boxes.json"), out=str(tmp_path / "set"), image_size=64
+    )
+    prepare.prepare(options)
+    assert records.open_dataset(tmp_path / "set").count("train_labelled") == 12  # 0.7 of three quarters
+
+
+def test_our_side_of_the_input_pipeline(monkeypatch, tmp_path):
+    import input_pipeline
+
+    monkeypatch.setattr(input_pipeline, "WARM_UP", 1)
+    for kind in ("inter", "intra"):  # can be set in a fresh process only
+        monkeypatch.setattr(tf.config.threading, f"set_{kind}_op_parallelism_threads", lambda count: None)
+    input_pipeline.export(tmp_path, 64)
+    truth = json.loads((tmp_path / "boxes.json").read_text())
+    assert len(truth) == len(list((tmp_path / "png").iterdir())) == 57
+    assert input_pipeline.ours(tmp_path, 4, 2) > 0
+
+
 def test_pytorch_networks_equal_ours():
     torch = pytest.importorskip("torch", reason="the extra [bench] is not installed")
     import torch_networks

@@ -8,6 +8,7 @@ Letters: N images, S stored side, C channels, K = dataset.max_boxes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -38,7 +39,8 @@ class EvaluationBatch(NamedTuple):
     real: tf.Tensor  # [N] bool
 
 
-class Host(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Host:
     """One of the processes that train together: of every batch it decodes and gets its own rows alone."""
 
     index: int = 0
@@ -92,7 +94,7 @@ def joint_batches(
     unroll_real: str = "fresh",
     unroll_steps: int = 1,
     augment: Mapping[str, Augmentation] | None = None,
-    host: Host = Host(),  # noqa: B008, it cannot change
+    host: Host = Host(),
 ) -> tf.data.Dataset:
     """The `Batch` of each step from `start_step` to `steps` - 1.
 
@@ -170,7 +172,7 @@ def labelled_batches(
     synthetic: tf.data.Dataset | None = None,
     synthetic_fraction: float = 0.5,
     clean_fraction: float = 0.0,
-    host: Host = Host(),  # noqa: B008, it cannot change
+    host: Host = Host(),
 ) -> tf.data.Dataset:
     """The `Labelled` batch of each step from `start_step` to `steps` - 1, for training a detector.
 
