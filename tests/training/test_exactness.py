@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tf_detectorgan import gradcheck
 from tf_detectorgan.models.layers import ExactGroupNormalization
-from tf_detectorgan.training import build, exactness, second_order
+from tf_detectorgan.training import build, exactness, second_order, unroll
 from tf_detectorgan.training.settings import Train
 
 
@@ -30,7 +30,28 @@ class NearestResize(keras.layers.Layer):
         return tf.image.resize(inputs, (12, 12), method="nearest")
 
 
+class Planted(keras.layers.Layer):
+    def __init__(self, function):
+        super().__init__(name="planted")
+        self.function = function
+
+    def call(self, inputs):
+        return self.function(inputs)
+
+
+def half_stopped(x):
+    return tf.concat([x[:, :4], tf.stop_gradient(x[:, 4:])], 1)
+
+
+@tf.custom_gradient
+def half_lost(x):
+    return tf.identity(x), lambda d: tf.concat([d[:, :4], tf.zeros_like(d[:, 4:])], 1)
+
+
 LAYERS = {
+    "zero": lambda: Planted(lambda x: 0 * x + tf.stop_gradient(x)),
+    "half_stopped": lambda: Planted(half_stopped),
+    "half_lost": lambda: Planted(half_lost),
     "exact": lambda: ExactGroupNormalization(2, name="norm"),
     "keras": lambda: keras.layers.GroupNormalization(2, name="planted_norm"),
     "resize": lambda: NearestResize(name="planted_resize"),
@@ -58,13 +79,28 @@ def test_exact_layers_pass(float64, tiny):
     assert difference.cosine > 0.99
 
 
-def test_a_keras_norm_is_found_out(float64, tiny):
-    exact, *_ = checked(tiny, "keras", keras.optimizers.SGD(0.05))
-    assert exact.error > gradcheck.TOLERANCE
+@pytest.fixture
+def exact_alone(monkeypatch):
+    monkeypatch.setattr(unroll, "MODES", ("exact",))
+
+
+@pytest.mark.parametrize("layer", ["keras", "zero", "half_stopped", "half_lost"])
+def test_a_wrong_derivative_is_found_out(float64, tiny, exact_alone, layer):
+    """Also where it is 0 and should not be: everywhere, or on the lower half of the image."""
+    (exact,) = checked(tiny, layer, keras.optimizers.SGD(0.05))
+    assert exact.error > (0.1 if layer != "keras" else gradcheck.TOLERANCE)
+    assert not gradcheck.is_exact(exact)
+    assert exact.cosine == pytest.approx(float(layer != "zero"))
+
+
+def test_a_derivative_that_is_rightly_0_shows_nothing(float64, tiny, exact_alone):
+    (exact,) = checked(tiny, "exact", keras.optimizers.SGD(0.0))
+    assert exact == ("exact", 0, 0)
+    assert not gradcheck.is_exact(exact)
 
 
 @pytest.mark.parametrize("noise", [exactness.NOISE, 0.0])
-def test_flat_images_are_moved_off_the_kinks_of_a_max_pooling(float64, tiny, monkeypatch, noise):
+def test_flat_images_are_moved_off_the_kinks_of_a_max_pooling(float64, tiny, exact_alone, monkeypatch, noise):
     monkeypatch.setattr(exactness, "NOISE", noise)
     exact, *_ = checked(tiny, "pool", keras.optimizers.SGD(0.05), flat=True)
     assert (exact.error < gradcheck.TOLERANCE) == (noise > 0)
@@ -103,11 +139,16 @@ def made_of(tiny, layer):
     [
         ("exact", "mixed_float16", None, "the derivative is exact to 1e-06"),
         ("keras", "float32", 1, "the derivative is NOT exact"),
+        ("half_lost", "float32", 1, "the derivative is NOT exact"),
         ("resize", "float32", 1, "Eqn 3 cannot be computed"),
     ],
 )
 def test_command(tiny, data_dir, tmp_path, monkeypatch, capsys, layer, precision, code, line):
     monkeypatch.setattr(build, "detector", made_of(tiny, layer))
+    if code:  # one run whole is enough
+        monkeypatch.setattr(unroll, "MODES", ("exact",))
+        batch = tiny.batch()._replace(y_later=(tiny.batch().y,))
+        monkeypatch.setattr(gradcheck, "first_batch", lambda run: batch)
     settings = Train(run_dir=str(tmp_path / "run"), data_dir=data_dir, gan_batch=2, precision=precision)
     try:
         if code is None:
@@ -120,7 +161,7 @@ def test_command(tiny, data_dir, tmp_path, monkeypatch, capsys, layer, precision
         keras.config.set_floatx("float32")
     said = capsys.readouterr().out
     assert line in said
-    assert ("planted" in said) == (code == 1)
+    assert ("planted" in said) == (layer in ("keras", "resize"))
     if precision != "float32":
         assert "mixed_float16 against float32 at a loss scale of " in said
         assert "cosine 0.99" in said or "cosine 1.0" in said

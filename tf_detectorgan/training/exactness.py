@@ -26,7 +26,7 @@ class Check(NamedTuple):
 
     mode: str
     error: float  # the largest over directions, relative to the difference
-    cosine: float  # to the derivative of "exact"
+    cosine: float  # to the derivative of "exact"; 0 where one of the two is 0 everywhere
 
 
 def cosine(
@@ -78,17 +78,16 @@ def check_modes(
         )
         derivative = look(x)[1]
         exact = derivative if exact is None else exact
-        # Uphill at every pixel: nothing cancels, so that rounding stays small.
-        uphill = [tf.sign(derivative) * np.abs(draw) for draw in draws]
-        worst = max(_error(value, x, derivative, v) for v in uphill)
+        worst = max(_error(value, x, derivative, _uphill(derivative, draw)) for draw in draws)
         checks.append(Check(mode, worst, _cosine(derivative, exact)))
     return checks
 
 
 def check_precision(
     DET: Detector,
-    rounded: Detector,
     optimizer: keras.optimizers.Optimizer,
+    rounded: Detector,
+    rounded_optimizer: keras.optimizers.Optimizer,
     y: Labelled,
     synthetic: Labelled,
     y2: Labelled,
@@ -97,22 +96,32 @@ def check_precision(
     """`exact` of `rounded`, which computes in fewer bits, against DET's in float32: dL~_real/dx_syn.
 
     Args:
-      DET: whose weights `rounded` is given, and on which `optimizer` is built.
+      DET, optimizer: whose weights and state `rounded` and its optimizer are given.
       y, synthetic, y2: as of `lookahead`, float32.
       loss_scale: of `rounded`; halved until the derivative is finite.
     """
     for w, value in zip(rounded.weights, DET.weights, strict=True):
         w.assign(value)
+    for variable, value in zip(rounded_optimizer.variables, optimizer.variables, strict=True):
+        variable.assign(value)
 
     @tf.function(autograph=False)
-    def look(which, loss_scale):
+    def look(which, its, loss_scale):
         gradient = Step(loss_scale).gradient
-        return unroll.lookahead(which, optimizer, y, synthetic, y2, gradient=gradient).d_L_real_ahead
+        return unroll.lookahead(which, its, y, synthetic, y2, gradient=gradient).d_L_real_ahead
 
-    expected, found = look(DET, None), look(rounded, loss_scale)
+    expected, found = look(DET, optimizer, None), look(rounded, rounded_optimizer, loss_scale)
     while loss_scale and not loss_scale.accept([found]):
-        found = look(rounded, loss_scale)
+        found = look(rounded, rounded_optimizer, loss_scale)
     return Check("exact", float(tf.norm(found - expected) / tf.norm(expected)), _cosine(found, expected))
+
+
+def _uphill(derivative, draw):
+    """A direction of the sizes of `draw` in which nothing cancels, so that rounding stays small.
+
+    Where the derivative is 0 it goes as drawn: a 0 may be what is wrong.
+    """
+    return tf.where(derivative == 0, draw, tf.sign(derivative) * np.abs(draw))
 
 
 def _error(value, x, derivative, v) -> float:
