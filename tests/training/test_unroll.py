@@ -7,7 +7,8 @@ import tensorflow as tf
 
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models.detectors import retinanet
-from tf_detectorgan.training import unroll, update_rules
+from tf_detectorgan.training import exactness, unroll, update_rules
+from tf_detectorgan.training.loss_scale import LossScale
 
 SHAPE = (32, 32, 1)
 
@@ -54,10 +55,10 @@ def test_gradient_equals_central_differences(float64, momentum, clipnorm):
     exact = unroll.lookahead(DET, optimizer, y, syn, y2)
     assert exact.d_L_real_ahead.dtype == tf.float64
     np.testing.assert_allclose((exact.L_real_ahead, exact.L_syn), losses(syn.images), rtol=1e-12)
-    size = np.abs(np.random.default_rng(0).normal(size=syn.images.shape))
+    size = np.random.default_rng(0).normal(size=syn.images.shape)
     h = 1e-7  # at 1e-5 some ReLU of the thousands lies between the two points
     for k, gradient in enumerate((exact.d_L_real_ahead, exact.d_L_syn)):
-        v = size * tf.sign(gradient)  # uphill at every pixel: nothing cancels, so rounding stays small
+        v = exactness._uphill(gradient, size)  # nothing cancels, so rounding stays small
         plus, minus = losses(syn.images + h * v), losses(syn.images - h * v)
         central = (plus[k] - minus[k]) / (2 * h)
         np.testing.assert_allclose(tf.reduce_sum(gradient * v), central, rtol=1e-5)
@@ -130,9 +131,9 @@ MODES = {
 PAIRS = [*((rule, "exact") for rule in RULES), *(("adamw", mode) for mode in MODES if mode != "exact")]
 
 
-def _toy(tiny, rule, mode="exact", dtype=tf.float64):
+def _toy(tiny, rule, mode="exact", dtype=tf.float64, layer=None):
     """(DET, optimizer, look): `look(x_syn)` looks ahead from a state that two steps have left behind."""
-    DET, optimizer = tiny.ToyDetector(), RULES[rule]()
+    DET, optimizer = tiny.ToyDetector(layer), RULES[rule]()
     optimizer.build(DET.network.trainable_variables)
     y, syn, y2, third, fourth = (_labelled(k, dtype=dtype) for k in range(5))
     options = MODES[mode] | ({"later": (third, fourth)} if mode.startswith("k_steps") else {})
@@ -163,6 +164,23 @@ def test_every_rule_and_mode_against_central_differences(float64, tiny, rule, mo
         np.testing.assert_allclose(tf.reduce_sum(d * v), central, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_k_steps_judges_the_weights_that_keras_would_reach(float64, tiny, rule):
+    """Three steps, of which the live optimizer then takes each in earnest."""
+    DET, optimizer = tiny.ToyDetector(), RULES[rule]()
+    variables = DET.network.trainable_variables
+    optimizer.build(variables)
+    y, syn, y2, third, fourth = (_labelled(k) for k in range(5))
+    update_rules.commit(optimizer, unroll.lookahead(DET, optimizer, y, syn, None).update)
+    look = unroll.lookahead(DET, optimizer, y, syn, y2, mode="k_steps", later=(third, fourth))
+    for labelled in (y, third, fourth):
+        with tf.GradientTape() as tape:
+            loss = tf.add_n([unroll._loss_on(DET, one)(DET.weights, one.images) for one in (labelled, syn)])
+        optimizer.apply(tape.gradient(loss, variables), variables)
+    reached = unroll._loss_on(DET, y2)(DET.weights, y2.images)
+    np.testing.assert_allclose(look.L_real_ahead, reached, rtol=1e-12)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_eager_graph_and_xla_agree(tiny, mode):
     *_, look, x_syn = _toy(tiny, "adamw", mode, tf.float32)
@@ -176,10 +194,13 @@ def test_eager_graph_and_xla_agree(tiny, mode):
 
 @pytest.mark.parametrize("rule,mode", PAIRS)
 def test_lookahead_moves_nothing(tiny, rule, mode):
-    """Bitwise: weights, moving statistics (called in training mode), moments, iterations."""
-    DET, optimizer, look, _ = _toy(tiny, rule, mode, tf.float32)
+    """Bitwise: weights, moving statistics, which a call in training mode would move, moments, iterations."""
+    DET, optimizer, look, x_syn = _toy(tiny, rule, mode, tf.float32, keras.layers.BatchNormalization())
+    statistics = [v for v in DET.network.variables if "moving" in v.path]
+    old = [v.numpy() for v in statistics]
+    DET.network(x_syn, training=True)
+    assert [np.any(v.numpy() != value) for v, value in zip(statistics, old, strict=True)] == [True, True]
     before = [v.numpy() for v in (*DET.network.variables, *optimizer.variables)]
-    assert sum("moving" in v.path for v in DET.network.variables) == 2
     look()
     tf.function(look, autograph=False)()
     after = [v.numpy() for v in (*DET.network.variables, *optimizer.variables)]
@@ -204,6 +225,48 @@ def test_a_mode_that_does_not_fit_is_an_error(tiny):
     for options in ({"mode": "k_steps"}, {"later": (y,)}, {"mode": "none"}):
         with pytest.raises(ValueError, match="does not fit"):
             unroll.lookahead(DET, RULES["adam"](), y, y, y, **options)
+    scaled = {"mode": "finite_difference", "gradient": LossScale().gradient}
+    with pytest.raises(ValueError, match="finite_difference.*loss scale; use mode='exact'"):
+        unroll.lookahead(DET, RULES["adam"](), y, y, y, **scaled)
+
+
+def test_an_optimizer_in_another_order_is_an_error(tiny):
+    DET, optimizer, y = tiny.ToyDetector(), RULES["adam"](), _labelled(0, dtype=tf.float32)
+    optimizer.build(DET.network.trainable_variables[::-1])
+    with pytest.raises(ValueError, match="Adam is built on 4 variables .* in another order"):
+        unroll.lookahead(DET, optimizer, y, y, y)
+
+
+class _Gathered(keras.layers.Layer):
+    """Adds rows of a table, whose gradient comes in slices."""
+
+    def build(self, input_shape):
+        self.table = self.add_weight(shape=(5, input_shape[-1]), initializer="ones", name="table")
+
+    def call(self, inputs):
+        return inputs * tf.reduce_mean(tf.gather(self.table, [0, 3, 3]), 0)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("mode", ["exact", "recompute", "k_steps"])
+def test_a_weight_that_is_gathered(float64, tiny, mode, scaled):
+    """Its gradient's slices are summed, looked through, and divided by a loss scale as others are."""
+    DET, optimizer = tiny.ToyDetector(_Gathered()), RULES["momentum"]()
+    optimizer.build(DET.network.trainable_variables)
+    y, syn, y2, third = (_labelled(k) for k in range(4))
+    options = MODES[mode] | ({"later": (third,)} if mode == "k_steps" else {})
+    if scaled:
+        scale = LossScale()
+        scale.scale = tf.cast(scale.scale, tf.float64)
+        options["gradient"] = scale.gradient
+
+    def look(x_syn=syn.images):
+        return unroll.lookahead(DET, optimizer, y, syn._replace(images=x_syn), y2, **options)
+
+    d = look().d_L_real_ahead
+    v, h = d / tf.reduce_max(tf.abs(d)), 1e-5
+    plus, minus = (look(syn.images + sign * h * v).L_real_ahead for sign in (1, -1))
+    np.testing.assert_allclose(tf.reduce_sum(d * v), (plus - minus) / (2 * h), rtol=1e-6)
 
 
 def test_a_keras_norm_would_be_wrong(float64):

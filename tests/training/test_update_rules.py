@@ -46,24 +46,25 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_steps_equal_keras(case, dtype):
-    """Committed one by one, and all at once from the state that each step hands to the next.
-
-    Not closer in float64: Keras rounds rates, momentum and betas to float32 first.
-    """
+    """Committed one by one; and by an optimizer that stays as it was, from the state each step hands on."""
     kind, options = CASES[case]
-    (theirs, W), (ours, V) = built(kind, dtype=dtype, **options), built(kind, dtype=dtype, **options)
-    ahead = update_rules.Update([tf.convert_to_tensor(v) for v in V], update_rules.live(ours))
+    (theirs, W), (ours, V), (still, U) = (built(kind, dtype=dtype, **options) for _ in range(3))
+    before = [v.numpy() for v in (*U, *still.variables)]
+    close = {"rtol": 1e-6, "atol": 1e-6} if dtype == "float32" else {"rtol": 1e-13, "atol": 1e-15}
+    ahead = update_rules.current(still)
     for step in range(4):
         g = gradients(step, dtype)
         theirs.apply(g, W)
-        ahead = update_rules.advance(ours, ahead.W, g, ahead.state)
+        ahead = update_rules.advance(still, ahead.W, g, ahead.state)
         update_rules.commit(ours, update_rules.advance(ours, [tf.convert_to_tensor(v) for v in V], g))
         expected = [v.numpy() for v in (*W, *theirs.variables)]
         for found, value in zip((*V, *ours.variables), expected, strict=True):
-            np.testing.assert_allclose(found.numpy(), value, rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(found.numpy(), value, **close)
         for found, value in zip(ahead.W, W, strict=True):
-            np.testing.assert_allclose(found, value, rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(found, value, **close)
     assert int(ahead.state.iterations) == int(ours.iterations) == 4
+    for variable, value in zip((*U, *still.variables), before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
 
 
 @pytest.mark.parametrize("kind", [Adam, AdamW])
@@ -100,6 +101,7 @@ def test_adam_is_differentiable_where_the_second_moment_is_zero(kind):
         (SGD, {"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
         (SGD, {"loss_scale_factor": 2.0}, "loss_scale_factor"),
         (Adam, {"amsgrad": True}, "amsgrad"),
+        (SGD, {"learning_rate": lambda: 0.1}, "SGD: learning_rate .* write it as a LearningRateSchedule"),
     ],
 )
 def test_what_has_no_rule_is_refused(kind, options, said):
@@ -108,8 +110,66 @@ def test_what_has_no_rule_is_refused(kind, options, said):
         update_rules.live(optimizer)
 
 
-def test_constraints_are_refused():
+@pytest.mark.parametrize(
+    "attribute,value", [("constraint", keras.constraints.NonNeg()), ("overwrite_with_gradient", True)]
+)
+def test_weights_that_are_not_stepped_are_refused(attribute, value):
     optimizer, W = built(SGD)
-    W[1].constraint = keras.constraints.NonNeg()
-    with pytest.raises(ValueError, match=r"constraints; these weights have: gain"):
+    setattr(W[1], attribute, value)
+    with pytest.raises(ValueError, match=f"no {attribute}.*; these weights.*: gain"):
         update_rules.live(optimizer)
+
+
+def test_an_optimizer_on_other_weights_is_refused():
+    W = variables()
+    for kind in (SGD, Adam):
+        with pytest.raises(ValueError, match=rf"{kind.__name__} is not built; call its build"):
+            update_rules.current(kind())
+    optimizer, W = built(SGD)
+    update_rules.require_built_on(optimizer, [w.value for w in W])
+    for others in (W[::-1], W[:2], variables()):
+        with pytest.raises(ValueError, match=r"built on 3 variables .* or stand in another order"):
+            update_rules.require_built_on(optimizer, [w.value for w in others])
+
+
+@pytest.mark.parametrize("limit", ["clipnorm", "global_clipnorm", "clipvalue"])
+def test_limits_that_keras_ignores(limit):
+    (theirs, W), (ours, V) = (built(SGD, learning_rate=0.1, **{limit: -1.0}) for _ in range(2))
+    theirs.apply(gradients(2), W)
+    ahead = update_rules.advance(ours, update_rules.current(ours).W, gradients(2)).W
+    for found, value in zip(ahead, W, strict=True):
+        np.testing.assert_allclose(found, value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("limit", ["clipnorm", "global_clipnorm", "clipvalue"])
+def test_clipping_is_differentiable_where_all_gradients_are_0(limit):
+    """W' = w - 0.5 (x, 2x) near x = 0: the derivative of its sum is -1.5."""
+    optimizer = SGD(0.5, **{limit: 1.0})
+    w = keras.Variable([1.0, 2.0], dtype="float64")
+    optimizer.build([w])
+    x = tf.constant(0.0, tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        total = tf.reduce_sum(update_rules.advance(optimizer, [w.value], [tf.stack([x, 2 * x])]).W[0])
+    np.testing.assert_allclose(tape.gradient(total, x), -1.5, rtol=1e-12)
+
+
+def test_a_gradient_that_is_not_finite_is_not_hidden():
+    optimizer, W = built(SGD, global_clipnorm=1.0)
+    g = [tf.fill(w.shape, float("nan")) if w is W[0] else tf.ones(w.shape) for w in W]
+    assert all(np.all(np.isnan(w)) for w in update_rules.advance(optimizer, [w.value for w in W], g).W)
+
+
+@pytest.mark.parametrize(
+    "kind,options", [(SGD, {"momentum": 0.9}), (SGD, {"global_clipnorm": 1.0}), (Adam, {})]
+)
+def test_slices_and_other_dtypes_are_stepped_as_by_keras(kind, options):
+    """A gathered weight's gradient comes as IndexedSlices, here in float32 of a weight in float64."""
+    (theirs, W), (ours, V) = (built(kind, dtype="float64", learning_rate=0.1, **options) for _ in range(2))
+    rows = tf.IndexedSlices(tf.ones([2, 4]), tf.constant([0, 2]), tf.constant([3, 4]))
+    g = [rows, tf.ones([4]), tf.ones([4])]
+    theirs.apply(g, W)
+    for found, value in zip(update_rules.advance(ours, [v.value for v in V], g).W, W, strict=True):
+        np.testing.assert_allclose(found, value, rtol=1e-7)
+    with pytest.raises(RuntimeError, match="the loss has no gradient for: gain"):
+        update_rules.advance(ours, [v.value for v in V], [rows, None, g[2]])

@@ -51,7 +51,7 @@ class LossScale(tf.Module):
         S = tf.convert_to_tensor(self.scale)
         scaled = tf.nest.map_structure(lambda g: S * g, output_gradients)
         found = tape.gradient(target, sources, scaled)
-        return tf.nest.map_structure(lambda g: None if g is None else g / S, found)
+        return tf.nest.map_structure(lambda g: None if g is None else tf.convert_to_tensor(g) / S, found)
 
     def accept(self, values: list[tf.Tensor]) -> tf.Tensor:
         """Whether the step that makes `values`, equal on all replicas, is to be taken: bool. Moves S.

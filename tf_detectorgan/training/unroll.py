@@ -16,7 +16,7 @@ Cost of `exact`, in forward passes of one image stream (a backward pass to weigh
 an ordinary step on real and synthetic images costs 6. Here the real gradient costs 3 and the synthetic 3
 (dL_syn/dx_syn falls out of the same pass); L~_real costs 3; the product of the mixed second derivative with
 the resulting vector re-runs the synthetic forward and backward pass in reverse, 6 less what is shared: 6 + 3
-and about 4.5 over 6 is 2.2 ordinary steps.
+and about 4.5 over 6 is 2.2 ordinary steps. docs/unroll.md shows the engine without this project's detectors.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def lookahead(
 
     Args:
       DET: the detector at its live weights W.
-      optimizer: the live optimizer, whose state, schedule, clipping and decay the virtual steps use.
+      optimizer: the live optimizer, whose state, schedule, clipping and decay the virtual steps use; built on
+        DET's trainable variables in their order.
       y: real labelled images.
       synthetic: G_X(x) with its boxes.
       y2: real labelled images for L~_real; None leaves Eqn 3 out (both its fields are then None).
@@ -71,12 +72,16 @@ def lookahead(
       mode: of MODES.
       recompute: keep no activations of the synthetic passes between the tapes' passes, but run them again.
       gradient: how tapes are asked; `LossScale.gradient` for a DET that computes in float16.
+
+    Raises:
+      ValueError: the arguments do not fit together.
+      RuntimeError: a loss does not depend on one of the weights, or L~_real not on the synthetic images.
     """
-    if mode not in MODES or (mode == "k_steps") != bool(later):
-        raise ValueError(f"{mode=} is none of {MODES}, or does not fit {len(later)} later steps")
+    plain = gradient is tf.GradientTape.gradient
+    _require_fit(mode, later, plain)
+    update_rules.require_built_on(optimizer, DET.weights)
     x_syn, names = synthetic.images, [v.path for v in DET.network.trainable_variables]
     W, L_syn_of = [tf.convert_to_tensor(w) for w in DET.weights], _loss_on(DET, synthetic)
-    plain = gradient is tf.GradientTape.gradient
     real_pass = _loss_and_gradients if plain else _kept
     synthetic_pass = _recomputed if recompute else real_pass
     ahead, looks = Update(W, update_rules.live(optimizer)), []
@@ -100,9 +105,18 @@ def lookahead(
     if mode == "finite_difference":
         d_L_real_ahead = _difference(L_syn_of, W, replicas.total(gradient(outer, L_real_ahead, g)), x_syn)
     else:
-        d_L_real_ahead = gradient(outer, L_real_ahead, x_syn)
+        d_L_real_ahead = _dense(gradient(outer, L_real_ahead, x_syn))
     replicas.require_gradients([d_L_real_ahead], ["the synthetic images"], "L~_real (Eqn 3)")
     return looks[0]._replace(L_real_ahead=L_real_ahead, d_L_real_ahead=d_L_real_ahead)
+
+
+def _require_fit(mode: str, later: Sequence, plain: bool) -> None:
+    if mode not in MODES or (mode == "k_steps") != bool(later):
+        raise ValueError(f"{mode=} is none of {MODES}, or does not fit {len(later)} later steps")
+    if mode == "finite_difference" and not plain:
+        raise ValueError(
+            f"{mode=} is lost in the rounding of a network that needs a loss scale; use mode='exact'"
+        )
 
 
 def _loss_on(DET: Detector, labelled: Labelled) -> Callable:
@@ -117,8 +131,13 @@ def _loss_and_gradients(loss: Callable, W, images, gradient: Callable):
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch([*W, images])
         L_d = loss(W, images)
-    *g, d_images = gradient(tape, L_d, [*W, images])
+    *g, d_images = [_dense(d) for d in gradient(tape, L_d, [*W, images])]
     return L_d, g, d_images
+
+
+def _dense(gradient):
+    """A gradient as a tensor: that of a gathered one comes in slices."""
+    return None if gradient is None else tf.convert_to_tensor(gradient)
 
 
 def _kept(loss: Callable, W, images, gradient: Callable):
@@ -188,6 +207,6 @@ def _difference(loss: Callable, W, u, images):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(images)
             L_d = loss([w + sign * eps * d for w, d in zip(W, u, strict=True)], images)
-        return tape.gradient(L_d, images)
+        return _dense(tape.gradient(L_d, images))
 
     return (slope(1.0) - slope(-1.0)) / (2 * eps)

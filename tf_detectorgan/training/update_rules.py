@@ -2,7 +2,8 @@
 
 Keras's own `stateless_apply` raises on the TensorFlow backend. Here W' and the new state are plain tensors,
 computed from the *live* optimizer's options and, for a first step, its live state; nothing is assigned before
-`commit`. Letters: W weights, g their gradient, m and v the first and second moments, t steps taken.
+`commit`. docs/unroll.md shows how. Letters: W weights, g their gradient, m and v the first and second
+moments, t steps taken.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import keras
 import tensorflow as tf
+from keras.optimizers.schedules import LearningRateSchedule
 
 from tf_detectorgan.training import replicas
 
@@ -34,12 +36,23 @@ def live(optimizer: keras.optimizers.Optimizer) -> State:
     """The optimizer's state as it is now.
 
     Raises:
-      ValueError: there is no rule for this optimizer, or for one of its options.
+      ValueError: the optimizer is not built, or there is no rule for it or for one of its options.
     """
     _require_known(optimizer)
     slots = _RULES[type(optimizer)].slots(optimizer)
     values = tuple([tf.convert_to_tensor(v.value) for v in slot] for slot in slots)
     return State(tf.convert_to_tensor(optimizer.iterations.value), values)
+
+
+def require_built_on(optimizer: keras.optimizers.Optimizer, W: Sequence[tf.Variable]) -> None:
+    """Raises ValueError unless the optimizer is built on W, in this order."""
+    _require_known(optimizer)
+    own = [v.value for v in _variables(optimizer)]
+    if [id(v) for v in own] != [id(w) for w in W]:
+        raise ValueError(
+            f"{type(optimizer).__name__} is built on {len(own)} variables that are not the {len(W)} weights "
+            "or stand in another order; build it on the network's trainable_variables as they are"
+        )
 
 
 def current(optimizer: keras.optimizers.Optimizer) -> Update:
@@ -61,11 +74,16 @@ def advance(
     Args:
       optimizer: built on the variables whose values are W, in the same order.
       W: tensors of the variables' shapes and dtypes.
-      gradients: the same.
+      gradients: the same; slices and other dtypes are converted.
       state: where the step starts; None: the live one.
+
+    Raises:
+      RuntimeError: a gradient is None.
     """
     state = live(optimizer) if state is None else state
     rate = _learning_rate(optimizer, state.iterations)
+    replicas.require_gradients(gradients, [v.path for v in _variables(optimizer)], "the loss")
+    gradients = [tf.cast(tf.convert_to_tensor(g), w.dtype) for g, w in zip(gradients, W, strict=True)]
     gradients = _clipped(optimizer, gradients)
     W = [_decayed(optimizer, v, w, rate) for v, w in zip(_variables(optimizer), W, strict=True)]
     step = _RULES[type(optimizer)].step
@@ -95,8 +113,9 @@ def _sgd(optimizer, w, g, moments, rate, iterations):
     step = -rate * g
     if not moments:
         return (w + step,)
-    m = optimizer.momentum * moments[0] + step
-    return w + (optimizer.momentum * m + step if optimizer.nesterov else m), m
+    mu = tf.cast(optimizer.momentum, w.dtype)  # by way of float32, as in Keras
+    m = mu * moments[0] + step
+    return w + (mu * m + step if optimizer.nesterov else m), m
 
 
 def _adam(optimizer, w, g, moments, rate, iterations):
@@ -110,14 +129,14 @@ def _adam(optimizer, w, g, moments, rate, iterations):
     return w - m * alpha / (_sqrt(v) + optimizer.epsilon), m, v
 
 
-def _sqrt(v):
+def _sqrt(v, at_zero=0.0):
     """The root, with derivative 0 at 0 instead of infinity.
 
-    v is 0 only where every gradient so far was 0, and with it m: then W' = W - alpha m / epsilon near g = 0,
-    in which the root has no part. So the derivative stays exact (decision 0072).
+    Adam's v is 0 only where every gradient so far was 0, and with it m: then W' = W - alpha m / epsilon near
+    g = 0, in which the root has no part. So the derivative stays exact (decision 0072).
     """
-    positive = v > 0
-    return tf.where(positive, tf.sqrt(tf.where(positive, v, 1)), 0)
+    rooted = v != 0  # not v > 0: NaN stays NaN
+    return tf.where(rooted, tf.sqrt(tf.where(rooted, v, 1)), at_zero)
 
 
 _RULES = {
@@ -129,15 +148,30 @@ _RULES = {
 
 def _require_known(optimizer) -> None:
     """Raises ValueError for what `advance` would do differently from Keras."""
+    kind = type(optimizer).__name__
     if type(optimizer) not in _RULES:
         known = ", ".join(kind.__name__ for kind in _RULES)
-        raise ValueError(f"no update rule for {type(optimizer).__name__}; there are rules for {known}")
+        raise ValueError(f"no update rule for {kind}; there are rules for {known}")
+    if not optimizer.built:
+        raise ValueError(
+            f"{kind} is not built; call its build(trainable_variables) before it is asked for a step"
+        )
     for name in ("use_ema", "gradient_accumulation_steps", "loss_scale_factor", "amsgrad"):
         if getattr(optimizer, name, None):
-            raise ValueError(f"{type(optimizer).__name__}: the update rule has no {name}; leave it out")
+            raise ValueError(f"{kind}: the update rule has no {name}; leave it out")
+    if not isinstance(optimizer._learning_rate, keras.Variable | LearningRateSchedule):
+        raise ValueError(
+            f"{kind}: learning_rate is a function that knows the live step only; "
+            "write it as a LearningRateSchedule"
+        )
     constrained = [v.path for v in _variables(optimizer) if v.constraint is not None]
     if constrained:
         raise ValueError(f"the update rule has no constraints; these weights have: {', '.join(constrained)}")
+    replaced = [v.path for v in _variables(optimizer) if v.overwrite_with_gradient]
+    if replaced:
+        raise ValueError(
+            f"the update rule has no overwrite_with_gradient; these weights: {', '.join(replaced)}"
+        )
 
 
 def _variables(optimizer) -> list[keras.Variable]:
@@ -148,18 +182,24 @@ def _variables(optimizer) -> list[keras.Variable]:
 def _learning_rate(optimizer, iterations):
     """The rate at step `iterations`; the optimizer's own property knows the live step only."""
     rate = optimizer._learning_rate
-    schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
-    return rate(iterations) if schedule else optimizer.learning_rate
+    return rate(iterations) if isinstance(rate, LearningRateSchedule) else optimizer.learning_rate
 
 
 def _clipped(optimizer, gradients):
-    """By each tensor's norm, by their joint norm, or by value: Keras lets an optimizer have one of them."""
-    if optimizer.clipnorm:
-        return [tf.clip_by_norm(g, optimizer.clipnorm) for g in gradients]
-    if optimizer.global_clipnorm:
-        return tf.clip_by_global_norm(gradients, optimizer.global_clipnorm)[0]
-    if optimizer.clipvalue:
-        return [tf.clip_by_value(g, -optimizer.clipvalue, optimizer.clipvalue) for g in gradients]
+    """By each tensor's norm, by their joint norm, or by value: Keras lets an optimizer have one of them.
+
+    As Keras does, it takes a limit that is not positive for none.
+    """
+    norm, joint, size = optimizer.clipnorm, optimizer.global_clipnorm, optimizer.clipvalue
+    if norm and norm > 0:
+        return [tf.clip_by_norm(g, norm) for g in gradients]
+    if joint and joint > 0:
+        square = 2 * tf.reduce_sum(tf.stack([tf.nn.l2_loss(g) for g in gradients]))
+        # Near 0, where the root has no derivative, nothing is clipped: as by a norm of the limit itself.
+        use_norm = _sqrt(square, at_zero=joint)
+        return tf.clip_by_global_norm(gradients, joint, use_norm)[0]
+    if size and size > 0:
+        return [tf.clip_by_value(g, -size, size) for g in gradients]
     return gradients
 
 
