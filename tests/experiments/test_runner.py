@@ -15,7 +15,7 @@ from tf_detectorgan import reproduce
 from tf_detectorgan.errors import InputError, Interrupted
 from tf_detectorgan.experiments import figures, runner
 from tf_detectorgan.experiments.runner import Cell, Job, parse_only, plan
-from tf_detectorgan.experiments.table_report import distinct, write_table
+from tf_detectorgan.experiments.table_report import distinct, read_beside, write_table
 from tf_detectorgan.experiments.tables import BASE, TABLES, Column, Row, Table, Variant
 from tf_detectorgan.reproduce import Reproduce
 
@@ -274,13 +274,33 @@ def test_a_cell_trained_apart_is_gathered_into_the_table(tmp_path, tiny_phantom,
     reproduce.main(dataclasses.replace(options, only=("cut_paste",)))
     assert "0 trainings to do" in capsys.readouterr().out
     assert [row["title"] for row in json.loads((out / "table_1.json").read_text())["rows"]] == ["cut_paste"]
-    page, text = write_table("3", TABLES["3"], [0], out, command="")
+    metrics = out / "base" / "seed0" / "arms" / "cut_paste" / "evaluation" / "metrics.json"
+    cam = read_beside(f"cam={metrics}")
+    page, text = write_table("3", TABLES["3"], [0], out, command="", beside=[cam])
+    (own, same) = [line.split() for line in text.splitlines() if line.startswith(("cut_paste", "cam"))]
+    assert (same[0], same[1], same[-1]) == ("cam", own[1], "–")
+    elsewhere = cam._replace(metrics=cam.metrics | {"counts": cam.metrics["counts"] | {"images": 7}})
+    with pytest.raises(InputError, match=r"scored on other images than the table \(\{'images': 7\} there\)"):
+        write_table("3", TABLES["3"], [0], out, command="", beside=[elsewhere])
     (published,) = [
         line.split("  ") for line in text.splitlines() if line.startswith("Wang et al. 2017, pub")
     ]
     assert [cell.strip() for cell in published if cell][1:] == ["0.165", "0.051", *["0.013"] * 3]
     for file in (page, page.with_suffix(".md")):
         assert "Wang et al. 2017, published: their table 4, Nodule" in file.read_text("utf-8")
+        assert "cam: not trained by this table" in file.read_text("utf-8")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "no JSON"])
+def test_what_is_shown_beside_a_table_is_read_before_it_is_trained(tmp_path, content):
+    flagfile, file = tmp_path / "tiny.flags", tmp_path / "metrics.json"
+    flagfile.write_text(FLAGS)
+    file.write_text(content)
+    for item in (f"cam={file}", f"cam={tmp_path / 'gone.json'}", str(file)):
+        with pytest.raises(
+            InputError, match="wanted title=FILE with metrics that evaluate --predictions wrote"
+        ):
+            reproduce.main(Reproduce(config=str(flagfile), out=str(tmp_path / "out"), beside=(item,)))
 
 
 def test_a_column_that_repeats_the_main_iou_is_shown_once():

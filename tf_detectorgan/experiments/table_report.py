@@ -76,8 +76,57 @@ def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str =
     return Results(metrics, draws, f"{mains.pop():g}", sum(seconds.values()), config)
 
 
+class Beside(NamedTuple):
+    """Detections of a localizer or another program, as `evaluate --predictions` scored them."""
+
+    title: str
+    file: str
+    metrics: dict
+
+
+def read_beside(item: str) -> Beside:
+    """An item of --beside, "title=FILE".
+
+    Raises:
+      InputError: there is no title, or FILE holds no metrics.
+    """
+    title, _, file = item.partition("=")
+    try:
+        metrics = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
+        return Beside(title, file, {key: metrics[key] for key in ("ap", "recall", "localization", "counts")})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"--beside={item}: wanted title=FILE with metrics that evaluate --predictions wrote ({error!r})"
+        ) from error
+
+
+def _beside_row(one: Beside, columns: Sequence[Column], results: Results, counts: Mapping) -> dict[str, Any]:
+    """A line below the table's; one training or none of ours, so with the interval over test images alone.
+
+    Raises:
+      InputError: it was scored on other images.
+    """
+    other = {k: v for k, v in one.metrics["counts"].items() if k != "detections" and v != counts[k]}
+    if other:
+        raise InputError(
+            f"--beside={one.title}={one.file}: scored on other images than the table ({other} there); score "
+            "it on the table's test images"
+        )
+    found = [_entry(one.metrics, column, results.main_iou) for column in columns]
+    cells = [
+        {"mean": e["value"], "sd": None, "low": e["low"], "high": e["high"], "paper": None} for e in found
+    ]
+    return {"title": one.title, "cells": cells, "file": one.file}
+
+
 def write_table(
-    name: str, table: Table, seeds: Sequence[int], out: Path, command: str, elsewhere: str = ""
+    name: str,
+    table: Table,
+    seeds: Sequence[int],
+    out: Path,
+    command: str,
+    elsewhere: str = "",
+    beside: Sequence[Beside] = (),
 ) -> tuple[Path, str]:
     """Writes `table_<name>.html`, `.md` and `.json` to `out`; the set `elsewhere` gets pages of its own.
 
@@ -85,9 +134,10 @@ def write_table(
       The page, and the table as plain text.
 
     Raises:
-      InputError: as `read_results`.
+      InputError: as `read_results`; something of `beside` was scored on other images.
     """
     results = read_results(table, seeds, out, elsewhere)
+    counts = next(iter(next(iter(results.metrics.values())).values()))["counts"]
     table = table._replace(columns=distinct(table.columns, results.main_iou))
     numbers = {
         "table": name,
@@ -101,6 +151,7 @@ def write_table(
             {"title": p.title, "cells": [p.numbers.get(c.title) for c in table.columns], "note": p.note}
             for p in table.published
         ],
+        "beside": [_beside_row(one, table.columns, results, counts) for one in beside],
         "comparisons": {c.title: comparisons(table, c, results) for c in table.columns if _has_draws(c)},
         "unfinished": [
             f"{row.title}:{seed}"
@@ -108,13 +159,18 @@ def write_table(
             for seed in seeds
             if seed not in results.metrics.get(row.title, {})
         ],
-        "counts": next(iter(next(iter(results.metrics.values())).values()))["counts"],
+        "counts": counts,
         "seconds": round(results.seconds, 1),
         "config": results.config,
         "versions": versions(),
     }
     stem = f"table_{name}" + (f"_{elsewhere}" if elsewhere else "")
     checkpoints.write_text(out / f"{stem}.json", json.dumps(numbers, indent=1) + "\n")
+    return _pages(numbers, table, results.main_iou, out / f"{stem}.html")
+
+
+def _pages(numbers: dict[str, Any], table: Table, main_iou: str, page: Path) -> tuple[Path, str]:
+    """Writes the table as HTML and beside it as Markdown; returns the page, and the table as plain text."""
     templates = environment()
     templates.filters |= {
         "md": markdown_text,
@@ -122,13 +178,12 @@ def write_table(
         "cell": cell,
         "published": published_cell,
     }
-    content = {**numbers, "columns": [_title(c, results.main_iou) for c in table.columns]}
+    content = {**numbers, "columns": [_title(c, main_iou) for c in table.columns]}
     content["comparisons"] = [
-        (_title(Column(title, ()), results.main_iou), [found["sentence"] for found in compared])
+        (_title(Column(title, ()), main_iou), [found["sentence"] for found in compared])
         for title, compared in numbers["comparisons"].items()
         if compared
     ]
-    page = out / f"{stem}.html"
     pictures = {"plots": _plots(table, content["columns"], numbers["rows"])}
     checkpoints.write_text(page, templates.get_template("table.html").render(content | pictures))
     checkpoints.write_text(page.with_suffix(".md"), templates.get_template("table.md").render(content))
@@ -140,6 +195,8 @@ def _text(content: Mapping[str, Any]) -> str:
     lines = [["", *content["columns"], "seeds"]]
     for row in content["rows"]:
         lines.append([row["title"], *(cell(c) for c in row["cells"]), str(row["seeds"])])
+    for row in content["beside"]:
+        lines.append([row["title"], *(cell(c) for c in row["cells"]), "–"])
     for row in content["published"]:
         lines.append([f"{row['title']}, published", *map(published_cell, row["cells"]), ""])
     sentences = [s for _, group in content["comparisons"] for s in group]
@@ -212,7 +269,7 @@ def _row(row: Row, columns: Sequence[Column], results: Results) -> dict[str, Any
     by_seed = results.metrics[row.title]
     cells = []
     for column in columns:
-        values = [_look_up(m, column, results.main_iou) for m in by_seed.values()]
+        values = [_entry(m, column, results.main_iou)["value"] for m in by_seed.values()]
         known = [v for v in values if v is not None]
         low = high = None
         if _has_draws(column):
@@ -246,11 +303,12 @@ def _iou(column: Column, main_iou: str) -> str:
     return main_iou if column.path[1] == "main" else column.path[1]
 
 
-def _look_up(metrics: dict, column: Column, main_iou: str) -> float | None:
-    value: Any = metrics
+def _entry(metrics: dict, column: Column, main_iou: str) -> dict[str, Any]:
+    """{"value", "low", "high", ...} of a column."""
+    entry: Any = metrics
     for key in column.path:
-        value = value[main_iou if key == "main" else key]
-    return value["value"]
+        entry = entry[main_iou if key == "main" else key]
+    return entry
 
 
 def distinct(columns: Sequence[Column], main_iou: str) -> tuple[Column, ...]:
