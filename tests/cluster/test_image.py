@@ -67,7 +67,7 @@ def image(tmp_path_factory):
         mounts = " ".join(f"-v {path}:{path}:ro" for path in pip_settings())
         call(
             *("make", "image", "BUILDER=buildah", "BASE_IMAGE=localhost/base", "IMAGE=localhost/detectorgan"),
-            f"BUILD_FLAGS={mounts}",
+            f"BUILD_FLAGS={mounts} --secret id=ca_bundle,src={CERTIFICATES}",
             **environment,
         )
         yield environment
@@ -77,6 +77,20 @@ def image(tmp_path_factory):
         )
         subprocess.run(["umount", store / "graph/overlay"], capture_output=True, check=False)
         shutil.rmtree(store)
+
+
+def test_the_secret_with_certificates_is_what_pip_reads():
+    """pip up to 24.1 looks at no certificates but its own, unless PIP_CERT names others."""
+    text = (ROOT / "docker/Dockerfile").read_text("utf-8").replace("\\\n", " ")
+    installs = [line for line in text.splitlines() if line.startswith("RUN") and "pip install" in line]
+    assert len(installs) == 2
+    for line in installs:
+        target = re.search(r"id=ca_bundle,target=(\S+)", line)[1]
+        script = re.sub(r"^RUN|--mount=\S+", "", line).replace(target, "$BUNDLE").split("&&")[0]
+        for bundle, expected in ((CERTIFICATES, str(CERTIFICATES)), ("/absent", "")):
+            environment = {"BUNDLE": str(bundle), "PATH": os.environ["PATH"]}
+            show = ["sh", "-ec", f'{script} && printf %s "$PIP_CERT"']
+            assert subprocess.run(show, env=environment, capture_output=True, text=True).stdout == expected
 
 
 @pytest.mark.image

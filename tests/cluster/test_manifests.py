@@ -25,6 +25,7 @@ from tf_detectorgan.training.settings import Train
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = sorted(path for path in (ROOT / "k8s").glob("*.yaml") if path.name != "kustomization.yaml")
+JOBS = [path for path in MANIFESTS if "kind: Job" in path.read_text("utf-8")]
 OVERLAYS = sorted(path.parent for path in (ROOT / "k8s/overlays").glob("*/kustomization.yaml"))
 VERSIONS = [f"1.{minor}" for minor in range(30, 38)]
 COMMANDS = {"prepare": prepare.Prepare, "reproduce": reproduce.Reproduce, "train": Train}
@@ -67,7 +68,7 @@ def test_claims_of_one_name_are_the_same_everywhere():
         for resource in resources(path):
             if resource["kind"] == "PersistentVolumeClaim":
                 assert claims.setdefault(resource["metadata"]["name"], resource) == resource, path.name
-            elif resource["kind"] in ("Job", "Deployment"):
+            elif resource["kind"] in ("Job", "Deployment", "Pod"):
                 volumes = pod_spec(resource)["volumes"]
                 mounted |= {
                     v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v
@@ -76,7 +77,7 @@ def test_claims_of_one_name_are_the_same_everywhere():
 
 
 def pod_spec(job):
-    return job["spec"]["template"]["spec"]
+    return job["spec"] if job["kind"] == "Pod" else job["spec"]["template"]["spec"]
 
 
 def container(job):
@@ -137,7 +138,6 @@ def test_overlays_are_valid(overlays, tmp_path):
     spot = {("Deployment", "tensorboard")} if "spot" in (overlay.name for overlay in overlays) else set()
     assert {key for key in plain if plain[key] != changed[key]} == {("Job", "train-nih")} | spot
     job = changed["Job", "train-nih"]
-    assert container(job)["image"] == "registry.example.com/tf_detectorgan:gpu"
     assert pod_spec(job)["tolerations"][0] == manifests.OF_GPU_NODES
     beside = pod_spec(changed["Deployment", "tensorboard"])["affinity"]["podAffinity"]
     (wanted,) = beside["requiredDuringSchedulingIgnoredDuringExecution"]
@@ -145,7 +145,8 @@ def test_overlays_are_valid(overlays, tmp_path):
     assert wanted["labelSelector"]["matchLabels"].items() <= pods.items()
     if overlays == OVERLAYS:  # none undoes another
         assert len(pod_spec(job)["nodeSelector"]) == len(pod_spec(job)["tolerations"]) == 2
-        assert job["spec"]["suspend"] is True
+        assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
+        assert "suspend" not in job["spec"]  # applied again, it would stop what Kueue has started
 
 
 def built(directory):
@@ -158,7 +159,7 @@ def parse(options, arguments):
     values = flags.FlagValues()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config.flags, "FLAGS", values)
-        for name in ("bool", "integer", "float", "string", "list", "enum"):
+        for name in ("bool", "integer", "float", "string", "list", "enum", "multi_string"):
             patch.setattr(config.flags, f"DEFINE_{name}", bound(getattr(flags, f"DEFINE_{name}"), values))
         config.define_flags(options)
     values(["command", *arguments])
@@ -178,7 +179,7 @@ def flagfile_lines(manifest):
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
-@pytest.mark.parametrize("path", [p for p in MANIFESTS if p.name != "tensorboard.yaml"], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", JOBS, ids=lambda p: p.name)
 def test_flags_are_those_of_the_command(path):
     job = container(find(path, "Job"))
     command, lines = job["name"], flagfile(path)
@@ -196,7 +197,7 @@ def test_flags_are_those_of_the_command(path):
     assert any(written.startswith(f"{mount}/") for mount in mounts)
 
 
-@pytest.mark.parametrize("path", [p for p in MANIFESTS if p.name != "tensorboard.yaml"], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", JOBS, ids=lambda p: p.name)
 def test_exit_codes_are_ours(path):
     rules = find(path, "Job")["spec"]["podFailurePolicy"]["rules"]
     actions = {code: r["action"] for r in rules for code in r.get("onExitCodes", {}).get("values", [])}
@@ -204,7 +205,7 @@ def test_exit_codes_are_ours(path):
     assert actions[EXIT_BAD_INPUT] in ("FailJob", "FailIndex")
 
 
-@pytest.mark.parametrize("path", [p for p in MANIFESTS if p.name != "tensorboard.yaml"], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", JOBS, ids=lambda p: p.name)
 def test_batches_are_cut_into_equal_parts(path):
     """`train` refuses a batch that its devices, pods that train together times GPUs, cannot share."""
     assert {n: getattr(Train, n) for n in manifests.BATCHES} == manifests.BATCHES  # said in two places
@@ -267,3 +268,71 @@ def test_files_that_comments_name_exist():
     named = {name for path in MANIFESTS for name in re.findall(r"k8s/[\w./-]+", path.read_text("utf-8"))}
     assert "k8s/train-nih.yaml" in named
     assert [name for name in named if not (ROOT / name.rstrip(".")).exists()] == []
+
+
+def block(text, after):
+    """The lines of the first block of commands behind a heading."""
+    return text.partition(after)[2].split("```")[1].strip().splitlines()
+
+
+def images(found):
+    return {container(r)["image"] for r in found if r["kind"] in ("Job", "Deployment", "Pod")}
+
+
+@pytest.mark.parametrize(
+    "readme, heading", [("README.md", "## On a cluster"), ("k8s/README.md", "**On GPUs**")]
+)
+def test_what_the_readme_starts_is_what_it_builds_and_pushes(readme, heading):
+    lines = block((ROOT / readme).read_text("utf-8"), heading)
+    image = lines[0].split()[0].removeprefix("IMAGE=")
+    assert lines[1].split("#")[0].strip() == "make image EXTRAS=gpu IMAGE=$IMAGE && docker push $IMAGE"
+    assert lines[2].startswith("pip install -e '.[k8s]'")
+    steps = [
+        re.search(r"launch submit --manifest=(\S+)|job/(\S+)|apply -k (k8s)", line) for line in lines[3:]
+    ]
+    order = [next(filter(None, step.groups())) for step in steps if step]
+    assert order[:2] == ["prepare-nih", "prepare-nih"]  # and waited for
+    assert order[2] in ("train-nih", "k8s")
+    for line in lines[3:]:
+        assert "launch submit" not in line or "--image=$IMAGE" in line
+        if "k8s/" in line.split("#  ")[0]:  # a manifest of itself names an image that no node can pull
+            assert line.startswith('sed "s#image: tf_detectorgan:.*#image: $IMAGE#" k8s/')
+    if shutil.which("kubectl"):
+        assert images(built(ROOT / "k8s").values()) == {image}
+
+
+def test_the_first_try_starts_what_it_loads():
+    lines = block((ROOT / "k8s/README.md").read_text("utf-8"), "**First try**")
+    (applied,) = [re.findall(r"-f (\S+)", line) for line in lines if "apply" in line]
+    assert {image for file in applied for image in images(resources(ROOT / file))} == {"tf_detectorgan:cpu"}
+    assert any("kind load docker-image tf_detectorgan:cpu" in line for line in lines)
+
+
+def test_what_the_readme_says_of_claims_is_in_the_manifests():
+    """Other claims by sed: what is replaced is there, and the result is that of the manifest it is for."""
+    text = (ROOT / "k8s/README.md").read_text("utf-8")
+    for command in re.findall(r"^sed (?:'[^']+') k8s/\S+ > \S+", text, re.MULTILINE):
+        done = subprocess.run(
+            ["bash", "-c", command.split(">")[0]], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        changed = [r for r in yaml.safe_load_all(done.stdout) if r]
+        for resource in changed:
+            check(resource)
+        claims = {r["metadata"]["name"]: r for r in changed if r["kind"] == "PersistentVolumeClaim"}
+        shared = resources(ROOT / "k8s/train-nih-multiworker.yaml")
+        assert [c for c in claims.values() if c not in shared] == []
+        mounted = [
+            v["persistentVolumeClaim"]["claimName"]
+            for r in changed
+            if r["kind"] not in ("ConfigMap", "PersistentVolumeClaim", "Service")
+            for v in pod_spec(r)["volumes"]
+            if "persistentVolumeClaim" in v
+        ]
+        assert mounted
+        assert all(name in {r["metadata"]["name"] for r in shared} for name in mounted)
+    assert text.count("detectorgan-shared-") >= 3
+
+
+def test_tensorboard_lets_a_gpu_node_go():
+    pod = find(ROOT / "k8s/tensorboard.yaml", "Deployment")["spec"]["template"]
+    assert pod["metadata"]["annotations"] == {"cluster-autoscaler.kubernetes.io/safe-to-evict": "true"}
