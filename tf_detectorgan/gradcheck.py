@@ -39,17 +39,17 @@ def main(settings: Train) -> None:
     run = run_directory.begin(settings, Workers())
     batch = first_batch(run)
     DET, optimizer = full_precision(run, "float64")
-    for found in (obstacles := second_order.obstacles(DET, run.dataset.image_shape)):
-        print(f"no exact second derivative: {found.op} ({found.kind}); use {found.instead}")
     y, synthetic, y2, later = streams(batch, tf.float64)
-    for _ in range(WARM_UP):
-        update_rules.commit(optimizer, unroll.lookahead(DET, optimizer, y, synthetic, None).update)
     what = f"{settings.detector}, {settings.joint_detector_optimizer}, {len(y2.images)} images"
     try:
+        for found in (obstacles := second_order.obstacles(DET, run.dataset.image_shape)):
+            print(f"no exact second derivative: {found.op} ({found.kind}); use {found.instead}")
+        for _ in range(WARM_UP):
+            update_rules.commit(optimizer, unroll.lookahead(DET, optimizer, y, synthetic, None).update)
         checks = exactness.check_modes(
             DET, optimizer, y, synthetic, y2, later, directions=DIRECTIONS, seed=settings.seed
         )
-    except LookupError as error:
+    except (LookupError, RuntimeError) as error:  # an op without a derivative; a gradient that is None
         print(f"{what}: Eqn 3 cannot be computed: {error}")
         sys.exit(1)
     print(f"{'mode':<18}{'relative error':>16}{'cosine to exact':>18}")
@@ -60,6 +60,11 @@ def main(settings: Train) -> None:
         f"{what}: the derivative is {'exact' if exact else 'NOT exact'} to {TOLERANCE:.0e} along "
         f"{DIRECTIONS} directions; {len(obstacles)} ops without an exact second derivative"
     )
+    if not exact and not obstacles:
+        print(
+            "no op of the network stops the derivative; not looked at were the loss and custom gradients "
+            "(tf.custom_gradient): look there"
+        )
     near = settings.precision == "float32" or is_near(run, batch)
     if not exact or not near:
         sys.exit(1)

@@ -48,7 +48,40 @@ def half_lost(x):
     return tf.identity(x), lambda d: tf.concat([d[:, :4], tf.zeros_like(d[:, 4:])], 1)
 
 
+@tf.function
+def nested(x):
+    return x - tf.stop_gradient(tf.reduce_mean(x, [1, 2], keepdims=True))
+
+
+@tf.function
+def branching(x):
+    """Stopped in the second of two branches, in a loop, in a function."""
+
+    def body(i, x):
+        return i + 1, tf.cond(tf.reduce_sum(x) > 0, lambda: tf.tanh(x), lambda: tf.stop_gradient(x) * x)
+
+    return tf.while_loop(lambda i, _: i < 2, body, [0, x], maximum_iterations=2)[1]
+
+
+@tf.function
+def branching_well(x):
+    return tf.cond(tf.reduce_sum(x) > 0, lambda: x, lambda: 2 * x)
+
+
+def cropped(x):
+    whole, which = tf.tile([[0.0, 0, 1, 1]], [tf.shape(x)[0], 1]), tf.range(tf.shape(x)[0])
+    return tf.cast(tf.image.crop_and_resize(tf.cast(x, tf.float32), whole, which, [8, 8]), x.dtype)
+
+
 LAYERS = {
+    "nested": lambda: Planted(nested),
+    "branching": lambda: Planted(branching),
+    "crop": lambda: Planted(cropped),
+    "batch_norm": lambda: keras.layers.BatchNormalization(name="planted_norm"),
+    "layer_norm": lambda: keras.layers.LayerNormalization(name="planted_norm"),
+    "spectral": lambda: keras.layers.SpectralNormalization(keras.layers.Conv2D(4, 3), name="planted_norm"),
+    "branching_well": lambda: Planted(branching_well),
+    "stopped": lambda: Planted(tf.stop_gradient),
     "zero": lambda: Planted(lambda x: 0 * x + tf.stop_gradient(x)),
     "half_stopped": lambda: Planted(half_stopped),
     "half_lost": lambda: Planted(half_lost),
@@ -110,7 +143,14 @@ def test_flat_images_are_moved_off_the_kinks_of_a_max_pooling(float64, tiny, exa
     "layer,kind,instead",
     [
         ("exact", None, None),
+        ("branching_well", None, None),
         ("keras", "StopGradient", "ExactGroupNormalization"),
+        ("batch_norm", "StopGradient", "ExactGroupNormalization"),
+        ("layer_norm", "StopGradient", "ExactGroupNormalization"),
+        ("spectral", "StopGradient", "no norm"),
+        ("nested", "StopGradient", ""),
+        ("branching", "StopGradient", ""),
+        ("crop", "CropAndResizeGradImage", "slicing"),
         ("resize", "ResizeNearestNeighborGrad", "UpSampling2D"),
     ],
 )
@@ -120,7 +160,7 @@ def test_obstacles_are_named(float64, tiny, layer, kind, instead):
         assert found == []
         return
     assert {one.kind for one in found} == {kind}
-    assert all(f"planted_{layer.replace('keras', 'norm')}" in one.op for one in found)
+    assert all("planted" in one.op for one in found)
     assert all(instead in one.instead for one in found)
 
 
@@ -139,7 +179,8 @@ def made_of(tiny, layer):
     [
         ("exact", "mixed_float16", None, "the derivative is exact to 1e-06"),
         ("keras", "float32", 1, "the derivative is NOT exact"),
-        ("half_lost", "float32", 1, "the derivative is NOT exact"),
+        ("half_lost", "float32", 1, "custom gradients (tf.custom_gradient): look there"),
+        ("stopped", "float32", 1, "Eqn 3 cannot be computed: L_real has no gradient for: "),
         ("resize", "float32", 1, "Eqn 3 cannot be computed"),
     ],
 )
@@ -161,7 +202,8 @@ def test_command(tiny, data_dir, tmp_path, monkeypatch, capsys, layer, precision
         keras.config.set_floatx("float32")
     said = capsys.readouterr().out
     assert line in said
-    assert ("planted" in said) == (layer in ("keras", "resize"))
+    assert ("planted" in said) == (layer not in ("exact", "half_lost"))
+    assert ("look there" in said) == (layer == "half_lost")
     if precision != "float32":
         assert "mixed_float16 against float32 at a loss scale of " in said
         assert "cosine 0.99" in said or "cosine 1.0" in said

@@ -1,10 +1,12 @@
 """Kinks by name, and what they do to a finite difference."""
 
+import re
 import types
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tf_detectorgan import train
 from tf_detectorgan.errors import InputError
@@ -34,6 +36,36 @@ def test_kinks_are_named(tiny):
     ):
         run.settings = settings
         train.refuse_kinks(run)
+
+
+@pytest.mark.parametrize(
+    "function,found",
+    [
+        (tf.abs, "Abs"),
+        (lambda x: x * tf.reduce_max(x, [1, 2], keepdims=True), "Max"),
+        (lambda x: tf.maximum(x, 0), "Maximum"),
+        (lambda x: tf.minimum(x, 0), "Minimum"),
+        (tf.nn.selu, "Selu"),
+        (lambda x: tf.nn.max_pool_with_argmax(x, 2, 2, "SAME")[0], "MaxPoolWithArgmax"),
+        (lambda x: tf.nn.max_pool3d(x[..., None], 2, 2, "SAME")[..., 0], "MaxPool3D"),
+        (
+            lambda x: tf.raw_ops.MaxPoolV2(input=x, ksize=[1, 2, 2, 1], strides=[1, 2, 2, 1], padding="SAME"),
+            "MaxPoolV2",
+        ),
+        (lambda x: tf.raw_ops.ClipByValue(t=x, clip_value_min=0.0, clip_value_max=1.0), "ClipByValue"),
+        (
+            tf.function(lambda x: tf.cond(tf.size(x) > 0, lambda: tf.nn.relu(x), lambda: x)),
+            "PartitionedCall/cond/.*Relu",
+        ),
+        (lambda x: x[:, : tf.maximum(1, tf.shape(x)[1])], None),
+        (tf.nn.silu, None),
+    ],
+)
+def test_kinks_of_every_kind(tiny, function, found):
+    """In nested functions and branches too; not of integers, as those of shapes."""
+    layer = keras.layers.Lambda(function, name="planted")
+    names = second_order.kinks(tiny.ToyDetector(layer), (32, 32, 1))
+    assert [bool(re.search(f"planted.*/{found}", name)) for name in names] == [True] * (found is not None)
 
 
 def test_cosine_is_near_1_without_kinks(tiny):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -10,12 +11,19 @@ from tensorflow.python.framework.ops import get_gradient_function  # nothing pub
 from tf_detectorgan.models.detectors.detector import Detector
 
 # Their derivative jumps, so a gradient is not continuous in the weights. `exact` does not mind.
-KINKED = ("LeakyRelu", "MaxPool", "Relu", "Relu6")
+# SelectV2 (`tf.where`) is not among them: as often as not it only guards a root or masks padding.
+KINKED = (
+    "Abs", "ClipByValue", "LeakyRelu", "Max", "MaxPool", "MaxPool3D", "MaxPoolV2", "MaxPoolWithArgmax",
+    "Maximum", "Minimum", "Relu", "Relu6", "Selu",
+)  # fmt: skip
+# Attributes of ops that run graphs of their own: a nested tf.function, tf.cond, tf.switch_case and
+# tf.while_loop, whose `cond` is left out: its answer is a bool, which no derivative passes.
+INNER = ("f", "then_branch", "else_branch", "branches", "body")
 
 # What to use instead; an op is looked up by the beginning of its type.
 INSTEAD = {
     # Keras's norms stop the derivative at the mean.
-    "StopGradient": "models.layers.ExactGroupNormalization, or a BatchNormalization with trainable=False",
+    "StopGradient": "models.layers.ExactGroupNormalization, BatchNormalization(trainable=False), or no norm",
     "ResizeNearest": "UpSampling2D, or a bilinear resize",
     "CropAndResize": "a crop by slicing, or gathered corners weighted by hand",
 }
@@ -24,7 +32,7 @@ INSTEAD = {
 class Obstacle(NamedTuple):
     """An op on the way from images and weights to the gradient, whose derivative is not the true one."""
 
-    op: str  # layer/.../op
+    op: str  # layer/.../op, by way of the ops that run it
     kind: str
     instead: str
 
@@ -33,13 +41,21 @@ def kinks(DET: Detector, image_shape: tuple[int, int, int]) -> list[str]:
     """Names of the network's ops (layer/op) whose derivative jumps; images are (H, W, C)."""
     spec = tf.TensorSpec((1, *image_shape), DET.weights[0].dtype)
     graph = tf.function(lambda images: DET.call(DET.weights, images)).get_concrete_function(spec).graph
-    return [op.name for op in graph.get_operations() if op.type in KINKED]
+    return [
+        name
+        for name, op in _operations(graph)
+        if op.type in KINKED and any(tensor.dtype.is_floating for tensor in op.outputs)
+    ]
 
 
 def obstacles(DET: Detector, image_shape: tuple[int, int, int]) -> list[Obstacle]:
     """Ops of the network and of its gradient that stop a derivative or have none.
 
-    Ops inside of a `tf.custom_gradient` or a nested `tf.function` are not seen: central differences are.
+    The loss is not looked at, nor whether a `tf.custom_gradient` tells the truth: central differences are
+    for that.
+
+    Raises:
+      LookupError: an op has no first derivative.
     """
     W = [tf.TensorSpec(w.shape, w.dtype) for w in DET.weights]
 
@@ -51,18 +67,47 @@ def obstacles(DET: Detector, image_shape: tuple[int, int, int]) -> list[Obstacle
         return tape.gradient(square, W)
 
     graph = gradient.get_concrete_function(tf.TensorSpec((1, *image_shape), W[0].dtype), W).graph
-    below = _reached([tensor.op for tensor in graph.inputs], _next)
-    above = _reached([tensor.op for tensor in graph.outputs], _previous)
-    found = [op for op in graph.get_operations() if op in below and op in above and _is_obstacle(op)]
     return [
-        Obstacle(
-            op.name, op.type, next((v for k, v in INSTEAD.items() if op.type.startswith(k)), "another op")
-        )
-        for op in found
+        Obstacle(name, op.type, next((v for k, v in INSTEAD.items() if op.type.startswith(k)), "another op"))
+        for name, op in _between(graph, graph.inputs)
+        if _is_obstacle(op)
     ]
 
 
+def _operations(graph, outer: str = "") -> Iterator:
+    """(name, op) of a graph and of the graphs inside of it."""
+    for op in graph.get_operations():
+        yield outer + op.name, op
+        for inner in _inner(op):
+            yield from _operations(inner, f"{outer}{op.name}/")
+
+
+def _between(graph, inputs, outer: str = "") -> Iterator:
+    """Those that lie between `inputs`, tensors of the graph, and its outputs."""
+    below = _reached([tensor.op for tensor in inputs if tensor.dtype.is_floating], _next)
+    above = _reached([tensor.op for tensor in graph.outputs if tensor.dtype.is_floating], _previous)
+    for op in graph.get_operations():
+        if op not in below or op not in above:
+            continue
+        yield outer + op.name, op
+        for inner in _inner(op):
+            # From the end: the first input of a branching op chooses the branch, and is not handed to it.
+            pairs = zip(reversed(list(op.inputs)), reversed(inner.inputs), strict=False)
+            yield from _between(
+                inner, [own for given, own in pairs if given.op in below], f"{outer}{op.name}/"
+            )
+
+
+def _inner(op) -> list:
+    """Graphs that an op runs."""
+    given = [op.get_attr(name) for name in INNER if name in op.node_def.attr]
+    functions = [one for value in given for one in (value if isinstance(value, list) else [value])]
+    return [op.graph._get_function(function.name).graph for function in functions]
+
+
 def _is_obstacle(op) -> bool:
+    if _inner(op):
+        return False
     if op.type in ("StopGradient", "PreventGradient"):
         return True
     try:
