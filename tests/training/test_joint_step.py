@@ -10,7 +10,7 @@ from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import losses
 from tf_detectorgan.models.discriminators import crop
 from tf_detectorgan.models.generators import insert, paste, reinsert, remove
-from tf_detectorgan.training import build, joint_step
+from tf_detectorgan.training import build, joint_step, unroll
 from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.joint_step import Players
 from tf_detectorgan.training.settings import ARMS, Train
@@ -192,6 +192,32 @@ def test_step_is_the_gradient_of_the_written_objective(tiny, arena, recipe, dete
         assert relative_error(p.DET.weights, ahead[0]) < 1e-6
         assert relative_error([m.value for m in p.detector_optimizer.momentums], ahead[1]) < 1e-5
         assert int(p.detector_optimizer.iterations) == 1
+
+
+@pytest.mark.parametrize(
+    "unroll_by", [{"unroll": "k_steps", "recompute": True}, {"unroll": "finite_difference"}]
+)
+def test_every_mode_of_eqn_3_reaches_the_generators(tiny, arena, unroll_by):
+    """As a look ahead from the same weights: its loss, its derivative at x_syn, and DET's own step."""
+    o = tiny.objective(lambda_real=3.0, **unroll_by)
+    k_steps = o.unroll == "k_steps"
+    b = tiny.batch()._replace(y_later=(tiny.batch(1).y, tiny.batch(2).y) if k_steps else ())
+    p = dataclasses.replace(arena(), DET=tiny.ToyDetector())
+    p.detector_optimizer = tiny.sgd(p.DET.network.trainable_variables)
+    x_syn = insert(p.gan.G_X, b.x, b.insertion, p.gan.objective.composition)
+    synthetic = b.y._replace(
+        images=x_syn, boxes=b.insertion.boxes[:, None], labels=b.insertion.labels[:, None]
+    )
+    step_of = p.DET, p.detector_optimizer, b.y, synthetic, b.y2
+    look = unroll.lookahead(*step_of, later=b.y_later, mode=o.unroll)
+    assert look.L_real_ahead != (unroll.lookahead(*step_of).L_real_ahead if k_steps else look.L_real)
+    out = joint_step.joint_step(p, o, b, SEED)
+    np.testing.assert_allclose(out["L_real_ahead"], look.L_real_ahead, rtol=1e-6)
+    squares = 9 * tf.reduce_sum(look.d_L_real_ahead**2)
+    assert squares > 0
+    found = out["squared_norm/real_inside"] + out["squared_norm/real_outside"]
+    np.testing.assert_allclose(found, squares, rtol=1e-4)
+    assert relative_error(p.DET.weights, look.update.W) < 1e-6
 
 
 @pytest.mark.parametrize(

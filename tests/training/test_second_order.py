@@ -1,5 +1,6 @@
 """Kinks by name, and what they do to a finite difference."""
 
+import json
 import re
 import types
 
@@ -9,10 +10,12 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan import train
+from tf_detectorgan.batch import Labelled
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.models.detectors import retinanet
-from tf_detectorgan.training import exactness, second_order
+from tf_detectorgan.training import build, exactness, phases, second_order
 from tf_detectorgan.training.settings import Train
+from tf_detectorgan.training.workers import Workers
 
 
 def test_kinks_are_named(tiny):
@@ -77,3 +80,42 @@ def test_cosine_is_near_1_without_kinks(tiny):
     frozen = keras.optimizers.SGD(0.0)
     frozen.build(DET.network.trainable_variables)
     assert exactness.cosine(DET, frozen, y, synthetic, y2) == 0
+
+
+def test_the_cosine_of_a_joint_phase_is_printed_and_kept(tiny, tmp_path, monkeypatch, capsys):
+    """On the phase's first batch, before a step is taken; only where Eqn 3 goes by a finite difference."""
+    batch, players = tiny.batch(), tiny.players()
+    DET = tiny.ToyDetector()
+    settings = Train(unroll="finite_difference", run_dir=str(tmp_path))
+    run = types.SimpleNamespace(
+        settings=settings,
+        path=tmp_path,
+        strategy=tf.distribute.get_strategy(),
+        workers=Workers(),
+        detector=DET,
+        arm_path=lambda name: tmp_path / name,
+        players=lambda kind: players,
+        skips=lambda *_: False,
+        load=lambda *_: None,
+    )
+    monkeypatch.setattr(phases, "pretrained", lambda *_: tmp_path)
+    monkeypatch.setattr(phases, "joint_function", lambda *_: None)
+    monkeypatch.setattr(phases, "_joint_batches", lambda *_: [batch])
+    kept, seen = tmp_path / "detectorgan" / "joint" / "finite_difference.json", []
+    monkeypatch.setattr(phases, "_train_generators", lambda *_: seen.append(kept.exists()))
+    phases.joint(run, "detectorgan")
+
+    x_syn = players.gan.insert(batch.x, batch.insertion)
+    inserted = Labelled(x_syn, batch.insertion.boxes[:, None], batch.insertion.labels[:, None])
+    optimizer = build.joint_detector_optimizer(settings, DET, run.strategy)
+    expected = exactness.cosine(DET, optimizer, batch.y, inserted, batch.y2)
+    assert 0.9 < expected <= 1.0001
+    assert json.loads(kept.read_text("utf-8")) == {"cosine_to_exact": pytest.approx(expected)}
+    said = f"detectorgan/joint: finite_difference's gradient has cosine {expected:.3f} to the exact one"
+    assert said in capsys.readouterr().out
+
+    kept.unlink()
+    run.settings = Train(run_dir=str(tmp_path))
+    phases.joint(run, "detectorgan")
+    assert seen == [True, False]
+    assert "cosine" not in capsys.readouterr().out
