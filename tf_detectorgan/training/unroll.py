@@ -63,8 +63,7 @@ def lookahead(
 
     Args:
       DET: the detector at its live weights W.
-      optimizer: the live optimizer, whose state, schedule, clipping and decay the virtual steps use; built on
-        DET's trainable variables in their order.
+      optimizer: the live one, built on DET's weights in their order; all of its state and options are used.
       y: real labelled images.
       synthetic: G_X(x) with its boxes.
       y2: real labelled images for L~_real; None leaves Eqn 3 out (both its fields are then None).
