@@ -97,7 +97,9 @@ def test_nearly_equal_pictures_of_two_splits_are_named(tmp_path):
     prepare(Prepare(images=str(tmp_path), out=str(tmp_path / "set"), **options))
     words = text(data_card.write(records.open_dataset(tmp_path / "set")).read_text("utf-8"))
     assert "No picture is stored twice." in words
-    said = "In two of training, validation and test, equal or nearly: 1 pair: a.png (train_labelled) and c.png"
+    said = (
+        "In two of training, validation and test, equal or nearly: 1 pair: a.png (train_labelled) and c.png"
+    )
     assert said in words
 
 
