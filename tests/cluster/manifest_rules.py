@@ -4,6 +4,7 @@ import re
 from decimal import Decimal
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+PORT = re.compile(r"(?=.{1,15}$)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 UNITS = {None: 1, "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -96,6 +97,8 @@ def _pod(spec):
     if context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
         yield "seccomp is not RuntimeDefault"
     volumes = {}
+    containers = spec["containers"] + spec.get("initContainers", [])
+    yield from _names(containers, spec.get("volumes", []))
     for volume in spec.get("volumes", []):
         kinds = volume.keys() - {"name"}
         if len(kinds) != 1 or not kinds <= VOLUMES:
@@ -104,11 +107,19 @@ def _pod(spec):
             yield f"two volumes {volume['name']!r}"
         volumes[volume["name"]] = volume
     mounted = set()
-    for container in spec["containers"] + spec.get("initContainers", []):
+    for container in containers:
         mounted |= {mount["name"] for mount in container.get("volumeMounts", [])}
         yield from _container(container, volumes)
     if unused := volumes.keys() - mounted:
         yield f"volumes that nobody mounts: {sorted(unused)}"
+
+
+def _names(containers, volumes):
+    for named in containers + volumes:
+        if not NAME.fullmatch(named["name"]):
+            yield f"container or volume named {named['name']!r}"
+    if len({container["name"] for container in containers}) != len(containers):
+        yield "two containers of one name"
 
 
 def _container(container, volumes):
@@ -119,6 +130,9 @@ def _container(container, volumes):
         yield "may write to the root file system"
     if context.get("capabilities") != {"drop": ["ALL"]}:
         yield "keeps capabilities"
+    ports = [port["name"] for port in container.get("ports", [])]
+    if len(ports) != len(set(ports)) or not all(PORT.fullmatch(name) for name in ports):
+        yield f"port names {ports}"
     paths = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
     if len(paths) != len(set(paths)) or "/tmp" not in paths:
         yield f"mount paths {paths}"

@@ -100,6 +100,13 @@ FAULTS = {
     "restartPolicy Never": lambda job: pod_spec(job).update(restartPolicy="OnFailure"),
     "FailIndex": lambda job: job["spec"]["podFailurePolicy"]["rules"][2].update(action="FailIndex"),
     "name": lambda job: job["metadata"].update(name="Train_NIH"),
+    "container or volume named 'Train'": lambda job: container(job).update(name="Train"),
+    "container or volume named 'my_tmp'": lambda job: pod_spec(job)["volumes"][3].update(name="my_tmp"),
+    "two containers": lambda job: pod_spec(job)["containers"].append(container(job)),
+    "port names ['tensorboard-http']": lambda job: container(job).update(
+        ports=[{"name": "tensorboard-http"}]
+    ),
+    "port names ['80']": lambda job: container(job).update(ports=[{"name": "80"}]),
     "labels": lambda job: job["metadata"].pop("labels"),
     "capabilities": lambda job: container(job)["securityContext"].pop("capabilities"),
     "root file": lambda job: container(job)["securityContext"].update(readOnlyRootFilesystem=False),
