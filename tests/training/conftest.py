@@ -197,6 +197,14 @@ class ToyDetector:
         return tf.reduce_sum((out - wanted / SIDE) ** 2) / tf.cast(normalizer, out.dtype)
 
 
+@pytest.fixture
+def eagerly():
+    """Tracing graphs would be most of the time."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(scope="session")
 def tiny():
     return types.SimpleNamespace(

@@ -26,14 +26,6 @@ def float64():
 
 
 @pytest.fixture
-def eagerly():
-    """Tracing graphs would be most of the time."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
-@pytest.fixture
 def my_detectors(tmp_path, monkeypatch):
     """The example of docs/detectors.md, importable."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/detectors.md").read_text("utf-8"), re.DOTALL)

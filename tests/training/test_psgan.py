@@ -121,8 +121,8 @@ def test_parts_are_all_that_a_checkpoint_needs(tiny):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("handlers")
-def test_the_whole_arm(tmp_path, tiny_phantom):
-    """All phases of two steps each: DET learns beside G, and the final detector is scored."""
+def test_the_whole_arm(tmp_path, tiny_phantom, eagerly):
+    """All phases of a step each: DET learns beside G, and the final detector is scored."""
     run = tmp_path / "run"
     train.main(
         Train(
@@ -133,11 +133,11 @@ def test_the_whole_arm(tmp_path, tiny_phantom):
             generator_filters=2,
             discriminator_filters=2,
             gan_batch=2,
-            gan_steps=2,
-            joint_steps=2,
-            pretrain_detector_steps=2,
+            gan_steps=1,
+            joint_steps=1,
+            pretrain_detector_steps=1,
             detector_batch=2,
-            final_steps=2,
+            final_steps=1,
             synthetic_count=3,
             audit_folds=0,
         )
