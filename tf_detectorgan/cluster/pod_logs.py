@@ -48,10 +48,8 @@ def follow(cluster: Cluster, job: str, write: Callable[[str], Any], poll: float)
             return
         time.sleep(poll)
         try:
-            found = cluster.find_job(job)
-            over = found is None or bool(
-                ended(found) or found.spec.suspend
-            )  # asked first: no pod comes after
+            found = cluster.find_job(job)  # asked first: when it is over, no pod comes after
+            over = not found or bool(ended(found) or found.spec.suspend)
             pods = [pod.metadata.name for pod in cluster.pods(job)]
         except Later:
             over = False

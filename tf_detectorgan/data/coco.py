@@ -16,8 +16,17 @@ from tf_detectorgan.data.image_files import Problems, Source
 from tf_detectorgan.errors import InputError
 
 _WHITES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits, all kept in files of 16
-_NO = ("", "0", "false", "no", "none")  # what tables write in a column that says yes or no
-_YES = ("1", "true", "yes")
+# What tables write, and JSON's values are as text, in a column that says yes or no.
+_SAID = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "": None,
+    "none": None,
+}
 _SPLIT_NAMES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
@@ -131,7 +140,7 @@ def _images(
     owners: dict[str, int] = {}  # path -> id
     excluded = 0
     for index, row in enumerate(rows):
-        if str(row.get(keys.exclude, "")).strip().lower() not in _NO:
+        if _SAID.get(_word(row.get(keys.exclude)), True):  # a reason is a yes
             excluded += 1
         elif (fault := _image_fault(index, row, sources, keys, grouped)) is not None:
             problems.add(*fault)
@@ -149,8 +158,8 @@ def _images(
                 path=path,
                 group=str(row[keys.group]) if grouped else name,
                 split=_SPLIT_NAMES[row[keys.split]] if keys.split else None,
-                training_only=bool(only_key) and str(row.get(only_key)).lower() == only_value.lower(),
-                clean=_truth(row.get("clean")),
+                training_only=bool(only_key) and _word(row.get(only_key)) == _word(only_value),
+                clean=_SAID.get(_word(row.get("clean"))),
                 height=row.get("height", 0),
                 width=row.get("width", 0),
             )
@@ -187,10 +196,8 @@ def _image_fault(
     return None
 
 
-def _truth(value: Any) -> bool | None:
-    """A statement of yes or no, as JSON or as a table writes it; None where there is none."""
-    word = str(value).strip().lower()
-    return True if word in _YES else False if word in _NO and value not in (None, "") else None
+def _word(value: Any) -> str:
+    return str(value).strip().lower()
 
 
 def _is_text(name: str) -> bool:

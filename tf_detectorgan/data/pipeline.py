@@ -107,8 +107,7 @@ def joint_batches(
       placement: where objects go into x, and whether as noise; if so, y has noise in y_boxes as well.
       unroll_real: "fresh" draws y2 by another seed, "same" makes it y.
       unroll_steps: virtual steps of Eqn 3; each after the first has a draw of its own in y_later.
-      augment: what is done to the streams x, y, u, y2, y_later; those not named are only flipped. The
-        reference of x is chosen after x is augmented.
+      augment: of the streams x, y, u, y2, y_later, before a reference of x is chosen; the default is a flip.
       host: whose rows of the batches are wanted.
 
     Raises:
@@ -209,16 +208,7 @@ def labelled_batches(
         sources["clean"] = _open(dataset, "train_clean")
     if synthetic is not None and "synthetic" in counts:
         sources["synthetic"] = streams.open_source(synthetic, "the synthetic set")
-    # Image j of a kind wants the place (j + 1/2) / count of the batch.
-    order = np.argsort(
-        np.concatenate([(np.arange(count) + 0.5) / count for count in counts.values()]), kind="stable"
-    )
-    mine = order[
-        host.rows(batch_size)
-    ]  # which of all images, kind by kind, are the host's, in its rows' order
-    own = np.isin(np.arange(batch_size), mine)
-    wanted = dict(zip(counts, np.split(own, np.cumsum([*counts.values()])[:-1]), strict=True))
-    order = np.searchsorted(np.sort(mine), mine)
+    wanted, order = _mixed(counts, host.rows(batch_size))
 
     def assemble(drawn: dict[str, _Drawn]) -> Labelled:
         columns = zip(*(drawn[kind].augmented(augment).labelled for kind in drawn), strict=True)
@@ -227,9 +217,21 @@ def labelled_batches(
     drawn = {
         kind: _drawn(dataset, sources[kind], seed, kind, places, start_step * len(places))
         for kind, places in wanted.items()
-        if places.any()
     }
     return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
+
+
+def _mixed(counts: Mapping[str, int], rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Which images of each kind stand in the batch's `rows` (bool [batch size]), and in which order.
+
+    Kinds are spread evenly: image j of a kind wants the place (j + 1/2) / count of the batch. Returns for
+    each kind that has any a bool [count], and the order of these images, kind after kind, in the rows.
+    """
+    places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts.values()])
+    mine = np.argsort(places, kind="stable")[rows]
+    own = np.split(np.isin(np.arange(len(rows)), mine), np.cumsum([*counts.values()])[:-1])
+    wanted = {kind: chosen for kind, chosen in zip(counts, own, strict=True) if chosen.any()}
+    return wanted, np.searchsorted(np.sort(mine), mine)
 
 
 def presence_batches(

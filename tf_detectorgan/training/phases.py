@@ -21,7 +21,6 @@ from tf_detectorgan import checkpoints, disk
 from tf_detectorgan import evaluation as ev
 from tf_detectorgan.batch import Labelled, Synthesis
 from tf_detectorgan.data import pipeline, records, split_guard
-from tf_detectorgan.data.pipeline import Host
 from tf_detectorgan.evaluation import auditors
 from tf_detectorgan.evaluation.auditors import Auditors
 from tf_detectorgan.evaluation.detect import detect_split, quick_ap
@@ -259,8 +258,7 @@ def _train_generators(
     s, writer = run.settings, run.writer(arm, directory.name)
 
     def batches(start: int) -> Iterator:
-        host = run.workers.host
-        return run.distributed(_joint_batches(run, kind, first + start, first + steps, unroll_steps, host))
+        return run.distributed(_joint_batches(run, kind, first + start, first + steps, unroll_steps))
 
     def step(batch, number: int):
         return function(batch, tf.constant([s.seed, first + number], tf.int32))
@@ -276,14 +274,7 @@ def _train_generators(
     _assert_one_trace(function)
 
 
-def _joint_batches(
-    run: Run,
-    kind: str,
-    start: int,
-    end: int,
-    unroll_steps: int = 1,
-    host: Host = Host(),  # noqa: B008
-) -> tf.data.Dataset:
+def _joint_batches(run: Run, kind: str, start: int, end: int, unroll_steps: int = 1) -> tf.data.Dataset:
     """The batches of steps `start` to `end` - 1, counted from the first of the pretraining."""
     s = run.settings
     return pipeline.joint_batches(
@@ -295,12 +286,12 @@ def _joint_batches(
         placement=build.placement(s, next(a for a in ARMS.values() if a.gan == kind)),
         unroll_real=s.unroll_real,
         unroll_steps=unroll_steps,
-        host=host,
+        host=run.workers.host,
     )
 
 
 def _cosine(run: Run, players: Players, kind: str) -> float:
-    """`exactness.cosine` on the joint phase's first batch."""
+    """`exactness.cosine` on this host's rows of the joint phase's first batch."""
     first = run.settings.gan_steps
     batch = next(iter(_joint_batches(run, kind, first, first + 1)))
     x_syn = players.gan.insert(batch.x, batch.insertion)

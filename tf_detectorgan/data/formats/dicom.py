@@ -33,8 +33,7 @@ def read(annotations: Path, images: Path) -> Document:
     """
     medical_images.library("pydicom")
     found = files(images)
-    uids, patients = dict[str, str](), dict[str, str]()
-    pictures = list[Path]()
+    uids, patients = dict[Path, str](), dict[str, str]()
     for path in progress.bar(found, desc="reading headers", unit="image"):
         relative = path.relative_to(images).as_posix()
         try:
@@ -44,10 +43,13 @@ def read(annotations: Path, images: Path) -> Document:
             raise InputError(f"{path}: its DICOM header cannot be read ({error}); remove the file") from error
         if "DirectoryRecordSequence" in header:
             continue
-        pictures.append(path)
-        if uid and uids.setdefault(uid, relative) != relative:
-            raise InputError(f"{path}: SOPInstanceUID {uid} is also that of {uids[uid]}; remove one of them")
+        uids[path] = uid
         if patient or "Rows" not in header:  # damaged, which is not the patient's fault
             patients[relative] = patient or relative
+    names = table.names_of(list(uids), images)
+    for path, uid in uids.items():
+        relative = path.relative_to(images).as_posix()
+        if uid and names.setdefault(uid, relative) != relative:
+            raise InputError(f"{path}: SOPInstanceUID {uid} is also that of {names[uid]}; remove one of them")
     keys = {name: {"split_group": patient} for name, patient in patients.items()}
-    return table.assemble(annotations, table.names_of(pictures, images) | uids, keys)
+    return table.assemble(annotations, names, keys)

@@ -3,7 +3,7 @@
 Columns, whatever their order and case: the image's name; four coordinates, either corners or x, y, width,
 height, in pixels of the file; perhaps a class. A line with four empty coordinates says that its image shows
 no object. All other columns in which an image's lines agree become keys of the image, for --group_key and
-the like; `true` and `false` are understood. Beside corners, `width` and `height` are the image's own.
+the like. Beside corners, `width` and `height` are the image's own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ _NAMES = (
 _CLASSES = ("class", "class_name", "label", "category", "category_name", "finding label", "name")
 _CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2"))
 _SIZES = (("x", "y", "width", "height"), ("x", "y", "w", "h"))
-_TRUTH = {"true": True, "false": False}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".mha", ".dcm", ".dicom")
 
 
@@ -63,10 +62,8 @@ def assemble(annotations: Path, names: Mapping[str, str], keys: Mapping[str, Map
         rows.setdefault(names.get(name, name), []).append((number, row))
     for file_name, own in rows.items():
         others = [c for c in header if c not in (columns.name, columns.category, *columns.box)]
-        agreed: dict[str, str | bool | int] = {
-            c: _TRUTH.get(value.lower(), value)
-            for c in others
-            if len({row[c] for _, row in own}) == 1 and (value := own[0][1][c])
+        agreed: dict[str, str | int] = {
+            c: value for c in others if len({row[c] for _, row in own}) == 1 and (value := own[0][1][c])
         }
         agreed |= {c: int(size) for c in ("width", "height") if (size := str(agreed.get(c))).isdecimal()}
         image = document.add_image(file_name)
