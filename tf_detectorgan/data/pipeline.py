@@ -102,8 +102,7 @@ def joint_batches(
       dataset: with train_clean, train_labelled and, if there is one, train_unboxed; without it, u is y.
       batch_size: N, of each stream.
       seed: of everything drawn here.
-      start_step: the first step wanted.
-      steps: of the whole run.
+      start_step, steps: the first step wanted, and the number of the whole run's.
       placement: where objects go into x, and whether as noise; if so, y has noise in y_boxes as well.
       unroll_real: "fresh" draws y2 by another seed, "same" makes it y.
       unroll_steps: virtual steps of Eqn 3; each after the first has a draw of its own in y_later.
