@@ -130,6 +130,8 @@ def tensors(directory):
 def test_all_phases_leave_their_results(runs):
     run, out = runs.whole, runs.printed
     assert "training boxes overlap one of" in out
+    # 3 steps of 4 images, half of them synthetic, of 8 labelled ones
+    assert "each of 8 labelled images 1.5 times, 0.75 beside synthetic images" in out
     for arm in ARMS:
         assert f"\n{arm} " in out
         home = run / "arms" / arm

@@ -52,6 +52,7 @@ def first_words(run: Run) -> None:
     if run.settings.precision in ON_CPUS and not tf.config.list_logical_devices("GPU"):
         print(f"warning: --precision={run.settings.precision}: on CPUs {ON_CPUS[run.settings.precision]}")
     coverage_report(run)
+    looks_report(run)
     layer_report(run)
     refuse_kinks(run)
 
@@ -76,6 +77,20 @@ def coverage_report(run: Run) -> None:
             f"warning: below {WANTED_COVERAGE:.0%}. The others are learnt slowly or not at all: set "
             "--anchor_sizes, --anchor_ratios if the detector has anchors, or prepare larger images"
         )
+
+
+def looks_report(run: Run) -> None:
+    """Says how often the final detector sees each labelled image: more counts for more than synthetic images.
+
+    Source: decision 0124.
+    """
+    s, labelled = run.settings, run.dataset.count("train_labelled")
+    alone = s.final_steps * s.detector_batch / labelled
+    beside = alone * (1 - round(s.synthetic_fraction * s.detector_batch) / s.detector_batch)
+    print(
+        f"final_detector: --final_steps={s.final_steps} show it each of {labelled} labelled images "
+        f"{alone:.3g} times, {beside:.3g} beside synthetic images"
+    )
 
 
 def layer_report(run: Run) -> None:
