@@ -160,6 +160,7 @@ def _train(run_dir, data_dir):
                 data_dir=str(data_dir),
                 arm=("cut_paste",),
                 exemplar="image",
+                detector="tests.own_detector:tiny",
                 generator_filters=4,
                 generator_blocks=1,
                 discriminator_filters=4,

@@ -76,9 +76,9 @@ def test_a_fresh_process_finds_what_evaluate_found(exported, images, finished_ru
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fcos_small", "retinanet_kerashub"])
-def test_detectors_of_other_kinds_leave_in_both_forms(name, tmp_path):
-    """With first weights and two classes, loaded again in this process; the others are of the kind above."""
+@pytest.mark.parametrize("name", ["retinanet_small", "fcos_small", "retinanet_kerashub"])
+def test_registered_detectors_leave_in_both_forms(name, tmp_path):
+    """With first weights and two classes, loaded in this process; the others have the parts of these."""
     if name == "retinanet_kerashub":
         pytest.importorskip("keras_hub", reason="pip install -c constraints.txt '.[kerashub]'")
     model = ServedDetector(name, (64, 64, 3), 2, 8, {})
