@@ -85,10 +85,10 @@ def looks_report(run: Run) -> None:
     Source: decision 0124.
     """
     s, labelled = run.settings, run.dataset.count("train_labelled")
-    alone = s.final_steps * s.detector_batch / labelled
-    beside = alone * (1 - round(s.synthetic_fraction * s.detector_batch) / s.detector_batch)
+    synthetic = round(s.synthetic_fraction * s.detector_batch)
+    alone, beside = (s.final_steps * n / labelled for n in (s.detector_batch, s.detector_batch - synthetic))
     print(
-        f"final_detector: --final_steps={s.final_steps} show it each of {labelled} labelled images "
+        f"final_detector: {s.final_steps} steps show it each of {labelled} labelled images "
         f"{alone:.3g} times, {beside:.3g} beside synthetic images"
     )
 
