@@ -99,6 +99,10 @@ def test_a_detector_that_could_not_move_is_refused(parse):
         (["--strength=0.5"], "--strength=0.5: two shares"),
         (["--strength=0.5,0.2"], "the lower first"),
         (["--strength=0,1.5"], "within 0 and 1"),
+        (
+            ["--compose=full", "--synthetic_objects=3"],
+            "--synthetic_objects=3: with --compose=full .* one object only",
+        ),
         (["--strength=0,half"], "every item must be float"),
     ],
 )

@@ -14,7 +14,7 @@ from tf_detectorgan.data import records
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.errors import InputError, Interrupted
 from tf_detectorgan.evaluation.looks import Looks
-from tf_detectorgan.models.generators import Composition, paste
+from tf_detectorgan.models.generators import Composition, paste, reach
 from tf_detectorgan.training.loop import StopSignal
 
 SIDE, COUNT = 32, 7
@@ -76,7 +76,7 @@ def cut_and_paste(batch):
     return paste(x, insertion.exemplars, COMPOSITION.blend(insertion.boxes, insertion.content, SIDE, SIDE))
 
 
-def make(dataset, directory, insert=cut_and_paste, *, count=COUNT, batch_size=3, seed=0, **more):
+def make(dataset, directory, insert=cut_and_paste, *, count=COUNT, batch_size=3, seed=0, objects=1, **more):
     synthesis.synthesize(
         insert,
         dataset,
@@ -84,7 +84,7 @@ def make(dataset, directory, insert=cut_and_paste, *, count=COUNT, batch_size=3,
         count=count,
         batch_size=batch_size,
         seed=seed,
-        placement=Placement(top_k=3, exemplar_flip=True),
+        placement=Placement(top_k=3, exemplar_flip=True, max_shift=1.0, objects=objects),
         method="cut_paste",
         checkpoint="abc",
         reach=0.25,
@@ -153,12 +153,13 @@ def test_provenance_is_true(made):
     pasted = 0
     for record in found:
         said = json.loads(record.provenance.numpy())
-        known = {"method", "checkpoint", "seed", "number", "background_id", "matched_id", "strength", "box"}
-        assert set(said) == known
+        assert set(said) == {"method", "checkpoint", "seed", "number", "background_id", "objects"}
+        (inserted,) = said["objects"]
+        assert set(inserted) == {"matched_id", "strength", "box"}
         assert (said["method"], said["checkpoint"], said["seed"]) == ("cut_paste", "abc", 0)
         assert said["number"] + 1 == int(record.image_id)
-        np.testing.assert_allclose(said["box"], record.boxes[0], atol=1e-3)
-        background, matched = dataset.by_id(said["background_id"]), dataset.by_id(said["matched_id"])
+        np.testing.assert_allclose(inserted["box"], record.boxes[0], atol=1e-3)
+        background, matched = dataset.by_id(said["background_id"]), dataset.by_id(inserted["matched_id"])
         assert background["image_id"] < 100 <= matched["image_id"]
         groups = {g.decode() for g in record.groups.numpy()}
         assert groups == {*background["groups"], *matched["groups"]}
@@ -202,11 +203,15 @@ def test_audit_of_pastes(made):
     """Objects are there, they are copies of real ones, and elsewhere nothing changes."""
     dataset, directory, _ = made
     found = json.loads((directory / "audit.json").read_text())
-    assert found["images"] == COUNT == len(found["per_image"]["nearest"])
+    assert found["objects"] == COUNT == len(found["per_object"]["nearest"])
     assert found["real_objects"] == sum(len(e["boxes"]) for e in dataset.examples["train_labelled"])
     assert found["change_inside"] > 0.01
     assert found["change_outside_worst"] < 0.5 / 255
     assert found["ssim_outside"] > 0.99
+
+
+def objects_of(record):
+    return json.loads(record.provenance.numpy())["objects"]
 
 
 def contents(records_of_a_set):
@@ -221,6 +226,39 @@ def test_image_i_is_a_function_of_seed_and_i(tmp_path):
     assert contents(make(dataset, tmp_path / "c", batch_size=7, count=5)) == first[:5]
     other = contents(make(dataset, tmp_path / "d", seed=1))
     assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_several_objects_share_an_image_and_do_not_touch(tmp_path):
+    """Each looks as it does alone; the first is the one that an image of one object has."""
+    dataset = Tiles(8, 1)
+    several = make(dataset, tmp_path / "several", objects=3, count=12)
+    alone = make(dataset, tmp_path / "alone", count=12)
+    counts = [len(record.boxes) for record in several]
+    assert set(counts) == {1, 2, 3}  # some would touch: images are small here
+    for record, single in zip(several, alone, strict=True):
+        assert objects_of(record)[0] == objects_of(single)[0]
+        background = dataset.by_id(json.loads(record.provenance.numpy())["background_id"])
+        grown = boxes_lib.dilate(record.boxes, reach(record.boxes, COMPOSITION.feather))
+        meeting = boxes_lib.iou(grown, grown).numpy() - np.eye(len(grown))
+        assert meeting.max() == pytest.approx(0, abs=1e-6)
+        pixels, one = (records.to_stored(r.image.numpy(), 8) for r in (record, single))
+        near = boxes_lib.mask(grown, SIDE, SIDE).numpy() > 0
+        np.testing.assert_array_equal(pixels[near[0]], one[near[0]])
+        nowhere = ~near.any(0)
+        np.testing.assert_array_equal(pixels[nowhere], background["image"][nowhere])
+        for said, box, label in zip(objects_of(record), record.boxes, record.labels, strict=True):
+            np.testing.assert_allclose(said["box"], box, atol=1e-3)
+            assert label in dataset.by_id(said["matched_id"])["labels"]
+            x0, y0, x1, y1 = box.numpy().astype(int)
+            assert not np.array_equal(pixels[y0:y1, x0:x1], background["image"][y0:y1, x0:x1])
+        groups = {g.decode() for g in record.groups.numpy()}
+        parents = [background, *(dataset.by_id(said["matched_id"]) for said in objects_of(record))]
+        assert groups == {group for parent in parents for group in parent["groups"]}
+    coco = COCO(str(tmp_path / "several" / "annotations.json"))
+    assert [len(coco.getAnnIds([int(record.image_id)])) for record in several] == counts
+    found = json.loads((tmp_path / "several" / "audit.json").read_text())
+    assert found["made"] == found["objects"] == sum(counts)
+    assert found["change_outside_worst"] < 0.5 / 255  # each is measured alone
 
 
 class Judges:
@@ -261,20 +299,35 @@ def test_images_that_fail_the_audit_are_left_out_and_counted(tmp_path):
     dataset = Tiles(8, 1)
     every = make(dataset, tmp_path / "every", judges=Judges())
     good = make(dataset, tmp_path / "good", judges=Judges(), min_audit=0.5, describe=as_all_others)
-    scores = [json.loads(record.provenance.numpy())["audit"] for record in every]
+    scores = [one["audit"] for record in every for one in objects_of(record)]
     assert sorted(set(scores)) == [0.25, 0.75]
     wanted = [r for r, score in zip(contents(every), scores, strict=True) if score == 0.75]
     assert contents(good) == wanted
     found = json.loads((tmp_path / "good" / "audit.json").read_text())
-    assert (found["made"], found["images"], found["min_audit"]) == (COUNT, len(wanted), 0.5)
+    assert (found["made"], found["objects"], found["min_audit"]) == (COUNT, len(wanted), 0.5)
     assert (found["found"], found["found_real"]) == (1.0, 0.5)
-    assert found["per_image"]["rank"] == [0.75] * len(wanted)
+    assert found["per_object"]["rank"] == [0.75] * len(wanted)
     alike = {"value": 0, "low": 0, "high": 0}
     assert found["looks"] == {"variety": 0, "variety_real": 0, "kid": pytest.approx(alike)}
     assert len(COCO(tmp_path / "good" / "annotations.json").imgs) == len(wanted)
     with pytest.raises(InputError, match=f"none of the {COUNT} images"):
         make(dataset, tmp_path / "none", judges=Judges(), min_audit=0.8)
     assert not (tmp_path / "none").exists()
+
+
+def test_of_several_objects_those_that_fail_the_audit_are_left_out(tmp_path):
+    dataset, options = Tiles(8, 1), {"judges": Judges(), "objects": 3, "count": 12}
+    every = make(dataset, tmp_path / "every", **options)
+    good = make(dataset, tmp_path / "good", min_audit=0.5, **options)
+    wanted = {int(r.image_id): [one for one in objects_of(r) if one["audit"] > 0.5] for r in every}
+    assert {int(r.image_id): objects_of(r) for r in good} == {i: kept for i, kept in wanted.items() if kept}
+    assert 0 < sum(map(bool, wanted.values())) < 12
+    assert max(map(len, wanted.values())) > 1
+    found = json.loads((tmp_path / "good" / "audit.json").read_text())
+    assert (found["made"], found["objects"]) == (
+        sum(len(r.boxes) for r in every),
+        sum(map(len, wanted.values())),
+    )
 
 
 def test_nothing_appears_when_the_insertion_fails(tmp_path):

@@ -47,6 +47,19 @@ def test_the_run_s_seed_gives_the_run_s_images_and_more(run_dir, tmp_path, capsy
             np.testing.assert_array_equal(resize.read_image(source.path), records.to_stored(image, 8))
 
 
+def test_more_objects_join_the_one_that_is_there_anyway(run_dir, tmp_path):
+    make(run_dir, count=5, seed=0, objects=3, export=("yolo",), out=str(tmp_path / "three"))
+    make(run_dir, count=5, seed=0, out=str(tmp_path / "one"))
+    three, one = (
+        [image["provenance"]["objects"] for image in json.loads(file.read_text("utf-8"))["images"]]
+        for file in (tmp_path / name / "annotations.json" for name in ("three", "one"))
+    )
+    assert [objects[:1] for objects in three] == one
+    assert 5 < sum(map(len, three)) <= 15
+    rows = [len(file.read_text().splitlines()) for file in sorted((tmp_path / "three/yolo").rglob("0*.txt"))]
+    assert rows == [len(objects) for objects in three]
+
+
 def test_by_default_other_images_than_the_run_s_in_a_place_of_the_arm(run_dir):
     make(run_dir, count=3)
     more = run_dir / "arms" / "cut_paste" / "more"
@@ -62,12 +75,15 @@ def test_the_audit_is_in_the_provenance_and_can_leave_images_out(run_dir, capsys
     make(run_dir, count=6)
     more = run_dir / "arms" / "cut_paste" / "more"
     coco = json.loads((more / "annotations.json").read_text("utf-8"))
-    scores = [image["provenance"]["audit"] for image in coco["images"]]
+    scores = [one["audit"] for image in coco["images"] for one in image["provenance"]["objects"]]
     least = sorted(scores)[3]
     make(run_dir, count=6, min_audit=least, overwrite=True)
     kept = sum(score >= least for score in scores)
     assert len(images(more)) == kept
-    assert f"{kept} images of cut_paste, {6 - kept} below --min_audit left out" in capsys.readouterr().out
+    assert (
+        f"{kept} images of cut_paste, {6 - kept} without an object above --min_audit in"
+        in capsys.readouterr().out
+    )
 
     file = run_dir / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"audit_folds": 0}), "utf-8")
@@ -92,12 +108,12 @@ def _assert_brighter(run_dir, out, whole):
     brighter = images(out)
     change = brighter - images(run_dir / "arms" / "cut_paste" / "synthetic")[:2]
     coco = json.loads((out / "annotations.json").read_text("utf-8"))
-    strengths = [image["provenance"]["strength"] for image in coco["images"]]
-    assert (strengths == [1.0, 1.0]) == whole
+    strengths = [one["strength"] for image in coco["images"] for one in image["provenance"]["objects"]]
+    assert (set(strengths) == {1.0}) == whole
     for i, annotation in enumerate(coco["annotations"]):
         x, y, w, h = annotation["bbox"]
-        inside = change[i, round(y) : round(y + h), round(x) : round(x + w)]
-        saturated = brighter[i, round(y) : round(y + h), round(x) : round(x + w)] == 1.0
+        box = annotation["image_id"] - 1, slice(round(y), round(y + h)), slice(round(x), round(x + w))
+        inside, saturated = change[box], brighter[box] == 1.0
         np.testing.assert_allclose(inside[~saturated], strengths[i] * 0.5, atol=1 / 127.5)
         assert (~saturated).any()
     assert (change == 0).mean() > 0.5

@@ -43,7 +43,10 @@ class Batch(NamedTuple):
 
 
 class Synthesis(NamedTuple):
-    """A clean image with its insertion and where both came from (scalars per image: [N])."""
+    """Clean images with an insertion each and where both came from (scalars per row: [N]).
+
+    The rows of an image that gets several objects follow one another.
+    """
 
     x: tf.Tensor  # [N, H, W, C]
     insertion: Insertion
@@ -52,7 +55,7 @@ class Synthesis(NamedTuple):
     matched_ids: tf.Tensor  # int64
     groups: tf.Tensor  # [N, 2] string: the background's and the matched image's group
     valid_sizes: tf.Tensor  # [N, 2] int32
-    seeds: tf.Tensor  # [N] int64, the index that every random choice of this image was drawn from
+    seeds: tf.Tensor  # [N] int64, the image's number, which every random choice was drawn from
     strength: tf.Tensor  # [N] share of what G_X adds to the matched object
 
 

@@ -5,8 +5,9 @@ python -m tf_detectorgan.study \
 python -m tf_detectorgan.study --out=study/mine            # goes on with a study that was begun
 python -m tf_detectorgan.study --out=study/mine --report   # prints the table
 
-Pairs have the same background and the same box. The directory keeps the images shown, the plan and the
-answers (answers.sqlite). Needs the extra `study`: pip install 'tf_detectorgan[study]'.
+Pairs have the same background and the same boxes, of which raters are shown one: images of both methods by
+`synthesize --objects=1` have no other. The directory keeps the images shown, the plan and the answers
+(answers.sqlite). Needs the extra `study`: pip install 'tf_detectorgan[study]'.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
-"""Synthetic images with exact boxes: TFRecord of the data set's schema, PNGs with a COCO file, a gallery."""
+"""Synthetic images with exact boxes: TFRecord of the data set's schema, PNGs with a COCO file, a gallery.
+
+Letters: N rows of a batch, each an insertion; those of one image follow one another. H, W, C: its pixels.
+"""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +28,7 @@ from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation import audit
 from tf_detectorgan.evaluation.auditors import Auditors
 from tf_detectorgan.evaluation.looks import Looks
+from tf_detectorgan.models.generators import reach
 
 FIRST, FEW = 24, 8  # images shown: the first ones made; with judges also the best, the median, the worst
 
@@ -82,16 +87,17 @@ def synthesize(
     """Writes synthetic images to `directory`, which appears when all are finished; returns their number.
 
     Args:
-      insert: Synthesis -> images [N, H, W, C] in [-1, 1].
+      insert: Synthesis -> images [N, H, W, C] in [-1, 1], each with its row's object alone.
       dataset: where backgrounds and matched objects come from (training split).
       directory: gets synthetic.tfrecord, annotations.json (COCO), images/*.png, gallery.html,
         contact_sheet.png, audit.json.
-      count, batch_size: images made in all, and in one call of `insert`.
-      seed, placement: image i is a function of (seed, i); where to insert.
+      count, batch_size: images made in all, and in one call of `insert` (`placement.objects` rows each).
+      seed, placement: image i is a function of (seed, i); where to insert. Of an image's objects those are
+        left out that would touch an earlier one.
       method, checkpoint: written into each image's provenance.
       reach: how far beyond a box `insert` may draw, in longer sides of the box.
-      judges, min_audit: give each image its "audit" in the provenance, the rank of its object among real
-        ones; images whose rank is below are made, but not written.
+      judges, min_audit: give each object its "audit" in the provenance, its rank among real ones; objects
+        whose rank is below are left out, and images without any other object are not written.
       describe: of `looks.describer`: the audit then compares objects by a network's features, too.
       exports: further formats of `export.WRITERS`, each into a folder of its name.
       between: called before every batch; what it raises ends the work, and nothing appears.
@@ -108,10 +114,9 @@ def synthesize(
         with progress.bar(total=count, desc=f"synthesize {method}", unit="image", dynamic_ncols=True) as bar:
             for batch in batches:
                 between()
-                images = records.to_stored(insert(batch).numpy(), dataset.bit_depth)
                 made = batch.seeds.numpy() < count
-                bar.update(int(made.sum()))
-                yield from beside.examples(batch, images, made)
+                yield from beside.examples(batch, insert(batch).numpy(), made)
+                bar.update(int(made.sum()) // placement.objects)
 
     with disk.whole_directory(directory) as partial:
         (partial / "images").mkdir()
@@ -119,7 +124,7 @@ def synthesize(
         kept = records.write_records(partial / "synthetic.tfrecord", examples(beside), dataset.features)
         if not kept:
             raise InputError(f"min_audit={min_audit}: none of the {count} images of {method} reaches it")
-        beside.write(count, exports)
+        beside.write(exports)
     return kept
 
 
@@ -132,30 +137,45 @@ class _Beside:
         self._coco = _empty_coco(dataset.class_names)
         self._shown = _Shown()
         self._audited: list[audit.Measures] = []
+        self._objects = 0  # made, also those that fail the audit
 
-    def examples(self, batch: Synthesis, images: np.ndarray, made: np.ndarray) -> Iterator[dict[str, Any]]:
-        """The records of those stored images [N, H, W, C] that are `made` [N] and pass the audit."""
+    def examples(self, batch: Synthesis, inserted: np.ndarray, made: np.ndarray) -> Iterator[dict[str, Any]]:
+        """The records of the images of those rows [N, H, W, C] that are `made` [N] and pass the audit."""
+        images = records.to_stored(inserted, self._dataset.bit_depth)
         stored = records.to_float(tf.constant(images), self._dataset.bit_depth).numpy()
         verdicts = self._judged(batch, stored)
-        passed = verdicts["rank"] >= self._min_audit if verdicts else True
-        wanted = np.flatnonzero(made & passed)
-        if len(wanted):
-            self._audited.append(self._measured(batch, stored, wanted, verdicts))
-        for i in wanted.tolist():
-            example = _example(batch, i, images[i], self._origin, verdicts)
-            _add_to_coco(self._coco, example)
-            _save_png(self._directory / example["file_name"], example["image"])
-            rank = float(verdicts["rank"][i]) if verdicts else None
-            entry = functools.partial(_gallery_entry, batch, i, example, self._dataset.bit_depth)
-            self._shown.offer(int(batch.seeds[i]), rank, entry)
-            yield example
+        wanted = made & _apart(batch, self._reach)
+        self._objects += int(wanted.sum())
+        if verdicts:
+            wanted &= verdicts["rank"] >= self._min_audit
+        rows = np.flatnonzero(wanted)
+        if len(rows):
+            self._audited.append(self._measured(batch, stored, rows, verdicts))
+        numbers = batch.seeds.numpy()
+        for _, same in itertools.groupby(rows.tolist(), lambda row: numbers[row]):
+            yield self._example(batch, list(same), images, verdicts)
 
-    def write(self, count: int, exports: Sequence[str]) -> None:
-        """Writes what was gathered of `count` images made, and all of it again in the formats `exports`."""
+    def _example(self, batch: Synthesis, rows: list[int], images: np.ndarray, verdicts) -> dict[str, Any]:
+        """The record of one image with the objects of `rows`; COCO file, PNG and gallery get it as well."""
+        background = records.to_stored(batch.x[rows[0]].numpy(), self._dataset.bit_depth)
+        image = background
+        for row in rows:  # their changes do not meet
+            image = np.where(images[row] != background, images[row], image)
+        example = _example(batch, rows, image, self._origin, verdicts)
+        _add_to_coco(self._coco, example)
+        _save_png(self._directory / example["file_name"], image)
+        for place, row in enumerate(rows):
+            rank = float(verdicts["rank"][row]) if verdicts else None
+            entry = functools.partial(_gallery_entry, batch, row, images[row], example, place)
+            self._shown.offer(int(batch.seeds[row]), rank, entry)
+        return example
+
+    def write(self, exports: Sequence[str]) -> None:
+        """Writes what was gathered of all images, and all of it again in the formats `exports`."""
         found_real = self._judges.found_real() if self._judges else None
         measured = audit.joined(self._audited), self._measured_training()
         found = audit.audit(*measured, self._origin["seed"], found_real)
-        found |= {"made": count, "min_audit": self._min_audit}
+        found |= {"made": self._objects, "min_audit": self._min_audit}
         for name, content in {"annotations.json": self._coco, "audit.json": found}.items():
             (self._directory / name).write_text(json.dumps(content), encoding="utf-8")
         sections = self._shown.sections()
@@ -191,29 +211,47 @@ class _Beside:
         return audit.joined(parts)
 
 
+def _apart(batch: Synthesis, margin: float) -> np.ndarray:
+    """bool [N]: the row may draw nowhere that an earlier one of its image, itself apart, may draw."""
+    boxes, numbers = batch.insertion.boxes, batch.seeds.numpy()
+    drawn = boxes_lib.dilate(boxes, reach(boxes, margin) + 1.0)  # a pixel that both touch in part
+    meets = boxes_lib.iou(drawn, drawn).numpy() > 0
+    apart = np.ones(len(numbers), bool)
+    for row in range(len(numbers)):
+        before = (numbers[:row] == numbers[row]) & apart[:row]
+        apart[row] = not (meets[row, :row] & before).any()
+    return apart
+
+
 def _example(
-    batch: Synthesis, i: int, image: np.ndarray, origin: dict[str, Any], verdicts: dict[str, np.ndarray]
+    batch: Synthesis, rows: Sequence[int], image: np.ndarray, origin: dict[str, Any], verdicts
 ) -> dict[str, Any]:
-    box = batch.insertion.boxes[i].numpy()
-    number = int(batch.seeds[i])
+    """The record of `image` [H, W, C], stored, with the objects of these `rows`."""
+
+    def told(row: int) -> dict[str, Any]:
+        box = [round(float(v), 3) for v in batch.insertion.boxes[row]]
+        strength = round(float(batch.strength[row]), 3)
+        one = {"matched_id": int(batch.matched_ids[row]), "strength": strength, "box": box}
+        if verdicts:
+            one |= {"audit": round(float(verdicts["rank"][row]), 3), "found": bool(verdicts["found"][row])}
+        return one
+
+    first = rows[0]
+    number, size = int(batch.seeds[first]), batch.valid_sizes[first].numpy()
     provenance = {
         **origin,
         "number": number,
-        "background_id": int(batch.background_ids[i]),
-        "matched_id": int(batch.matched_ids[i]),
-        "strength": round(float(batch.strength[i]), 3),
-        "box": [round(float(v), 3) for v in box],
+        "background_id": int(batch.background_ids[first]),
+        "objects": [told(row) for row in rows],
     }
-    if verdicts:
-        provenance |= {"audit": round(float(verdicts["rank"][i]), 3), "found": bool(verdicts["found"][i])}
-    size = batch.valid_sizes[i].numpy()
+    groups = np.concatenate([batch.groups[row].numpy() for row in rows])
     return {
         "image": image,
         "image_id": number + 1,
         "file_name": f"images/{number:06d}.png",
-        "groups": list(dict.fromkeys(g.decode() for g in batch.groups[i].numpy())),
-        "boxes": box[None],
-        "labels": batch.insertion.labels[i].numpy()[None],
+        "groups": list(dict.fromkeys(group.decode() for group in groups)),
+        "boxes": tf.gather(batch.insertion.boxes, rows).numpy(),
+        "labels": tf.gather(batch.insertion.labels, rows).numpy(),
         "valid_size": size,
         "source_size": size,
         "provenance": json.dumps(provenance, sort_keys=True),
@@ -226,7 +264,6 @@ def _empty_coco(class_names) -> dict[str, list]:
 
 
 def _add_to_coco(coco: dict[str, list], example: dict[str, Any]) -> None:
-    x, y, w, h = (float(v) for v in boxes_lib.to_xywh(example["boxes"][0]))
     height, width = example["image"].shape[:2]
     coco["images"].append(
         {
@@ -238,16 +275,18 @@ def _add_to_coco(coco: dict[str, list], example: dict[str, Any]) -> None:
             "provenance": json.loads(example["provenance"]),
         }
     )
-    coco["annotations"].append(
-        {
-            "id": example["image_id"],
-            "image_id": example["image_id"],
-            "category_id": int(example["labels"][0]) + 1,
-            "bbox": [x, y, w, h],
-            "area": w * h,
-            "iscrowd": 0,
-        }
-    )
+    for box, label in zip(example["boxes"], example["labels"], strict=True):
+        x, y, w, h = (float(v) for v in boxes_lib.to_xywh(box))
+        coco["annotations"].append(
+            {
+                "id": len(coco["annotations"]) + 1,
+                "image_id": example["image_id"],
+                "category_id": int(label) + 1,
+                "bbox": [x, y, w, h],
+                "area": w * h,
+                "iscrowd": 0,
+            }
+        )
 
 
 def _save_png(path: Path, image: np.ndarray) -> None:
@@ -258,16 +297,22 @@ def _save_png(path: Path, image: np.ndarray) -> None:
         Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(path)
 
 
-def _gallery_entry(batch: Synthesis, i: int, example: dict[str, Any], bit_depth: int) -> dict[str, Any]:
-    def eight_bits(image):
-        return records.to_stored(np.asarray(image), 8)
+def _gallery_entry(
+    batch: Synthesis, row: int, image: np.ndarray, example: dict[str, Any], place: int
+) -> dict[str, Any]:
+    """The object of a row, alone in its stored `image`; it is the one at `place` in the example."""
 
-    ids = json.loads(example["provenance"])
+    def eight_bits(pixels):
+        return records.to_stored(np.asarray(pixels), 8)
+
+    told = json.loads(example["provenance"])
+    one, many = told["objects"][place], len(told["objects"])
+    which = "object" if many == 1 else f"{place + 1} of {many} objects,"
     return {
-        "background": eight_bits(batch.x[i]),
-        "inserted": (example["image"] // (1 if bit_depth == 8 else 257)).astype(np.uint8),
-        "matched": eight_bits(batch.matched[i]),
-        "box": example["boxes"][0],
-        "caption": f"{example['file_name']}: background {ids['background_id']}, "
-        f"object of {ids['matched_id']}" + (f", audit {ids['audit']}" if "audit" in ids else ""),
+        "background": eight_bits(batch.x[row]),
+        "inserted": (image // (257 if image.dtype == np.uint16 else 1)).astype(np.uint8),
+        "matched": eight_bits(batch.matched[row]),
+        "box": example["boxes"][place],
+        "caption": f"{example['file_name']}: background {told['background_id']}, {which} "
+        f"of {one['matched_id']}" + (f", audit {one['audit']}" if "audit" in one else ""),
     }

@@ -25,7 +25,7 @@ from tf_detectorgan.training import build, phases, run_directory
 from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import ARMS
 
-BATCH = 32  # images a call of the generator
+BATCH = 32  # insertions a call of the generator
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,11 @@ class Synthesize:
     strength: tuple[float, ...] = option(
         (), "Share of what the generator adds, between two numbers; 1,1: all of it; empty: as in the run."
     )
+    objects: int = option(0, "Objects an image gets, fewer where they would meet; 0: as in the run.", low=0)
     min_audit: float = option(
         0.0,
-        "Leave out images whose object a detector that was not trained on it scores lower than this share "
-        "of the real objects.",
+        "Leave out objects that a detector that was not trained on them scores lower than this share of the "
+        "real objects, and images without any other.",
         low=0.0,
         high=1.0,
     )
@@ -82,6 +83,8 @@ def main(options: Synthesize) -> None:
         raise InputError(f"--placement_file={options.placement_file} needs --placement=file")
     if options.strength:
         settings = dataclasses.replace(settings, strength=options.strength)
+    if options.objects:
+        settings = dataclasses.replace(settings, synthetic_objects=options.objects)
     placement = build.placement(settings, ARMS[options.arm])
     judges = None if run.elsewhere else phases.audit_detectors(run)  # they know the run's own objects
     if options.min_audit and judges is None:
@@ -94,7 +97,7 @@ def main(options: Synthesize) -> None:
         run.dataset,
         out.absolute(),
         count=options.count,
-        batch_size=min(BATCH, options.count),
+        batch_size=min(max(BATCH // placement.objects, 1), options.count),
         seed=settings.seed + 1 if options.seed < 0 else options.seed,
         placement=placement,
         method=options.arm,
@@ -106,7 +109,7 @@ def main(options: Synthesize) -> None:
         exports=options.export,
     )
     weights = f" (weights {checkpoint})" if checkpoint else ""
-    dropped = f", {options.count - kept} below --min_audit left out" if options.min_audit else ""
+    dropped = f", {options.count - kept} without an object above --min_audit" if options.min_audit else ""
     print(
         f"{kept} images of {options.arm}{weights}{dropped} in {out}: "
         + ", ".join(["synthetic.tfrecord, annotations.json (COCO) of images/, gallery.html", *options.export])

@@ -274,6 +274,36 @@ def test_synthetic_image_i_depends_on_seed_and_i_alone(dataset, synthesized):
             assert_same(image, whole[number])
 
 
+def test_rows_of_one_image_are_independent_insertions_into_it(dataset, synthesized):
+    """The first is what the image would have got as its only one."""
+    alone = images_of(synthesized, 14)
+    options = {"placement": Placement(strength=(0.2, 0.6), objects=3), "batch_size": 2}
+    rows = [
+        tf.nest.map_structure(lambda v, k=k: v[k], b) for b in synthesis(dataset, **options) for k in range(6)
+    ]
+    assert [int(row.seeds) for row in rows] == [number for number in range(14) for _ in range(3)]
+    for number in range(14):
+        three = rows[3 * number : 3 * number + 3]
+        assert_same(three[0], alone[number])
+        assert all(tf.reduce_all(row.x == three[0].x) for row in three)
+        assert len({float(row.strength) for row in three}) == 3
+    places = np.array([row.insertion.boxes[:2] for row in rows]).reshape(14, 3, 2)
+    assert (places[:, 0] != places[:, 1]).any(-1).sum() > 7 < (places[:, 1] != places[:, 2]).any(-1).sum()
+
+
+def test_synthetic_images_may_have_more_boxes_than_real_ones(dataset, make_dataset):
+    other = make_dataset(labelled=6)
+    for example in other.examples["train_labelled"]:
+        example["boxes"] = np.array([[2 * k, 2, 2 * k + 9, 12] for k in range(5)], np.float32)
+        example["labels"] = np.zeros(5, np.int64)
+    changed = type(other)(32, {"synthetic": other.examples["train_labelled"]})
+    options = {"synthetic": changed.serialized("synthetic"), "augment": IDENTITY}
+    for batch in labelled(dataset, synthetic_objects=5, **options):
+        assert batch.boxes.shape == (B, 5, 4)
+        assert sorted((batch.labels >= 0).numpy().sum(1))[B // 2 :] == [5, 5]
+    assert labelled(dataset, synthetic_objects=5, steps=1)[0].boxes.shape == (B, 5, 4)
+
+
 def test_synthesis_names_the_parents(dataset, synthesized):
     rows = images_of(synthesized, 14)
     backgrounds = [int(row.background_ids) for row in rows.values()]
@@ -324,10 +354,10 @@ def test_a_hosts_rows_are_its_part_of_the_batch_bit_by_bit(dataset, make_dataset
     for batches, index, options in ((joint, 1, {"unroll_steps": 2}), (labelled, 0, mixture)):
         rows = slice(2 * index, 2 * index + 2)
         whole = batches(dataset, start_step=1, steps=3, **options)
-        own = batches(dataset, start_step=1, steps=3, host=pipeline.Host(index, 2), **options)
+        own = batches(dataset, start_step=1, steps=3, host=streams.Host(index, 2), **options)
         assert_same(own, tf.nest.map_structure(lambda v, rows=rows: v[rows], whole))
     with pytest.raises(ValueError, match="4 rows are not divisible by 3 hosts"):
-        joint(dataset, host=pipeline.Host(0, 3))
+        joint(dataset, host=streams.Host(0, 3))
 
 
 def test_a_host_decodes_its_own_rows_alone(dataset, monkeypatch):
@@ -341,7 +371,7 @@ def test_a_host_decodes_its_own_rows_alone(dataset, monkeypatch):
     labelled(dataset, steps=20)
     alone = len(decoded)
     decoded.clear()
-    labelled(dataset, steps=20, host=pipeline.Host(1, 2))
+    labelled(dataset, steps=20, host=streams.Host(1, 2))
     assert len(decoded) < 0.7 * alone  # half, and what is read ahead
 
 

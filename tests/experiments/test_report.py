@@ -62,7 +62,7 @@ CHANGED = {
 }
 CONTRAST = {"contrast": 1.25, "contrast_real": 1.5, "contrast_distance": 0.3}
 LIKENESS = {"nearest": 0.91, "nearest_real": 0.72, "copies": 0.4, "variety": 0.5, "variety_real": 0.6}
-JUDGED = {"found": 0.45, "found_real": 0.6, "found_before": 0.02, "made": 40, "images": 30}
+JUDGED = {"found": 0.45, "found_real": 0.6, "found_before": 0.02, "made": 40, "objects": 30}
 LOOKS = {"variety": 0.412, "variety_real": 0.5, "kid": {"value": 0.0214, "low": -0.001, "high": 0.05}}
 DISTANCES = {"kid": {"value": 12.34, "low": -1.0, "high": 30.0}, "looks": LOOKS}
 AUDITED = CHANGED | CONTRAST | LIKENESS | JUDGED | DISTANCES

@@ -100,10 +100,15 @@ def test_the_table(study, capsys):
     assert "Bea: 4 of 4 pairs, attention checks passed 0 of 1" in said
 
 
-def test_pairs_have_background_and_box_in_common(synthetic):
+def test_pairs_have_background_and_boxes_in_common(synthetic):
     first, second = plans.synthetic_images(synthetic("a")), plans.synthetic_images(synthetic("b", shift=1.0))
-    with pytest.raises(InputError, match="only 0 images of a and b have background and box in common"):
+    with pytest.raises(InputError, match="only 0 images of a and b have background and boxes in common"):
         plans.matched(first, second, 1, 0)
+    second = [one._replace(boxes=(*first[i].boxes, (0.0, 0.0, 4.0, 4.0))) for i, one in enumerate(second)]
+    with pytest.raises(InputError, match="only 0 images"):
+        plans.matched(first, second, 1, 0)
+    many = [one._replace(boxes=second[i].boxes) for i, one in enumerate(first)]
+    assert len(plans.matched(many, second, len(first), 0)) == len(first)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 # Append only: the place in the list goes into the seed.
-STREAMS = ("x", "y", "u", "y2", "real", "synthetic", "clean", "synthesis", "y_later", "strength")
+STREAMS = ("x", "y", "u", "y2", "real", "synthetic", "clean", "synthesis", "y_later", "strength", "objects")
 _PURPOSES = ("order", "draws")
 
 
@@ -20,15 +20,16 @@ def _seed(seed: int, stream: str, purpose: str, *numbers) -> tf.Tensor:
     return state
 
 
-def uniforms(seed: int, stream: str, number, count: int) -> tf.Tensor:
-    """`count` independent numbers in [0, 1), float32 [count], for element `number` of a stream."""
-    return tf.random.stateless_uniform([count], _seed(seed, stream, "draws", number), alg="philox")
+def uniforms(seed: int, stream: str, number, count: int, *part) -> tf.Tensor:
+    """`count` independent numbers in [0, 1), float32 [count], for (a part of) a stream's element `number`."""
+    return tf.random.stateless_uniform([count], _seed(seed, stream, "draws", number, *part), alg="philox")
 
 
-def between(low: float, high: float, seed: int, stream: str, numbers) -> tf.Tensor:
-    """A number in [low, high) for each element of a stream in `numbers` [N]: float32 [N]."""
-    draws = tf.map_fn(lambda n: uniforms(seed, stream, n, 1)[0], numbers, fn_output_signature=tf.float32)
-    return low + (high - low) * draws
+def of_each(seed: int, stream: str, numbers, count: int, *part) -> tf.Tensor:
+    """`uniforms` of each element of a stream in `numbers` [N]: float32 [N, count]."""
+    return tf.map_fn(
+        lambda number: uniforms(seed, stream, number, count, *part), numbers, fn_output_signature=tf.float32
+    )
 
 
 def shuffled(values, seed: int, stream: str, *numbers) -> tf.Tensor:

@@ -8,7 +8,6 @@ Letters: N images, S stored side, C channels, K = dataset.max_boxes.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from tf_detectorgan.data import augmentation, draws, noise, placement, placement
 from tf_detectorgan.data.augmentation import Augmentation
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.data.records import Dataset
+from tf_detectorgan.data.streams import ALONE, Host
 from tf_detectorgan.errors import InputError
 
 # One draw chooses a box: of a labelled image (y_boxes), or of a clean image's rows in a placement file.
@@ -37,24 +37,6 @@ class EvaluationBatch(NamedTuple):
     boxes: tf.Tensor  # [N, K, 4]
     labels: tf.Tensor  # [N, K] int32, -1 where padded
     real: tf.Tensor  # [N] bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Host:
-    """One of the processes that train together: of every batch it decodes and gets its own rows alone."""
-
-    index: int = 0
-    count: int = 1
-
-    def rows(self, batch_size: int) -> np.ndarray:
-        """Which rows of a batch are its own: bool [batch_size].
-
-        Raises:
-          ValueError: the hosts cannot have equally many.
-        """
-        if batch_size % self.count:
-            raise ValueError(f"{batch_size} rows are not divisible by {self.count} hosts")
-        return np.arange(batch_size) // (batch_size // self.count) == self.index
 
 
 class _Drawn(NamedTuple):
@@ -94,7 +76,7 @@ def joint_batches(
     unroll_real: str = "fresh",
     unroll_steps: int = 1,
     augment: Mapping[str, Augmentation] | None = None,
-    host: Host = Host(),
+    host: Host = ALONE,
 ) -> tf.data.Dataset:
     """The `Batch` of each step from `start_step` to `steps` - 1.
 
@@ -169,8 +151,9 @@ def labelled_batches(
     real: tf.data.Dataset | None = None,
     synthetic: tf.data.Dataset | None = None,
     synthetic_fraction: float = 0.5,
+    synthetic_objects: int = 1,
     clean_fraction: float = 0.0,
-    host: Host = Host(),
+    host: Host = ALONE,
 ) -> tf.data.Dataset:
     """The `Labelled` batch of each step from `start_step` to `steps` - 1, for training a detector.
 
@@ -187,6 +170,7 @@ def labelled_batches(
       real: serialized Examples of train_labelled, None: all of them.
       synthetic: serialized Examples of the same schema (`records.read_records`), None: no synthetic images.
       synthetic_fraction: share of the batch; without effect if `synthetic` is None.
+      synthetic_objects: boxes that one of `synthetic` has at most; K is at least this.
       clean_fraction: share of images from train_clean, which have no box.
       host: whose rows of the batches are wanted.
 
@@ -208,13 +192,14 @@ def labelled_batches(
     if synthetic is not None and "synthetic" in counts:
         sources["synthetic"] = streams.open_source(synthetic, "the synthetic set")
     wanted, order = _mixed(counts, host.rows(batch_size))
+    boxes = max(dataset.max_boxes, synthetic_objects)  # one K in all arms, so that nothing is traced again
 
     def assemble(drawn: dict[str, _Drawn]) -> Labelled:
         columns = zip(*(drawn[kind].augmented(augment).labelled for kind in drawn), strict=True)
         return Labelled(*(tf.gather(tf.concat(column, axis=0), order) for column in columns))
 
     drawn = {
-        kind: _drawn(dataset, sources[kind], seed, kind, places, start_step * len(places))
+        kind: _drawn(dataset, sources[kind], seed, kind, places, start_step * len(places), boxes)
         for kind, places in wanted.items()
     }
     return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
@@ -295,17 +280,20 @@ def synthesis_batches(
 ) -> tf.data.Dataset:
     """`Synthesis` batches of the images numbered `start` to `count` - 1; `Synthesis.seeds` are the numbers.
 
-    Image i is a function of (seed, i) alone, whatever `start`, `count` and `batch_size` are. The last batch
-    is filled up with the images that would come next: leave out those with a number of `count` or more. The
-    backgrounds are train_clean in random order, each once before any comes again; none is augmented.
+    A batch has `batch_size` images, each in `placement.objects` rows that follow one another, an insertion
+    each. Row k of image i is a function of (seed, i, k) alone. The last batch is filled up with the images
+    that would come next: leave out those with a number of `count` or more. The backgrounds are train_clean
+    in random order, each once before any comes again; none is augmented.
 
     Raises:
       InputError: a split is missing or `placement.file` is bad.
     """
     source = _open(dataset, "train_clean")
     place = _Placer(dataset, placement)
+    low, high = placement.strength
 
     def assemble(x: _Drawn) -> Synthesis:
+        x, strength = _rows_of_objects(x, seed, placement.objects)
         insertion, chosen, moved = place(place.with_given_boxes(x))
         matched_groups = tf.gather(place.references.groups, chosen)
         return Synthesis(
@@ -317,11 +305,23 @@ def synthesis_batches(
             groups=tf.stack([x.groups, matched_groups], axis=1),
             valid_sizes=x.valid_sizes,
             seeds=x.numbers,
-            strength=draws.between(*placement.strength, seed, "strength", x.numbers),
+            strength=low + (high - low) * strength,
         )
 
     drawn = _drawn(dataset, source, seed, "synthesis", np.ones(batch_size, bool), start)
     return _finished(_mapped(drawn, assemble), -((start - count) // batch_size))
+
+
+def _rows_of_objects(x: _Drawn, seed: int, objects: int) -> tuple[_Drawn, tf.Tensor]:
+    """Each image in `objects` rows that follow one another, and a number in [0, 1) for each row's strength.
+
+    Random numbers are the row's own. Those of the first row are the same however many follow.
+    """
+    first = tf.concat([x.draws, draws.of_each(seed, "strength", x.numbers, 1)], axis=1)
+    others = [draws.of_each(seed, "objects", x.numbers, _DRAWS + 1, k) for k in range(1, objects)]
+    own = tf.reshape(tf.stack([first, *others], axis=1), [-1, _DRAWS + 1])
+    rows = _Drawn(*(tf.repeat(field, objects, axis=0) for field in x))
+    return rows._replace(draws=own[:, :-1]), own[:, -1]
 
 
 def _parts(drawn: _Drawn | None, count: int) -> tuple[Labelled, ...]:
@@ -359,11 +359,12 @@ def _open(dataset, split, some=None):
     return streams.open_source(strings, f"split {split} of {dataset.name}")
 
 
-def _drawn(dataset, source, seed, stream, wanted: np.ndarray, start) -> tf.data.Dataset:
+def _drawn(dataset, source, seed, stream, wanted: np.ndarray, start, max_boxes: int = 0) -> tf.data.Dataset:
     """Endless `_Drawn` batches of a stream from element `start` on: their `wanted` rows [batch size]."""
 
     def decode(number, serialized):
-        return _Drawn(number, *_decode(dataset, serialized), draws.uniforms(seed, stream, number, _DRAWS))
+        fields = _decode(dataset, serialized, max_boxes)
+        return _Drawn(number, *fields, draws.uniforms(seed, stream, number, _DRAWS))
 
     elements = streams.endless(source, seed, stream, start)
     if not wanted.all():  # what others decode is left out before it is decoded
@@ -371,11 +372,13 @@ def _drawn(dataset, source, seed, stream, wanted: np.ndarray, start) -> tf.data.
     return _mapped(elements, decode).batch(wanted.sum(), drop_remainder=True)
 
 
-def _decode(dataset, serialized) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+def _decode(
+    dataset, serialized, max_boxes: int = 0
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """image, image_id, group, boxes, labels, valid_size of one record, of static shape."""
     record = dataset.decode(serialized)
     image = tf.ensure_shape(record.image, dataset.image_shape)
-    boxes, labels = placement.padded_boxes(record, dataset.max_boxes)
+    boxes, labels = placement.padded_boxes(record, max_boxes or dataset.max_boxes)
     valid_size = tf.ensure_shape(record.valid_size, [2])
     return image, record.image_id, record.groups[0], boxes, labels, valid_size
 

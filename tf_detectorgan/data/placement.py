@@ -53,6 +53,7 @@ class Placement:
     layer: bool = False  # the exemplar is x with the object laid over (object_layers.py), not the moved image
     noise: bool = False  # the exemplar is x with noise in the box (noise.py)
     strength: tuple[float, float] = (1.0, 1.0)  # range of `Synthesis.strength`
+    objects: int = 1  # insertions into each image of `synthesis_batches`
 
     def __post_init__(self):
         if self.mode not in MODES:

@@ -8,12 +8,34 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import tensorflow as tf
 
 from tf_detectorgan.data import draws
 from tf_detectorgan.errors import InputError
 
 MEMORY_LIMIT = 512 * 2**20  # bytes of undecoded records of one stream that may be held in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """One of the processes that train together: of every batch it decodes and gets its own rows alone."""
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Which rows of a batch are its own: bool [batch_size].
+
+        Raises:
+          ValueError: the hosts cannot have equally many.
+        """
+        if batch_size % self.count:
+            raise ValueError(f"{batch_size} rows are not divisible by {self.count} hosts")
+        return np.arange(batch_size) // (batch_size // self.count) == self.index
+
+
+ALONE = Host()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,7 +85,7 @@ def audit(synthetic: Measures, real: Measures, seed: int, found_real: float | No
     np.fill_diagonal(among_real, -1.0)  # nobody is its own neighbour
     nearest_real = among_real.max(1)
     return {
-        "images": len(nearest),
+        "objects": len(nearest),
         "real_objects": len(nearest_real),
         "change_inside": float(more["inside"].mean()),
         "change_outside": float(more["outside"].mean()),
@@ -106,7 +106,7 @@ def audit(synthetic: Measures, real: Measures, seed: int, found_real: float | No
         "found": float(more["found"].mean()) if "found" in more else None,
         "found_before": float(more["found_before"].mean()) if "found_before" in more else None,
         "found_real": found_real,
-        "per_image": {name: _rounded(values) for name, values in more.items()}
+        "per_object": {name: _rounded(values) for name, values in more.items()}
         | {"contrast": _rounded(synthetic.contrast), "nearest": _rounded(nearest)},
     }
 

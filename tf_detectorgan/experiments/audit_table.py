@@ -36,8 +36,8 @@ COLUMNS = (
     ),
     Column(
         "left out",
-        "share of the images made that did not reach --min_audit",
-        lambda a: f"{1 - a['images'] / a['made']:.0%}",
+        "share of the objects made that did not reach --min_audit",
+        lambda a: f"{1 - a['objects'] / a['made']:.0%}",
     ),
     Column(
         "change in box",

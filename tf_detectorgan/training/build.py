@@ -112,6 +112,7 @@ def placement(settings: Train, arm: Arm) -> Placement:
         layer=layer,
         noise=arm.gan in ("pix2pix", "psgan"),
         strength=(low, high),
+        objects=settings.synthetic_objects,
     )
 
 

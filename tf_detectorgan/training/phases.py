@@ -119,7 +119,7 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
         run.dataset,
         directory,
         count=s.synthetic_count,
-        batch_size=min(32, s.synthetic_count),
+        batch_size=min(max(32 // s.synthetic_objects, 1), s.synthetic_count),
         seed=s.seed,
         placement=build.placement(s, arm),
         method=name,
@@ -131,7 +131,7 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
         between=lambda: run.stop.check(f"{name}/synthetic"),
     )
     if s.min_audit:
-        print(f"{name}/synthetic: {kept} of {s.synthetic_count} images reach --min_audit={s.min_audit}")
+        print(f"{name}/synthetic: {kept} of {s.synthetic_count} images pass --min_audit={s.min_audit}")
     checkpoints.write_text(directory / "done.json", json.dumps({"count": kept}))
 
 
@@ -317,6 +317,7 @@ def _train_detector(run, arm, phase, directory, steps, *, real=None, synthetic=N
                 real=real,
                 synthetic=synthetic,
                 synthetic_fraction=s.synthetic_fraction,
+                synthetic_objects=s.synthetic_objects,
                 host=run.workers.host,
             )
         )

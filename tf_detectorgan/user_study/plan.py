@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import os
@@ -60,7 +61,7 @@ class Candidate(NamedTuple):
     """A synthetic image on disk."""
 
     file: Path
-    box: tuple[float, ...]
+    boxes: tuple[tuple[float, ...], ...]  # raters are shown the first one
     method: str
     background: int
 
@@ -92,11 +93,13 @@ def synthetic_images(directory: Path) -> list[Candidate]:
         )
     try:
         document = json.loads((home / "annotations.json").read_text("utf-8"))
-        boxes = {row["image_id"]: tuple(row["bbox"]) for row in document["annotations"]}
+        boxes: dict[int, list[tuple[float, ...]]] = collections.defaultdict(list)
+        for row in document["annotations"]:
+            boxes[row["image_id"]].append(tuple(row["bbox"]))
         return [
             Candidate(
                 home / row["file_name"],
-                boxes[row["id"]],
+                tuple(boxes[row["id"]]),
                 row["provenance"]["method"],
                 row["provenance"]["background_id"],
             )
@@ -111,20 +114,20 @@ def synthetic_images(directory: Path) -> list[Candidate]:
 def matched(
     first: Sequence[Candidate], second: Sequence[Candidate], count: int, seed: int
 ) -> list[tuple[Candidate, Candidate]]:
-    """`count` pairs of the same background with the same box, drawn by `seed`.
+    """`count` pairs of the same background with the same boxes, drawn by `seed`.
 
     Raises:
       InputError: there are fewer.
     """
 
     def key(image: Candidate):
-        return image.background, *(round(v, 2) for v in image.box)
+        return image.background, *(round(v, 2) for box in image.boxes for v in box)
 
     others = {key(image): image for image in second}
     pairs = [(image, others[key(image)]) for image in first if key(image) in others]
     if len(pairs) < count:
         raise InputError(
-            f"only {len(pairs)} images of {first[0].method} and {second[0].method} have background and box "
+            f"only {len(pairs)} images of {first[0].method} and {second[0].method} have background and boxes "
             f"in common, --pairs={count}; ask for fewer, or make images of both by tf_detectorgan.synthesize "
             "with the same --seed and --placement"
         )
@@ -152,7 +155,7 @@ def write(
     for first, second in pairs:
         for side, one in zip(SIDES, (first, second), strict=True):
             _picture(one.file).save(image_file(partial, len(rows), side))
-        rows.append(Pair(first.box, False, f"{first.file.name}, {second.file.name}"))
+        rows.append(Pair(first.boxes[0], False, f"{first.file.name}, {second.file.name}"))
     for real in checks:
         for side, pixels in zip(SIDES, (real.pixels, shuffled(real, rng)), strict=True):
             Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
