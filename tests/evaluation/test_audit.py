@@ -86,7 +86,7 @@ def test_copies_and_variety():
     both = objects(np.concatenate([copied.images, new.images]), np.concatenate([real.boxes] * 2))
     found = audited(both, real)
     assert found["copies"] == pytest.approx(0.5, abs=0.07)  # 5 % of what is new looks like a copy by chance
-    np.testing.assert_allclose(found["per_image"]["nearest"][:8], 1, atol=1e-3)
+    np.testing.assert_allclose(found["per_object"]["nearest"][:8], 1, atol=1e-3)
     assert found["nearest_real"] < 0.5
     assert found["change_inside"] == found["change_outside"] == 0
     assert found["variety"] == pytest.approx(found["variety_real"], abs=0.1)
