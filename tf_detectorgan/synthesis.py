@@ -30,6 +30,7 @@ from tf_detectorgan.evaluation.auditors import Auditors
 from tf_detectorgan.evaluation.looks import Looks
 from tf_detectorgan.models.generators import reach
 
+ROWS = 32  # insertions in one call, unless told
 FIRST, FEW = 24, 8  # images shown: the first ones made; with judges also the best, the median, the worst
 
 
@@ -72,12 +73,12 @@ def synthesize(
     directory: Path,
     *,
     count: int,
-    batch_size: int,
     seed: int,
     placement: Placement,
     method: str,
     checkpoint: str,
     reach: float,
+    batch_size: int = 0,
     judges: Auditors | None = None,
     describe: Callable[[np.ndarray, np.ndarray], Looks] | None = None,
     min_audit: float = 0.0,
@@ -91,9 +92,8 @@ def synthesize(
       dataset: where backgrounds and matched objects come from (training split).
       directory: gets synthetic.tfrecord, annotations.json (COCO), images/*.png, gallery.html,
         contact_sheet.png, audit.json.
-      count, batch_size: images made in all, and in one call of `insert` (`placement.objects` rows each).
-      seed, placement: image i is a function of (seed, i); where to insert. Of an image's objects those are
-        left out that would touch an earlier one.
+      count, batch_size: images in all, and in one call of `insert`; 0: as many as make ROWS rows.
+      seed, placement: image i is a function of (seed, i); objects that would touch another are left out.
       method, checkpoint: written into each image's provenance.
       reach: how far beyond a box `insert` may draw, in longer sides of the box.
       judges, min_audit: give each object its "audit" in the provenance, its rank among real ones; objects
@@ -105,6 +105,7 @@ def synthesize(
     Raises:
       InputError: no image reaches `min_audit`.
     """
+    batch_size = batch_size or min(max(ROWS // placement.objects, 1), count)
     batches = synthesis_batches(
         dataset, count=count, batch_size=batch_size, seed=seed, start=0, placement=placement
     )
@@ -153,9 +154,9 @@ class _Beside:
             self._audited.append(self._measured(batch, stored, rows, verdicts))
         numbers = batch.seeds.numpy()
         for _, same in itertools.groupby(rows.tolist(), lambda row: numbers[row]):
-            yield self._example(batch, list(same), images, verdicts)
+            yield self._image(batch, list(same), images, verdicts)
 
-    def _example(self, batch: Synthesis, rows: list[int], images: np.ndarray, verdicts) -> dict[str, Any]:
+    def _image(self, batch: Synthesis, rows: list[int], images: np.ndarray, verdicts) -> dict[str, Any]:
         """The record of one image with the objects of `rows`; COCO file, PNG and gallery get it as well."""
         background = records.to_stored(batch.x[rows[0]].numpy(), self._dataset.bit_depth)
         image = background

@@ -25,8 +25,6 @@ from tf_detectorgan.training import build, phases, run_directory
 from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import ARMS
 
-BATCH = 32  # insertions a call of the generator
-
 
 @dataclass(frozen=True)
 class Synthesize:
@@ -97,7 +95,6 @@ def main(options: Synthesize) -> None:
         run.dataset,
         out.absolute(),
         count=options.count,
-        batch_size=min(max(BATCH // placement.objects, 1), options.count),
         seed=settings.seed + 1 if options.seed < 0 else options.seed,
         placement=placement,
         method=options.arm,

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import sys
 
 import pytest
@@ -98,6 +99,15 @@ def test_the_table(study, capsys):
     assert "preferred in 2 of 2 pairs that are no draw, sign test p 0.500" in said
     assert "Ada: 4 of 4 pairs, attention checks passed 1 of 1" in said
     assert "Bea: 4 of 4 pairs, attention checks passed 0 of 1" in said
+
+
+def test_an_image_without_a_box_is_none_of_ours(synthetic):
+    home = synthetic("a")
+    file = home / "synthetic" / "annotations.json"
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps(document | {"annotations": document["annotations"][1:]}))
+    with pytest.raises(InputError, match="not of synthetic images of this package"):
+        plans.synthetic_images(home)
 
 
 def test_pairs_have_background_and_boxes_in_common(synthetic):

@@ -162,16 +162,13 @@ def labelled_batches(
 
     Args:
       dataset: the real images.
-      batch_size: N.
-      seed: of everything drawn here.
-      start_step: the first step wanted.
-      steps: of the whole run.
+      batch_size, seed: N, and the seed of everything drawn here.
+      start_step, steps: the first step wanted, and the number of the whole run's.
       augment: what is done to all images.
       real: serialized Examples of train_labelled, None: all of them.
       synthetic: serialized Examples of the same schema (`records.read_records`), None: no synthetic images.
-      synthetic_fraction: share of the batch; without effect if `synthetic` is None.
+      synthetic_fraction, clean_fraction: their shares of the batch; clean images have no box.
       synthetic_objects: boxes that one of `synthetic` has at most; K is at least this.
-      clean_fraction: share of images from train_clean, which have no box.
       host: whose rows of the batches are wanted.
 
     Raises:

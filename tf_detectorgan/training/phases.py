@@ -119,7 +119,6 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
         run.dataset,
         directory,
         count=s.synthetic_count,
-        batch_size=min(max(32 // s.synthetic_objects, 1), s.synthetic_count),
         seed=s.seed,
         placement=build.placement(s, arm),
         method=name,

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 import os
@@ -93,9 +92,9 @@ def synthetic_images(directory: Path) -> list[Candidate]:
         )
     try:
         document = json.loads((home / "annotations.json").read_text("utf-8"))
-        boxes: dict[int, list[tuple[float, ...]]] = collections.defaultdict(list)
+        boxes: dict[int, list[tuple[float, ...]]] = {}
         for row in document["annotations"]:
-            boxes[row["image_id"]].append(tuple(row["bbox"]))
+            boxes.setdefault(row["image_id"], []).append(tuple(row["bbox"]))
         return [
             Candidate(
                 home / row["file_name"],
