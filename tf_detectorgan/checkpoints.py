@@ -57,6 +57,16 @@ def finished(path: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
+def write_costs(run: Path) -> None:
+    """costs.json of a run directory: what each phase took, from the records that phases leave behind."""
+    records = {
+        str(file.parent.relative_to(run)): json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(run.glob("*/**/done.json"))
+    }
+    costs = {phase: record for phase, record in records.items() if "seconds" in record}
+    write_text(run / "costs.json", json.dumps(costs, indent=1))
+
+
 def load(path: Path, parts: dict[str, Any]) -> None:
     """Loads `parts` from the newest checkpoint of a finished phase (other parts of it are left alone)."""
     newest = tf.train.latest_checkpoint(str(path))

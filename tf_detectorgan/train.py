@@ -7,10 +7,8 @@ to resume. Exit codes: 75 interrupted, all finished steps saved; 78 bad input.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-from pathlib import Path
 
 from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
 
@@ -59,7 +57,7 @@ def first_words(run: Run) -> None:
 
 def last_words(run: Run) -> None:
     """Costs, report, result table."""
-    write_costs(run.path)
+    checkpoints.write_costs(run.path)
     page = report.write_report(run.path)
     print(report.result_table(run.path))
     print(f"run: {run.path}; TensorBoard: tensorboard --logdir {run.path / 'tensorboard'}; report: {page}")
@@ -122,16 +120,6 @@ def refuse_kinks(run: Run) -> None:
             f"({', '.join(kinks[:3])}, ...); use --unroll=exact, or --force_finite_difference to see how far "
             "off it is"
         )
-
-
-def write_costs(path: Path) -> None:
-    """costs.json: what each phase took, from the records that phases leave behind."""
-    records = {
-        str(file.parent.relative_to(path)): json.loads(file.read_text(encoding="utf-8"))
-        for file in sorted(path.glob("*/**/done.json"))
-    }
-    costs = {phase: record for phase, record in records.items() if "seconds" in record}
-    checkpoints.write_text(path / "costs.json", json.dumps(costs, indent=1))
 
 
 if __name__ == "__main__":

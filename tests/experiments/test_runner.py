@@ -59,7 +59,9 @@ def test_cells_are_gathered_with_their_costs_and_curves(tmp_path):
         apart = runner.cell_directory(tmp_path, Cell(arm, 0))
         finish(apart, BASE, 0, arm)
         run = runner.run_directory(apart, BASE, 0)
-        (run / "costs.json").write_text(json.dumps({"shared/x": {"seconds": 1}, arm: {"seconds": seconds}}))
+        for phase, cost in ((f"arms/{arm}/joint", seconds), ("shared/x", 1)):
+            (run / phase).mkdir(parents=True)
+            (run / phase / "done.json").write_text(json.dumps({"seconds": cost}))
         (run / "truth.json").write_text(arm)
         for folder in ("tensorboard", "shared"):
             (run / folder / arm).mkdir(parents=True)
@@ -68,11 +70,11 @@ def test_cells_are_gathered_with_their_costs_and_curves(tmp_path):
     )
     runner.gather(TABLE, [0, 1], tmp_path)
     target = runner.run_directory(tmp_path, BASE, 0)
-    costs = {"shared/x": {"seconds": 1}, "a": {"seconds": 5}, "b": {"seconds": 7}}
+    costs = {"shared/x": {"seconds": 1}, "arms/a/joint": {"seconds": 5}, "arms/b/joint": {"seconds": 7}}
     assert json.loads((target / "costs.json").read_text()) == costs
     assert (target / "truth.json").read_text() == "a"
-    for folder in ("tensorboard", "shared"):
-        assert sorted(path.name for path in (target / folder).iterdir()) == ["a", "b"]
+    for folder, names in (("tensorboard", ["a", "b"]), ("shared", ["a", "b", "x"])):
+        assert sorted(path.name for path in (target / folder).iterdir()) == names
     assert not runner.run_directory(tmp_path, BASE, 1).exists()  # it is not finished
     assert Job(BASE, 0, ("a", "b")) not in plan(TABLE, [0], parse_only([], TABLE, [0]), tmp_path)
     runner.gather(TABLE, [0, 1], tmp_path)

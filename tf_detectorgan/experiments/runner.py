@@ -5,7 +5,6 @@ A run directory is `<out>/<variant>/seed<k>`. Its arms share pretraining; tables
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -127,12 +126,12 @@ def gather(table: Table, seeds: Sequence[int], out: Path) -> None:
             apart = cell_directory(out, Cell(row.arm, seed))
             if metrics_file(apart, row, seed).exists() and not metrics_file(out, row, seed).exists():
                 source, target = (run_directory(parent, row.variant, seed) for parent in (apart, out))
-                _merge_costs(source / "costs.json", target / "costs.json")
                 _move_missing(source, target, but="arms")
                 # The metrics come last: with them the cell counts as done.
                 shutil.rmtree(target / "arms" / row.arm, ignore_errors=True)
                 (target / "arms").mkdir(exist_ok=True)
                 (source / "arms" / row.arm).rename(target / "arms" / row.arm)
+                checkpoints.write_costs(target)
 
 
 def _move_missing(source: Path, target: Path, but: str) -> None:
@@ -145,14 +144,6 @@ def _move_missing(source: Path, target: Path, but: str) -> None:
             path.rename(target / path.name)
         elif path.name in ("tensorboard", "shared"):
             _move_missing(path, target / path.name, but)
-
-
-def _merge_costs(source: Path, target: Path) -> None:
-    """Costs of both; those of pretraining, which every cell does again, count once."""
-    if source.exists():
-        before = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
-        merged = json.loads(source.read_text(encoding="utf-8")) | before
-        checkpoints.write_text(target, json.dumps(merged, indent=1))
 
 
 def plan(table: Table, seeds: Sequence[int], cells: set[Cell], out: Path) -> list[Job]:
