@@ -57,13 +57,17 @@ def finished(path: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
-def write_costs(run: Path) -> None:
-    """costs.json of a run directory: what each phase took, from the records that phases leave behind."""
-    records = {
-        str(file.parent.relative_to(run)): json.loads(file.read_text(encoding="utf-8"))
-        for file in sorted(run.glob("*/**/done.json"))
-    }
-    costs = {phase: record for phase, record in records.items() if "seconds" in record}
+def write_costs(run: Path, *joining: Path) -> None:
+    """costs.json of a run directory: what each phase took, from the records that phases leave behind.
+
+    `joining`: run directories whose arms are about to be moved here; a phase that is in both counts once.
+    """
+    costs = {}
+    for home in (*joining, run):
+        for file in sorted(home.glob("*/**/done.json")):
+            record = finished(file.parent) or {}
+            if "seconds" in record:
+                costs[str(file.parent.relative_to(home))] = record
     write_text(run / "costs.json", json.dumps(costs, indent=1))
 
 

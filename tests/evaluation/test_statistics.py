@@ -178,7 +178,7 @@ def test_arms_are_compared_seed_by_seed():
     assert "a is better" in seeds_sentence("a", "b", found, 0.01)
     assert "not shown" in seeds_sentence("a", "b", found, 0.2)  # after the correction
     same = seeds_sentence("a", "a", seeds_difference(a, a, "recall", "0.1"), 1.0)
-    assert same.endswith("not shown; every resample gives the same")
+    assert same.endswith("not shown; the interval is narrower than 0.001")
     assert "a difference under 0." in seeds_sentence("a", "b", found, 0.01)
     with pytest.raises(InputError, match="same seeds"):
         seeds_difference(a, b[:2])

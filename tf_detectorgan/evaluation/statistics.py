@@ -233,11 +233,11 @@ def seeds_sentence(first: str, second: str, difference: SeedsDifference, adjuste
         return f"{first} − {second}: undefined, the test images hold no object"
     shown = (low > 0 or high < 0) and adjusted_p < 1 - LEVEL
     verdict = f"{first if low > 0 else second} is better" if shown else "not shown"
-    unseen = f"{max(value - low, high - value):.3f}"
+    unseen = max(value - low, high - value)
     power = (
-        "every resample gives the same"  # both arms find the same objects: there is nothing to resample
-        if unseen == "0.000"
-        else f"a difference under {unseen} could not have been shown"
+        "the interval is narrower than 0.001"  # both arms find the same objects, or nearly
+        if unseen < 0.0005
+        else f"a difference under {unseen:.3f} could not have been shown"
     )
     text = (
         f"{first} − {second} = {value:+.3f} [{low:+.3f}, {high:+.3f}], {difference.seeds} seeds, "

@@ -127,11 +127,11 @@ def gather(table: Table, seeds: Sequence[int], out: Path) -> None:
             if metrics_file(apart, row, seed).exists() and not metrics_file(out, row, seed).exists():
                 source, target = (run_directory(parent, row.variant, seed) for parent in (apart, out))
                 _move_missing(source, target, but="arms")
-                # The metrics come last: with them the cell counts as done.
                 shutil.rmtree(target / "arms" / row.arm, ignore_errors=True)
+                checkpoints.write_costs(target, source)
+                # The metrics come last: with them the cell counts as done.
                 (target / "arms").mkdir(exist_ok=True)
                 (source / "arms" / row.arm).rename(target / "arms" / row.arm)
-                checkpoints.write_costs(target)
 
 
 def _move_missing(source: Path, target: Path, but: str) -> None:
