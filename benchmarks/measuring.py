@@ -69,9 +69,9 @@ def shown(value: dict[str, float]) -> str:
 def peak_mib(step: Step, of_tensorflow: bool = True) -> float:
     """MiB that a step, which has run before, holds at most beyond what the process holds already.
 
-    Resident memory, after the C library has given back what it keeps for later. TensorFlow besides has a pool
-    for larger tensors, which it never gives back: what a step takes of it is added from the pool's own
-    accounts. As if both were highest at once, so this is an upper bound.
+    Resident memory, after the C library has given back what it keeps for later. With oneDNN (by default where
+    there is AVX-512) TensorFlow besides has a pool for larger tensors, which it never gives back: what a step
+    takes of it is added from the pool's own accounts. As if both were highest at once, so an upper bound.
 
     Raises:
       OSError: this is not Linux, or its /proc cannot reset the peak.
@@ -86,7 +86,7 @@ def peak_mib(step: Step, of_tensorflow: bool = True) -> float:
 
 
 def pool_mib(step: Step) -> float:
-    """MiB of TensorFlow's pool on the CPU that a step holds at most beyond what was held before."""
+    """MiB of TensorFlow's pool on the CPU that a step holds at most beyond what was held; 0 without it."""
     before, most = None, 0
     for plane in _traced(step):
         stats = {number: metadata.name for number, metadata in plane.stat_metadata.items()}

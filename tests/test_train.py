@@ -171,7 +171,15 @@ def test_arms_share_what_they_start_from_and_differ_where_they_should(runs):
     generators = [name for name in start if name.startswith("generator_optimizer/_trainable_variables/")]
     assert len(generators) > 20
     for name in generators:
-        assert len({a.tobytes() for a in (start[name], no_det[name], det[name])}) == 3, name
+        assert np.any(no_det[name] != start[name]), name
+        assert np.any(det[name] != start[name]), name
+    # Adam's moments tell the arms apart: a norm's scale of 1 rounds away small differences of steps.
+    moments = [
+        name for name, a in det.items() if name.startswith("generator_optimizer/_variables/") and a.ndim
+    ]
+    assert len(moments) == 2 * len(generators)
+    for name in moments:
+        assert np.any(no_det[name] != det[name]), name
     pretrained = tensors(run / "shared" / "pretrain_detector")
     detector = [name for name in pretrained if name.startswith("optimizer/_trainable_variables/")]
     assert len(detector) == 10
