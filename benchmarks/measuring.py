@@ -17,6 +17,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tf_detectorgan.environment import TENSORFLOW
+
+os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
+
 Step = Callable[[], Any]  # runs once and does not return before it is done
 
 

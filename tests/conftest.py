@@ -8,7 +8,9 @@ import signal
 import subprocess
 from pathlib import Path
 
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+from tf_detectorgan.environment import TENSORFLOW
+
+os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # expected numbers below are the CPU's
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["MPLBACKEND"] = "agg"

@@ -15,7 +15,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+from tf_detectorgan.environment import TENSORFLOW
+
+os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 
 import keras
 import tensorflow as tf

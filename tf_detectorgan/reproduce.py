@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tf_detectorgan import progress
+from tf_detectorgan.environment import TENSORFLOW
 from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 if __name__ == "__main__":  # and that takes seconds, in which process 1 of a pod would not hear a SIGTERM
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(EXIT_INTERRUPTED))
 

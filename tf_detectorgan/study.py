@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+from tf_detectorgan.environment import TENSORFLOW
+
+os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 
 import numpy as np
 

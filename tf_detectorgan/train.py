@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import signal
 
+from tf_detectorgan.environment import TENSORFLOW
 from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
 
-# Before TensorFlow is imported: keeps the progress bars readable.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 if __name__ == "__main__":  # and that takes seconds, in which process 1 of a pod would not hear a SIGTERM
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(EXIT_INTERRUPTED))
 
