@@ -73,9 +73,9 @@ def shown(value: dict[str, float]) -> str:
 def peak_mib(step: Step, of_tensorflow: bool = True) -> float:
     """MiB that a step, which has run before, holds at most beyond what the process holds already.
 
-    Resident memory, after the C library has given back what it keeps for later. With oneDNN (by default where
-    there is AVX-512) TensorFlow besides has a pool for larger tensors, which it never gives back: what a step
-    takes of it is added from the pool's own accounts. As if both were highest at once, so an upper bound.
+    Resident memory, after the C library has given back what it keeps for later. With oneDNN TensorFlow
+    besides has a pool for larger tensors, which it never gives back: what a step takes of it is added from
+    the pool's own accounts. As if both were highest at once, so this is an upper bound.
 
     Raises:
       OSError: this is not Linux, or its /proc cannot reset the peak.

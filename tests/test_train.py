@@ -173,6 +173,7 @@ def test_arms_share_what_they_start_from_and_differ_where_they_should(runs):
     for name in generators:
         assert np.any(no_det[name] != start[name]), name
         assert np.any(det[name] != start[name]), name
+        assert det[name].ndim < 2 or np.any(no_det[name] != det[name]), name
     # Adam's moments tell the arms apart: a norm's scale of 1 rounds away small differences of steps.
     moments = [
         name for name, a in det.items() if name.startswith("generator_optimizer/_variables/") and a.ndim
