@@ -63,8 +63,8 @@ def test_gradcheck_passes(float64, my_detectors, eagerly, monkeypatch, name):
     rate = 0.01 if name == "retinanet_kerashub" else 0.001
     optimizer = keras.optimizers.SGD(rate, momentum=0.9)
     optimizer.build(DET.network.trainable_variables)
-    streams = [labelled(k) for k in range(1, 5)]
-    (exact,) = exactness.check_modes(DET, optimizer, *streams, directions=1, seed=0)
+    streams = [labelled(k) for k in range(1, 4)]
+    (exact,) = exactness.check_modes(DET, optimizer, *streams, (), directions=1, seed=0)
     assert gradcheck.is_exact(exact)
     tf.config.run_functions_eagerly(False)
-    assert second_order.obstacles(DET, (SIDE, SIDE, 1)) == []
+    assert second_order.obstacles(DET, streams[0]) == []

@@ -88,22 +88,31 @@ LAYERS = {
     "exact": lambda: ExactGroupNormalization(2, name="norm"),
     "keras": lambda: keras.layers.GroupNormalization(2, name="planted_norm"),
     "resize": lambda: NearestResize(name="planted_resize"),
+    "bilinear": lambda: keras.layers.UpSampling2D(interpolation="bilinear", name="planted_resize"),
+    "same_pool": lambda: keras.layers.MaxPooling2D(2, strides=1, padding="same", name="planted_pool"),
+    "valid_pool": lambda: keras.layers.MaxPooling2D(2, strides=1),
     "pool": lambda: keras.layers.MaxPooling2D(3, strides=2, padding="same"),
 }
 
 
-def checked(tiny, layer, optimizer, flat=False):
+def checked(tiny, layer, optimizer, flat=False, recompute=False):
     DET = tiny.ToyDetector(LAYERS[layer]())
     optimizer.build(DET.network.trainable_variables)
-    streams = [tiny.labelled(np.random.default_rng(k), 2) for k in range(4)]
+    streams = [tiny.labelled(np.random.default_rng(k), 2) for k in range(5)]
     streams = [one._replace(images=tf.cast(one.images, tf.float64)) for one in streams]
     if flat:
         streams[1] = streams[1]._replace(images=tf.zeros_like(streams[1].images))
-    return exactness.check_modes(DET, optimizer, *streams, directions=2, seed=0)
+    y, synthetic, y2, *later = streams
+    return exactness.check_modes(
+        DET, optimizer, y, synthetic, y2, later, directions=2, seed=0, recompute=recompute
+    )
 
 
-def test_exact_layers_pass(float64, tiny):
-    exact, k_steps, difference = checked(tiny, "exact", keras.optimizers.SGD(0.05, momentum=0.9))
+@pytest.mark.parametrize("recompute", [False, True])
+def test_exact_layers_pass(float64, tiny, recompute):
+    """k_steps takes three steps."""
+    optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
+    exact, k_steps, difference = checked(tiny, "exact", optimizer, recompute=recompute)
     assert [c.mode for c in (exact, k_steps, difference)] == ["exact", "k_steps", "finite_difference"]
     assert exact.error < 1e-6
     assert k_steps.error < 1e-6
@@ -117,11 +126,11 @@ def exact_alone(monkeypatch):
     monkeypatch.setattr(unroll, "MODES", ("exact",))
 
 
-@pytest.mark.parametrize("layer", ["keras", "zero", "half_stopped", "half_lost"])
+@pytest.mark.parametrize("layer", ["keras", "zero", "half_stopped", "half_lost", "bilinear", "same_pool"])
 def test_a_wrong_derivative_is_found_out(float64, tiny, exact_alone, layer):
     """Also where it is 0 and should not be: everywhere, or on the lower half of the image."""
     (exact,) = checked(tiny, layer, keras.optimizers.SGD(0.05))
-    assert exact.error > (0.1 if layer != "keras" else gradcheck.TOLERANCE)
+    assert exact.error > (0.1 if layer in ("zero", "half_stopped", "half_lost") else gradcheck.TOLERANCE)
     assert not gradcheck.is_exact(exact)
     assert exact.cosine == pytest.approx(float(layer != "zero"))
 
@@ -152,16 +161,34 @@ def test_flat_images_are_moved_off_the_kinks_of_a_max_pooling(float64, tiny, exa
         ("branching", "StopGradient", ""),
         ("crop", "CropAndResizeGradImage", "slicing"),
         ("resize", "ResizeNearestNeighborGrad", "UpSampling2D"),
+        ("bilinear", "ResizeBilinearGrad", "interpolation='nearest'"),
+        ("same_pool", "MaxPool", "strides of 2"),
+        ("valid_pool", None, None),
+        ("pool", None, None),
     ],
 )
 def test_obstacles_are_named(float64, tiny, layer, kind, instead):
-    found = second_order.obstacles(tiny.ToyDetector(LAYERS[layer]()), (32, 32, 1))
+    y = tiny.labelled(np.random.default_rng(0), 1)
+    found = second_order.obstacles(tiny.ToyDetector(LAYERS[layer]()), y)
     if kind is None:
         assert found == []
         return
     assert {one.kind for one in found} == {kind}
     assert all("planted" in one.op for one in found)
     assert all(instead in one.instead for one in found)
+
+
+def test_obstacles_in_the_loss_are_named(float64, tiny):
+    DET, y = tiny.ToyDetector(), tiny.labelled(np.random.default_rng(0), 1)
+    loss = DET.loss
+
+    def planted(W, images, *others):
+        return loss(W, images, *others) * tf.stop_gradient(
+            tf.reduce_mean(DET.call(W, images)), name="planted"
+        )
+
+    DET.loss = planted
+    assert [(one.op, one.kind) for one in second_order.obstacles(DET, y)] == [("planted", "StopGradient")]
 
 
 def made_of(tiny, layer):
@@ -178,6 +205,7 @@ def made_of(tiny, layer):
     "layer,precision,code,line",
     [
         ("exact", "mixed_float16", None, "the derivative is exact to 1e-06"),
+        ("exact", "mixed_bfloat16", None, "the derivative is exact to 1e-06"),
         ("keras", "float32", 1, "the derivative is NOT exact"),
         ("half_lost", "float32", 1, "custom gradients (tf.custom_gradient): look there"),
         ("stopped", "float32", 1, "Eqn 3 cannot be computed: L_real has no gradient for: "),
@@ -205,7 +233,8 @@ def test_command(tiny, data_dir, tmp_path, monkeypatch, capsys, layer, precision
     assert ("planted" in said) == (layer not in ("exact", "half_lost"))
     assert ("look there" in said) == (layer == "half_lost")
     if precision != "float32":
-        assert "mixed_float16 against float32 at a loss scale of " in said
+        scaled = " at a loss scale of " if precision == "mixed_float16" else ": "
+        assert f"{precision} against float32{scaled}" in said
         assert "cosine 0.99" in said or "cosine 1.0" in said
 
 

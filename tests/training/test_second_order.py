@@ -46,6 +46,7 @@ def test_kinks_are_named(tiny):
     [
         (tf.abs, "Abs"),
         (lambda x: x * tf.reduce_max(x, [1, 2], keepdims=True), "Max"),
+        (lambda x: x * tf.reduce_min(x, [1, 2], keepdims=True), "Min"),
         (lambda x: tf.maximum(x, 0), "Maximum"),
         (lambda x: tf.minimum(x, 0), "Minimum"),
         (tf.nn.selu, "Selu"),

@@ -269,6 +269,19 @@ def test_a_weight_that_is_gathered(float64, tiny, mode, scaled):
     np.testing.assert_allclose(tf.reduce_sum(d * v), (plus - minus) / (2 * h), rtol=1e-6)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("mode", ["exact", "recompute", "k_steps"])
+def test_a_weight_without_a_gradient_is_named(tiny, mode, scaled):
+    DET, optimizer = tiny.ToyDetector(keras.layers.Lambda(tf.stop_gradient)), RULES["adam"]()
+    optimizer.build(DET.network.trainable_variables)
+    y, syn, y2, third = (_labelled(k, dtype=tf.float32) for k in range(4))
+    options = MODES[mode] | ({"later": (third,)} if mode == "k_steps" else {})
+    if scaled:
+        options["gradient"] = LossScale().gradient
+    with pytest.raises(RuntimeError, match="L_real has no gradient for: .*conv2d/kernel, .*conv2d/bias$"):
+        unroll.lookahead(DET, optimizer, y, syn, y2, **options)
+
+
 def test_a_keras_norm_would_be_wrong(float64):
     """Why `ExactGroupNormalization` exists: with Keras's own layer the oracle fails by more than 1e-4."""
 

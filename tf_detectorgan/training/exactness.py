@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -46,12 +46,13 @@ def check_modes(
     y: Labelled,
     synthetic: Labelled,
     y2: Labelled,
-    later: Labelled,
+    later: Sequence[Labelled],
     *,
     directions: int,
     seed: int,
+    recompute: bool = False,
 ) -> list[Check]:
-    """Every mode in float64; k_steps with two steps, the second on `later`. The others as of `lookahead`.
+    """Every mode in float64; k_steps with one step more than `later` has. The others as of `lookahead`.
 
     The synthetic images are moved by noise of deviation NOISE first.
 
@@ -65,7 +66,7 @@ def check_modes(
     x = synthetic.images + NOISE * random.normal(size=synthetic.images.shape)
     draws = random.normal(size=(directions, *x.shape))
     for mode in progress.bar(unroll.MODES, desc="checking", unit="mode"):
-        options = {"mode": mode, "later": (later,) if mode == "k_steps" else ()}
+        options = {"mode": mode, "later": later if mode == "k_steps" else (), "recompute": recompute}
 
         @tf.function(autograph=False)
         def look(images, options=options):

@@ -8,13 +8,14 @@ from typing import NamedTuple
 import tensorflow as tf
 from tensorflow.python.framework.ops import get_gradient_function  # nothing public tells
 
+from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models.detectors.detector import Detector
 
 # Their derivative jumps, so a gradient is not continuous in the weights. `exact` does not mind.
 # SelectV2 (`tf.where`) is not among them: as often as not it only guards a root or masks padding.
 KINKED = (
     "Abs", "ClipByValue", "LeakyRelu", "Max", "MaxPool", "MaxPool3D", "MaxPoolV2", "MaxPoolWithArgmax",
-    "Maximum", "Minimum", "Relu", "Relu6", "Selu",
+    "Maximum", "Min", "Minimum", "Relu", "Relu6", "Selu",
 )  # fmt: skip
 # Attributes of ops that run graphs of their own: a nested tf.function, tf.cond, tf.switch_case and
 # tf.while_loop, whose `cond` is left out: its answer is a bool, which no derivative passes.
@@ -24,7 +25,8 @@ INNER = ("f", "then_branch", "else_branch", "branches", "body")
 INSTEAD = {
     # Keras's norms stop the derivative at the mean.
     "StopGradient": "models.layers.ExactGroupNormalization, BatchNormalization(trainable=False), or no norm",
-    "ResizeNearest": "UpSampling2D, or a bilinear resize",
+    "MaxPool": "strides of 2, or padding='valid'",
+    "Resize": "UpSampling2D (interpolation='nearest')",
     "CropAndResize": "a crop by slicing, or gathered corners weighted by hand",
 }
 
@@ -48,28 +50,27 @@ def kinks(DET: Detector, image_shape: tuple[int, int, int]) -> list[str]:
     ]
 
 
-def obstacles(DET: Detector, image_shape: tuple[int, int, int]) -> list[Obstacle]:
-    """Ops of the network and of its gradient that stop a derivative or have none.
+def obstacles(DET: Detector, y: Labelled) -> list[Obstacle]:
+    """Ops of the network, of the loss L_d on y and of its gradient that stop a derivative or have none.
 
-    The loss is not looked at, nor whether a `tf.custom_gradient` tells the truth: central differences are
-    for that.
+    Whether a `tf.custom_gradient` tells the truth is not looked at: central differences are for that.
 
     Raises:
       LookupError: an op has no first derivative.
     """
-    W = [tf.TensorSpec(w.shape, w.dtype) for w in DET.weights]
+    W, targets = [tf.TensorSpec(w.shape, w.dtype) for w in DET.weights], DET.targets(y)
 
     @tf.function(autograph=False)
     def gradient(images, W):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([images, *W])
-            square = tf.add_n([tf.reduce_sum(out * out) for out in tf.nest.flatten(DET.call(W, images))])
-        return tape.gradient(square, W)
+            L_d = DET.loss(W, images, targets, tf.constant(1.0))
+        return tape.gradient(L_d, W)
 
-    graph = gradient.get_concrete_function(tf.TensorSpec((1, *image_shape), W[0].dtype), W).graph
+    graph = gradient.get_concrete_function(tf.TensorSpec(y.images.shape, W[0].dtype), W).graph
     return [
         Obstacle(name, op.type, next((v for k, v in INSTEAD.items() if op.type.startswith(k)), "another op"))
-        for name, op in _between(graph, graph.inputs)
+        for name, op in _between(graph, graph.inputs[: 1 + len(W)])  # behind them: targets
         if _is_obstacle(op)
     ]
 
@@ -110,6 +111,8 @@ def _is_obstacle(op) -> bool:
         return False
     if op.type in ("StopGradient", "PreventGradient"):
         return True
+    if op.type == "MaxPool":  # where its shape does not change: in graphs the second derivative is 0
+        return op.get_attr("padding") == b"SAME" and set(op.get_attr("strides")) == {1}
     try:
         return get_gradient_function(op) is None and bool(op.inputs)
     except LookupError:

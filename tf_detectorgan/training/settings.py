@@ -109,9 +109,9 @@ class Train:
 
     unroll: str = option(
         "exact",
-        "How arms with Eqn 3 (detectorgan) compute it. exact: through one detector step. k_steps: through "
-        "--unroll_steps of them. finite_difference: approximately (DARTS). none: they leave it out, so that "
-        "detectorgan becomes detectorgan_no_unroll.",
+        "How arms with Eqn 3 (detectorgan, psgan_detectorgan) compute it. exact: through one detector step. "
+        "k_steps: through --unroll_steps of them. finite_difference: approximately (DARTS). none: they leave "
+        "it out, so that detectorgan becomes detectorgan_no_unroll.",
         ("exact", "k_steps", "finite_difference", "none"),
     )
     unroll_steps: int = option(1, "Virtual detector steps of --unroll=k_steps, 2 or more.", low=1)

@@ -15,22 +15,25 @@ backward pass. How dL~_real/dx_syn is found is the mode:
 Cost of `exact`, in forward passes of one image stream (a backward pass to weights and activations counts 2):
 an ordinary step on real and synthetic images costs 6. Here the real gradient costs 3 and the synthetic 3
 (dL_syn/dx_syn falls out of the same pass); L~_real costs 3; the product of the mixed second derivative with
-the resulting vector re-runs the synthetic forward and backward pass in reverse, 6 less what is shared: 6 + 3
-and about 4.5 over 6 is 2.2 ordinary steps. docs/unroll.md shows the engine without this project's detectors.
+the resulting vector costs 4: each layer's dW = delta * a depends on delta and on a (2), and both go on to the
+layers before (2). (2 x 3 + 3 + 4) / 6 = 2.17 ordinary steps.
+docs/unroll.md shows the engine without this project's detectors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from tf_detectorgan.batch import Labelled
-from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training import replicas, update_rules
 from tf_detectorgan.training.update_rules import Update
+
+if TYPE_CHECKING:  # the engine runs without this project's detectors, and what they import
+    from tf_detectorgan.models.detectors.detector import Detector
 
 MODES = ("exact", "k_steps", "finite_difference")
 REACH = 0.01  # of the finite difference, in weights' joint norm: DARTS, section 2.3
@@ -81,14 +84,15 @@ def lookahead(
     update_rules.require_built_on(optimizer, DET.weights)
     x_syn, names = synthetic.images, [v.path for v in DET.network.trainable_variables]
     W, L_syn_of = [tf.convert_to_tensor(w) for w in DET.weights], _loss_on(DET, synthetic)
-    real_pass = _loss_and_gradients if plain else _kept
-    synthetic_pass = _recomputed if recompute else real_pass
+    kept = _loss_and_gradients if plain else _kept
+    synthetic_pass = _recomputed if recompute else kept
     ahead, looks = Update(W, update_rules.live(optimizer)), []
     with tf.GradientTape(watch_accessed_variables=False) as outer:
         if mode != "finite_difference":
             outer.watch(x_syn)
         for labelled in (y, *later) if y2 is not None else (y,):
             # The first real gradient depends on nothing that is watched: it is not differentiated again.
+            real_pass = kept if looks else _loss_and_gradients
             L_real, g_real, _ = real_pass(_loss_on(DET, labelled), ahead.W, labelled.images, gradient)
             replicas.require_gradients(g_real, names, "L_real")
             L_syn, g_syn, d_L_syn = synthetic_pass(L_syn_of, ahead.W, x_syn, gradient)
