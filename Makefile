@@ -61,7 +61,9 @@ lock: .venv/made
 EXTRAS ?=
 BASE_IMAGE ?= docker.io/library/python:3.11-slim
 IMAGE ?= tf_detectorgan:$(or $(EXTRAS),cpu)
-BUILDER ?= $(firstword $(notdir $(foreach b,docker podman buildah,$(shell command -v $(b)))))
+# The first that is there; docker is if its daemon answers.
+BUILDER ?= $(shell for b in docker podman buildah; do \
+  { command -v $$b && { test $$b != docker || docker info; }; } >/dev/null 2>&1 && { echo $$b; break; }; done)
 # Passed on to the builder: --secret, or (podman, buildah) -v for a package index on this machine.
 BUILD_FLAGS ?=
 BUILD_docker := build
@@ -69,7 +71,7 @@ BUILD_podman := build
 BUILD_buildah := bud --isolation chroot
 
 image:
-	@test -n "$(BUILD_$(BUILDER))" || { echo "error: none of docker, podman and buildah found; install one" >&2; exit 1; }
+	@test -n "$(BUILD_$(BUILDER))" || { echo "error: none of docker (with a daemon that answers), podman and buildah found; install one" >&2; exit 1; }
 	$(BUILDER) $(BUILD_$(BUILDER)) $(BUILD_FLAGS) --build-arg BASE_IMAGE="$(BASE_IMAGE)" --build-arg EXTRAS="$(EXTRAS)" \
 	  --build-arg VERSION="$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' tf_detectorgan/__init__.py)" \
 	  --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" -f docker/Dockerfile -t "$(IMAGE)" .

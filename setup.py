@@ -54,9 +54,9 @@ STUDY = ["flask>=3.1", "werkzeug>=3.1", "waitress>=3"]
 EXTRAS = {
     # CUDA libraries as wheels.
     "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
-    # Submits the jobs of k8s/ from Python; urllib3 raises what the client cannot reach, and websocket-client
-    # reads what a pod sends.
-    "k8s": ["kubernetes>=31", "urllib3>=2", "websocket-client>=1.6"],
+    # Submits the jobs of k8s/ from Python; pydantic raises what the client refuses, urllib3 what it cannot
+    # reach, and websocket-client reads what a pod sends.
+    "k8s": ["kubernetes>=37", "pydantic>=2", "urllib3>=2", "websocket-client>=1.6"],
     # Medical images: DICOM, and NODE21's MetaImages.
     "medical": ["pydicom>=3", "SimpleITK>=2.4"],
     # KerasHub's RetinaNet; 0.32 wants Python 3.11 and pins kagglesdk, which constraints.txt follows.
@@ -74,7 +74,7 @@ EXTRAS = {
         "ruff>=0.17,<0.18",
         "mypy>=1.15",
         "import-linter>=2.7",
-        "kubernetes>=31",
+        "kubernetes>=37",
         "kubernetes-validate>=1.37",
         "pydicom>=3",
         "SimpleITK>=2.4",

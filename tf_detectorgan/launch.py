@@ -2,14 +2,16 @@
 
   submit     fills a manifest, creates what it holds, waits for its pods and says what they wait for
   status     the Job and its pods
-  logs       of all its pods, each line with the pod's name before it; --follow, -f: until the Job ends
+  logs       of all its pods, each line with the pod's name before it; --follow, -f: until the Job ends, and
+             exit code 0 if it is complete
   stop       suspends the Job: pods get SIGTERM, save and end; waits until they have
   resume     lets a stopped Job go on, from its checkpoint
   fetch      copies what the Job has written from the volume of runs to this machine
   reproduce  submits a table, one pod for every arm and seed; with --gather, what makes the table of them
 
 `launch submit --help` lists the flags. Wants pip install 'tf_detectorgan[k8s]'; finds the cluster as kubectl
-does. Exit codes: 78 bad input, or the API server's refusal; 75 still waiting when --wait was over.
+does. Exit codes: 78 bad input, the API server's refusal, or a Job that has failed; 75 still waiting when
+--wait was over, or a Job that was stopped.
 """
 
 from __future__ import annotations
@@ -244,6 +246,12 @@ def logs(options: Logs) -> None:
     cluster = _cluster(options)
     if options.follow:
         pod_logs.follow(cluster, options.job, lambda line: print(line, flush=True), POLL)
+        how = kubernetes.ended(cluster.job(options.job))
+        if not how:
+            raise Interrupted(f"Job {options.job} is suspended; to go on: launch resume --job={options.job}")
+        if how.startswith(kubernetes.FAILED):
+            raise InputError(f"Job {options.job} {how}")
+        print(f"Job {options.job} {how}")
     else:
         pod_logs.show(cluster, options.job, print)
 

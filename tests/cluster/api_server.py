@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from websocket import ABNF, frame_buffer
 
+PATCHES = ("application/merge-patch+json", "application/strategic-merge-patch+json")
 CORE, BATCH = "/api/v1/namespaces/lab", "/apis/batch/v1/namespaces/lab"
 
 
@@ -23,7 +24,11 @@ def refusal(code, reason, message):
 
 def pod(name, phase="Running", **status):
     spec = {"containers": [{"name": "train"}], "nodeName": "node-a"}
-    return {"metadata": {"name": name}, "spec": spec, "status": {"phase": phase, **status}}
+    return {
+        "metadata": {"name": name, "uid": f"uid-of-{name}"},
+        "spec": spec,
+        "status": {"phase": phase, **status},
+    }
 
 
 def job(spec=None, labels=None, **status):
@@ -62,6 +67,8 @@ class Server:
                 url = urlsplit(self.path)
                 body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "null")
                 server.asked.append((self.command, url.path, parse_qs(url.query), body))
+                if self.command == "PATCH":
+                    assert self.headers["Content-Type"] in PATCHES
                 found = server.answers.get((self.command, url.path))
                 if isinstance(found, list):
                     found = found.pop(0) if len(found) > 1 else found[0]

@@ -17,6 +17,8 @@ ENUMS = {
     "operator": {"In", "NotIn", "Exists", "Equal"},
     "medium": {"", "Memory"},
     "fsGroupChangePolicy": {"OnRootMismatch", "Always"},
+    "status": {"True", "False", "Unknown"},
+    "accessModes": {"ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"},
     "effect": {"NoSchedule", "PreferNoSchedule", "NoExecute"},
 }
 VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "secret", "projected", "downwardAPI"}
@@ -56,9 +58,12 @@ def _values(node, path=""):
         here = f"{path}.{key}"
         if isinstance(value, dict | list):
             yield from _values(value, here)
-        elif key in ENUMS and value not in ENUMS[key]:
-            yield f"{here}: {value!r} is none of {sorted(ENUMS[key])}"
-        elif (key == "sizeLimit" or re.search(r"\.(requests|limits)$", path)) and quantity(value) is None:
+        for one in value if isinstance(value, list) else [value]:
+            if key in ENUMS and not isinstance(one, dict) and one not in ENUMS[key]:
+                yield f"{here}: {one!r} is none of {sorted(ENUMS[key])}"
+        if isinstance(value, dict | list):
+            continue
+        if (key == "sizeLimit" or re.search(r"\.(requests|limits)$", path)) and quantity(value) is None:
             yield f"{here}: {value!r} is no quantity"
 
 

@@ -83,6 +83,9 @@ def test_status_says_why_nothing_runs(server, capsys, pods, events, sentence):
     assert lines[1 + len(pods) :] == ([sentence] if sentence else [])
     selectors = [query["labelSelector"] for _, path, query, _ in server.asked if path == f"{CORE}/pods"]
     assert set(map(tuple, selectors)) == {("batch.kubernetes.io/job-name=nih",)}
+    # Events outlive what they tell of: those of a Job of the same name that was deleted are not asked for.
+    asked = [query["fieldSelector"] for _, path, query, _ in server.asked if path == f"{CORE}/events"]
+    assert asked == [["involvedObject.kind=Job,involvedObject.uid=46ef6b23,type=Warning"]] * (not pods)
 
 
 def test_submit_waits_and_says_each_reason_once(server, capsys):

@@ -1,5 +1,6 @@
 """The image is built without a daemon on a Debian base of its own, and trains in it as its user."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tf_detectorgan import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 USER = 10001
@@ -93,6 +96,16 @@ def test_the_secret_with_certificates_is_what_pip_reads():
             assert subprocess.run(show, env=environment, capture_output=True, text=True).stdout == expected
 
 
+@pytest.mark.parametrize("daemon", [True, False])
+def test_docker_is_taken_if_its_daemon_answers(tmp_path, daemon):
+    for tool in ("docker", "buildah"):
+        (tmp_path / tool).write_text(f"#!/bin/sh\nexit {int(not daemon)}\n")
+        (tmp_path / tool).chmod(0o755)
+    said = call("make", "-n", "image", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    builder = re.search(r"^(docker build|podman build|buildah bud) ", said, re.MULTILINE)[1]
+    assert (builder == "docker build") == daemon
+
+
 @pytest.mark.image
 @pytest.mark.slow
 def test_the_image_trains_as_its_user(image, tmp_path):
@@ -105,6 +118,12 @@ def test_the_image_trains_as_its_user(image, tmp_path):
         *describe, "{{.OCIv1.Config.User}} {{.OCIv1.Config.Entrypoint}}", "localhost/detectorgan", **image
     )
     assert config == "10001:10001 [/opt/venv/bin/python -m tf_detectorgan.train]"
+    labels = json.loads(call(*describe, "{{json .OCIv1.Config.Labels}}", "localhost/detectorgan", **image))
+    about = {name: labels[f"org.opencontainers.image.{name}"] for name in ("title", "licenses", "version")}
+    assert about == {"title": "tf_detectorgan", "licenses": "Apache-2.0", "version": __version__}
+    assert labels["org.opencontainers.image.revision"] == call(
+        "sh", "-c", "git rev-parse HEAD 2>/dev/null || echo unknown"
+    )
     run = ("buildah", "run", "--isolation", "chroot", "-v", f"{runs}:/runs", container, "--")
     out = call(*run, "/opt/venv/bin/python", "-m", "tf_detectorgan.train", *TINY.split(), **image)
     assert "report: /runs/tiny/report.html" in out

@@ -96,6 +96,52 @@ def test_batches_that_devices_cannot_share_are_refused_before_anything_is_sent(s
     assert server.asked == []
 
 
+@pytest.mark.parametrize("given,pods", [(4, 2), (1, 2)])
+def test_workers_that_are_not_as_many_as_pods_are_refused(server, tmp_path, given, pods):
+    """Pods would wait for others without end, or each take itself for the chief of one run."""
+    (tmp_path / "w.flags").write_text(f"--workers={given}\n")
+    options = launch.Submit(manifest="train-nih-multiworker", train_flags=str(tmp_path / "w.flags"))
+    with pytest.raises(InputError, match=f"--workers={given} is in the Job's flags, and it has {pods} pods"):
+        launch.submit(options)
+    (tmp_path / "w.flags").write_text("--workers=4\n")
+    with pytest.raises(InputError, match="--workers=4 .* it has 1 pods"):
+        launch.submit(launch.Submit(train_flags=str(tmp_path / "w.flags")))
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    "change,sentence",
+    [
+        ({"parallelsim": 2}, "parallelsim"),
+        ({"completions": "two"}, "completions"),
+    ],
+)
+def test_what_the_client_itself_refuses_is_one_sentence(server, tmp_path, change, sentence):
+    manifest = manifests.read("train-phantom-cpu")
+    manifests.job_of(manifest)["spec"].update(change)
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump_all(manifest))
+    with pytest.raises(InputError, match=f"^Job train-phantom: .*{sentence}[^\n]*$"):
+        launch.submit(launch.Submit(manifest=str(tmp_path / "own.yaml"), wait=0))
+
+
+def test_quantities_may_be_numbers(server, tmp_path):
+    """As kubectl takes them: of claims, of volumes in memory, of any container."""
+    manifest = manifests.read("train-phantom-cpu")
+    pod = manifests.job_of(manifest)["spec"]["template"]["spec"]
+    memory = {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": 2**30}}
+    pod["volumes"].append(memory)
+    pod["initContainers"] = [{"name": "first", "image": "x", "resources": {"limits": {"cpu": 2}}}]
+    claim = next(r for r in manifest if r["kind"] == "PersistentVolumeClaim")
+    claim["spec"]["resources"]["requests"]["storage"] = 2**30
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump_all(manifest))
+    launch.submit(launch.Submit(manifest=str(tmp_path / "own.yaml"), wait=0))
+    sent = {body["kind"]: body for body in server.sent("POST")}
+    assert sent["PersistentVolumeClaim"]["spec"]["resources"]["requests"]["storage"] == str(2**30)
+    found = sent["Job"]["spec"]["template"]["spec"]
+    assert found["volumes"][-1]["emptyDir"]["sizeLimit"] == str(2**30)
+    assert found["initContainers"][0]["resources"]["limits"]["cpu"] == "2"
+
+
 def test_places_of_a_desktop_are_refused(server, tmp_path):
     (tmp_path / "nih.flags").write_text("--gan_batch=2\n--data_dir=data/nih\n--run_dir=/runs/nih\n")
     flagfile = str(tmp_path / "nih.flags")

@@ -70,6 +70,8 @@ def test_claims_of_one_name_are_the_same_everywhere():
                 assert claims.setdefault(resource["metadata"]["name"], resource) == resource, path.name
             elif resource["kind"] in ("Job", "Deployment", "Pod"):
                 volumes = pod_spec(resource)["volumes"]
+                files = {v["configMap"]["name"] for v in volumes if "configMap" in v}
+                assert files <= {r["metadata"]["name"] for r in resources(path) if r["kind"] == "ConfigMap"}
                 mounted |= {
                     v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v
                 }
@@ -97,6 +99,10 @@ FAULTS = {
     "above limit": lambda job: container(job)["resources"]["requests"].update(memory="17Gi"),
     "no quantity": lambda job: container(job)["resources"]["limits"].update(memory="16GB"),
     "none of": lambda job: job["spec"].update(podReplacementPolicy="failed"),
+    "ReadWriteOften": lambda job: job["spec"].update(accessModes=["ReadWriteMany", "ReadWriteOften"]),
+    "'true' is none of": lambda job: job["spec"]["podFailurePolicy"]["rules"][0]["onPodConditions"][0].update(
+        status="true"
+    ),
     "restartPolicy Never": lambda job: pod_spec(job).update(restartPolicy="OnFailure"),
     "FailIndex": lambda job: job["spec"]["podFailurePolicy"]["rules"][2].update(action="FailIndex"),
     "name": lambda job: job["metadata"].update(name="Train_NIH"),
@@ -213,6 +219,27 @@ def test_exit_codes_are_ours(path):
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda p: p.name)
+def test_jobs_survive_a_node_and_clean_up(path):
+    job = find(path, "Job")["spec"]
+    pod = job["template"]["spec"]
+    lost = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert lost in job["podFailurePolicy"]["rules"]
+    assert job["podReplacementPolicy"] == "Failed"
+    assert job["ttlSecondsAfterFinished"] >= 86400
+    assert pod["terminationGracePeriodSeconds"] >= 30
+    (shared,) = [
+        m["name"] for m in container(find(path, "Job"))["volumeMounts"] if m["mountPath"] == "/dev/shm"
+    ]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == shared]
+    assert volume["emptyDir"]["medium"] == "Memory"
+    memory = container(find(path, "Job"))["resources"]["limits"]["memory"]
+    quantity = manifest_rules.quantity
+    assert 0 < quantity(volume["emptyDir"]["sizeLimit"]) < quantity(memory)
+    cells = container(find(path, "Job"))["name"] == "reproduce"
+    assert ("backoffLimitPerIndex" in job) == cells
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda p: p.name)
 def test_batches_are_cut_into_equal_parts(path):
     """`train` refuses a batch that its devices, pods that train together times GPUs, cannot share."""
     assert {n: getattr(Train, n) for n in manifests.BATCHES} == manifests.BATCHES  # said in two places
@@ -259,6 +286,7 @@ def test_workers_find_each_other():
     assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
     workers = parse(Train, flagfile(path)).workers
     assert workers == job["spec"]["completions"] == job["spec"]["parallelism"] > 1
+    assert job["spec"]["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
     index, known = container(job)["env"]
     field = index["valueFrom"]["fieldRef"]["fieldPath"]
     assert field == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
@@ -295,10 +323,12 @@ def test_what_the_readme_starts_is_what_it_builds_and_pushes(readme, heading):
     assert lines[1].split("#")[0].strip() == "make image EXTRAS=gpu IMAGE=$IMAGE && docker push $IMAGE"
     assert lines[2].startswith("pip install -e '.[k8s]'")
     steps = [
-        re.search(r"launch submit --manifest=(\S+)|job/(\S+)|apply -k (k8s)", line) for line in lines[3:]
+        re.search(r"launch submit --manifest=(\S+)|launch logs --job=(\S+)|apply -k (k8s)", line)
+        for line in lines[3:]
     ]
     order = [next(filter(None, step.groups())) for step in steps if step]
-    assert order[:2] == ["prepare-nih", "prepare-nih"]  # and waited for
+    assert order[:2] == ["prepare-nih", "prepare-nih"]  # and waited for; what follows wants it complete
+    assert any(re.search(r"logs --job=prepare-nih --follow && \\$", line) for line in lines)
     assert order[2] in ("train-nih", "k8s")
     for line in lines[3:]:
         assert "launch submit" not in line or "--image=$IMAGE" in line

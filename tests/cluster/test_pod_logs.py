@@ -8,7 +8,7 @@ import pytest
 
 from tests.cluster.api_server import BATCH, CORE, Cut, failed, items, job, pod, refusal
 from tf_detectorgan import launch
-from tf_detectorgan.errors import EXIT_BAD_INPUT, InputError
+from tf_detectorgan.errors import EXIT_BAD_INPUT, InputError, Interrupted
 
 ROOT = Path(__file__).resolve().parents[2]
 WAITING = refusal(400, "BadRequest", "container train is waiting to start: ContainerCreating")
@@ -51,7 +51,8 @@ def test_pods_that_come_later_are_followed_until_the_job_ends(server, capsys):
     server.answers["GET", f"{CORE}/pods"] = [items("PodList", *pods[:count]) for count in (1, 1, 2, 3)]
     for name, text in (("nih-a", "lost\n"), ("nih-b", "resumed\n"), ("nih-c", "again\n")):
         log(server, name, text)
-    launch.logs(launch.Logs(job="nih", follow=True))
+    with pytest.raises(InputError, match="^Job nih has failed: exit code 78$"):
+        launch.logs(launch.Logs(job="nih", follow=True))
     lines = capsys.readouterr().out.splitlines()
     assert sorted(lines) == ["nih-a | lost", "nih-b | resumed", "nih-c | again"]
     assert {query["follow"][0].lower() for query in queries(server, "nih-a")} == {"true"}
@@ -67,7 +68,8 @@ def test_a_pod_that_waits_and_a_log_that_is_cut_are_read_again(server, capsys):
     out = capsys.readouterr().out
     said = [line for line in out.splitlines() if "(" in line]
     assert [line for line in out.splitlines() if line not in said] == [
-        f"nih-0 | step {i}" for i in (1, 2, 3, 4)
+        *(f"nih-0 | step {i}" for i in (1, 2, 3, 4)),
+        "Job nih is complete",
     ]
     assert "waiting to start" in said[0]  # at once, and once
     assert all("no answer from the API server" in line for line in said[1:])
@@ -82,7 +84,8 @@ def test_a_log_that_never_comes_is_said_and_waited_for_no_longer(server, capsys,
     server.answers["GET", f"{CORE}/pods"] = items("PodList", pod("nih-0"))
     if phases:
         log(server, "nih-0", WAITING, *phases)
-    launch.logs(launch.Logs(job="nih", follow=True))
+    with pytest.raises(Interrupted, match="Job nih is suspended; to go on: launch resume --job=nih"):
+        launch.logs(launch.Logs(job="nih", follow=True))
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("nih-0 | (log of nih-0: ")
 

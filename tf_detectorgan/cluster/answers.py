@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 
+import pydantic
 import urllib3
 from kubernetes.client.exceptions import ApiException
 
@@ -27,6 +28,10 @@ def one_sentence(doing: str) -> Iterator[None]:
     except ApiException as error:
         passing = (error.status or 0) >= 500 or error.status == TOO_MANY_REQUESTS
         raise (Later if passing else InputError)(f"{doing}: {message(error)}") from error
+    except pydantic.ValidationError as error:  # the client itself refuses what the API does not have
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{doing}: {field}: {first['msg']} (given: {first['input']!r:.80})") from error
     except urllib3.exceptions.HTTPError as error:
         raise Later(f"{doing}: no answer from the API server ({error})") from error
 

@@ -216,7 +216,7 @@ class Cluster:
         if len(pods) < wanted:
             # What the Job controller was told when it made pods: quota, Pod Security, missing accounts.
             missing = f"{wanted - len(pods)} of {wanted} pods missing" if pods else "no pods"
-            refused = self._last_warning("Job", name)
+            refused = self._last_warning("Job", job.metadata.uid)
             return f"{missing}: {refused}" if refused else f"{missing} yet" if not pods else missing
         return next((reason for pod in pods if (reason := self._pod_waits(pod))), "")
 
@@ -233,13 +233,13 @@ class Cluster:
             if waiting and waiting.reason in NO_IMAGE:
                 return f"{name} has no image: {waiting.message or waiting.reason}"
             if waiting:  # a volume that is on another node is in the events only
-                why = waiting.message or self._last_warning("Pod", name)
+                why = waiting.message or self._last_warning("Pod", pod.metadata.uid)
                 return f"{name}: {waiting.reason}" + (f", {why}" if why else "")
         return f"{name} is pending"
 
-    def _last_warning(self, kind: str, name: str) -> str:
-        """The message of the newest event of type Warning; "" if there is none."""
-        selector = f"involvedObject.kind={kind},involvedObject.name={name},type=Warning"
+    def _last_warning(self, kind: str, uid: str) -> str:
+        """The newest Warning about this very object, not about others of its name; "" if there is none."""
+        selector = f"involvedObject.kind={kind},involvedObject.uid={uid},type=Warning"
         try:
             events = self.core.list_namespaced_event(self.namespace, field_selector=selector).items
         except (ApiException, urllib3.exceptions.HTTPError):  # not everybody may read events

@@ -13,6 +13,7 @@ from tf_detectorgan.errors import InputError
 FOLDER = Path(__file__).with_name("templates")  # k8s/, as packed by setup.py
 RUNS = "/runs"  # where pods mount the volume of runs
 GPU = "nvidia.com/gpu"
+WORKER_SERVICE = "WORKER_SERVICE"  # the variable by which pods that train together find each other
 BATCHES = {"gan_batch": 4, "detector_batch": 8}  # defaults of `train`, whose import would bring TensorFlow
 OF_GPU_NODES = {"key": GPU, "operator": "Exists", "effect": "NoSchedule"}  # their usual taint
 Resource = dict[str, Any]
@@ -102,13 +103,21 @@ def require_absolute(flag: str, text: str, names: tuple[str, ...]) -> None:
 
 
 def check_devices(resources: list[Resource]) -> None:
-    """Says here what `train` would say in every pod: batches are cut into equal parts, one a device.
+    """Says here what pods would say, or wait for without end: how many they are, and how batches are cut.
 
     Raises:
-      InputError: a batch is not divisible by pods that train together times GPUs of each.
+      InputError: --workers is not the number of pods that train together, or a batch is not divisible by
+        pods times GPUs of each.
     """
-    given = _flags(resources)
-    container = job_of(resources)["spec"]["template"]["spec"]["containers"][0]
+    given, spec = _flags(resources), job_of(resources)["spec"]
+    container = spec["template"]["spec"]["containers"][0]
+    together = any(variable["name"] == WORKER_SERVICE for variable in container.get("env") or [])
+    pods = spec.get("completions", 1) if together else 1
+    if int(given.get("workers", 1)) != pods:
+        raise InputError(
+            f"--workers={given.get('workers', 1)} is in the Job's flags, and it has {pods} pods that train "
+            "together; give launch --workers=N, which changes both, and leave the flag out of --train_flags"
+        )
     gpus = int((container.get("resources", {}).get("limits") or {}).get(GPU, 0))
     devices = int(given.get("workers", 1)) * max(gpus, 1)
     for name, default in BATCHES.items():
@@ -148,9 +157,7 @@ def fill(
             amounts.setdefault("limits", {})[GPU] = gpus
             if GPU in amounts.get("requests", {}):  # they must be equal
                 amounts["requests"][GPU] = gpus
-        for kind in ("requests", "limits"):  # the client takes no numbers for quantities
-            if amounts := container.get("resources", {}).get(kind):
-                amounts.update({name: str(amount) for name, amount in amounts.items()})
+    _quantities(resources)
     if workers:
         if not any(resource["kind"] == "Service" for resource in resources):
             raise InputError(f"--workers={workers}: this manifest has no Service; train-nih-multiworker has")
@@ -162,6 +169,17 @@ def fill(
     if flags.strip():
         _merge(resources, flags)
     return resources
+
+
+def _quantities(node: Any) -> None:
+    """Makes numbers that are quantities text: kubectl takes them, the client does not."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if key in ("requests", "limits") and isinstance(value, dict):
+            value.update({name: str(amount) for name, amount in value.items()})
+        elif key == "sizeLimit":
+            node[key] = str(value)
+        elif isinstance(value, dict | list):
+            _quantities(value)
 
 
 def _merge(resources: list[Resource], flags: str) -> None:
