@@ -80,15 +80,22 @@ def paper(options: argparse.Namespace) -> dict:
     """Hours of phases of `train` by default, at the paper's size, by FLOPs alone."""
     setting = {"detector": "retinanet_resnet50", "size": 512, "batch": 4, "filters": 64}
     s, rate = Train(), options.gpu_tflops * 1e12 * options.gpu_share
-    steps = {"pretrain_gan": s.gan_steps, "joint": s.joint_steps, "final_detector": s.final_steps}
+    alone = s.pretrain_detector_steps
+    steps = {
+        "pretrain_gan": {"pretrain_gan": s.gan_steps},
+        "pretrain_detector, final_detector": {
+            "pretrain_detector": alone,
+            "audit_detectors": s.audit_folds * alone,
+            "final_detector": s.final_steps,
+        },
+        "joint": {"joint": s.joint_steps},
+    }
     rows = []
     for name, step in roofline.phases(argparse.Namespace(**setting)).items():
-        phase = name.rpartition(", ")[2]  # one step serves two phases
-        if phase in steps:
-            flops = measuring.convolution_flops(step)
-            hours = round(flops * steps[phase] / rate / 3600, 1)
-            row = {"phase": phase, "TFLOP a step": round(flops / 1e12, 2), "steps": steps[phase]}
-            rows.append(row | {"hours, estimated": hours})
+        flops = measuring.convolution_flops(step) if name in steps else 0
+        for phase, count in steps.get(name, {}).items():
+            row = {"phase": phase, "TFLOP a step": round(flops / 1e12, 2), "steps": count}
+            rows.append(row | {"hours, estimated": round(flops * count / rate / 3600, 1)})
     assumed = {"TFLOP/s": options.gpu_tflops, "share reached": options.gpu_share}
     return {"setting": setting, "assumed": assumed, "rows": rows}
 

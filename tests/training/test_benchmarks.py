@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/: their arithmetic against hand counts, and each from end to end in small."""
+"""The scripts of benchmarks/: their arithmetic against hand counts, and each from end to end in small, but for PyTorch's."""
 
 import json
 import sys
@@ -219,3 +219,24 @@ def test_pytorch_networks_equal_ours():
             np.testing.assert_allclose(found[1], offsets, atol=1e-4)
         else:
             np.testing.assert_allclose(found.permute(0, 2, 3, 1), ours(images), atol=1e-4)
+
+
+def test_the_estimate_has_every_phase_that_trains(monkeypatch):
+    """Steps of 3.6 PFLOP at 1 PFLOP/s take an hour in a thousand."""
+    import measuring
+    import roofline
+    import scaling
+
+    names = ("pretrain_gan", "pretrain_detector, final_detector", "joint", "synthesize")
+    monkeypatch.setattr(roofline, "phases", lambda options: dict.fromkeys(names))
+    monkeypatch.setattr(measuring, "convolution_flops", lambda step: 3.6e15)
+    rows = scaling.paper(scaling.parse(["--gpu_tflops", "2000", "--gpu_share", "0.5"]))["rows"]
+    steps = {row["phase"]: row["steps"] for row in rows}
+    assert steps == {
+        "pretrain_gan": 20000,
+        "pretrain_detector": 2000,
+        "audit_detectors": 2 * 2000,
+        "final_detector": 5000,
+        "joint": 10000,
+    }
+    assert all(row["hours, estimated"] == row["steps"] / 1000 for row in rows)
