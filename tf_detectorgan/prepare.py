@@ -340,4 +340,4 @@ def _warnings(dataset: records.Dataset) -> list[str]:
 
 
 if __name__ == "__main__":
-    door.run(Prepare, prepare, terminated=EXIT_INTERRUPTED)  # its Job begins again
+    door.run(Prepare, prepare, terminated=EXIT_INTERRUPTED)  # its Job goes on in a new pod
