@@ -1,7 +1,8 @@
 """Options of a command are a frozen dataclass of fields made by `option`, in the command's own module.
 
 Each default is written there and nowhere else. `define_flags(Train)` makes absl flags of a dataclass's
-fields, `read_flags(Train)` fills it. Flags stop there: models, losses, data and metrics take plain keyword arguments.
+fields, `read_flags(Train)` fills it. Flags stop there: models, losses, data and metrics take
+plain keyword arguments.
 """
 
 from __future__ import annotations

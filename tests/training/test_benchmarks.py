@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/: their arithmetic against hand counts, and each from end to end in small, but for PyTorch's."""
+"""The scripts of benchmarks/: their arithmetic against hand counts, and each but PyTorch's in small."""
 
 import json
 import sys
