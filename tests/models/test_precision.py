@@ -69,6 +69,31 @@ def test_rounded_answers_are_near_float32_s(name):
     assert 1e-5 < tf.norm(found - expected) / tf.norm(expected) < 0.05
 
 
+def test_a_weight_used_often_sums_its_gradients_in_float32():
+    """As the heads of a detector do over a pyramid's levels: each use is rounded, their sum is not."""
+    with layers.dtype_policy("mixed_bfloat16"):
+        network = keras.Sequential([keras.Input(SHAPE), keras.layers.Conv2D(4, 3)])
+    W = [v.value for v in network.trainable_variables]
+
+    def gradients(inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(W)
+            answers = [network.stateless_call(W, [], x)[0] for x in inputs]
+            L = tf.add_n([tf.reduce_sum(tf.cast(answer, tf.float32) ** 2) for answer in answers])
+        return tape.gradient(L, W)
+
+    inputs = [IMAGES * (0.5 + 0.01 * k) for k in range(32)]
+    found, each = gradients(inputs), [gradients([x]) for x in inputs]
+    for k, gradient in enumerate(found):
+        assert gradient.dtype == tf.float32
+        exact = np.sum([np.float64(one[k]) for one in each], 0)
+        rounded = tf.zeros_like(gradient, tf.bfloat16)
+        for one in each:
+            rounded += tf.cast(one[k], tf.bfloat16)
+        np.testing.assert_allclose(gradient, exact, atol=1e-5 * np.abs(exact).max())
+        assert np.abs(np.float64(tf.cast(rounded, tf.float32)) - exact).max() > 1e-3 * np.abs(exact).max()
+
+
 def test_a_policy_ends_where_it_is_left():
     with layers.dtype_policy("mixed_float16"):
         assert layers.weights_dtype() == "float32"

@@ -49,8 +49,10 @@ def labelled(seed):
         for name in (*detectors.DETECTORS, DOCUMENTED)
     ],
 )
-def test_gradcheck_passes(float64, my_detectors, eagerly, monkeypatch, name):
+def test_gradcheck_passes(float64, my_detectors, request, monkeypatch, name):
     """By its own limit, in the mode `exact`; the others are checked on detectors of a dozen ops."""
+    if "small" not in name:  # which are traced in no time, and checked in graphs, as `train` runs them
+        request.getfixturevalue("eagerly")
     if name == "retinanet_kerashub":
         pytest.importorskip("keras_hub", reason="pip install -c constraints.txt '.[kerashub]'")
     monkeypatch.setattr(unroll, "MODES", ("exact",))
@@ -68,3 +70,11 @@ def test_gradcheck_passes(float64, my_detectors, eagerly, monkeypatch, name):
     assert gradcheck.is_exact(exact)
     tf.config.run_functions_eagerly(False)
     assert second_order.obstacles(DET, streams[0]) == []
+
+
+@pytest.mark.slow
+def test_a_pretrained_backbone_has_no_obstacle(float64):
+    """It is another network: Keras applications' ResNet-50, whose batch norms are frozen."""
+    DET = detectors.build("retinanet_resnet50", (SIDE, SIDE, 1), 2, pretrained=True)
+    assert any(isinstance(layer, keras.layers.BatchNormalization) for layer in DET.network._flatten_layers())
+    assert second_order.obstacles(DET, labelled(1)) == []

@@ -192,6 +192,24 @@ def test_eager_graph_and_xla_agree(tiny, mode):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
 
 
+@pytest.mark.slow
+def test_k_steps_eager_graph_and_xla_agree_in_float64(float64, tiny):
+    DET, optimizer = tiny.ToyDetector(), RULES["momentum"]()
+    optimizer.build(DET.network.trainable_variables)
+    y, syn, y2, third = (_labelled(k) for k in range(4))
+
+    def look(x_syn):
+        synthetic = syn._replace(images=x_syn)
+        return unroll.lookahead(
+            DET, optimizer, y, synthetic, y2, mode="k_steps", later=(third,)
+        ).d_L_real_ahead
+
+    eager = look(syn.images)
+    for compiled in (False, True):
+        found = tf.function(look, autograph=False, jit_compile=compiled)(syn.images)
+        np.testing.assert_allclose(found, eager, rtol=1e-9, atol=1e-10 * np.abs(eager).max())
+
+
 @pytest.mark.parametrize("rule,mode", PAIRS)
 def test_lookahead_moves_nothing(tiny, rule, mode):
     """Bitwise: weights, moving statistics, which a call in training mode would move, moments, iterations."""
