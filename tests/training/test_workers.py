@@ -118,8 +118,8 @@ def test_two_processes_equal_one_and_outlive_a_killed_one(tmp_path):
             np.testing.assert_array_equal(results(killed, index)[1][name], value, err_msg=name)
 
 
-def train(run_dir, data, ports, index):
-    """One `train --workers=2` of detectors alone, which are traced fast."""
+def train(run_dir, data, ports, index, *more):
+    """One `train --workers=2`; without `more` flags of detectors alone, which are traced fast."""
     cluster = {
         "cluster": {"worker": [f"127.0.0.1:{p}" for p in ports]},
         "task": {"type": "worker", "index": index},
@@ -132,7 +132,7 @@ def train(run_dir, data, ports, index):
         "--audit_folds=0",
     ]
     flags += ["--detector=tests.own_detector:tiny", "--detector_batch=4", "--gan_batch=2", "--log_every=1000"]
-    flags += ["--final_steps=20000", "--checkpoint_every=5", "--validate_every=20000"]
+    flags += ["--final_steps=20000", "--checkpoint_every=5", "--validate_every=20000", *more]
     return subprocess.Popen(
         [sys.executable, "-m", "tf_detectorgan.train", *flags],
         cwd=ROOT,
@@ -168,6 +168,29 @@ def test_a_signal_to_one_of_two_ends_both_after_the_same_step(tmp_path, tiny_pha
         steps.append(found[1])
     assert steps[0] == steps[1]
     assert list(run_dir.rglob(f"ckpt-{steps[0]}.index"))
+
+
+@pytest.mark.slow
+def test_two_workers_train_from_the_first_phase_to_the_report(tmp_path, tiny_phantom):
+    run_dir, data, ports = tmp_path / "run", tiny_phantom("whole"), free_ports(2)
+    flags = ["--arm=detectorgan", "--audit_folds=2", "--generator_filters=4", "--generator_blocks=1"]
+    flags += ["--discriminator_filters=4", "--crop_size=16", "--exemplar=image", "--synthetic_count=2"]
+    flags += [f"--{phase}_steps=2" for phase in ("gan", "joint", "pretrain_detector", "final")]
+    both = [train(run_dir, data, ports, index, *flags) for index in range(2)]
+    try:
+        ends = [process.communicate(timeout=300) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], ends
+    phases = ["shared/pretrain_gan", "shared/pretrain_detector", "shared/audit_detector_1"]
+    for phase in (*phases, "arms/detectorgan/joint", "arms/detectorgan/final_detector"):
+        assert (run_dir / phase / "done.json").exists(), phase
+    metrics = json.loads((run_dir / "arms/detectorgan/evaluation/metrics.json").read_text())
+    assert metrics["counts"]["images"] == 6
+    assert (run_dir / "report.html").exists()
+    assert f"report: {run_dir}/report.html" in ends[0][0]  # by the chief alone
+    assert "report: " not in ends[1][0]
 
 
 @pytest.mark.slow
