@@ -174,8 +174,7 @@ class _Beside:
     def write(self, exports: Sequence[str]) -> None:
         """Writes what was gathered of all images, and all of it again in the formats `exports`."""
         found_real = self._judges.found_real() if self._judges else None
-        measured = audit.joined(self._audited), self._measured_training()
-        found = audit.audit(*measured, self._origin["seed"], found_real)
+        found = audit.audit(audit.joined(self._audited), *self._measured_training(), found_real)
         found |= {"made": self._objects, "min_audit": self._min_audit}
         for name, content in {"annotations.json": self._coco, "audit.json": found}.items():
             (self._directory / name).write_text(json.dumps(content), encoding="utf-8")
@@ -200,16 +199,17 @@ class _Beside:
         found = audit.measure(objects, batch.x.numpy()[wanted], self._reach, self._describe)
         return found._replace(more=found.more | {name: values[wanted] for name, values in verdicts.items()})
 
-    def _measured_training(self) -> audit.Measures:
-        """The audit's measures of every object of the labelled training images."""
-        parts = []
+    def _measured_training(self) -> tuple[audit.Measures, list[bytes]]:
+        """The audit's measures of every object of the labelled training images, and its group."""
+        parts, groups = [], list[bytes]()
         for record in self._dataset.serialized("train_labelled").map(self._dataset.decode):
             count = len(record.boxes)
             images = np.repeat(record.image.numpy()[None], count, axis=0)
             content = np.repeat(boxes_lib.of_sizes(record.valid_size).numpy()[None], count, axis=0)
             objects = audit.Objects(images, record.boxes.numpy(), content)
             parts.append(audit.measure(objects, describe=self._describe))
-        return audit.joined(parts)
+            groups += [record.groups[0].numpy()] * count
+        return audit.joined(parts), groups
 
 
 def _apart(batch: Synthesis, margin: float) -> np.ndarray:

@@ -56,9 +56,9 @@ def test_calibration_by_hand(dataset):
 
 
 def test_each_object_is_judged_by_the_fold_of_its_match():
-    """DET_1's scores are half of DET_0's; boxes elsewhere and other classes do not count."""
+    """DET_1's scores are half of DET_0's; boxes elsewhere, other classes, real misses do not count."""
     detect = fixed(([0, 0, 10, 10], 0.8, 0), ([20, 20, 30, 30], 0.6, 1))
-    folds = [Fold([1.0], 0.5, np.array([0.1, 0.7, 0.9])), Fold([0.5], 0.5, np.array([0.4, 0.5]))]
+    folds = [Fold([1.0], 0.5, np.array([0.0, 0.7, 0.9])), Fold([0.5], 0.5, np.array([0.4, 0.5]))]
     judges = Auditors(detect, 0.5, {7: 0, 8: 1}, folds)
     boxes = np.float32([[0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30], [20, 20, 30, 30], [5, 0, 15, 10]])
     verdict = judges.judge(np.zeros((5, 4, 4, 1)), boxes, np.int32([0, 0, 0, 1, 0]), [7, 8, 7, 8, 7])

@@ -17,6 +17,7 @@ from tf_detectorgan.evaluation.statistics import (
     seeds_difference,
     seeds_sentence,
     sentence,
+    small_note,
     two_sided_p,
 )
 
@@ -175,11 +176,17 @@ def test_arms_are_compared_seed_by_seed():
     assert found.interval.value == pytest.approx(np.mean(first) - np.mean(second))
     assert found.interval.low > 0
     assert (found.seeds, found.groups, found.p) == (3, 200, pytest.approx(2 / 501))
-    assert "a is better" in seeds_sentence("a", "b", found, 0.01)
+    assert (found.least_p, found.groups_with_truth) == (found.p, 200)
+    better = seeds_sentence("a", "b", found, 0.01)
+    assert better.endswith("p ≤ 0.010 (Holm): a is better (only 3 seeds: the true interval is wider)")
+    few = seeds_sentence("a", "b", found._replace(seeds=1, groups_with_truth=9, p=0.1), 0.01)
+    assert "], 1 seed, 200 groups, p 0.010 (Holm)" in few
+    assert few.endswith("(only 1 seed: the true interval is wider; " + small_note(9) + ")")
+    assert seeds_sentence("a", "b", found._replace(seeds=5), 0.01).endswith("a is better")
     assert "not shown" in seeds_sentence("a", "b", found, 0.2)  # after the correction
     same = seeds_sentence("a", "a", seeds_difference(a, a, "recall", "0.1"), 1.0)
-    assert same.endswith("not shown; the interval is narrower than 0.001")
-    assert "a difference under 0." in seeds_sentence("a", "b", found, 0.01)
+    assert "(Holm): not shown; the interval is narrower than 0.001 (" in same
+    assert "not shown; a difference under 0." in seeds_sentence("a", "b", found, 0.2)
     with pytest.raises(InputError, match="same seeds"):
         seeds_difference(a, b[:2])
     other = bootstrap_ap(images([True] * 7), 500)

@@ -24,7 +24,8 @@ CONTEXT = 0.25  # surroundings in a crop, in longer sides of the box
 RING = 0.5  # width of what a box is contrasted with, in longer sides
 MEMORISED = 0.95  # quantile of real-to-real similarity above which a synthetic object is a copy
 SSIM_WINDOW = 7
-KID_SUBSETS, KID_SIZE = 100, 50  # Binkowski et al. 2018 average over subsets as well
+KID_ROWS = 1024  # of a kernel at a time
+LEVEL = 0.95  # of KID's interval
 PIXEL_SCALE = 10.0  # of products in KID's kernel: crops have length 1, not the root of F
 
 
@@ -71,22 +72,27 @@ def joined(parts: Sequence[Measures]) -> Measures:
     )
 
 
-def audit(synthetic: Measures, real: Measures, seed: int, found_real: float | None = None) -> dict[str, Any]:
+def audit(
+    synthetic: Measures, real: Measures, groups: Sequence[bytes], found_real: float | None = None
+) -> dict[str, Any]:
     """Synthetic objects against the real training objects.
 
     Args:
       synthetic, real: as measured.
-      seed: of the subsets of KID.
+      groups: of the real objects [M]; with one group alone nobody can say what a copy is ("copies",
+        "nearest_real": None).
       found_real: share of the real objects that `Auditors` find; None: nobody was asked.
     """
     more = synthetic.more
     nearest = similarity(synthetic.crops, real.crops).max(1)
-    among_real = similarity(real.crops, real.crops)
-    np.fill_diagonal(among_real, -1.0)  # nobody is its own neighbour
-    nearest_real = among_real.max(1)
+    names = np.asarray(groups)
+    others = names[:, None] != names[None]  # an object is alike to itself and to its patient's others
+    among_real = np.where(others, similarity(real.crops, real.crops), -1.0).max(1)
+    nearest_real = among_real[others.any(1)]
+    compared = len(nearest_real) > 0
     return {
         "objects": len(nearest),
-        "real_objects": len(nearest_real),
+        "real_objects": len(names),
         "change_inside": float(more["inside"].mean()),
         "change_outside": float(more["outside"].mean()),
         "change_outside_worst": float(more["outside"].max()),
@@ -95,14 +101,14 @@ def audit(synthetic: Measures, real: Measures, seed: int, found_real: float | No
         "contrast_real": _median(real.contrast),
         "contrast_distance": float(stats.ks_2samp(synthetic.contrast, real.contrast).statistic),
         "nearest": _median(nearest),
-        "nearest_real": _median(nearest_real),
-        "copies": float((nearest > np.quantile(nearest_real, MEMORISED)).mean()),
+        "nearest_real": _median(nearest_real) if compared else None,
+        "copies": float((nearest > np.quantile(nearest_real, MEMORISED)).mean()) if compared else None,
         "variety": variety(synthetic.crops),
         "variety_real": variety(real.crops),
-        "kid": kid(synthetic.crops, real.crops, seed, PIXEL_SCALE),
+        "kid": kid(synthetic.crops, real.crops, PIXEL_SCALE),
         "looks": None
         if synthetic.looks is None or real.looks is None
-        else _alike(synthetic.looks, real.looks, seed),
+        else _alike(synthetic.looks, real.looks),
         "found": float(more["found"].mean()) if "found" in more else None,
         "found_before": float(more["found_before"].mean()) if "found_before" in more else None,
         "found_real": found_real,
@@ -111,12 +117,12 @@ def audit(synthetic: Measures, real: Measures, seed: int, found_real: float | No
     }
 
 
-def _alike(synthetic: Looks, real: Looks, seed: int) -> dict[str, Any]:
+def _alike(synthetic: Looks, real: Looks) -> dict[str, Any]:
     scale = 1.0 / real.pooled.shape[1]
     return {
         "variety": looks.variety(synthetic),
         "variety_real": looks.variety(real),
-        "kid": kid(synthetic.pooled, real.pooled, seed, scale),
+        "kid": kid(synthetic.pooled, real.pooled, scale),
     }
 
 
@@ -186,23 +192,40 @@ def variety(crops: np.ndarray) -> float:
     return float(1.0 - (products.sum() - np.trace(products)) / (count * (count - 1)))
 
 
-def kid(a: np.ndarray, b: np.ndarray, seed: int, scale: float) -> dict[str, float | None]:
-    """Kernel distance (Binkowski et al. 2018) of [N, F] and [M, F]: mean over subsets, 2.5 to 97.5 %.
+def kid(a: np.ndarray, b: np.ndarray, scale: float) -> dict[str, float | None]:
+    """Kernel distance (Binkowski et al. 2018) of [N, F] and [M, F], with the 95 % interval of its jackknife.
 
-    Unbiased, so around 0 for equal distributions. The kernel is (scale * a.b + 1)^3; theirs has 1 / F.
+    Unbiased, so around 0 for equal distributions. The kernel is (scale * a.b + 1)^3; theirs has 1 / F. The
+    jackknife leaves out each object once (Efron & Stein 1981, for two samples); low and high are None if
+    there are fewer than three of a kind, all is None if fewer than two.
     """
-    size = min(KID_SIZE, len(a), len(b))
-    if size < 2:
+    n, m = len(a), len(b)
+    if min(n, m) < 2:
         return {"value": None, "low": None, "high": None}
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(KID_SUBSETS):
-        x, y = (one[rng.choice(len(one), size, replace=False)] for one in (a, b))
-        k_xx, k_yy, k_xy = ((scale * u @ v.T + 1.0) ** 3 for u, v in ((x, x), (y, y), (x, y)))
-        within = sum((k.sum() - np.trace(k)) / (size * (size - 1)) for k in (k_xx, k_yy))
-        values.append(within - 2.0 * k_xy.mean())
-    low, high = np.quantile(values, (0.025, 0.975))
-    return {"value": float(np.mean(values)), "low": float(low), "high": float(high)}
+    xx, yy = (_kernel_sums(one, one, scale) - (scale * (one * one).sum(1) + 1.0) ** 3 for one in (a, b))
+    xy, yx = _kernel_sums(a, b, scale), _kernel_sums(b, a, scale)
+
+    def distance(xx, n, yy, m, xy):
+        """Of sums over pairs of two, of one kind and of the other, and over pairs of both kinds."""
+        return xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2.0 * xy / (n * m)
+
+    sums = xx.sum(), yy.sum(), xy.sum()
+    value = float(distance(sums[0], n, sums[1], m, sums[2]))
+    if min(n, m) < 3:
+        return {"value": value, "low": None, "high": None}
+    left_out = (
+        distance(sums[0] - 2 * xx, n - 1, sums[1], m, sums[2] - xy),
+        distance(sums[0], n, sums[1] - 2 * yy, m - 1, sums[2] - yx),
+    )
+    variance = sum((len(v) - 1) / len(v) * ((v - v.mean()) ** 2).sum() for v in left_out)
+    half = float(stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(variance))
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def _kernel_sums(a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
+    """[N]: the kernel of each row of a [N, F] with all rows of b [M, F], summed."""
+    blocks = [a[i : i + KID_ROWS].astype(np.float64) for i in range(0, len(a), KID_ROWS)]
+    return np.concatenate([((scale * block @ b.T + 1.0) ** 3).sum(1) for block in blocks])
 
 
 def _mean(values, weights) -> np.ndarray:

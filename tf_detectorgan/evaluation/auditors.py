@@ -49,7 +49,8 @@ class Auditors(NamedTuple):
           images: [N, H, W, C]; boxes: [N, 4]; labels: [N] int32; matched_ids: [N] of the labelled images.
 
         Returns:
-          "found": 1 or 0 [N]; "rank": share of the fold's real objects that score no higher [N], to 3 digits.
+          "found": 1 or 0 [N]; "rank": share of the fold's real objects that score no higher [N], to 3 digits,
+          and 0 where no detection is right.
         """
         mine = np.array([self.fold_of[int(i)] for i in matched_ids])
         found, rank = np.zeros(len(mine)), np.zeros(len(mine))
@@ -60,7 +61,8 @@ class Auditors(NamedTuple):
                 box, label = (tf.gather(v, which)[:, None] for v in (boxes, labels))
                 scores = _object_scores(answer, _right(answer, box, label, self.iou))[:, 0].numpy()
                 found[which] = scores > fold.threshold
-                rank[which] = np.searchsorted(fold.real, scores, "right") / len(fold.real)
+                ranked = np.searchsorted(fold.real, scores, "right") / len(fold.real)
+                rank[which] = np.where(scores > 0, ranked, 0.0)
         return {"found": found, "rank": np.round(rank, 3)}
 
 

@@ -22,6 +22,7 @@ from tf_detectorgan.evaluation.average_precision import (
 
 LEVEL = 0.95
 SMALL = 30  # groups with objects; below, the intervals are too narrow: docs/decisions/0021
+FEW_SEEDS = 5  # below, likewise: docs/decisions/0060
 
 
 class Interval(NamedTuple):
@@ -169,8 +170,10 @@ class SeedsDifference(NamedTuple):
 
     interval: Interval
     p: float | None  # two-sided
+    least_p: float  # that so many resamples can give
     seeds: int
     groups: int
+    groups_with_truth: int
 
 
 def over_seeds(runs: Sequence[Bootstrap], measure: str, iou: str) -> np.ndarray:
@@ -204,7 +207,15 @@ def seeds_difference(
     if len(first) != len(second) or first[0].image_ids != second[0].image_ids:
         raise InputError("a paired comparison needs the same seeds and the same test images")
     draws = over_seeds(first, measure, iou) - over_seeds(second, measure, iou)
-    return SeedsDifference(percentile_interval(draws), two_sided_p(draws), len(first), first[0].groups)
+    one = first[0]
+    return SeedsDifference(
+        percentile_interval(draws),
+        two_sided_p(draws),
+        2 / len(draws),
+        len(first),
+        one.groups,
+        one.groups_with_truth,
+    )
 
 
 def two_sided_p(draws: np.ndarray) -> float | None:
@@ -232,15 +243,19 @@ def seeds_sentence(first: str, second: str, difference: SeedsDifference, adjuste
     if value is None or low is None or high is None or adjusted_p is None:
         return f"{first} − {second}: undefined, the test images hold no object"
     shown = (low > 0 or high < 0) and adjusted_p < 1 - LEVEL
-    verdict = f"{first if low > 0 else second} is better" if shown else "not shown"
     unseen = max(value - low, high - value)
-    power = (
-        "the interval is narrower than 0.001"  # both arms find the same objects, or nearly
-        if unseen < 0.0005
-        else f"a difference under {unseen:.3f} could not have been shown"
-    )
+    if shown:
+        verdict = f"{first if low > 0 else second} is better"
+    elif unseen < 0.0005:  # both arms find the same objects, or nearly
+        verdict = "not shown; the interval is narrower than 0.001"
+    else:
+        verdict = f"not shown; a difference under {unseen:.3f} could not have been shown"
+    at_most = "≤ " if difference.p == difference.least_p else ""
+    seeds = f"{difference.seeds} seed{'s' * (difference.seeds > 1)}"
     text = (
-        f"{first} − {second} = {value:+.3f} [{low:+.3f}, {high:+.3f}], {difference.seeds} seeds, "
-        f"{difference.groups} groups, p {adjusted_p:.3f} (Holm): {verdict}; {power}"
+        f"{first} − {second} = {value:+.3f} [{low:+.3f}, {high:+.3f}], {seeds}, "
+        f"{difference.groups} groups, p {at_most}{adjusted_p:.3f} (Holm): {verdict}"
     )
-    return text.replace("-0.", "−0.")
+    few = f"only {seeds}: the true interval is wider" if difference.seeds < FEW_SEEDS else ""
+    notes = "; ".join(filter(None, [few, small_note(difference.groups_with_truth)]))
+    return text.replace("-0.", "−0.") + (f" ({notes})" if notes else "")

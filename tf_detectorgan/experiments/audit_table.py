@@ -24,6 +24,8 @@ def _kid(audit: dict, digits: int = 1) -> str:
     kid = audit["kid"]
     if kid["value"] is None:
         return "–"
+    if kid["low"] is None:
+        return f"{kid['value']:.{digits}f}"
     return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(kid["value"], kid["low"], kid["high"], d=digits)
 
 
@@ -66,13 +68,15 @@ COLUMNS = (
     ),
     Column(
         "nearest real",
-        "median correlation with the most similar real training object (of real ones to others)",
-        lambda a: f"{a['nearest']:.2f} ({a['nearest_real']:.2f})",
+        "median correlation with the most similar real training object (of real ones to other groups')",
+        lambda a: (
+            f"{a['nearest']:.2f} ({'–' if a['nearest_real'] is None else format(a['nearest_real'], '.2f')})"
+        ),
     ),
     Column(
         "copies",
-        "share of objects more similar to a real one than 95 % of real objects are to another",
-        lambda a: f"{a['copies']:.0%}",
+        "share of objects more similar to a real one than 95 % of real objects are to one of another group",
+        lambda a: "–" if a["copies"] is None else f"{a['copies']:.0%}",
     ),
     Column(
         "variety",
@@ -81,7 +85,7 @@ COLUMNS = (
     ),
     Column(
         "kernel distance",
-        "KID of object crops to real ones [2.5 to 97.5 % of subsets]; 0: alike",
+        "KID of object crops to real ones [95 % interval]; 0: alike",
         _kid,
     ),
 )
@@ -99,7 +103,7 @@ BY_FEATURES = (
     ),
     Column(
         "kernel distance in features",
-        "KID of those features to real objects' [2.5 to 97.5 % of subsets]; 0: alike",
+        "KID of those features to real objects' [95 % interval]; 0: alike",
         lambda a: "–" if a["looks"] is None else _kid(a["looks"], 3),
     ),
 )
