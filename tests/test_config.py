@@ -1,7 +1,6 @@
 """Options: flags from dataclass fields and back, the paper's recipe, errors of lists."""
 
 import dataclasses
-import functools
 import json
 import re
 from pathlib import Path
@@ -29,20 +28,25 @@ class Options:
 
 
 @pytest.fixture
-def parse(monkeypatch):
+def parse():
     """parse(cls, "--a=1", ...): what the command line makes of it, with flags of its own."""
 
     def parse(cls, *arguments):
         values = flags.FlagValues()
-        with monkeypatch.context() as patch:
-            for kind in ("bool", "integer", "float", "enum", "string", "list", "multi_string"):
-                define = functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=values)
-                patch.setattr(flags, f"DEFINE_{kind}", define)
-            config.define_flags(cls)
+        config.define_flags(cls, values)
         values(["command", *arguments])
         return config.read_flags(cls, values)
 
     return parse
+
+
+def test_words_are_read_as_the_command_would(tmp_path):
+    (tmp_path / "a.flags").write_text("--count=5\n--mode=slow\n")
+    assert config.parse(Options, [f"--flagfile={tmp_path / 'a.flags'}", "--count=7"]) == Options(
+        count=7, mode="slow"
+    )
+    with pytest.raises(InputError, match="Unknown command line flag 'colour'"):
+        config.parse(Options, ["--colour=red"])
 
 
 def test_defaults_are_the_fields(parse):

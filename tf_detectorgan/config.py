@@ -45,26 +45,41 @@ def option(
     )
 
 
-def define_flags(options: type) -> None:
+def define_flags(options: type, values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines one absl flag per field: bool, int, float, str, and comma-separated tuples of those."""
     types = get_type_hints(options)
     for field in dataclasses.fields(options):
         kind, meta, name = types[field.name], field.metadata, field.name
         default: Any = field.default
         if kind is bool:
-            flags.DEFINE_bool(name, default, meta["help"])
+            flags.DEFINE_bool(name, default, meta["help"], flag_values=values)
         elif kind is int:
-            flags.DEFINE_integer(name, default, meta["help"], meta["low"], meta["high"])
+            flags.DEFINE_integer(name, default, meta["help"], meta["low"], meta["high"], flag_values=values)
         elif kind is float:
-            flags.DEFINE_float(name, default, meta["help"], meta["low"], meta["high"])
+            flags.DEFINE_float(name, default, meta["help"], meta["low"], meta["high"], flag_values=values)
         elif kind is str and meta["choices"]:
-            flags.DEFINE_enum(name, default, meta["choices"], meta["help"])
+            flags.DEFINE_enum(name, default, meta["choices"], meta["help"], flag_values=values)
         elif kind is str:
-            flags.DEFINE_string(name, default, meta["help"])
+            flags.DEFINE_string(name, default, meta["help"], flag_values=values)
         elif meta["repeated"]:
-            flags.DEFINE_multi_string(name, list(default), meta["help"])
+            flags.DEFINE_multi_string(name, list(default), meta["help"], flag_values=values)
         else:
-            flags.DEFINE_list(name, ",".join(map(str, default)), meta["help"])
+            flags.DEFINE_list(name, ",".join(map(str, default)), meta["help"], flag_values=values)
+
+
+def parse(options: type[T], words: Sequence[str]) -> T:
+    """The options as their command would read `words`, such as "--flagfile=configs/demo.flags".
+
+    Raises:
+      InputError: a flag is unknown, or as `read_flags`.
+    """
+    values = flags.FlagValues()
+    define_flags(options, values)
+    try:
+        values(["command", *words])
+    except flags.Error as error:
+        raise InputError(str(error)) from error
+    return read_flags(options, values)
 
 
 def read_flags(options: type[T], values: flags.FlagValues = flags.FLAGS) -> T:

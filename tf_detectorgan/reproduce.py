@@ -22,11 +22,12 @@ if __name__ == "__main__":  # and that takes seconds, in which process 1 of a po
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(EXIT_INTERRUPTED))
 
 from tf_detectorgan import door
-from tf_detectorgan.config import option
+from tf_detectorgan.config import option, parse
 from tf_detectorgan.experiments import runner, table_report
-from tf_detectorgan.experiments.tables import TABLES, Row, Table, Variant
+from tf_detectorgan.experiments.tables import BASE, TABLES, Row, Table, Variant
 from tf_detectorgan.training import phases, run_directory
 from tf_detectorgan.training.loop import StopSignal
+from tf_detectorgan.training.settings import Train
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def main(options: Reproduce) -> None:
     """Trains what is not done, then writes and prints the table.
 
     Raises:
-      InputError: the flagfile is missing, or names data where the table changes the drawn data.
+      InputError: the flagfile is missing, has other flags than what is trained in --out, or names data where
+        the table changes the drawn data.
     """
     table, out, flagfile = TABLES[options.table], Path(options.out), Path(options.config)
     if not options.config or not flagfile.is_file():
@@ -80,6 +82,7 @@ def main(options: Reproduce) -> None:
         _one_cell(options, table, stop)
         return
     runner.gather(table, options.seeds, out)
+    _require_same_settings(options, table)
     cells = runner.parse_only(options.only, table, options.seeds)
     jobs = runner.plan(table, options.seeds, cells, out)
     print(f"table {options.table}: {sum(len(job.arms) for job in jobs)} trainings to do in {len(jobs)} runs")
@@ -95,6 +98,15 @@ def main(options: Reproduce) -> None:
     )
     print(text)
     print(f"table: {page}, {page.with_suffix('.md').name}, {page.with_suffix('.json').name}; runs: {out}")
+
+
+def _require_same_settings(options: Reproduce, table: Table) -> None:
+    """What is trained already was trained by --config: a mean over seeds mixes no settings."""
+    for variant in sorted({BASE, *(row.variant for row in table.rows)}):
+        for seed in options.seeds:
+            file = runner.run_directory(Path(options.out), variant, seed) / "config.json"
+            settings = parse(Train, [f"--flagfile={options.config}", *variant.flags, f"--seed={seed}"])
+            run_directory.same_settings(file, settings, run_directory.FREE, "--out")
 
 
 def _score(options: Reproduce, table: Table, stop: StopSignal) -> str:

@@ -12,11 +12,11 @@ import kubernetes_validate
 import numpy as np
 import pytest
 import yaml
-from absl import flags
 
 from tests.cluster import manifest_rules
-from tf_detectorgan import config, prepare, reproduce
+from tf_detectorgan import prepare, reproduce
 from tf_detectorgan.cluster import manifests, tf_config
+from tf_detectorgan.config import parse
 from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from tf_detectorgan.experiments.tables import TABLES
 from tf_detectorgan.models.detectors import DETECTORS
@@ -165,22 +165,6 @@ def test_overlays_are_valid(overlays, tmp_path):
 def built(directory):
     done = subprocess.run(["kubectl", "kustomize", directory], capture_output=True, text=True, check=True)
     return {(r["kind"], r["metadata"]["name"]): r for r in yaml.safe_load_all(done.stdout)}
-
-
-def parse(options, arguments):
-    """The flags as the command would read them."""
-    values = flags.FlagValues()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config.flags, "FLAGS", values)
-        for name in ("bool", "integer", "float", "string", "list", "enum", "multi_string"):
-            patch.setattr(config.flags, f"DEFINE_{name}", bound(getattr(flags, f"DEFINE_{name}"), values))
-        config.define_flags(options)
-    values(["command", *arguments])
-    return config.read_flags(options, values)
-
-
-def bound(define, values):
-    return lambda *arguments: define(*arguments, flag_values=values)
 
 
 def flagfile(path):

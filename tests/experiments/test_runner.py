@@ -204,6 +204,19 @@ def test_a_signal_ends_the_processes(monkeypatch, tmp_path):
         run([Job(BASE, 0, ("a",))], tmp_path, stopped=lambda: next(stop, "SIGTERM"))
 
 
+def test_an_error_of_ours_ends_the_processes(monkeypatch, tmp_path):
+    scripted(monkeypatch, "import time; time.sleep(60)")
+    processes, start = [], runner._start
+    monkeypatch.setattr(runner, "_start", lambda *given: processes.append(start(*given)) or processes[-1])
+    with pytest.raises(OSError, match="the disk is gone"):
+        run([Job(BASE, 0, ("a",))], tmp_path, stopped=fail)
+    assert [process.poll() is None for process in processes] == [False]
+
+
+def fail():
+    raise OSError("the disk is gone")
+
+
 FLAGS = """
 --detector=tests.own_detector:tiny
 --generator_filters=4
@@ -264,6 +277,9 @@ def test_the_command_trains_a_table_and_then_finds_it_done(tmp_path, tiny_phanto
     assert not (out / "cells").exists()
     with pytest.raises(InputError, match="draws its own data"):
         reproduce.main(dataclasses.replace(everything, table="bound"))
+    flagfile.write_text(flagfile.read_text() + "--final_steps=3\n")
+    with pytest.raises(InputError, match="other settings .--final_steps was 2, is 3.; use a new --out"):
+        reproduce.main(options)
 
 
 @pytest.mark.slow
@@ -281,6 +297,13 @@ def test_a_cell_trained_apart_is_gathered_into_the_table(tmp_path, tiny_phantom,
     page, text = write_table("3", TABLES["3"], [0], out, command="", beside=[cam])
     (own, same) = [line.split() for line in text.splitlines() if line.startswith(("cut_paste", "cam"))]
     assert (same[0], same[1], same[-1]) == ("cam", own[1], "–")
+    (row,), found = json.loads((out / "table_3.json").read_text())["rows"], json.loads(metrics.read_text())
+    first, share = row["cells"][0], found["localization"]["iobb"]["0.1"]
+    assert (first["low"], first["high"], first["counts"]) == (
+        share["low"],
+        share["high"],
+        [[share["k"], share["n"]]],
+    )
     elsewhere = cam._replace(metrics=cam.metrics | {"counts": cam.metrics["counts"] | {"images": 7}})
     with pytest.raises(InputError, match=r"scored on other images than the table \(\{'images': 7\} there\)"):
         write_table("3", TABLES["3"], [0], out, command="", beside=[elsewhere])

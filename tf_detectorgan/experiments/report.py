@@ -28,7 +28,7 @@ from tf_detectorgan.experiments.run_results import Run, read_run
 from tf_detectorgan.gallery import environment, image_uri
 from tf_detectorgan.training.settings import ARMS
 
-PACKAGES = ("keras", "keras-cv", "numpy", "pycocotools")
+PACKAGES = ("keras", "keras-cv", "numpy", "opencv-python-headless", "pycocotools", "scipy")
 EXAMPLES = 8  # test images shown
 GUESSES = 3  # detections shown per image, the best by score
 

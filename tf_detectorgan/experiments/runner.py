@@ -196,24 +196,25 @@ def run_jobs(
     waiting, failed = list(jobs), list[Job]()
     running: dict[Job, subprocess.Popen] = {}
     total = sum(len(job.arms) for job in jobs)
-    with progress.bar(total=total, desc="reproduce", unit="arm", dynamic_ncols=True, smoothing=0) as bar:
-        while waiting or running:
-            while len(running) < workers and (ready := _first_ready(waiting, [*waiting, *running])):
-                waiting.remove(ready)
-                running[ready] = _start(ready, flagfile, out, workers)
-                bar.set_postfix_str(", ".join(_name(job) for job in running))
-            time.sleep(POLL_SECONDS)
-            done = total - sum(len(_open_arms(job, out)) for job in [*waiting, *running, *failed])
-            bar.update(done - bar.n)
-            for job in [j for j, process in running.items() if process.poll() is not None]:
-                if running.pop(job).returncode == EXIT_BAD_INPUT:
-                    _end(running.values())
-                    raise InputError(f"{_name(job)}: {_last_line(_log(job, out))}")
-                if _open_arms(job, out) and not stopped():
-                    failed.append(job)
-            if stopped():
-                _end(running.values())
-                raise Interrupted(f"{stopped()}: {done} of {total} arms are done")
+    try:
+        with progress.bar(total=total, desc="reproduce", unit="arm", dynamic_ncols=True, smoothing=0) as bar:
+            while waiting or running:
+                while len(running) < workers and (ready := _first_ready(waiting, [*waiting, *running])):
+                    waiting.remove(ready)
+                    running[ready] = _start(ready, flagfile, out, workers)
+                    bar.set_postfix_str(", ".join(_name(job) for job in running))
+                time.sleep(POLL_SECONDS)
+                done = total - sum(len(_open_arms(job, out)) for job in [*waiting, *running, *failed])
+                bar.update(done - bar.n)
+                for job in [j for j, process in running.items() if process.poll() is not None]:
+                    if running.pop(job).returncode == EXIT_BAD_INPUT:
+                        raise InputError(f"{_name(job)}: {_last_line(_log(job, out))}")
+                    if _open_arms(job, out) and not stopped():
+                        failed.append(job)
+                if stopped():
+                    raise Interrupted(f"{stopped()}: {done} of {total} arms are done")
+    finally:  # none goes on without us
+        _end(running.values())
     if failed:
         logs = "; ".join(f"{_log(job, out)}: {_last_line(_log(job, out))}" for job in failed)
         raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed ({logs})")

@@ -18,6 +18,7 @@ from tf_detectorgan.evaluation.average_precision import RANGE_NAME, SINGLE, matc
 from tf_detectorgan.evaluation.statistics import (
     Bootstrap,
     bootstrap_ap,
+    exact_interval,
     holm,
     over_seeds,
     percentile_interval,
@@ -43,7 +44,8 @@ class Results(NamedTuple):
     draws: dict[str, dict[int, Bootstrap]]
     main_iou: str
     seconds: float  # of all phases of all runs
-    config: dict  # of the first run
+    config: dict  # of the first run; what differs between runs is left out
+    data: list[str]  # fingerprints of the runs' data, each once
 
 
 def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str = "") -> Results:
@@ -56,6 +58,7 @@ def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str =
     draws: dict[str, dict[int, Bootstrap]] = {}
     seconds: dict[Path, float] = {}
     config: dict = {}
+    data: set[str] = set()
     cells = [(r, s) for r in table.rows for s in seeds if metrics_file(out, r, s, elsewhere).exists()]
     for row, seed in progress.bar(cells, desc="intervals", unit="cell", dynamic_ncols=True):
         directory = run_directory(out, row.variant, seed)
@@ -63,7 +66,8 @@ def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str =
         arm = run.arms[row.arm]
         if arm.found is None:
             raise InputError(f"{directory}: the detections of {row.arm} are missing")
-        config = config or run.config
+        config = config or {k: v for k, v in run.config.items() if k not in ("arm", "run_dir", "seed")}
+        data.add(run.data_card.get("fingerprint", ""))
         seconds[directory] = sum(cost["seconds"] for cost in run.costs.values())
         metrics.setdefault(row.title, {})[seed] = arm.metrics
         matches = match(run.truth, arm.found, arm.metrics["class_names"])
@@ -73,7 +77,7 @@ def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str =
     mains = {m["main_iou"] for by_seed in metrics.values() for m in by_seed.values()}
     if len(mains) > 1:
         raise InputError(f"{out}: runs with different --main_iou: {sorted(mains)}")
-    return Results(metrics, draws, f"{mains.pop():g}", sum(seconds.values()), config)
+    return Results(metrics, draws, f"{mains.pop():g}", sum(seconds.values()), config, sorted(data - {""}))
 
 
 class Beside(NamedTuple):
@@ -162,6 +166,7 @@ def write_table(
         "counts": counts,
         "seconds": round(results.seconds, 1),
         "config": results.config,
+        "data": results.data,
         "versions": versions(),
     }
     stem = f"table_{name}" + (f"_{elsewhere}" if elsewhere else "")
@@ -269,10 +274,12 @@ def _row(row: Row, columns: Sequence[Column], results: Results) -> dict[str, Any
     by_seed = results.metrics[row.title]
     cells = []
     for column in columns:
-        values = [_entry(m, column, results.main_iou)["value"] for m in by_seed.values()]
+        entries = [_entry(m, column, results.main_iou) for m in by_seed.values()]
+        values = [entry["value"] for entry in entries]
         known = [v for v in values if v is not None]
-        low = high = None
-        if _has_draws(column):
+        if not _has_draws(column):  # k of n images; each seed's n are the same images
+            _, low, high = exact_interval(round(np.mean([e["k"] for e in entries])), entries[0]["n"])
+        else:
             runs = list(results.draws[row.title].values())
             drawn = over_seeds(runs, column.path[0], _iou(column, results.main_iou))
             _, low, high = percentile_interval(drawn)
@@ -283,6 +290,7 @@ def _row(row: Row, columns: Sequence[Column], results: Results) -> dict[str, Any
                 "low": low,
                 "high": high,
                 "by_seed": dict(zip(by_seed, values, strict=True)),
+                "counts": [[e["k"], e["n"]] for e in entries] if "k" in entries[0] else None,
                 "paper": row.paper.get(column.title),
             }
         )
@@ -290,6 +298,7 @@ def _row(row: Row, columns: Sequence[Column], results: Results) -> dict[str, Any
         "title": row.title,
         "arm": row.arm,
         "variant": row.variant.name,
+        "flags": list(row.variant.flags),
         "seeds": len(by_seed),
         "cells": cells,
     }

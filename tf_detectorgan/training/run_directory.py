@@ -88,8 +88,8 @@ def _elsewhere(file: Path, dataset: records.Dataset, data_dir: str) -> str:
     return f"{Path(data_dir).expanduser().resolve().name}-{given['fingerprint'][:8]}"
 
 
-def same_settings(file: Path, settings: Any, free: Collection[str]) -> None:
-    """Compares a command's options with those in `file`, if it exists.
+def same_settings(file: Path, settings: Any, free: Collection[str], renew: str = "--run_dir") -> None:
+    """Compares a command's options with those in `file`, if it exists; `renew`: the flag to change if not.
 
     Raises:
       InputError: one that is not `free` to change has changed.
@@ -100,7 +100,7 @@ def same_settings(file: Path, settings: Any, free: Collection[str]) -> None:
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]
     if changed:
         what = "; ".join(f"--{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
-        raise InputError(f"{file.parent} holds a run with other settings ({what}); use a new --run_dir")
+        raise InputError(f"{file.parent} holds a run with other settings ({what}); use a new {renew}")
 
 
 def same_data(file: Path, dataset: records.Dataset) -> None:
