@@ -288,6 +288,16 @@ def test_the_gallery_shows_first_best_median_and_worst():
     assert best == [9, 19, 29, 8, 18, 28, 7, 17]
     assert median == [4, 5, 14, 15, 3, 6, 13, 16]
     assert worst == [0, 10, 20, 1, 11, 21, 2, 12]
+    sections = {heading: [{"caption": str(n)} for n in some] for heading, some in shown.sections().items()}
+    captions = [one["caption"] for one in synthesis._picked(sections)]
+    assert captions[:8] == list("01234567")
+    assert captions[8:10] == ["Best by audit: 9", "Best by audit: 19"]
+    assert captions[10:] == [
+        "About the median by audit: 4",
+        "About the median by audit: 5",
+        "Worst by audit: 0",
+        "Worst by audit: 10",
+    ]
 
 
 def as_all_others(images, boxes):

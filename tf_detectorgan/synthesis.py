@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,15 @@ class _Shown:
             "About the median by audit": median,
             "Worst by audit": worst,
         }
+
+
+def _picked(sections: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What the contact sheet shows: the first eight made, then two of each other section, captioned so."""
+    (_, first), *others = sections.items()
+    named = [
+        one | {"caption": f"{heading}: {one['caption']}"} for heading, some in others for one in some[:2]
+    ]
+    return first[:8] + named
 
 
 def synthesize(
@@ -180,7 +189,7 @@ class _Beside:
             (self._directory / name).write_text(json.dumps(content), encoding="utf-8")
         sections = self._shown.sections()
         gallery.write_gallery(self._directory, sections, f"Synthetic images: {self._origin['method']}")
-        gallery.contact_sheet(next(iter(sections.values()))[:8], self._directory / "contact_sheet.png")
+        gallery.contact_sheet(_picked(sections), self._directory / "contact_sheet.png")
         for kind in exports:
             export.write(kind, self._directory)
 

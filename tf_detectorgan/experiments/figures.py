@@ -60,6 +60,14 @@ def free_response(arms: Mapping[str, dict], bands: Bands) -> str:
     return _svg(figure, legend=bool(axes.lines))
 
 
+def training(title: str, arms: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """Steps and values [P] of each arm."""
+    figure, axes = _axes(title, "step", "")
+    for n, (name, (steps, values)) in enumerate(arms.items()):
+        axes.plot(steps, values, label=_label(name), **_line(n))
+    return _svg(figure, legend=True)
+
+
 def seeds_and_intervals(title: str, rows: Sequence[Mapping]) -> str:
     """One line a row: its mean with the 95 % interval, and a small dot for each seed.
 

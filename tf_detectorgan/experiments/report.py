@@ -22,7 +22,7 @@ from tf_detectorgan.evaluation import curves
 from tf_detectorgan.evaluation.average_precision import RANGE_NAME, Matches, match
 from tf_detectorgan.evaluation.records import Found
 from tf_detectorgan.evaluation.statistics import bootstrap_ap, paired_difference, sentence
-from tf_detectorgan.experiments import audit_table, figures
+from tf_detectorgan.experiments import audit_table, figures, training_curves
 from tf_detectorgan.experiments.evaluation_table import aligned
 from tf_detectorgan.experiments.run_results import Run, read_run
 from tf_detectorgan.gallery import environment, image_uri
@@ -93,6 +93,12 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     templates.filters |= {"md": markdown_text, "png": _file_uri, "number": _number}
     pictures = {
         "plots": _plots(run, found),
+        "training": [
+            figures.training(title, curves)
+            for title, curves in training_curves.read(
+                run.directory / "tensorboard", run.arms, content["main_iou"]
+            )
+        ],
         "examples": examples(run),
     }
     page = run.directory / "report.html"
