@@ -109,6 +109,12 @@ def test_workers_that_are_not_as_many_as_pods_are_refused(server, tmp_path, give
     assert server.asked == []
 
 
+def test_processes_of_one_pod_are_no_pods():
+    manifest = manifests.read("reproduce-table1")
+    container(manifests.job_of(manifest))["args"].append("--workers=3")
+    manifests.check_devices(manifest)
+
+
 @pytest.mark.parametrize(
     "change,sentence",
     [

@@ -113,18 +113,20 @@ def check_devices(resources: list[Resource]) -> None:
     container = spec["template"]["spec"]["containers"][0]
     together = any(variable["name"] == WORKER_SERVICE for variable in container.get("env") or [])
     pods = spec.get("completions", 1) if together else 1
-    if int(given.get("workers", 1)) != pods:
+    own_processes = "tf_detectorgan.reproduce" in (container.get("command") or [])  # its --workers
+    workers = 1 if own_processes else int(given.get("workers", 1))
+    if workers != pods:
         raise InputError(
-            f"--workers={given.get('workers', 1)} is in the Job's flags, and it has {pods} pods that train "
-            "together; give launch --workers=N, which changes both, and leave the flag out of --train_flags"
+            f"--workers={workers} is in the Job's flags, and it has {pods} pods that train together; give "
+            "launch --workers=N, which changes both, and leave the flag out of --train_flags"
         )
     gpus = int((container.get("resources", {}).get("limits") or {}).get(GPU, 0))
-    devices = int(given.get("workers", 1)) * max(gpus, 1)
+    devices = workers * max(gpus, 1)
     for name, default in BATCHES.items():
         size = int(given.get(name, default))
         if size % devices and given.get("distribution") != "one":
             raise InputError(
-                f"--{name}={size} is not divisible by {devices} devices ({given.get('workers', 1)} pods with "
+                f"--{name}={size} is not divisible by {devices} devices ({workers} pods with "
                 f"{gpus} GPUs each); give --{name}={-(-size // devices) * devices}, or other numbers of them"
             )
 
