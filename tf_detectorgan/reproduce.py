@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tf_detectorgan import progress
@@ -103,10 +103,10 @@ def main(options: Reproduce) -> None:
 def _require_same_settings(options: Reproduce, table: Table) -> None:
     """What is trained already was trained by --config: a mean over seeds mixes no settings."""
     for variant in sorted({BASE, *(row.variant for row in table.rows)}):
+        settings = parse(Train, [f"--flagfile={options.config}", *variant.flags])
         for seed in options.seeds:
             file = runner.run_directory(Path(options.out), variant, seed) / "config.json"
-            settings = parse(Train, [f"--flagfile={options.config}", *variant.flags, f"--seed={seed}"])
-            run_directory.same_settings(file, settings, run_directory.FREE, "--out")
+            run_directory.same_settings(file, replace(settings, seed=seed), run_directory.FREE, "--out")
 
 
 def _score(options: Reproduce, table: Table, stop: StopSignal) -> str:

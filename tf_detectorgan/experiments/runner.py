@@ -5,12 +5,13 @@ A run directory is `<out>/<variant>/seed<k>`. Its arms share pretraining; tables
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -196,25 +197,23 @@ def run_jobs(
     waiting, failed = list(jobs), list[Job]()
     running: dict[Job, subprocess.Popen] = {}
     total = sum(len(job.arms) for job in jobs)
-    try:
-        with progress.bar(total=total, desc="reproduce", unit="arm", dynamic_ncols=True, smoothing=0) as bar:
-            while waiting or running:
-                while len(running) < workers and (ready := _first_ready(waiting, [*waiting, *running])):
-                    waiting.remove(ready)
-                    running[ready] = _start(ready, flagfile, out, workers)
-                    bar.set_postfix_str(", ".join(_name(job) for job in running))
-                time.sleep(POLL_SECONDS)
-                done = total - sum(len(_open_arms(job, out)) for job in [*waiting, *running, *failed])
-                bar.update(done - bar.n)
-                for job in [j for j, process in running.items() if process.poll() is not None]:
-                    if running.pop(job).returncode == EXIT_BAD_INPUT:
-                        raise InputError(f"{_name(job)}: {_last_line(_log(job, out))}")
-                    if _open_arms(job, out) and not stopped():
-                        failed.append(job)
-                if stopped():
-                    raise Interrupted(f"{stopped()}: {done} of {total} arms are done")
-    finally:  # none goes on without us
-        _end(running.values())
+    bar = progress.bar(total=total, desc="reproduce", unit="arm", dynamic_ncols=True, smoothing=0)
+    with _ended_with_us(running), bar:
+        while waiting or running:
+            while len(running) < workers and (ready := _first_ready(waiting, [*waiting, *running])):
+                waiting.remove(ready)
+                running[ready] = _start(ready, flagfile, out, workers)
+                bar.set_postfix_str(", ".join(_name(job) for job in running))
+            time.sleep(POLL_SECONDS)
+            done = total - sum(len(_open_arms(job, out)) for job in [*waiting, *running, *failed])
+            bar.update(done - bar.n)
+            for job in [j for j, process in running.items() if process.poll() is not None]:
+                if running.pop(job).returncode == EXIT_BAD_INPUT:
+                    raise InputError(f"{_name(job)}: {_last_line(_log(job, out))}")
+                if _open_arms(job, out) and not stopped():
+                    failed.append(job)
+            if stopped():
+                raise Interrupted(f"{stopped()}: {done} of {total} arms are done")
     if failed:
         logs = "; ".join(f"{_log(job, out)}: {_last_line(_log(job, out))}" for job in failed)
         raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed ({logs})")
@@ -256,6 +255,15 @@ def _copy_missing(source: Path, target: Path) -> None:
 
 def _open_arms(job: Job, out: Path) -> list[str]:
     return [arm for arm in job.arms if not metrics_file(out, Row(arm, arm, job.variant), job.seed).exists()]
+
+
+@contextlib.contextmanager
+def _ended_with_us(running: dict[Job, subprocess.Popen]) -> Iterator[None]:
+    """However the block is left, no process goes on."""
+    try:
+        yield
+    finally:
+        _end(running.values())
 
 
 def _end(processes: Iterable[subprocess.Popen]) -> None:

@@ -86,8 +86,7 @@ def lookahead(
     W, L_syn_of = [tf.convert_to_tensor(w) for w in DET.weights], _loss_on(DET, synthetic)
     kept = _loss_and_gradients if plain else _kept
     synthetic_pass = _recomputed if recompute else kept
-    ahead = Update(W, update_rules.live(optimizer))
-    looks: list[Lookahead] = []
+    ahead, looks = Update(W, update_rules.live(optimizer)), list[Lookahead]()
     with tf.GradientTape(watch_accessed_variables=False) as outer:
         if mode != "finite_difference":
             outer.watch(x_syn)
