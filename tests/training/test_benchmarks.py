@@ -70,14 +70,14 @@ def test_ratios_are_taken_round_by_round():
 def test_peak_memory_counts_what_a_step_frees_again():
     import measuring
 
-    mib_64 = pytest.approx(64, abs=4)
-    assert measuring.peak_mib(lambda: np.ones(2**23).sum(), of_tensorflow=False) == mib_64  # 8 bytes each
+    # The peak is an upper bound: memory of another thread may come on top.
+    assert 60 < measuring.peak_mib(lambda: np.ones(2**23).sum(), of_tensorflow=False) < 96  # 8 bytes each
     x = tf.Variable(tf.ones([2**23]))
     twice = tf.function(lambda: tf.reduce_sum(tf.reverse(2 * x, [0])), autograph=False)
     step = twice.get_concrete_function()
     step()
     # 2 x and the same in reverse, from TensorFlow's pool or, where it has none, from the C library
-    assert measuring.peak_mib(step) == mib_64
+    assert 60 < measuring.peak_mib(step) < 96
 
 
 def test_unroll_cost(tiny, monkeypatch, tmp_path, capsys):
