@@ -97,10 +97,22 @@ def test_fingerprint_is_of_the_newest_weights(tmp_path):
     assert checkpoints.fingerprint(tmp_path) != first
 
 
-def test_finish_leaves_a_record(tmp_path):
+def test_finish_leaves_a_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: 5.0)
     assert checkpoints.finished(tmp_path) is None
     PhaseDirectory(tmp_path, parts(0)).finish({"steps": 3})
-    assert checkpoints.finished(tmp_path) == {"steps": 3} == json.loads((tmp_path / "done.json").read_text())
+    found = json.loads((tmp_path / "done.json").read_text())
+    assert checkpoints.finished(tmp_path) == {"steps": 3, "seconds": 0.0} == found
+
+
+def test_seconds_of_earlier_calls_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints.time, "monotonic", iter([10, 15, 100, 107]).__next__)
+    PhaseDirectory(tmp_path, parts(0)).save(1)  # 10 to 15
+    again = PhaseDirectory(tmp_path, parts(0))
+    again.restore()
+    again.finish({})  # 100 to 107
+    assert checkpoints.finished(tmp_path) == {"seconds": 12.0}
+    assert not (tmp_path / "seconds.json").exists()
 
 
 def test_write_text_makes_directories_and_replaces(tmp_path):

@@ -252,7 +252,7 @@ def test_a_killed_run_ends_with_the_very_same_numbers(runs):
     """Bitwise: weights, momenta, pools and counters of the joint phase, synthetic images, final detector."""
     whole, killed = (path / "arms" / "detectorgan" for path in (runs.whole, runs.killed))
     reached = f"killed after {runs.after} saved steps"
-    assert read_json(killed / "joint" / "done.json")["seconds_cover_steps_from"] >= runs.after, reached
+    assert read_json(killed / "joint" / "done.json")["resumed_at"] >= runs.after, reached
     for phase, least in (("joint", 100), ("final_detector", 30)):
         expected, found = tensors(whole / phase), tensors(killed / phase)
         assert len(expected) > least

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 class PhaseDirectory:
-    """Checkpoints of one phase. `parts` are named trackable objects: networks, optimizers, pools."""
+    """Checkpoints of one phase, and its time. `parts`: trackable objects (networks, pools) by name."""
 
     def __init__(self, path: Path, parts: dict[str, Any]):
         self.path = path
+        self._began = time.monotonic()  # later, if it is resumed, by what earlier calls have taken
+        self._clock = path / "seconds.json"  # not in the checkpoint: two equal runs have equal checkpoints
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="phase_step")
         self._checkpoint = tf.train.Checkpoint(step=self.step, **parts)
         self._manager = tf.train.CheckpointManager(self._checkpoint, str(path), max_to_keep=2)
@@ -33,7 +36,14 @@ class PhaseDirectory:
         if self._manager.latest_checkpoint:
             status = self._checkpoint.restore(self._manager.latest_checkpoint)
             status.assert_existing_objects_matched()
+            if self._clock.exists():
+                self._began -= json.loads(self._clock.read_text(encoding="utf-8"))
         return int(self.step)
+
+    @property
+    def seconds(self) -> float:
+        """What the phase has taken, in this call and up to the last checkpoints of those before."""
+        return time.monotonic() - self._began
 
     def save(self, step: int) -> None:
         """Saves after `step` finished steps; if that fails, only older checkpoints are there."""
@@ -45,10 +55,17 @@ class PhaseDirectory:
             for piece in set(self.path.glob("*")) - before:
                 shutil.rmtree(piece) if piece.is_dir() else piece.unlink()
             raise
+        write_text(self._clock, json.dumps(self.seconds))
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Marks the phase as done."""
-        write_text(self.path / "done.json", json.dumps(record, indent=2, sort_keys=True))
+        """Marks the phase as done, with the seconds that it took."""
+        finish(self.path, record | {"seconds": round(self.seconds, 1)})
+        self._clock.unlink(missing_ok=True)
+
+
+def finish(path: Path, record: dict[str, Any]) -> None:
+    """Marks work in a directory as done."""
+    write_text(path / "done.json", json.dumps(record, indent=2, sort_keys=True))
 
 
 def finished(path: Path) -> dict[str, Any] | None:

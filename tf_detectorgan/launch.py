@@ -24,13 +24,13 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, Interrupted
 
 if __name__ == "__main__" and not find_spec("kubernetes"):
     print("error: launch wants the Kubernetes client: pip install 'tf_detectorgan[k8s]'", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
+
+import yaml
 
 from tf_detectorgan import door, progress
 from tf_detectorgan.cluster import fetch as copying

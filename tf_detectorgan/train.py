@@ -7,8 +7,10 @@ to resume. Exit codes: 75 interrupted, all finished steps saved; 78 bad input.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from pathlib import Path
 
 from tf_detectorgan.environment import TENSORFLOW
 from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
@@ -19,7 +21,7 @@ if __name__ == "__main__":  # and that takes seconds, in which process 1 of a po
 
 import tensorflow as tf
 
-from tf_detectorgan import checkpoints, door
+from tf_detectorgan import checkpoints, disk, door
 from tf_detectorgan.data.object_layers import object_layers
 from tf_detectorgan.experiments import report
 from tf_detectorgan.training import build, run_directory, second_order, workers
@@ -38,11 +40,13 @@ ON_CPUS = {
 def main(settings: Train) -> None:
     """Runs every phase that is not done yet, then writes and prints the report."""
     with workers.ending_together(settings.workers):
-        run = run_directory.begin(settings, workers.join(settings.workers))
-        _ = run.detector  # made by all workers together
-        run.workers.of_chief(lambda: first_words(run))
-        run_arms(run)
-        run.workers.of_chief(lambda: last_words(run))
+        together = workers.join(settings.workers)
+        with disk.held(Path(settings.run_dir)) if together.chief else contextlib.nullcontext():
+            run = run_directory.begin(settings, together)
+            _ = run.detector  # made by all workers together
+            run.workers.of_chief(lambda: first_words(run))
+            run_arms(run)
+            run.workers.of_chief(lambda: last_words(run))
 
 
 def first_words(run: Run) -> None:

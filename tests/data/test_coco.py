@@ -46,7 +46,7 @@ class Folder:
 
     def read(self, **options):
         self.file.write_text(json.dumps(self.document))
-        return coco.check(coco_file.read(self.file), self.root, **{"keys": coco.Keys()} | options)
+        return coco.check(coco_file.read(self.file, self.root), self.root, **{"keys": coco.Keys()} | options)
 
 
 @pytest.fixture
@@ -62,6 +62,17 @@ def test_a_good_folder_is_read_as_it_is(folder):
     assert [s.stream for s in result.sources] == ["labelled"] * 3 + ["clean"] * 3
     assert [s.group for s in result.sources] == ["p0", "p1", "p1", "p2", "p2", "p3"]
     assert not result.skipped
+
+
+def test_images_that_are_not_named_are_counted(folder):
+    assert not any("left out" in note for note in folder.read().notes)
+    gone = folder.document["images"].pop()
+    (note,) = [note for note in folder.read().notes if "left out" in note]
+    assert note.startswith(
+        "1 images that annotations.json does not name are left out; an image without objects"
+    )
+    folder.document["images"].append(gone | {"file_name": "6.png"})  # as if beside the annotation file
+    assert any(note.startswith("1 images that") for note in folder.read(skip_bad=True).notes)
 
 
 def box(values):
@@ -184,7 +195,7 @@ def test_a_file_that_is_no_coco_file_is_refused_even_when_bad_rows_are_skipped(t
     if contents is not None:
         path.write_text(contents)
     with pytest.raises(InputError, match=re.escape(expected)) as caught:
-        coco.check(coco_file.read(path), tmp_path, keys=coco.Keys(), skip_bad=True)
+        coco.check(coco_file.read(path, tmp_path), tmp_path, keys=coco.Keys(), skip_bad=True)
     assert "boxes.json" in str(caught.value)
 
 

@@ -159,6 +159,23 @@ def test_dicom_patients_are_groups_and_voc_and_yolo_keep_their_splits(tmp_path):
         assert [s.split for s in sources] == ["train"] * 3
 
 
+def test_dicom_patients_are_groups_of_coco_images_unless_these_have_some(tmp_path):
+    for number in (1, 2):
+        dicom(tmp_path / f"{number}.dcm", np.zeros((20, 40), np.uint16), uid=f"1.{number}", PatientID="p")
+    Image.new("L", (40, 20)).save(tmp_path / "3.png")
+    images = [{"id": n, "file_name": name} for n, name in ((1, "1.dcm"), (2, "2.dcm"), (3, "3.png"))]
+    document = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "nodule"}]}
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps(document))
+    folder = read(tmp_path)
+    assert [s.group for s in folder.sources] == ["p", "p", "3.png"]
+    assert folder.notes[-1] == "2 of them are DICOM files with a PatientID, which is their group"
+    for image in images:
+        image["split_group"] = f"own {image['id']}"
+    file.write_text(json.dumps(document))
+    assert [s.group for s in read(tmp_path).sources] == ["own 1", "own 2", "own 3"]
+
+
 def test_other_columns_of_a_csv_are_keys_where_an_images_lines_agree(tmp_path):
     pictures(tmp_path)
     (tmp_path / "boxes.csv").write_text(

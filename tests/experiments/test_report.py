@@ -76,9 +76,10 @@ def add_everything_else(directory, arm):
     write_json(directory / "arms" / arm / "synthetic" / "audit.json", AUDITED)
     write_json(directory / "config.json", {"arms": ["real_only", "acgan"], "note": WEIRD, "steps": 300})
     write_json(directory / "data_card.json", {"test": {"images": 24, "boxes": 23}})
-    whole = {"seconds": 59.6, "steps": 120, "seconds_cover_steps_from": 0, "peak_memory_mib": 1536}
-    resumed = {"seconds": 3700, "steps": 500, "seconds_cover_steps_from": 130, "peak_memory_mib": 2048}
+    whole = {"seconds": 59.6, "steps": 120, "resumed_at": 0, "peak_memory_mib": 1536}
+    resumed = {"seconds": 3700, "steps": 500, "resumed_at": 130, "peak_memory_mib": 2048}
     costs = {"pretrain_gan": whole, "joint": resumed | {"gpu_peak_memory_mib": 512}}
+    costs["synthetic"] = {"seconds": 7.0, "count": 40}
     write_json(directory / "costs.json", costs)
 
 
@@ -131,8 +132,9 @@ def test_everything_a_run_may_hold_is_on_the_page(tmp_path):
     ]
     cells += ["12.3 [-1.0, 30.0]", "0.41 (0.50)", "0.021 [-0.001, 0.050]"]
     assert "".join(f"<td>{cell}</td>" for cell in cells) in text
-    assert "<td>1 h 01 min from step 130 on</td><td>500</td><td>0.1</td><td>2.0 GiB, GPU 0.5 GiB</td>" in text
+    assert "<td>1 h 01 min</td><td>500</td><td>0.1</td><td>2.0 GiB, GPU 0.5 GiB</td>" in text
     assert "<td>1 min 00 s</td><td>120</td><td>2.0</td><td>1.5 GiB</td>" in text
+    assert "<td>7 s</td><td>–</td><td>–</td><td>–</td>" in text
     assert "images: 24, boxes: 23" in text
     assert "<td>300</td>" in text
     assert "12 groups" in text

@@ -91,7 +91,7 @@ def test_resume_at_the_saved_step(tmp_path):
     second = Counted(tmp_path, 10, checkpoint=3).run()
     assert second.seen == [6, 7, 8, 9]
     assert int(second.total) == sum(range(10))
-    assert checkpoints.finished(tmp_path)["seconds_cover_steps_from"] == 6
+    assert checkpoints.finished(tmp_path)["resumed_at"] == 6
 
 
 def test_a_finished_phase_loads_its_result_and_does_nothing(tmp_path):

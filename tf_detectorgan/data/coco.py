@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tf_detectorgan import progress
-from tf_detectorgan.data import image_files
+from tf_detectorgan.data import image_files, medical_images
 from tf_detectorgan.data.document import Document, Mark
 from tf_detectorgan.data.image_files import Problems, Source
 from tf_detectorgan.errors import InputError
@@ -79,6 +79,8 @@ def check(
         for s in progress.bar(sources.values(), desc="checking images", unit="image")
         if image_files.inspect(s, problems)
     ]
+    if not any(keys.group in row for row in document.images):
+        _group_by_patient(readable, notes)
     known = {row["id"] for row in document.images if isinstance(row.get("id"), int)}
     _boxes(document.annotations, {s.image_id: s for s in readable}, known, labels, problems, notes)
     readable = [s for s in readable if _agrees(s, problems)]
@@ -170,6 +172,18 @@ def _images(
     if only_key and not any(s.training_only for s in sources.values()):
         raise InputError(f"--train_only={keys.training_only}: no image of {file} has this value")
     return {number: source for number, source in sources.items() if number not in ambiguous}
+
+
+def _group_by_patient(sources: Sequence[Source], notes: list[str]) -> None:
+    """DICOM files say whose they are."""
+    known = 0
+    for source in sources:
+        if medical_images.is_dicom(source.path):
+            if patient := str(medical_images.dicom_header(source.path).get("PatientID") or ""):
+                source.group = patient
+                known += 1
+    if known:
+        notes.append(f"{known} of them are DICOM files with a PatientID, which is their group")
 
 
 def _image_fault(

@@ -69,11 +69,12 @@ def check_trainable(plan: Mapping[str, Sequence[Source]]) -> None:
     Raises:
       InputError: there are none.
     """
-    for stream, hint in (("labelled", "no box"), ("clean", "no image without the object")):
+    for stream, remedy in (
+        ("labelled", "no box in the training split"),
+        ("clean", "no image without the object in the training split: name some without a box"),
+    ):
         if not plan.get(f"train_{stream}"):
-            raise InputError(
-                f"no training images are {stream} ({hint} in the training split): nothing to learn from"
-            )
+            raise InputError(f"no training images are {stream} ({remedy}): nothing to learn from")
 
 
 @dataclasses.dataclass

@@ -273,17 +273,15 @@ def _per_class(run: Run, iou: str) -> list[tuple[str, int, list[str]]]:
 
 
 def _costs(run: Run) -> list[tuple[str, str, str, str, str]]:
-    """(phase, time, steps, steps per second, memory); a resumed phase's time is that of its last part."""
+    """(phase, time, steps, steps per second, memory); images and evaluation are not made of steps."""
     rows = []
     for phase, cost in run.costs.items():
-        done = cost["steps"] - cost["seconds_cover_steps_from"]
-        rate = f"{done / cost['seconds']:.1f}" if done and cost["seconds"] else "–"
-        memory = f"{cost['peak_memory_mib'] / 1024:.1f} GiB"
+        steps = cost.get("steps", 0)
+        rate = f"{steps / cost['seconds']:.1f}" if steps and cost["seconds"] else "–"
+        memory = f"{cost['peak_memory_mib'] / 1024:.1f} GiB" if steps else "–"
         if "gpu_peak_memory_mib" in cost:
             memory += f", GPU {cost['gpu_peak_memory_mib'] / 1024:.1f} GiB"
-        resumed = cost["seconds_cover_steps_from"]
-        time = duration(cost["seconds"]) + (f" from step {resumed} on" if resumed else "")
-        rows.append((phase, time, str(cost["steps"]), rate, memory))
+        rows.append((phase, duration(cost["seconds"]), str(steps or "–"), rate, memory))
     return rows
 
 

@@ -56,7 +56,7 @@ def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str =
     """
     metrics: dict[str, dict[int, dict]] = {}
     draws: dict[str, dict[int, Bootstrap]] = {}
-    seconds: dict[Path, float] = {}
+    seconds: set[tuple[int, str, float]] = set()
     config: dict = {}
     data: set[str] = set()
     cells = [(r, s) for r in table.rows for s in seeds if metrics_file(out, r, s, elsewhere).exists()]
@@ -68,7 +68,8 @@ def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str =
             raise InputError(f"{directory}: the detections of {row.arm} are missing")
         config = config or {k: v for k, v in run.config.items() if k not in ("arm", "run_dir", "seed")}
         data.add(run.data_card.get("fingerprint", ""))
-        seconds[directory] = sum(cost["seconds"] for cost in run.costs.values())
+        # A variant that continues another has copies of its phases.
+        seconds |= {(seed, phase, cost["seconds"]) for phase, cost in run.costs.items()}
         metrics.setdefault(row.title, {})[seed] = arm.metrics
         matches = match(run.truth, arm.found, arm.metrics["class_names"])
         draws.setdefault(row.title, {})[seed] = bootstrap_ap(matches, RESAMPLES, seed=0)
@@ -77,7 +78,9 @@ def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str =
     mains = {m["main_iou"] for by_seed in metrics.values() for m in by_seed.values()}
     if len(mains) > 1:
         raise InputError(f"{out}: runs with different --main_iou: {sorted(mains)}")
-    return Results(metrics, draws, f"{mains.pop():g}", sum(seconds.values()), config, sorted(data - {""}))
+    return Results(
+        metrics, draws, f"{mains.pop():g}", sum(s for _, _, s in seconds), config, sorted(data - {""})
+    )
 
 
 class Beside(NamedTuple):

@@ -109,15 +109,10 @@ def run_phase(
                 raise Interrupted(f"{who} in {name}: {done} of {steps} steps are saved")
     if steps == 0:
         workers.save(phase, parts, 0)
-    workers.of_chief(lambda: phase.finish(_cost(start, steps, time.monotonic() - began)))
+    workers.of_chief(lambda: phase.finish({"steps": steps, "resumed_at": start} | _peak_memory()))
 
 
 _SHOWN = ("L_d", "L_real", "L_syn", "L_real_ahead", "L_localX", "L_bbox")
-
-
-def _cost(start: int, steps: int, seconds: float) -> dict[str, Any]:
-    """What a finished phase took; of a resumed one the time from step `start` on."""
-    return {"steps": steps, "seconds": round(seconds, 1), "seconds_cover_steps_from": start} | _peak_memory()
 
 
 def _peak_memory() -> dict[str, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
     arm, directory = ARMS[name], run.arm_path(name) / "synthetic"
     if arm.images == "none" or skip_finished(f"{name}/synthetic", directory):
         return
-    s = run.settings
+    s, began = run.settings, time.monotonic()
     method, checkpoint = insertion_of(run, name, arm)
     kept = synthesize(
         method,
@@ -131,7 +132,7 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
     )
     if s.min_audit:
         print(f"{name}/synthetic: {kept} of {s.synthetic_count} images pass --min_audit={s.min_audit}")
-    checkpoints.write_text(directory / "done.json", json.dumps({"count": kept}))
+    checkpoints.finish(directory, {"count": kept, "seconds": round(time.monotonic() - began, 1)})
 
 
 def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[Synthesis], tf.Tensor], str]:
@@ -186,6 +187,7 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
         if metrics["main_iou"] == run.settings.main_iou:
             return metrics
     run.stop.check(f"{name}/evaluation")
+    began = time.monotonic()
     checkpoints.load(run.arm_path(name) / "final_detector", {"DET": run.detector.network})
     truth, found = detect_split(run.detect, run.dataset, split, run.settings.detector_batch)
     ev.write_json(directory / f"detections{suffix}.json", ev.to_coco_results(found))
@@ -196,6 +198,7 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
     ev.write_json(metrics_file, metrics)
     if split == "test" and not run.elsewhere:
         _keep_samples(run)
+        checkpoints.finish(directory, {"seconds": round(time.monotonic() - began, 1)})
     return metrics
 
 

@@ -143,7 +143,7 @@ def _find_csv(kind: str) -> Callable[[Path, Path], Path | None]:
 
 
 FORMATS = {
-    "coco": Format("COCO", _find_coco, lambda file, _: coco_file.read(file), 'one .json file with "images"'),
+    "coco": Format("COCO", _find_coco, coco_file.read, 'one .json file with "images"'),
     "voc": Format("Pascal VOC", _find_voc, voc.read, ".xml files, perhaps in Annotations"),
     "yolo": Format(
         "YOLO", _find_yolo, yolo.read, ", ".join(yolo.NAME_FILES[:-1]) + f" or {yolo.NAME_FILES[-1]}"

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
 from tf_detectorgan.data.document import Document
+from tf_detectorgan.data.formats import table
 from tf_detectorgan.errors import InputError
 
 
-def read(path: Path) -> Document:
-    """A COCO detection file; raises InputError as `read_json` does."""
+def read(path: Path, folder: Path) -> Document:
+    """A COCO detection file and its folder of images; raises InputError as `read_json` does."""
     document = read_json(path)
     images, annotations, categories = (document[key] for key in ("images", "annotations", "categories"))
-    return Document(path, images, annotations, categories, citation=_citation(document))
+    result = Document(path, images, annotations, categories, citation=_citation(document))
+    listed = {normpath(base / str(row.get("file_name"))) for row in images for base in (folder, path.parent)}
+    if unlisted := sum(normpath(file) not in listed for file in table.image_paths(folder)):
+        result.notes.append(
+            f"{unlisted} images that {path.name} does not name are left out; an image without objects counts "
+            "if 'images' names it and no annotation does"
+        )
+    return result
 
 
 def _citation(document: dict[str, Any]) -> str:

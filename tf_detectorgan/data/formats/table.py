@@ -41,8 +41,12 @@ def read(annotations: Path, images: Path) -> Document:
     Raises:
       InputError: it cannot be read, or lacks a column.
     """
-    files = [path for path in sorted(images.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
-    return assemble(annotations, names_of(files, images), {})
+    return assemble(annotations, names_of(image_paths(images), images), {})
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """The image files below `folder`, by their suffixes."""
+    return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def assemble(annotations: Path, names: Mapping[str, str], keys: Mapping[str, Mapping[str, str]]) -> Document:
