@@ -1,6 +1,7 @@
 """Time and memory of our steps against the same steps written in PyTorch (`torch_step.py`).
 
-    pip install -e '.[bench]'
+    pip install torch --index-url https://download.pytorch.org/whl/cpu
+    pip install -c constraints.txt -e '.[bench]'
     python benchmarks/against_pytorch.py --out=docs/results/against_pytorch.json
 
 The same networks, batch and losses, with weights copied: (a) a CycleGAN step of generators and
@@ -13,7 +14,14 @@ which ours computes in the step. PyTorch runs as it comes (eagerly): torch.compi
 """
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
+
+if find_spec("triton"):  # comes with PyTorch's CUDA build, and ends a process that has TensorFlow in it
+    raise SystemExit(
+        "error: triton, of PyTorch's CUDA build, crashes beside TensorFlow: pip uninstall triton, then "
+        "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cpu"
+    )
 
 import measuring
 import numpy as np
