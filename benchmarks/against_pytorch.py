@@ -14,6 +14,7 @@ which ours computes in the step. PyTorch runs as it comes (eagerly): torch.compi
 """
 
 import argparse
+import math
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def theirs(p: Players, s: Train, size: int) -> Trainer:
         s.lambda_identity,
         s.lambda_real,
         s.lambda_syn,
-        s.syn_cap,
+        s.syn_cap or math.inf,
         s.clipnorm,
         retinanet.BOX_WEIGHT,
         s.crop_size,

@@ -125,6 +125,7 @@ PAPER = {
     "condition": "mask",
     "gan_loss": "log",
     "lambda_syn": 1.0,
+    "syn_cap": 0.0,
     "match_top_k": 1,
     "exemplar_flip": False,
     "keep_edges": False,
@@ -193,9 +194,3 @@ def test_arms_are_the_papers_table():
     }
     alone = {"cyclegan_bbox", "pix2pix", "psgan"}
     assert {name for name, arm in ARMS.items() if arm.images == "generator"} == {*signs, *alone}
-
-
-def test_psgan_has_no_adversarial_norm_to_measure_by():
-    Train(rho_syn=0.5, arm=("detectorgan", "psgan"))
-    with pytest.raises(InputError, match="use --lambda_real, --lambda_syn with psgan_detectorgan"):
-        Train(rho_syn=0.5, arm=("psgan_detectorgan",))

@@ -26,9 +26,7 @@ RECIPES = {"paper": ("full", "mask", "log"), "ours": ("box", "exemplar", "lsgan"
 
 def objective(**changes):
     """All weights different and none 0, so that no mistake in one of them is hidden."""
-    return Objective(
-        **{"lambda_real": 0.9, "lambda_syn": 0.3, "rho_real": 0.0, "rho_syn": 0.0, "syn_cap": 1e6, **changes}
-    )
+    return Objective(**{"lambda_real": 0.9, "lambda_syn": 0.3, "syn_cap": 1e6, **changes})
 
 
 def cycle_objective(recipe="ours", **changes):
@@ -42,7 +40,6 @@ def cycle_objective(recipe="ours", **changes):
         "lambda_cycle": 3.0,
         "lambda_identity": 2.0,
         "crop_size": CROP,
-        "crop_context": 0.25,
         "composition": Composition(compose, condition, feather=0.25, classes=CLASSES),
     }
     return CycleObjective(**{**values, **changes})

@@ -111,15 +111,6 @@ def test_the_seed_decides_the_first_weights():
     assert any(np.any(a != b) for a, b in zip(first, other, strict=True))
 
 
-def test_rho_needs_no_lambda():
-    """Only the arm's sign is left of the lambdas where rho takes the place of their size."""
-    settings = Train(lambda_real=0.0, lambda_syn=0.0, rho_real=2.0, rho_syn=0.5)
-    o = build.objective(settings, ARMS["detectorgan"])
-    assert (o.lambda_real, o.lambda_syn, o.rho_real, o.rho_syn) == (1, 1, 2, 0.5)
-    assert build.objective(settings, ARMS["acgan"]).lambda_syn == -1
-    assert build.objective(settings, ARMS["detectorgan_no_unroll"]).lambda_real == 0
-
-
 @pytest.mark.parametrize("name,rate", [("sgd", 0.01), ("nesterov", 0.01), ("adam", 1e-4), ("adamw", 1e-4)])
 def test_detectors_of_the_joint_phase_have_an_update_rule(name, rate):
     DET = types.SimpleNamespace(network=types.SimpleNamespace(trainable_variables=[keras.Variable([1.0])]))
@@ -135,9 +126,11 @@ def test_detectors_of_the_joint_phase_have_an_update_rule(name, rate):
 
 def test_unroll_none_makes_detectorgan_its_no_unroll_arm():
     """And modes reach the arms with Eqn 3 only."""
-    none = Train(unroll="none", rho_real=2.0)
-    expected = build.objective(Train(rho_real=2.0), ARMS["detectorgan_no_unroll"])
+    none = Train(unroll="none", lambda_syn=2.0)
+    expected = build.objective(Train(lambda_syn=2.0), ARMS["detectorgan_no_unroll"])
     assert build.objective(none, ARMS["detectorgan"]) == expected
+    assert (expected.lambda_real, expected.lambda_syn, expected.syn_cap) == (0, 2, 5)
+    assert build.objective(Train(syn_cap=0.0), ARMS["detectorgan"]).syn_cap == np.inf
     steps = Train(unroll="k_steps", unroll_steps=3, unroll_recompute=True)
     found = build.objective(steps, ARMS["detectorgan"])
     assert (found.unroll, found.recompute) == ("k_steps", True)

@@ -53,7 +53,7 @@ def test_joint_step(tiny, mirrored):
     Not as a graph: to trace it twice takes minutes. `test_detector_step` runs as one.
     """
     o, options = (
-        tiny.objective(lambda_real=10.0, rho_syn=0.7),
+        tiny.objective(lambda_real=10.0),
         {"clipnorm": 2.0, "batch_size": 4, "detector": tiny.pyramid},
     )
     one = tiny.players(**options, pool_size=4)

@@ -43,12 +43,11 @@ def receptive_field(layers: int) -> int:
     return field
 
 
-def crop(images, boxes, size: int, context: float):
+def crop(images, boxes, size: int, context: float = 0.0):
     """The object crops [N, S, S, C] that DIS_localX sees: boxes [N, 4] of any size, resized bilinearly.
 
-    `context` widens the box on every side by that fraction of its longer side, so that the seam is judged
-    too. The crop has no second derivative (`tf.image.crop_and_resize`), and needs none: DIS_localX is outside
-    Eqn 3.
+    `context`, for auditors, widens the box on every side by that fraction of its longer side. Crops have no
+    second derivative (`tf.image.crop_and_resize`), and need none: DIS_localX is outside Eqn 3.
     """
     height, width = images.shape[1:3]
     margin = context * boxes_lib.longer_side(boxes)

@@ -29,7 +29,6 @@ class Judged(NamedTuple):
 
     terms: dict[str, tf.Tensor]  # name -> unweighted scalar, for the summaries
     wishes: dict[str, tf.Tensor]  # name -> weighted derivative at x_syn
-    adversarial: tf.Tensor | None  # those of the discriminators together: what rho is measured by
     d_beside: tuple[tf.Tensor, ...]  # derivative at each image of `Drawn.beside`
     d_theta: list[tf.Tensor | None]  # of terms that reach theta by other ways than the drawn images
 

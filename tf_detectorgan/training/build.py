@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -84,12 +85,9 @@ def objective(settings: Train, arm: Arm) -> Objective:
     """The arm's signs times the settings' weights; without Eqn 3 its weight is 0."""
     real_sign = 0.0 if settings.unroll == "none" else arm.real_sign
     return Objective(
-        # Where rho is set only the sign matters: --rho_real works with --lambda_real=0 as well.
-        lambda_real=real_sign * (1.0 if settings.rho_real else settings.lambda_real),
-        lambda_syn=arm.syn_sign * (1.0 if settings.rho_syn else settings.lambda_syn),
-        rho_real=settings.rho_real,
-        rho_syn=settings.rho_syn,
-        syn_cap=settings.syn_cap,
+        lambda_real=real_sign * settings.lambda_real,
+        lambda_syn=arm.syn_sign * settings.lambda_syn,
+        syn_cap=settings.syn_cap or math.inf,
         unroll=settings.unroll if real_sign else "exact",
         recompute=settings.unroll_recompute,
     )
@@ -221,7 +219,6 @@ def cyclegan(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
             lambda_cycle=settings.lambda_cycle,
             lambda_identity=settings.lambda_identity,
             crop_size=settings.crop_size,
-            crop_context=settings.crop_context,
             composition=composed,
         ),
         G_X,

@@ -32,7 +32,6 @@ class CycleObjective:
     lambda_cycle: float
     lambda_identity: float
     crop_size: int
-    crop_context: float
     composition: Composition
 
 
@@ -71,7 +70,7 @@ class CycleGAN:
             tape.watch([x_syn, y_clean])
             # Eqn 4, the generators' side.
             L_globalX = replicas.share(losses.adversarial_generator(self.DIS_globalX(x_syn), o.gan_loss))
-            crops = crop(x_syn, boxes, o.crop_size, o.crop_context)
+            crops = crop(x_syn, boxes, o.crop_size)
             L_localX = replicas.share(losses.adversarial_generator(self.DIS_localX(crops), o.gan_loss))
             L_globalY = replicas.share(losses.adversarial_generator(self.DIS_globalY(y_clean), o.gan_loss))
             # BboxLoss: the object should look like the matched one.
@@ -97,7 +96,7 @@ class CycleGAN:
             "L_cycle": L_cycle,
             "L_identity": L_identity,
         }
-        return Judged(terms, wishes, wishes["global"] + wishes["local"], (d_y,), d_theta)
+        return Judged(terms, wishes, (d_y,), d_theta)
 
     def train_discriminators(self, batch: Batch, drawn: Drawn, seed, step: Step) -> dict[str, tf.Tensor]:
         """Eqn 4, the discriminators' side, on real images and on the pool. u trains DIS_globalX only."""
@@ -118,8 +117,8 @@ class CycleGAN:
                 "L_DIS_globalX": loss(self.DIS_globalX, tf.concat([batch.y.images, batch.u], 0), fake_X),
                 "L_DIS_localX": loss(
                     self.DIS_localX,
-                    crop(batch.y.images, batch.y_boxes, o.crop_size, o.crop_context),
-                    crop(fake_X, fake_boxes, o.crop_size, o.crop_context),
+                    crop(batch.y.images, batch.y_boxes, o.crop_size),
+                    crop(fake_X, fake_boxes, o.crop_size),
                 ),
                 "L_DIS_globalY": loss(self.DIS_globalY, batch.x, fake_Y),
             }

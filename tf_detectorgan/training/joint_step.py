@@ -34,21 +34,17 @@ class Players:
 class Objective:
     """Weights of DET's opinion in the generator's objective.
 
-    lambda_syn > 0 *maximises* L_syn [paper], up to `syn_cap`; < 0 minimises it (ACGAN). rho > 0 takes the
-    size of the lambda's place: the term's derivative at the synthetic image counts inside the box only, where
-    its norm is made rho times that of the adversarial terms'.
+    lambda_syn > 0 *maximises* L_syn [paper], up to `syn_cap`; < 0 minimises it (ACGAN).
     """
 
     lambda_real: float
     lambda_syn: float
-    rho_real: float
-    rho_syn: float
     syn_cap: float
     unroll: str = "exact"  # how Eqn 3 is computed: of unroll.MODES
     recompute: bool = False
 
 
-ALONE = Objective(0.0, 0.0, 0.0, 0.0, 0.0)  # of a GAN without a detector: nothing of it is looked at
+ALONE = Objective(0.0, 0.0, 0.0)  # of a GAN without a detector: nothing of it is looked at
 
 
 def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> dict[str, tf.Tensor]:
@@ -61,7 +57,7 @@ def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> di
         drawn = gan.draw(batch)  # x_syn = G_X(x, m)
 
     after: dict[str, tf.Tensor] = {}  # scalars that hang on gradients
-    terms, wishes, adversarial, d_beside, d_theta = gan.judge(batch, drawn, step)  # Eqn 4, the GAN's own
+    terms, wishes, d_beside, d_theta = gan.judge(batch, drawn, step)  # Eqn 4, the GAN's own
     if p.DET is not None:
         synthetic = Labelled(drawn.x_syn, batch.insertion.boxes[:, None], batch.insertion.labels[:, None])
         look = unroll.lookahead(
@@ -82,9 +78,6 @@ def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> di
         if look.d_L_real_ahead is not None:
             after["L_real_ahead"] = look.L_real_ahead
             wishes["real"] = o.lambda_real * look.d_L_real_ahead
-        for name, rho in (("real", o.rho_real), ("syn", o.rho_syn)):
-            if rho and name in wishes:
-                wishes[name] = _balanced(wishes[name], adversarial, batch.insertion.boxes, rho)
 
     # An x_syn that nobody judges is not asked for.
     d_x_syn = [tf.add_n(list(wishes.values()))] if wishes else []
@@ -97,18 +90,6 @@ def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> di
         step.commit(p.detector_optimizer, look.update)
     terms |= gan.train_discriminators(batch, drawn, seed, step)
     return terms | step.end(after | _norms(wishes, batch.insertion.boxes))
-
-
-def _balanced(wish, reference, boxes, rho: float):
-    """`wish` [N, H, W, C] inside boxes [N, 4] only, scaled there to rho times the norm of `reference`.
-
-    The norms are those of the whole batch, over all replicas (the adaptive weight of Esser et al. 2021, eqn
-    7, at the image instead of the last layer).
-    """
-    inside = boxes_lib.mask(boxes, *wish.shape[1:3])[..., None]
-    squares = tf.stack([tf.reduce_sum(inside * v * v) for v in (reference, wish)])
-    wanted, own = tf.unstack(replicas.total(squares))
-    return rho * tf.sqrt(tf.math.divide_no_nan(wanted, own)) * inside * wish
 
 
 SQUARED = "squared_norm/"

@@ -76,7 +76,7 @@ class PSGAN:
                 logits = self.DIS_person(y_drawn, batch.y_boxes)
                 terms["L_person"] = replicas.share(losses.adversarial_generator(logits, PERSON_LOSS))
                 objective += o.lambda_local * terms["L_person"]
-        return Judged(terms, {}, None, (step.gradient(tape, objective, y_drawn),), [None] * len(self.theta))
+        return Judged(terms, {}, (step.gradient(tape, objective, y_drawn),), [None] * len(self.theta))
 
     def train_discriminators(self, batch: Batch, drawn: Drawn, seed, step: Step) -> dict[str, tf.Tensor]:
         """y against y_drawn, whole beside its input, and in the box."""

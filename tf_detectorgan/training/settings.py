@@ -84,7 +84,6 @@ class Train:
     )
     feather: float = option(0.25, "Width of the blend around a box, in box sides.", low=0.0)
     crop_size: int = option(32, "Side of the crops that DIS_localX sees.", low=16)
-    crop_context: float = option(0.0, "Surroundings of the box in those crops, in box sides.", low=0.0)
 
     gan_loss: str = option("lsgan", "Adversarial loss; log is Eqn 4.", ("log", "lsgan", "hinge"), paper="log")
     lambda_global: float = option(1.0, "Weight of DIS_globalX and DIS_globalY; PS-GAN's DIS_image.", low=0.0)
@@ -95,14 +94,9 @@ class Train:
     lambda_l1: float = option(100.0, "Weight of pix2pix's and PS-GAN's L1 to the real image.", low=0.0)
     lambda_real: float = option(1.0, "Weight of L~_real, Eqn 3.", low=0.0)
     lambda_syn: float = option(0.05, "Weight of L_syn, which G_X maximises.", low=0.0, paper=1.0)
-    rho_real: float = option(
-        0.0,
-        "If above 0, in place of --lambda_real: norm of L~_real's gradient at the synthetic image, in norms "
-        "of the adversarial one, both inside the box.",
-        low=0.0,
+    syn_cap: float = option(
+        5.0, "L_syn above this is worth nothing more to G_X; 0: more is always better.", low=0.0, paper=0.0
     )
-    rho_syn: float = option(0.0, "The same for L_syn, in place of the size of --lambda_syn.", low=0.0)
-    syn_cap: float = option(5.0, "L_syn above this is worth nothing more to G_X.", low=0.0)
     unroll_real: str = option(
         "fresh", "Images of L~_real: a fresh draw, or those of L_real.", ("fresh", "same")
     )
@@ -259,11 +253,6 @@ class Train:
             raise InputError(
                 f"--unroll=finite_difference: its difference of weights is lost in {self.precision}; use "
                 "--precision=float32, or --unroll=exact"
-            )
-        if (self.rho_real or self.rho_syn) and "psgan_detectorgan" in self.arm:
-            raise InputError(
-                "--rho_real, --rho_syn: PS-GAN's discriminators do not judge what DET is shown, so "
-                "there is nothing to measure by; use --lambda_real, --lambda_syn with psgan_detectorgan"
             )
 
     @property
