@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -50,6 +51,14 @@ def seed():
     keras.utils.clear_session(free_memory=False)  # else a float64 test's dtype policy outlives it
     keras.utils.set_random_seed(0)
     return 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def survivors():
+    """What outlives a module (graphs that TensorFlow keeps) is not walked through again by later collections."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

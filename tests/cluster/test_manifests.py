@@ -305,7 +305,7 @@ def test_what_the_readme_starts_is_what_it_builds_and_pushes(readme, heading):
     lines = block((ROOT / readme).read_text("utf-8"), heading)
     image = lines[0].split()[0].removeprefix("IMAGE=")
     assert lines[1].split("#")[0].strip() == "make image EXTRAS=gpu IMAGE=$IMAGE && docker push $IMAGE"
-    assert lines[2].startswith("pip install -e '.[k8s]'")
+    assert lines[2].startswith("pip install -c constraints.txt -e '.[k8s]'")
     steps = [
         re.search(r"launch submit --manifest=(\S+)|launch logs --job=(\S+)|apply -k (k8s)", line)
         for line in lines[3:]
