@@ -55,7 +55,7 @@ def seed():
 
 @pytest.fixture(scope="module", autouse=True)
 def survivors():
-    """What outlives a module (graphs that TensorFlow keeps) is not walked through again by later collections."""
+    """What outlives a module, as graphs that TensorFlow keeps, is out of the way of later collections."""
     yield
     gc.collect()
     gc.freeze()
