@@ -1,7 +1,6 @@
 """Time and memory of our steps against the same steps written in PyTorch (`torch_step.py`).
 
-    pip install torch --index-url https://download.pytorch.org/whl/cpu
-    pip install -c constraints.txt -e '.[bench]'
+    pip install -c constraints.txt -e '.[bench]'    # after PyTorch's CPU build, as pytorch.org says for "CPU"
     python benchmarks/against_pytorch.py --out=docs/results/against_pytorch.json
 
 The same networks, batch and losses, with weights copied: (a) a CycleGAN step of generators and
@@ -14,14 +13,13 @@ which ours computes in the step. PyTorch runs as it comes (eagerly): torch.compi
 """
 
 import argparse
-import math
 from importlib.util import find_spec
 from pathlib import Path
 
 if find_spec("triton"):  # comes with PyTorch's CUDA build, and ends a process that has TensorFlow in it
     raise SystemExit(
-        "error: triton, of PyTorch's CUDA build, crashes beside TensorFlow: pip uninstall triton, then "
-        "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cpu"
+        "error: triton, of PyTorch's CUDA build, crashes beside TensorFlow: pip uninstall triton torch, then "
+        "install PyTorch's CPU build as pytorch.org says"
     )
 
 import measuring
@@ -66,7 +64,7 @@ def theirs(p: Players, s: Train, size: int) -> Trainer:
         s.lambda_identity,
         s.lambda_real,
         s.lambda_syn,
-        s.syn_cap or math.inf,
+        build.objective(s, ARMS["detectorgan"]).syn_cap,
         s.clipnorm,
         retinanet.BOX_WEIGHT,
         s.crop_size,

@@ -167,9 +167,9 @@ def test_dicom_patients_are_groups_of_coco_images_unless_these_have_some(tmp_pat
     document = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "nodule"}]}
     file = tmp_path / "boxes.json"
     file.write_text(json.dumps(document))
-    folder = read(tmp_path)
-    assert [s.group for s in folder.sources] == ["p", "p", "3.png"]
-    assert folder.notes[-1] == "2 of them are DICOM files with a PatientID, which is their group"
+    with pytest.raises(InputError, match=r"3.png \(image 3\): no 'split_group', and no PatientID"):
+        read(tmp_path)
+    assert [s.group for s in read(tmp_path, skip_bad=True).sources] == ["p", "p"]
     for image in images:
         image["split_group"] = f"own {image['id']}"
     file.write_text(json.dumps(document))

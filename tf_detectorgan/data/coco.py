@@ -80,7 +80,7 @@ def check(
         if image_files.inspect(s, problems)
     ]
     if not any(keys.group in row for row in document.images):
-        _group_by_patient(readable, notes)
+        readable = _grouped_by_patient(readable, keys, problems, notes)
     known = {row["id"] for row in document.images if isinstance(row.get("id"), int)}
     _boxes(document.annotations, {s.image_id: s for s in readable}, known, labels, problems, notes)
     readable = [s for s in readable if _agrees(s, problems)]
@@ -132,8 +132,6 @@ def _images(
     grouped = any(keys.group in row for row in rows)
     if not grouped and keys.group != Keys.group:
         raise InputError(f"--group_key={keys.group}: no image of {file} has this key")
-    if not grouped:
-        notes.append(f"no image has a key {keys.group!r}: every image is its own group (see --group_key)")
     only_key, _, only_value = keys.training_only.partition("=")
     if only_key and not any(only_key in row for row in rows):
         raise InputError(f"--train_only={keys.training_only}: no image of {file} has the key {only_key!r}")
@@ -174,16 +172,27 @@ def _images(
     return {number: source for number, source in sources.items() if number not in ambiguous}
 
 
-def _group_by_patient(sources: Sequence[Source], notes: list[str]) -> None:
-    """DICOM files say whose they are."""
-    known = 0
+def _grouped_by_patient(
+    sources: Sequence[Source], keys: Keys, problems: Problems, notes: list[str]
+) -> list[Source]:
+    """Images without groups of their own, of the patients that DICOM files name, or as they are.
+
+    If some have a patient, one without is a problem, and left out (decision 0085).
+    """
+    patients = {
+        source.image_id: str(medical_images.dicom_header(source.path).get("PatientID") or "")
+        for source in sources
+        if medical_images.is_dicom(source.path)
+    }
+    if not any(patients.values()):
+        notes.append(f"no image has a key {keys.group!r}: every image is its own group (see --group_key)")
+        return list(sources)
     for source in sources:
-        if medical_images.is_dicom(source.path):
-            if patient := str(medical_images.dicom_header(source.path).get("PatientID") or ""):
-                source.group = patient
-                known += 1
-    if known:
-        notes.append(f"{known} of them are DICOM files with a PatientID, which is their group")
+        source.group = patients.get(source.image_id, "")
+        if not source.group:
+            who = f"{source.file_name} (image {source.image_id})"
+            problems.add("image without group", f"{who}: no {keys.group!r}, and no PatientID, as others have")
+    return [source for source in sources if source.group]
 
 
 def _image_fault(

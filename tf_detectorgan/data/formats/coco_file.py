@@ -12,12 +12,17 @@ from tf_detectorgan.data.formats import table
 from tf_detectorgan.errors import InputError
 
 
+def document(path: Path) -> Document:
+    """A COCO detection file; raises InputError as `read_json` does."""
+    content = read_json(path)
+    images, annotations, categories = (content[key] for key in ("images", "annotations", "categories"))
+    return Document(path, images, annotations, categories, citation=_citation(content))
+
+
 def read(path: Path, folder: Path) -> Document:
-    """A COCO detection file and its folder of images; raises InputError as `read_json` does."""
-    document = read_json(path)
-    images, annotations, categories = (document[key] for key in ("images", "annotations", "categories"))
-    result = Document(path, images, annotations, categories, citation=_citation(document))
-    listed = {normpath(base / str(row.get("file_name"))) for row in images for base in (folder, path.parent)}
+    """The same, with a note if `folder` has images that it does not name."""
+    result, bases = document(path), (folder, path.parent)
+    listed = {normpath(base / str(row.get("file_name"))) for row in result.images for base in bases}
     if unlisted := sum(normpath(file) not in listed for file in table.image_paths(folder)):
         result.notes.append(
             f"{unlisted} images that {path.name} does not name are left out; an image without objects counts "

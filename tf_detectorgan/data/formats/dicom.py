@@ -26,30 +26,25 @@ def likely(folder: Path) -> bool:
 
 
 def read(annotations: Path, images: Path) -> Document:
-    """Groups are patients (PatientID), unless no file has one. A DICOMDIR (PS3.3, F.3) is no image.
+    """Lines name SOPInstanceUIDs or files. A DICOMDIR (PS3.3, F.3) is no image.
 
     Raises:
       InputError: a header or the CSV file cannot be read, or pydicom is not installed.
     """
     medical_images.library("pydicom")
     found = files(images)
-    uids, patients = dict[Path, str](), dict[str, str]()
+    uids: dict[Path, str] = {}
     for path in progress.bar(found, desc="reading headers", unit="image"):
-        relative = path.relative_to(images).as_posix()
         try:
             header = medical_images.dicom_header(path)
-            uid, patient = str(header.get("SOPInstanceUID", "")), str(header.get("PatientID") or "")
+            uid = str(header.get("SOPInstanceUID", ""))
         except Exception as error:  # pydicom raises many kinds for a damaged file
             raise InputError(f"{path}: its DICOM header cannot be read ({error}); remove the file") from error
-        if "DirectoryRecordSequence" in header:
-            continue
-        uids[path] = uid
-        if patient or "Rows" not in header:  # damaged, which is not the patient's fault
-            patients[relative] = patient or relative
+        if "DirectoryRecordSequence" not in header:
+            uids[path] = uid
     names = table.names_of(list(uids), images)
     for path, uid in uids.items():
         relative = path.relative_to(images).as_posix()
         if uid and names.setdefault(uid, relative) != relative:
             raise InputError(f"{path}: SOPInstanceUID {uid} is also that of {names[uid]}; remove one of them")
-    keys = {name: {"split_group": patient} for name, patient in patients.items()}
-    return table.assemble(annotations, names, keys)
+    return table.assemble(annotations, names)

@@ -41,7 +41,7 @@ def write(kind: str, directory: Path) -> None:
 
     Boxes keep their fractions of a pixel, images their values.
     """
-    WRITERS[kind](coco_file.read(directory / "annotations.json", directory), directory, directory / kind)
+    WRITERS[kind](coco_file.document(directory / "annotations.json"), directory, directory / kind)
 
 
 def _boxes(document: Document) -> dict[int, list[tuple[int, list[float]]]]:

@@ -41,7 +41,7 @@ def read(annotations: Path, images: Path) -> Document:
     Raises:
       InputError: it cannot be read, or lacks a column.
     """
-    return assemble(annotations, names_of(image_paths(images), images), {})
+    return assemble(annotations, names_of(image_paths(images), images))
 
 
 def image_paths(folder: Path) -> list[Path]:
@@ -49,13 +49,12 @@ def image_paths(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def assemble(annotations: Path, names: Mapping[str, str], keys: Mapping[str, Mapping[str, str]]) -> Document:
+def assemble(annotations: Path, names: Mapping[str, str]) -> Document:
     """The document of a CSV file.
 
     Args:
       annotations: the CSV file.
       names: how a line may call an image -> the file name below the folder of images.
-      keys: file name -> what is known of the image from elsewhere.
     """
     header, lines = read_lines(annotations)
     columns = _columns(header, annotations)
@@ -71,7 +70,7 @@ def assemble(annotations: Path, names: Mapping[str, str], keys: Mapping[str, Map
         }
         agreed |= {c: int(size) for c in ("width", "height") if (size := str(agreed.get(c))).isdecimal()}
         image = document.add_image(file_name)
-        image.update(agreed | dict(keys.get(file_name, {})) | image)
+        image.update(agreed | image)
         _add_boxes(document, image, own, columns)
     if unlisted := len(set(names.values()) - set(rows)):
         document.notes.append(
