@@ -6,7 +6,7 @@ import pytest
 
 from tf_detectorgan.evaluation import audit, looks
 from tf_detectorgan.models.detectors.backbone import resnet50
-from tf_detectorgan.models.discriminators import crop
+from tf_detectorgan.resampling import crop
 
 SIDE = 80
 

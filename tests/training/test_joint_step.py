@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import losses
-from tf_detectorgan.models.discriminators import crop
 from tf_detectorgan.models.generators import insert, paste, reinsert, remove
+from tf_detectorgan.resampling import crop
 from tf_detectorgan.training import build, joint_step, unroll
 from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.joint_step import Players

@@ -10,7 +10,7 @@ import dataclasses
 import tensorflow as tf
 
 from tf_detectorgan import boxes as box_ops
-from tf_detectorgan.data.resampling import resample, valid_mask
+from tf_detectorgan.resampling import resample, valid_mask
 
 DRAWS = 7  # random numbers that one image needs
 MIN_AREA = 0.25  # a box of which less than this share is still in the image is dropped: not recognisable

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_detectorgan import boxes as box_ops
-from tf_detectorgan.data.resampling import valid_mask
+from tf_detectorgan.resampling import valid_mask
 
 GRID = 64  # images are looked at in so many cells a side
 POINTS = 12

@@ -22,8 +22,8 @@ from tf_detectorgan.data import draws as random
 from tf_detectorgan.data.context import Context
 from tf_detectorgan.data.object_layers import object_layers
 from tf_detectorgan.data.records import Dataset, Record
-from tf_detectorgan.data.resampling import resample, valid_mask
 from tf_detectorgan.errors import InputError
+from tf_detectorgan.resampling import resample, valid_mask
 
 MODES = ("matched_shift", "uniform", "context", "file")
 DRAWS = 6  # random numbers that one insertion needs

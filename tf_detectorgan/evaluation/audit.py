@@ -16,8 +16,8 @@ from scipy import stats
 from tf_detectorgan import boxes as box_ops
 from tf_detectorgan.evaluation import looks
 from tf_detectorgan.evaluation.looks import Looks
-from tf_detectorgan.models.discriminators import crop
 from tf_detectorgan.models.generators import reach
+from tf_detectorgan.resampling import crop
 
 CROP = 16  # side of the crops that objects are compared on
 CONTEXT = 0.25  # surroundings in a crop, in longer sides of the box

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_detectorgan.models.discriminators import crop
+from tf_detectorgan.resampling import crop
 
 SIDE = 64  # of the crops that the network sees
 STAGES = ("conv2_block3_out", "conv3_block4_out", "conv4_block6_out")  # of ResNet-50; strides 4, 8, 16

@@ -7,9 +7,7 @@ G_Y(y)). Letters: N images, H, W, C channels, S the crop's side.
 from __future__ import annotations
 
 import keras
-import tensorflow as tf
 
-from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan.models.layers import instance_normalization, weights_dtype
 
 
@@ -41,22 +39,3 @@ def receptive_field(layers: int) -> int:
     for stride in [1, 1] + [2] * layers:  # from the output back to the input, kernels of 4
         field = (field - 1) * stride + 4
     return field
-
-
-def crop(images, boxes, size: int, context: float = 0.0):
-    """The object crops [N, S, S, C] that DIS_localX sees: boxes [N, 4] of any size, resized bilinearly.
-
-    `context`, for auditors, widens the box on every side by that fraction of its longer side. Crops have no
-    second derivative (`tf.image.crop_and_resize`), and need none: DIS_localX is outside Eqn 3.
-    """
-    height, width = images.shape[1:3]
-    margin = context * boxes_lib.longer_side(boxes)
-    edges = boxes_lib.to_relative_yxyx(boxes_lib.dilate(boxes, margin), 1, 1)  # in pixels
-    low, high = tf.split(edges, 2, axis=-1)
-    half = (high - low) / (2 * size)
-    # crop_and_resize takes the places of the first and the last sample, and counts pixel centres 0 to 1.
-    samples = tf.concat([low + half, high - half], -1) - 0.5
-    relative = samples / tf.constant([height - 1, width - 1] * 2, tf.float32)
-    return tf.image.crop_and_resize(
-        images, relative, tf.range(tf.shape(images)[0]), [size, size], extrapolation_value=0.0
-    )

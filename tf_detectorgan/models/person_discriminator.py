@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan.models.layers import weights_dtype
+from tf_detectorgan.resampling import cut
 
 LEVELS = (4, 2, 1)  # bins a side of the spatial pyramid
 
@@ -31,23 +32,6 @@ class PersonDiscriminator(keras.Model):
             sizes = -(-sizes // convolution.strides[0])
             x *= tf.cast(boxes_lib.mask(boxes_lib.of_sizes(sizes), *x.shape[1:3])[..., None], x.dtype)
         return self.logit(spatial_pyramid(x, sizes))[:, None, None]
-
-
-def cut(images, boxes):
-    """The pixels that boxes [N, 4] touch, in the top left corner of [N, H, W, C], 0 beyond; sizes [N, 2].
-
-    Sizes are int32, (height, width), at least 1.
-    """
-    height, width = images.shape[1:3]
-    low, high = tf.split(boxes_lib.to_relative_yxyx(boxes, 1, 1), 2, axis=-1)  # (vertical, horizontal)
-    limits = tf.constant([height, width])
-    first = tf.clip_by_value(tf.cast(tf.floor(low), tf.int32), 0, limits - 1)
-    last = tf.clip_by_value(tf.cast(tf.math.ceil(high), tf.int32), first + 1, limits)
-    rows = tf.minimum(first[:, :1] + tf.range(height), height - 1)
-    columns = tf.minimum(first[:, 1:] + tf.range(width), width - 1)
-    moved = tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
-    sizes = last - first
-    return moved * boxes_lib.mask(boxes_lib.of_sizes(sizes), height, width)[..., None], sizes
 
 
 def spatial_pyramid(features, sizes):

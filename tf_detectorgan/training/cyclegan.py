@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from tf_detectorgan import losses
 from tf_detectorgan.batch import Batch, Insertion, Labelled
-from tf_detectorgan.models.discriminators import crop
 from tf_detectorgan.models.generators import Composition, bbox_target, bbox_weight, insert, reinsert, remove
+from tf_detectorgan.resampling import crop
 from tf_detectorgan.training import replicas, summaries
 from tf_detectorgan.training.base_gan import Drawn, Judged, discriminator_loss
 from tf_detectorgan.training.image_pool import ImagePool
