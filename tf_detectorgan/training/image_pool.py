@@ -40,10 +40,19 @@ class ImagePool(tf.Module):
         slots = tf.where(filling, self.stored + tf.range(batch), order)
         coin = tf.random.stateless_uniform([batch], seed + 1) < 0.5
         take = ~filling & coin
-        old_images, old_boxes = tf.gather(self.images, slots), tf.gather(self.boxes, slots)
-        keep = (filling | coin)[:, None]
-        self.images.scatter_nd_update(slots[:, None], tf.where(keep[..., None, None], images, old_images))
-        self.boxes.scatter_nd_update(slots[:, None], tf.where(keep, boxes, old_boxes))
+        keep = filling | coin
+        # Not a scatter, which deterministic GPUs do on the host: the whole pool would travel there and back.
+        stores = (slots[:, None] == tf.range(self.size)) & keep[:, None]  # [N, P], at most one N a slot
+        stored, source = tf.reduce_any(stores, 0), tf.argmax(stores, 0)
+        shown = []
+        for pool, new in ((self.images, images), (self.boxes, boxes)):
+            old = tf.gather(pool, slots)
+            pool.assign(tf.where(_as(stored, pool), tf.gather(new, source), pool))
+            shown.append(tf.where(_as(take, new), old, new))
         self.stored.assign(tf.minimum(self.stored + batch, self.size))
-        take = take[:, None]
-        return tf.where(take[..., None, None], old_images, images), tf.where(take, old_boxes, boxes)
+        return tuple(shown)
+
+
+def _as(chosen, values):
+    """`chosen` [N] with as many dimensions as `values` [N, ...]."""
+    return tf.reshape(chosen, [-1] + [1] * (values.shape.rank - 1))
