@@ -33,7 +33,7 @@ def begin(settings: Train, workers: Workers) -> Run:
       InputError: the directory belongs to a run with other settings or other data.
     """
     path = Path(settings.run_dir)
-    tf.config.experimental.enable_op_determinism()
+    _determinism(settings)
     data_dir = settings.data_dir or path / "phantom"
 
     def written() -> None:
@@ -66,13 +66,19 @@ def reopen(run_dir: str, data_dir: str = "") -> Run:
         raise InputError(f"--run_dir={run_dir}: no run there; train one with this --run_dir first")
     settings = config.from_json(Train, file.read_text(encoding="utf-8"), str(file))
     settings = dataclasses.replace(settings, run_dir=str(path), distribution="one", workers=1)
-    tf.config.experimental.enable_op_determinism()
+    _determinism(settings)
     own = Path(settings.data_dir).expanduser() if settings.data_dir else path / "phantom"
     if not data_dir and not records.is_dataset(own):
         raise InputError(f"{own}: the data set of {path} is not there; say where it is by --data_dir")
     dataset = records.open_dataset(data_dir or own)
     elsewhere = _elsewhere(path / "data_card.json", dataset, data_dir)
     return Run(settings, dataset, StopSignal(), elsewhere=elsewhere)
+
+
+def _determinism(settings: Train) -> None:
+    """Every op gives the same bits each time it runs, or raises (decision 0055)."""
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
 
 
 def _elsewhere(file: Path, dataset: records.Dataset, data_dir: str) -> str:

@@ -51,6 +51,11 @@ class Train:
     arm: tuple[str, ...] = option(("detectorgan",), f"Arms to run: {', '.join(ARMS)}.", choices=tuple(ARMS))
     seed: int = option(0, "Every random number follows from it.", low=0)
     recipe: str = option("ours", "Defaults of the method.", choices=("ours", "paper"))
+    deterministic: bool = option(
+        True,
+        "The same seed gives the same bits, also when resumed. False: GPUs may be faster; two runs then differ "
+        "by rounding that grows.",
+    )
     distribution: str = option(
         "auto",
         "auto: all GPUs, or one device; mirrored: MirroredStrategy.",
