@@ -13,6 +13,12 @@ BACKGROUND, IGNORED = -1, -2
 LAMBDA_BBOX, MIL_FLOOR = 5.0, 0.98  # Li et al. 2018, section 3
 
 
+def positive(classes, dtype=tf.float32):
+    """1 where `classes` [N, A] int32 is a class, else 0: [N, A] of `dtype`."""
+    # As floats: GPUs compare int32 on the host.
+    return tf.cast(tf.cast(classes, tf.float32) >= 0, dtype)
+
+
 def focal(logits, classes):
     """Focal loss (Lin et al. 2017, eqn 5), summed over anchors and classes.
 
@@ -25,7 +31,7 @@ def focal(logits, classes):
     p = tf.sigmoid(logits)
     miss = target * (1 - p) + (1 - target) * p  # 1 - p_t
     alpha = target * FOCAL_ALPHA + (1 - target) * (1 - FOCAL_ALPHA)
-    counted = tf.cast(classes != IGNORED, logits.dtype)[..., None]
+    counted = tf.cast(tf.cast(classes, tf.float32) != IGNORED, logits.dtype)[..., None]
     return tf.reduce_sum(counted * alpha * miss**FOCAL_GAMMA * cross_entropy, [1, 2])
 
 
@@ -33,8 +39,7 @@ def smooth_l1(predicted, target, classes):
     """Smooth L1 (Girshick 2015, eqn 3) of offsets [N, A, 4] summed over positive anchors, classes [N, A]."""
     error = tf.abs(predicted - target)
     loss = tf.where(error < 1.0, 0.5 * error * error, error - 0.5)
-    positive = tf.cast(classes >= 0, loss.dtype)
-    return tf.reduce_sum(positive * tf.reduce_sum(loss, -1), -1)
+    return tf.reduce_sum(positive(classes, loss.dtype) * tf.reduce_sum(loss, -1), -1)
 
 
 def giou(predicted, target, classes):
@@ -44,20 +49,22 @@ def giou(predicted, target, classes):
       predicted, target: [N, A, 4] distances from the point to the left, top, right and bottom side, above 0.
       classes: [N, A] int32.
     """
-    left, top, right, bottom = tf.unstack(tf.minimum(predicted, target), axis=-1)
-    shared = (left + right) * (top + bottom)
-    left, top, right, bottom = tf.unstack(tf.maximum(predicted, target), axis=-1)
-    around = (left + right) * (top + bottom)
-    sides = predicted[..., :2] + predicted[..., 2:], target[..., :2] + target[..., 2:]
-    union = tf.reduce_prod(sides[0], -1) + tf.reduce_prod(sides[1], -1) - shared
+    shared, around = _area(tf.minimum(predicted, target)), _area(tf.maximum(predicted, target))
+    union = _area(predicted) + _area(target) - shared
     loss = 1.0 - shared / union + (around - union) / around
-    return tf.reduce_sum(tf.cast(classes >= 0, loss.dtype) * loss, -1)
+    return tf.reduce_sum(positive(classes, loss.dtype) * loss, -1)
+
+
+def _area(distances):
+    """Area [N, A] of boxes by their sides' distances [N, A, 4] (left, top, right, bottom) from a point."""
+    left, top, right, bottom = tf.unstack(distances, axis=-1)
+    return (left + right) * (top + bottom)
 
 
 def centerness(logits, target, classes):
     """Cross-entropy of centre-ness (Tian et al. 2019, 3.2) [N, A], summed over places with a class [N, A]."""
     loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=target, logits=logits)
-    return tf.reduce_sum(tf.cast(classes >= 0, loss.dtype) * loss, -1)
+    return tf.reduce_sum(positive(classes, loss.dtype) * loss, -1)
 
 
 def adversarial_real(logits, kind: str):

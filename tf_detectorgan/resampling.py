@@ -70,8 +70,11 @@ def _hat(places, count: int) -> tf.Tensor:
 
 def _moved(first, last, count: int) -> tf.Tensor:
     """Weights [N, count, count] that move pixels `first` to `last` - 1 (both [N]) to the beginning."""
-    source = first[:, None] + tf.range(count)
-    chosen = (source[..., None] == tf.range(count)) & (source < last[:, None])[..., None]
+    # As floats: GPUs compare int32 on the host.
+    first, last = (tf.cast(edge, tf.float32)[:, None] for edge in (first, last))
+    places = tf.range(count, dtype=tf.float32)
+    source = first + places
+    chosen = (source[..., None] == places) & (source < last)[..., None]
     return tf.cast(chosen, tf.float32)
 
 

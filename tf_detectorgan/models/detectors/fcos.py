@@ -53,7 +53,7 @@ class FCOS(Detector):
 
     def positives(self, targets: points_lib.Targets) -> tf.Tensor:
         """Number of points in boxes."""
-        return tf.reduce_sum(tf.cast(targets.classes >= 0, tf.float32))
+        return tf.reduce_sum(losses.positive(targets.classes))
 
     def loss(self, W, images, targets: points_lib.Targets, normalizer) -> tf.Tensor:
         """L_d: focal + GIoU + centre-ness, summed, divided by `normalizer` points in boxes (scalar)."""

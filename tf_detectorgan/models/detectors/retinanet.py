@@ -64,7 +64,7 @@ class RetinaNet(Detector):
 
     def positives(self, targets: anchors_lib.Targets) -> tf.Tensor:
         """Number of positive anchors."""
-        return tf.reduce_sum(tf.cast(targets.classes >= 0, tf.float32))
+        return tf.reduce_sum(losses.positive(targets.classes))
 
     def loss(self, W, images, targets: anchors_lib.Targets, normalizer) -> tf.Tensor:
         """L_d: focal + BOX_WEIGHT smooth L1, summed, divided by `normalizer` positive anchors (scalar)."""
