@@ -10,6 +10,7 @@ from tensorflow.python.framework.ops import get_gradient_function  # nothing pub
 
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models.detectors.detector import Detector
+from tf_detectorgan.training.graphs import inner_graphs, operations
 
 # Their derivative jumps, so a gradient is not continuous in the weights. `exact` does not mind.
 # SelectV2 (`tf.where`) is not among them: as often as not it only guards a root or masks padding.
@@ -17,10 +18,6 @@ KINKED = (
     "Abs", "ClipByValue", "LeakyRelu", "Max", "MaxPool", "MaxPool3D", "MaxPoolV2", "MaxPoolWithArgmax",
     "Maximum", "Min", "Minimum", "Relu", "Relu6", "Selu",
 )  # fmt: skip
-# Attributes of ops that run graphs of their own: a nested tf.function, tf.cond, tf.switch_case and
-# tf.while_loop, whose `cond` is left out: its answer is a bool, which no derivative passes.
-INNER = ("f", "then_branch", "else_branch", "branches", "body")
-
 # What to use instead; an op is looked up by the beginning of its type.
 INSTEAD = {
     # Keras's norms stop the derivative at the mean.
@@ -45,7 +42,7 @@ def kinks(DET: Detector, image_shape: tuple[int, int, int]) -> list[str]:
     graph = tf.function(lambda images: DET.call(DET.weights, images)).get_concrete_function(spec).graph
     return [
         name
-        for name, op in _operations(graph)
+        for name, op in operations(graph)
         if op.type in KINKED and any(tensor.dtype.is_floating for tensor in op.outputs)
     ]
 
@@ -75,14 +72,6 @@ def obstacles(DET: Detector, y: Labelled) -> list[Obstacle]:
     ]
 
 
-def _operations(graph, outer: str = "") -> Iterator:
-    """(name, op) of a graph and of the graphs inside of it."""
-    for op in graph.get_operations():
-        yield outer + op.name, op
-        for inner in _inner(op):
-            yield from _operations(inner, f"{outer}{op.name}/")
-
-
 def _between(graph, inputs, outer: str = "") -> Iterator:
     """Those that lie between `inputs`, tensors of the graph, and its outputs."""
     below = _reached([tensor.op for tensor in inputs if tensor.dtype.is_floating], _next)
@@ -91,7 +80,7 @@ def _between(graph, inputs, outer: str = "") -> Iterator:
         if op not in below or op not in above:
             continue
         yield outer + op.name, op
-        for inner in _inner(op):
+        for inner in inner_graphs(op):
             # From the end: the first input of a branching op chooses the branch, and is not handed to it.
             pairs = zip(reversed(list(op.inputs)), reversed(inner.inputs), strict=False)
             yield from _between(
@@ -99,15 +88,8 @@ def _between(graph, inputs, outer: str = "") -> Iterator:
             )
 
 
-def _inner(op) -> list:
-    """Graphs that an op runs."""
-    given = [op.get_attr(name) for name in INNER if name in op.node_def.attr]
-    functions = [one for value in given for one in (value if isinstance(value, list) else [value])]
-    return [op.graph._get_function(function.name).graph for function in functions]
-
-
 def _is_obstacle(op) -> bool:
-    if _inner(op):
+    if inner_graphs(op):
         return False
     if op.type in ("StopGradient", "PreventGradient"):
         return True

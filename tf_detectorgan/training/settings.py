@@ -53,8 +53,8 @@ class Train:
     recipe: str = option("ours", "Defaults of the method.", choices=("ours", "paper"))
     deterministic: bool = option(
         True,
-        "The same seed gives the same bits, also when resumed. False: GPUs may be faster; two runs then differ "
-        "by rounding that grows.",
+        "The same seed gives the same bits, also when resumed. False: GPUs may be faster; two runs then "
+        "differ by rounding, which grows.",
     )
     distribution: str = option(
         "auto",

@@ -1,0 +1,170 @@
+"""Every graph of every phase: no op that deterministic GPUs refuse, lack, or send to the host."""
+
+import dataclasses
+import mmap
+import re
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan import config
+from tf_detectorgan.data import pipeline, records
+from tf_detectorgan.models.detectors import DETECTORS
+from tf_detectorgan.training import build, gpu_ops, phases
+from tf_detectorgan.training.loop import StopSignal
+from tf_detectorgan.training.run import Run, joint_function
+from tf_detectorgan.training.settings import ARMS, GANS, Train
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = [ROOT / "configs" / f"{name}.flags" for name in ("nih", "cityscapes", "cityscapes_psgan")]
+SIDE = 64
+LARGEST = 1000  # elements of a tensor in the host's memory; an image has 4,096, a level of anchors 2,304
+
+TINY = ["--generator_filters=4", "--generator_blocks=1", "--discriminator_filters=4", "--crop_size=16"]
+OWN = "--detector=tests.own_detector:tiny"
+# Every base GAN, detector, precision and form of the unrolled step is in one of them.
+CASES = {path.stem: [f"--flagfile={path}", "--data_dir="] for path in CONFIGS}
+CASES |= {
+    "fcos_small in bfloat16": [*TINY, "--detector=fcos_small", "--precision=mixed_bfloat16"],
+    "paper in float16": [*TINY, OWN, "--recipe=paper", "--precision=mixed_float16", "--unroll_recompute"],
+    "two unrolled steps": [*TINY, OWN, "--gan_loss=hinge", "--unroll=k_steps", "--unroll_steps=2"],
+    "retinanet_kerashub": [*TINY, "--detector=retinanet_kerashub"],
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_phantom):
+    return records.open_dataset(tiny_phantom("gpu_ops", size=SIDE))
+
+
+def training_graphs(run: Run) -> dict[str, tf.Graph]:
+    """Phase -> the graph of its step, for all phases of the run's arms."""
+    s, seed = run.settings, tf.TensorSpec([2], tf.int32)
+    graphs = {}
+    for name, arm in ((name, ARMS[name]) for name in s.arm if ARMS[name].gan):
+        players = run.players(arm.gan)
+        steps = s.unroll_steps if arm.detector else 1
+        batch = phases._joint_batches(run, arm.gan, 0, 1, steps).element_spec
+        if f"pretrain_{arm.gan}" not in graphs:
+            first = phases._joint_batches(run, arm.gan, 0, 1).element_spec
+            graphs[f"pretrain_{arm.gan}"] = run.gan_step(arm.gan).get_concrete_function(first, seed).graph
+        if not arm.detector:
+            continue
+        optimizer = build.joint_detector_optimizer(s, run.detector, run.strategy)
+        players = dataclasses.replace(players, DET=run.detector, detector_optimizer=optimizer)
+        step = joint_function(run, players, build.objective(s, arm))
+        graphs[f"{name}/joint"] = step.get_concrete_function(batch, seed).graph
+    labelled = pipeline.labelled_batches(
+        run.dataset, batch_size=s.detector_batch, seed=0, start_step=0, steps=1, augment=build.augmentation(s)
+    )
+    _, step = run.alone[s.final_steps]
+    graphs["final_detector"] = step.get_concrete_function(labelled.element_spec).graph
+    return graphs
+
+
+def using_graphs(run: Run) -> dict[str, tf.Graph]:
+    """The graphs of detection, and of synthesis by the run's arms."""
+    s = run.settings
+    images = tf.TensorSpec([2, *run.dataset.image_shape])
+    graphs = {"detect": run.detect.get_concrete_function(images).graph}
+    for name in (name for name in s.arm if ARMS[name].images in ("paste", "layer", "generator")):
+        placed = build.placement(s, ARMS[name])
+        batches = pipeline.synthesis_batches(
+            run.dataset, count=2, batch_size=2, seed=0, start=0, placement=placed
+        )
+        insert, _ = phases.insertion_of(run, name, ARMS[name])
+        graphs[f"{name}/synthetic"] = insert.get_concrete_function(batches.element_spec).graph
+    return graphs
+
+
+def test_the_cases_are_all():
+    """Of base GANs, detectors and precisions each once."""
+    flags = [config.parse(Train, words) for name, words in CASES.items() if name != "retinanet_kerashub"]
+    assert {ARMS[arm].gan for s in flags for arm in s.arm} - {""} == set(GANS)
+    assert {s.detector for s in flags} >= set(DETECTORS) - {"retinanet_kerashub"}
+    assert {s.precision for s in flags} == {"float32", "mixed_bfloat16", "mixed_float16"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_no_graph_holds_an_op_that_a_deterministic_gpu_refuses(case, dataset, tmp_path, monkeypatch):
+    if case == "retinanet_kerashub":
+        pytest.importorskip("keras_hub")
+    monkeypatch.setattr(phases.checkpoints, "load", lambda *_: None)  # of a generator that is not trained
+    monkeypatch.setattr(phases.checkpoints, "fingerprint", lambda _: "")
+    run = Run(config.parse(Train, [*CASES[case], f"--run_dir={tmp_path}"]), dataset, StopSignal())
+    graphs = training_graphs(run) | using_graphs(run)
+    print(f"{case}: {', '.join(f'{name} {len(graph.get_operations())}' for name, graph in graphs.items())}")
+    arms = run.settings.arm
+    assert sum("joint" in name for name in graphs) == sum(bool(ARMS[arm].detector) for arm in arms)
+    assert sum("synthetic" in name for name in graphs) == len(set(arms) - {"real_only"})
+    found = {name: gpu_ops.faults(graph, LARGEST) for name, graph in graphs.items()}
+    assert not any(found.values()), found
+
+
+def crop_and_resize(image):
+    boxes, size = tf.constant([[0.1, 0.1, 0.9, 0.9]]), [8, 8]
+    with tf.GradientTape() as tape:
+        tape.watch(image)
+        cropped = tf.image.crop_and_resize(image, boxes, [0], size)
+    return tape.gradient(cropped, image)
+
+
+def resize_nearest(image):
+    with tf.GradientTape() as tape:
+        tape.watch(image)
+        larger = tf.image.resize(image, [96, 96], "nearest")
+    return tape.gradient(larger, image)
+
+
+PLANTS = {
+    "CropAndResizeGradImage": crop_and_resize,
+    "ResizeNearestNeighborGrad": resize_nearest,
+    "EagerPyFunc": lambda image: tf.py_function(lambda v: v + 1, [image], tf.float32),
+    "TensorScatterUpdate": lambda image: tf.tensor_scatter_nd_update(image, [[0]], image),
+    "EncodePng": lambda image: tf.strings.length(tf.io.encode_png(tf.cast(image[0], tf.uint8))),
+    "Less": lambda image: tf.cast(image, tf.int32) < 3,
+}
+
+
+@pytest.mark.parametrize("kind", PLANTS)
+@pytest.mark.parametrize("nested", [False, True])
+def test_planted_ops_are_found(kind, nested):
+    """Also in the branch of a loop in a function of its own."""
+    plant = PLANTS[kind]
+
+    @tf.function(autograph=False)
+    def inner(image):
+        return tf.reduce_sum(tf.cast(plant(image), tf.float32))
+
+    @tf.function(autograph=False)
+    def outer(image):
+        if not nested:
+            return plant(image)
+
+        def loop():
+            return tf.while_loop(lambda i, _: i < 2, lambda i, s: (i + 1, s + inner(image)), (0, 0.0))[1]
+
+        return tf.cond(tf.reduce_sum(image) > 0, loop, lambda: 0.0)
+
+    graph = outer.get_concrete_function(tf.TensorSpec([1, SIDE, SIDE, 1])).graph
+    assert kind in {fault.kind for fault in gpu_ops.faults(graph, LARGEST)}
+    assert not [f for f in gpu_ops.faults(graph, SIDE * SIDE) if f.kind == "Less"]  # no more than is allowed
+
+
+def test_a_deterministic_gpu_s_refusals_are_those_of_the_installed_library():
+    """A new TensorFlow that says another sentence shows here."""
+    library = Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
+    refusal = re.compile(
+        rb"not (currently |yet )?(available|supported)|not determ|not yet have a determ|cannot be called when"
+    )
+    said = set()
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as code:
+        place = code.find(b"eterminis")
+        while place >= 0:
+            first, last = code.rfind(b"\0", 0, place) + 1, code.find(b"\0", place)
+            if refusal.search(code[first:last]):
+                said.add(code[first:last].decode())
+            place = code.find(b"eterminis", last)
+    assert said == set(gpu_ops.REFUSALS)

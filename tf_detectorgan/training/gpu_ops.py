@@ -1,0 +1,170 @@
+"""Checks a graph op by op for what GPUs would refuse, lack, or send to the host.
+
+Deterministic GPUs refuse some ops: their kernels end the step with an UnimplementedError (decision 0133).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import tensorflow as tf
+from tensorflow.python.framework.kernels import get_registered_kernels_for_op  # no public name
+
+from tf_detectorgan.training.graphs import operations
+
+# What TensorFlow 2.21 says (sentences in its library), and the types of the ops whose GPU kernels say it.
+REFUSALS: dict[str, tuple[str, ...]] = {
+    "A deterministic GPU implementation of AdjustContrast is not currently available.": ("AdjustContrast",),
+    "A deterministic GPU implementation of AdjustContrastv2 is not currently available.": (
+        "AdjustContrastv2",
+    ),
+    "A deterministic GPU implementation of ResizeNearestNeighborGrad is not currently available.": (
+        "ResizeNearestNeighborGrad",
+    ),
+    "A deterministic GPU implementation of SparseTensorDenseMatmulOp is not currently available.": (
+        "SparseTensorDenseMatMul",
+    ),
+    "A deterministic GPU implementation of fused batch-norm backprop, when training is disabled, is not "
+    "currently available.": ("FusedBatchNormGrad", "FusedBatchNormGradV2", "FusedBatchNormGradV3"),
+    "Determinism is not yet supported for DebugNumericSummaryV2 when tensor_debug_mode is "
+    "CONCISE_HEALTH.": ("DebugNumericSummaryV2",),
+    "Determinism is not yet supported for DebugNumericSummaryV2 when tensor_debug_mode is FULL_HEALTH.": (
+        "DebugNumericSummaryV2",
+    ),
+    "Determinism is not yet supported for Dilation2DBackpropFilter.": ("Dilation2DBackpropFilter",),
+    "Determinism is not yet supported for Dilation2DBackpropInput.": ("Dilation2DBackpropInput",),
+    "Determinism is not yet supported for MaxPoolGradWithArgmax.": ("MaxPoolGradWithArgmax",),
+    "Determinism is not yet supported for SVD of matrices with 1 column.": ("Svd",),
+    "Determinism is not yet supported in GPU implementation of Bincount.": ("Bincount",),
+    "Determinism is not yet supported in GPU implementation of DenseBincount.": ("DenseBincount",),
+    "Determinism is not yet supported in GPU implementation of FakeQuantWithMinMaxVarsGradient.": (
+        "FakeQuantWithMinMaxVarsGradient",
+    ),
+    "Determinism is not yet supported in GPU implementation of FakeQuantWithMinMaxVarsPerChannelGradient.": (
+        "FakeQuantWithMinMaxVarsPerChannelGradient",
+    ),
+    "Determinism is not yet supported in GPU implementation of Scatter ops with ref inputs. Consider using "
+    "resource variables instead if you want to run Scatter when op determinism is enabled.": (
+        "ScatterAdd", "ScatterDiv", "ScatterMax", "ScatterMin", "ScatterMul", "ScatterSub", "ScatterUpdate",
+        "ScatterNdAdd", "ScatterNdSub", "ScatterNdUpdate",
+    ),
+    "Deterministic GPU implementation of CropAndResizeBackpropBoxes not available.": (
+        "CropAndResizeGradBoxes",
+    ),
+    "Deterministic GPU implementation of CropAndResizeBackpropImage not available.": (
+        "CropAndResizeGradImage",
+    ),
+    "The GPU implementation of SoftmaxCrossEntropyWithLogits that would have been executed is not "
+    "deterministic. Note that the Python API uses an alternative, deterministic, GPU-accelerated path when "
+    "determinism is enabled.": ("SoftmaxCrossEntropyWithLogits",),
+    "The GPU implementation of SparseSoftmaxCrossEntropyWithLogits that would have been executed is not "
+    "deterministic. Note that the Python API uses an alternative, deterministic, GPU-accelerated path when "
+    "determinsim is enabled.": ("SparseSoftmaxCrossEntropyWithLogits",),
+    "Timestamp cannot be called when determinism is enabled": ("Timestamp",),
+    # Of ResourceScatter ops of some dtypes, which are all in ON_HOST.
+    " do not yet have a deterministic implementation": (),
+    # Not of ops here. Sums of segments, by which a gathered tensor's gradient is made, refuse on Windows
+    # alone, depthwise convolutions with cuDNN before 7.6.3; the last is of XLA, which `train` does not use.
+    "Deterministic GPU implementation of sorted segment reduction op not available.": (),
+    "Deterministic GPU implementation of unsorted segment reduction op not available.": (),
+    "A deterministic GPU implementation of DepthwiseConvBackpropFilter is not available with this version "
+    "of cuDNN. Please build with cuDNN version 7.6.3 or later.": (),
+    "GPU MaxPool gradient ops do not yet have a deterministic XLA implementation.": (),
+}  # fmt: skip
+_REFUSED = {kind: sentence for sentence, kinds in REFUSALS.items() for kind in kinds}
+
+# With determinism GPUs have these computed on the host (TensorFlow's notes on release 2.8).
+ON_HOST = tuple(
+    prefix + suffix
+    for prefix in ("ScatterNd", "ResourceScatter", "TensorScatter")
+    for suffix in (
+        "", "Add", "Sub", "Mul", "Div", "Min", "Max", "Update", "NonAliasingAdd",
+        "NdAdd", "NdSub", "NdMin", "NdMax", "NdUpdate",
+    )
+)  # fmt: skip
+PYTHON = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
+
+# Ops without a GPU kernel that run on the host, and why that is no fault.
+WITHOUT_KERNEL = {
+    "CombinedNonMaxSuppression": "detection only: a few numbers a box, once an image, not in a training step",
+}
+
+
+class Fault(NamedTuple):
+    """An op that a GPU would not run, or not without the host."""
+
+    op: str  # layer/.../op, by way of the ops that run it
+    kind: str
+    why: str
+
+
+def faults(graph: tf.Graph, largest: int) -> list[Fault]:
+    """The ops of a graph, and of all graphs that it runs, which deterministic training on GPUs forbids.
+
+    Args:
+      graph: of a concrete function.
+      largest: elements of a tensor that a kernel may take from or put into the host's memory: fewer than an
+        image has.
+    """
+    found = []
+    for name, op in operations(graph):
+        why = _fault(op, largest)
+        if why:
+            found.append(Fault(name, op.type, why))
+    return found
+
+
+def _fault(op, largest: int) -> str:
+    if op.type in _REFUSED and not _trains_batch_norm(op):
+        return f"its GPU kernel refuses determinism: {_REFUSED[op.type]}"
+    if op.type in PYTHON:
+        return "runs Python on the host"
+    if op.type in ON_HOST:
+        return "is computed on the host when determinism is on"
+    if op.type in WITHOUT_KERNEL or op.type == "Placeholder":
+        return ""
+    fitting = [kernel for kernel in _kernels(op.type) if _fits(kernel, op)]
+    if not fitting:
+        return f"has no GPU kernel for {', '.join(sorted({t.dtype.name for t in op.inputs}))}"
+    on_host = set.intersection(*(set(kernel.host_memory_arg) for kernel in fitting))
+    for argument, tensor in _arguments(op):
+        if argument in on_host and (tensor.shape.num_elements() or 0) > largest:
+            return f"its {argument} of shape {tensor.shape} lies in the host's memory"
+    return ""
+
+
+@functools.cache
+def _kernels(kind: str) -> list:
+    """Registered for GPUs, or for every device."""
+    return [k for k in get_registered_kernels_for_op(kind).kernel if k.device_type in ("GPU", "DEFAULT")]
+
+
+def _trains_batch_norm(op) -> bool:
+    """Whether the op is a batch norm's gradient of the kind that is deterministic."""
+    return op.type.startswith("FusedBatchNormGrad") and op.get_attr("is_training")
+
+
+def _fits(kernel, op) -> bool:
+    """Whether a kernel takes the op's types."""
+    for constraint in kernel.constraint:
+        given = op.node_def.attr[constraint.name]
+        types = given.list.type or [given.type]
+        if not set(types) <= set(constraint.allowed_values.list.type):
+            return False
+    return True
+
+
+def _arguments(op) -> Iterator[tuple[str, tf.Tensor]]:
+    """(name, tensor) of the op's inputs and outputs by their names in kernels; a list has one name."""
+    for described, tensors in ((op.op_def.input_arg, op.inputs), (op.op_def.output_arg, op.outputs)):
+        rest = iter(tensors)
+        for argument in described:
+            if argument.number_attr:
+                count = op.get_attr(argument.number_attr)
+            elif argument.type_list_attr:
+                count = len(op.get_attr(argument.type_list_attr))
+            else:
+                count = 1
+            yield from ((argument.name, next(rest)) for _ in range(count))
