@@ -10,6 +10,7 @@ import tensorflow as tf
 from tf_detectorgan.checkpoints import PhaseDirectory
 from tf_detectorgan.models.layers import dtype_policy
 from tf_detectorgan.training import loss_scale, unroll
+from tf_detectorgan.training import replicas as replicas_lib
 from tf_detectorgan.training.joint_step import joint_step
 from tf_detectorgan.training.loss_scale import LossScale, Step
 
@@ -81,8 +82,8 @@ def test_all_players_step_or_none_does(mirrored, replicas):
         me = tf.distribute.get_replica_context().replica_id_in_sync_group
         mine = Step(scale)
         gradients = [tf.constant([0.3, -0.2]), tf.where(me == replicas - 1, [last], [0.4])]
-        for optimizer, gradient, variable in zip(optimizers, gradients, variables, strict=True):
-            mine.apply(optimizer, [gradient], [variable])
+        for optimizer, gradient in zip(optimizers, gradients, strict=True):
+            mine.apply(optimizer, replicas_lib.total([gradient]))
         return mine.end({"norm": last})["norm"]
 
     def everything():

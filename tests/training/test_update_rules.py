@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_detectorgan.training import update_rules
+from tf_detectorgan.training import replicas, update_rules
 
 SHAPES = {"kernel": (3, 4), "gain": (4,), "bias": (4,)}
 SCHEDULE = keras.optimizers.schedules.CosineDecay(0.0, 6, warmup_target=0.1, warmup_steps=2)
@@ -46,9 +46,9 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_steps_equal_keras(case, dtype):
-    """Committed one by one; and by an optimizer that stays as it was, from the state each step hands on."""
+    """Committed one by one; applied; and by an optimizer that stays as it was, from state to state."""
     kind, options = CASES[case]
-    (theirs, W), (ours, V), (still, U) = (built(kind, dtype=dtype, **options) for _ in range(3))
+    (theirs, W), (ours, V), (applied, A), (still, U) = (built(kind, dtype=dtype, **options) for _ in range(4))
     before = [v.numpy() for v in (*U, *still.variables)]
     close = {"rtol": 1e-6, "atol": 1e-6} if dtype == "float32" else {"rtol": 1e-13, "atol": 1e-15}
     ahead = update_rules.current(still)
@@ -57,14 +57,38 @@ def test_steps_equal_keras(case, dtype):
         theirs.apply(g, W)
         ahead = update_rules.advance(still, ahead.W, g, ahead.state)
         update_rules.commit(ours, update_rules.advance(ours, [tf.convert_to_tensor(v) for v in V], g))
+        tf.function(update_rules.apply, autograph=False)(applied, g)
         expected = [v.numpy() for v in (*W, *theirs.variables)]
-        for found, value in zip((*V, *ours.variables), expected, strict=True):
-            np.testing.assert_allclose(found.numpy(), value, **close)
+        for stepped in ((*V, *ours.variables), (*A, *applied.variables)):
+            for found, value in zip(stepped, expected, strict=True):
+                np.testing.assert_allclose(found.numpy(), value, **close)
         for found, value in zip(ahead.W, W, strict=True):
             np.testing.assert_allclose(found, value, **close)
     assert int(ahead.state.iterations) == int(ours.iterations) == 4
     for variable, value in zip((*U, *still.variables), before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
+def test_two_replicas_apply_the_sum(kind, mirrored):
+    """As one device applies the sum of both replicas' gradients, on both copies of every variable."""
+    options = {"learning_rate": 0.1, "weight_decay": 0.3, "global_clipnorm": 0.5}
+    one, W = built(kind, **options)
+    with mirrored.scope():
+        both, V = built(kind, **options)
+
+    @tf.function(autograph=False)
+    def step(g):
+        part = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group + 1, tf.float32)
+        update_rules.apply(both, replicas.total([part * v for v in g]))
+
+    for number in range(3):
+        g = gradients(number)
+        mirrored.run(step, args=(g,))
+        update_rules.apply(one, [3 * v for v in g])
+        for variable, value in zip((*V, *both.variables), (*W, *one.variables), strict=True):
+            for copy in mirrored.experimental_local_results(variable.value):
+                np.testing.assert_allclose(copy.numpy(), value.numpy(), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", [Adam, AdamW])

@@ -125,7 +125,7 @@ class CycleGAN:
             objective = tf.add_n(list(terms.values()))
         g = step.gradient(tape, objective, phi)
         replicas.require_gradients(g, [v.path for v in phi], "the discriminators' objective")
-        step.apply(self.discriminator_optimizer, g, phi)
+        step.apply(self.discriminator_optimizer, replicas.total(g))
         return terms
 
     def insert(self, x, insertion: Insertion, strength=None) -> tf.Tensor:

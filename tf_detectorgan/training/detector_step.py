@@ -28,6 +28,5 @@ def detector_step(
     gradients = step.gradient(tape, L_d, variables)
     replicas.require_gradients(gradients, [v.path for v in variables], "L_d")
     gradients, norm = tf.clip_by_global_norm(replicas.total(gradients), clipnorm)
-    # Keras sums over replicas when it applies; these gradients are summed already, before the clipping.
-    step.apply(optimizer, [g / replicas.count() for g in gradients], variables)
+    step.apply(optimizer, gradients)
     return {"L_d": L_d} | step.end({"gradient_norm": norm / replicas.count()})

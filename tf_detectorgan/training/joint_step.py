@@ -85,7 +85,7 @@ def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> di
     g = step.gradient(generators, images, gan.theta, [*d_x_syn, *d_beside])
     g = [b if a is None else a if b is None else a + b for a, b in zip(g, d_theta, strict=True)]
     replicas.require_gradients(g, [v.path for v in gan.theta], "the generators' objective")
-    step.apply(gan.generator_optimizer, g, gan.theta)
+    step.apply(gan.generator_optimizer, replicas.total(g))
     if p.DET is not None:
         step.commit(p.detector_optimizer, look.update)
     terms |= gan.train_discriminators(batch, drawn, seed, step)

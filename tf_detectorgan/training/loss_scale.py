@@ -86,13 +86,13 @@ class Step:
         self._updates: list[tuple[keras.optimizers.Optimizer, Update]] = []
         self.gradient: Callable[..., Any] = loss_scale.gradient if loss_scale else tf.GradientTape.gradient
 
-    def apply(self, optimizer: keras.optimizers.Optimizer, gradients, variables) -> None:
-        """`optimizer.apply`, which sums gradients over replicas; built on `variables`, in this order."""
+    def apply(self, optimizer: keras.optimizers.Optimizer, gradients) -> None:
+        """`update_rules.apply`, of gradients summed over replicas."""
         if self._loss_scale is None:
-            optimizer.apply(gradients, variables)
+            update_rules.apply(optimizer, gradients)
         else:
             W, state = update_rules.current(optimizer)
-            self.commit(optimizer, update_rules.advance(optimizer, W, replicas.total(gradients), state))
+            self.commit(optimizer, update_rules.advance(optimizer, W, gradients, state))
 
     def commit(self, optimizer: keras.optimizers.Optimizer, update: Update) -> None:
         """`update_rules.commit`."""

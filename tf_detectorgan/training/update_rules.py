@@ -103,6 +103,56 @@ def commit(optimizer: keras.optimizers.Optimizer, update: Update) -> None:
     replicas.assign(variables, [*values, update.state.iterations])
 
 
+def apply(optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor]) -> None:
+    """Takes a step that nothing is differentiated through: as `optimizer.apply` by fewer, larger ops.
+
+    Keras's Adam is 26 ops a variable, each of them a kernel on a GPU; TensorFlow has one for all.
+
+    Args:
+      optimizer: built on the variables that move, in the order of `gradients`.
+      gradients: summed over replicas; clipping is by the norm of the sum.
+
+    Raises:
+      RuntimeError: a gradient is None.
+    """
+    if type(optimizer) not in (keras.optimizers.Adam, keras.optimizers.AdamW):
+        commit(optimizer, advance(optimizer, current(optimizer).W, gradients))
+        return
+    _require_known(optimizer)
+    variables = _variables(optimizer)
+    replicas.require_gradients(gradients, [v.path for v in variables], "the loss")
+    gradients = _clipped(optimizer, [tf.convert_to_tensor(g) for g in gradients])
+    dtype = variables[0].dtype
+    t, rate = (tf.cast(v, dtype) for v in (optimizer.iterations.value + 1, _learning_rate(optimizer)))
+    powers = [tf.pow(tf.cast(beta, dtype), t) for beta in (optimizer.beta_1, optimizer.beta_2)]
+
+    def step(w, m, v, g, decays: bool, *scalars):
+        rate, *powers = (tf.cast(scalar, w.dtype) for scalar in scalars)
+        if decays:
+            w.assign_sub(w * tf.cast(optimizer.weight_decay, w.dtype) * rate)
+        tf.raw_ops.ResourceApplyAdam(
+            var=w.handle,
+            m=m.handle,
+            v=v.handle,
+            beta1_power=powers[0],
+            beta2_power=powers[1],
+            lr=rate,
+            beta1=optimizer.beta_1,
+            beta2=optimizer.beta_2,
+            epsilon=optimizer.epsilon,
+            grad=tf.cast(g, w.dtype),
+        )
+
+    def update(strategy, gradients, *scalars):
+        slots = (optimizer._momentums, optimizer._velocities)
+        for w, m, v, g in zip(variables, *slots, gradients, strict=True):
+            decays = optimizer.weight_decay is not None and optimizer._use_weight_decay(w.value)
+            strategy.extended.update(w.value, step, args=(m.value, v.value, g, decays, *scalars), group=False)
+        strategy.extended.update(optimizer.iterations.value, lambda count: count.assign_add(1), group=False)
+
+    tf.distribute.get_replica_context().merge_call(update, args=(gradients, rate, *powers))
+
+
 class _Rule(NamedTuple):
     slots: Callable  # optimizer -> lists of Keras variables
     step: Callable  # (optimizer, w, g, moments, rate, t) -> (w', *moments')
@@ -179,9 +229,10 @@ def _variables(optimizer) -> list[keras.Variable]:
     return optimizer._trainable_variables
 
 
-def _learning_rate(optimizer, iterations):
-    """The rate at step `iterations`; the optimizer's own property knows the live step only."""
+def _learning_rate(optimizer, iterations=None):
+    """The rate at step `iterations`, or now; the optimizer's own property knows the live step only."""
     rate = optimizer._learning_rate
+    iterations = optimizer.iterations.value if iterations is None else iterations
     return rate(iterations) if isinstance(rate, LearningRateSchedule) else optimizer.learning_rate
 
 
