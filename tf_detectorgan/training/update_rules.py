@@ -84,15 +84,27 @@ def advance(
     rate = _learning_rate(optimizer, state.iterations)
     replicas.require_gradients(gradients, [v.path for v in _variables(optimizer)], "the loss")
     gradients = [tf.cast(tf.convert_to_tensor(g), w.dtype) for g, w in zip(gradients, W, strict=True)]
-    gradients = _clipped(optimizer, gradients)
-    W = [_decayed(optimizer, v, w, rate) for v, w in zip(_variables(optimizer), W, strict=True)]
+    if optimizer.clipnorm:  # of each tensor
+        g = _joined(_clipped(optimizer, gradients))
+    else:
+        (g,) = _clipped(optimizer, [_joined(gradients)])
+    moments = [_joined(slot) for slot in state.slots]
     step = _RULES[type(optimizer)].step
-    moved = [
-        step(optimizer, w, g, moments, tf.cast(rate, w.dtype), state.iterations)
-        for w, g, *moments in zip(W, gradients, *state.slots, strict=True)
-    ]
-    ahead, *slots = (list(column) for column in zip(*moved, strict=True))
-    return Update(ahead, State(state.iterations + 1, tuple(slots)))
+    delta, *moments = step(optimizer, g, moments, tf.cast(rate, g.dtype), state.iterations)
+    W = [_decayed(optimizer, v, w, rate) for v, w in zip(_variables(optimizer), W, strict=True)]
+    ahead = [w + d for w, d in zip(W, _parted(delta, W), strict=True)]
+    return Update(ahead, State(state.iterations + 1, tuple(_parted(m, W) for m in moments)))
+
+
+def _joined(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+    """All elements in one vector: a rule and its derivative are then ten ops in all, not ten a weight."""
+    return tf.concat([tf.reshape(v, [-1]) for v in tensors], 0)
+
+
+def _parted(vector, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Inverse of `_joined`: tensors of the shapes of `like`."""
+    parts = tf.split(vector, [v.shape.num_elements() for v in like])
+    return [tf.reshape(part, v.shape) for part, v in zip(parts, like, strict=True)]
 
 
 def commit(optimizer: keras.optimizers.Optimizer, update: Update) -> None:
@@ -155,28 +167,28 @@ def apply(optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor])
 
 class _Rule(NamedTuple):
     slots: Callable  # optimizer -> lists of Keras variables
-    step: Callable  # (optimizer, w, g, moments, rate, t) -> (w', *moments')
+    step: Callable  # (optimizer, g, moments, rate, t), of all weights joined -> (w' - w, *moments')
 
 
-def _sgd(optimizer, w, g, moments, rate, iterations):
+def _sgd(optimizer, g, moments, rate, iterations):
     """m' = mu m - rate g, W' = W + m'; Nesterov: W' = W + mu m' - rate g (Sutskever et al. 2013)."""
     step = -rate * g
     if not moments:
-        return (w + step,)
-    mu = tf.cast(optimizer.momentum, w.dtype)  # by way of float32, as in Keras
+        return (step,)
+    mu = tf.cast(optimizer.momentum, g.dtype)  # by way of float32, as in Keras
     m = mu * moments[0] + step
-    return w + (mu * m + step if optimizer.nesterov else m), m
+    return mu * m + step if optimizer.nesterov else m, m
 
 
-def _adam(optimizer, w, g, moments, rate, iterations):
+def _adam(optimizer, g, moments, rate, iterations):
     """Kingma & Ba 2015, section 2, with epsilon outside of the corrected root, as in Keras."""
     m, v = moments
-    t = tf.cast(iterations + 1, w.dtype)
-    beta_1, beta_2 = (tf.cast(beta, w.dtype) for beta in (optimizer.beta_1, optimizer.beta_2))
+    t = tf.cast(iterations + 1, g.dtype)
+    beta_1, beta_2 = (tf.cast(beta, g.dtype) for beta in (optimizer.beta_1, optimizer.beta_2))
     alpha = rate * tf.sqrt(1 - beta_2**t) / (1 - beta_1**t)
     m = m + (g - m) * (1 - optimizer.beta_1)
     v = v + (g * g - v) * (1 - optimizer.beta_2)
-    return w - m * alpha / (_sqrt(v) + optimizer.epsilon), m, v
+    return -m * alpha / (_sqrt(v) + optimizer.epsilon), m, v
 
 
 def _sqrt(v, at_zero=0.0):
