@@ -43,6 +43,34 @@ def test_group_normalization_equals_keras_up_to_the_first_derivative(float64, gr
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("count", [1, 3, None])
+def test_instance_normalization_equals_one_group_a_channel(count):
+    """The fused op against the written formula, with derivatives, for a known and an unknown number of images."""
+    x, v = (tf.cast(images(seed, (count or 2, 5, 7, 12)), tf.float32) for seed in (0, 1))
+    results = []
+    for layer in (layers.InstanceNormalization(), layers.ExactGroupNormalization(-1)):
+        layer = with_random_weights(layer)
+
+        @tf.function(input_signature=[tf.TensorSpec([count, 5, 7, 12])] * 2, autograph=False)
+        def once(x, v, layer=layer):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                out = layer(x)
+            return out, *tape.gradient(out, [x, layer.gamma.value, layer.beta.value], v)
+
+        results.append(once(x, v))
+        assert (
+            "FusedBatchNormV3" in {op.type for op in once.get_concrete_function().graph.get_operations()}
+        ) == (type(layer) is layers.InstanceNormalization)
+    for found, wanted in zip(*results, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_instance_normalization_is_saved_with_its_epsilon():
+    layer = layers.InstanceNormalization(1e-3, name="norm")
+    assert layers.InstanceNormalization.from_config(layer.get_config()).get_config() == layer.get_config()
+
+
 @pytest.mark.parametrize("groups", [3, -1])
 def test_second_derivative_equals_central_differences(float64, groups):
     """d/dx of (first derivative along v), along v: the derivative that Eqn 3 needs."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import keras
 
-from tf_detectorgan.models.layers import instance_normalization, weights_dtype
+from tf_detectorgan.models.layers import InstanceNormalization, weights_dtype
 
 
 def patch_gan(
@@ -26,9 +26,9 @@ def patch_gan(
     x = leaky(keras.layers.Conv2D(filters, 4, 2, "same")(inputs))
     for i in range(1, layers):
         x = keras.layers.Conv2D(min(2**i, 8) * filters, 4, 2, "same", use_bias=False)(x)
-        x = leaky(instance_normalization()(x))
+        x = leaky(InstanceNormalization()(x))
     x = keras.layers.Conv2D(min(2**layers, 8) * filters, 4, 1, "same", use_bias=False)(x)
-    x = leaky(instance_normalization()(x))
+    x = leaky(InstanceNormalization()(x))
     x = keras.layers.Conv2D(1, 4, 1, "same", dtype=weights_dtype())(x)
     return keras.Model(inputs, x, name=name)
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan.batch import Insertion, Labelled
 from tf_detectorgan.models.convolutions import DoublingConv2D, NarrowConv2D
-from tf_detectorgan.models.layers import ReflectionPadding, instance_normalization, weights_dtype
+from tf_detectorgan.models.layers import InstanceNormalization, ReflectionPadding, weights_dtype
 
 
 def resnet_generator(
@@ -49,7 +49,7 @@ def resnet_generator(
 
     # No bias: the normalisation that follows would remove it.
     def conv(x, filters, size, strides=1, padding="valid", activate=True):
-        x = instance_normalization()(keras.layers.Conv2D(filters, size, strides, padding, use_bias=False)(x))
+        x = InstanceNormalization()(keras.layers.Conv2D(filters, size, strides, padding, use_bias=False)(x))
         return keras.layers.ReLU()(x) if activate else x
 
     inputs = keras.Input((height, width, input_channels))
@@ -62,7 +62,7 @@ def resnet_generator(
         x = keras.layers.Add()([x, y])
     for f in (2 * filters, filters):
         # Not CycleGAN's transposed convolution, which leaves checkerboards (decision 0062).
-        x = keras.layers.ReLU()(instance_normalization()(DoublingConv2D(f, use_bias=False)(x)))
+        x = keras.layers.ReLU()(InstanceNormalization()(DoublingConv2D(f, use_bias=False)(x)))
     x = NarrowConv2D(
         channels,
         7,

@@ -118,6 +118,33 @@ class Doubling(keras.layers.Layer):
         return n, 2 * h, 2 * w, c
 
 
-def instance_normalization(name: str | None = None) -> keras.layers.Layer:
-    """One group a channel: Keras's `GroupNormalization(groups=-1)` in a third of the graph nodes."""
-    return ExactGroupNormalization(groups=-1, name=name)
+@keras.saving.register_keras_serializable(package="tf_detectorgan")
+class InstanceNormalization(ExactGroupNormalization):
+    """One group a channel, by TensorFlow's fused batch normalisation of each image alone.
+
+    Forward and backward are one op each, where `ExactGroupNormalization` is 10 and 25: two to five times as
+    fast on CPUs from 64 pixels on, and a kernel each on GPUs (decision 0135). For generators and
+    discriminators, which nothing differentiates twice.
+    """
+
+    def __init__(self, epsilon: float = 1e-5, **kwargs):
+        kwargs.pop("groups", None)  # of a configuration
+        super().__init__(groups=-1, epsilon=epsilon, **kwargs)
+
+    def call(self, inputs):
+        """[N, H, W, C] to the same; each (image, channel) has mean 0 and variance 1 before gamma, beta."""
+        if self.variable_dtype != "float32":  # the fused op has statistics of no other dtype
+            return super().call(inputs)
+        x = tf.cast(inputs, tf.float32)
+        alone = inputs.shape[0] == 1
+        count, height, width, channels = tf.unstack(tf.shape(x)) if None in x.shape[:3] else x.shape
+        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        if not alone:  # images for channels
+            x = tf.reshape(tf.transpose(x, [1, 2, 0, 3]), [1, height, width, count * channels])
+            gamma, beta = tf.tile(gamma, [count]), tf.tile(beta, [count])
+        normal = tf.raw_ops.FusedBatchNormV3(
+            x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=self.epsilon, is_training=True
+        ).y
+        if not alone:
+            normal = tf.transpose(tf.reshape(normal, [height, width, count, channels]), [2, 0, 1, 3])
+        return tf.cast(normal, inputs.dtype)

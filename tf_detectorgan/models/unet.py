@@ -8,7 +8,7 @@ from __future__ import annotations
 import keras
 
 from tf_detectorgan.models.generators import Composition, on_content
-from tf_detectorgan.models.layers import instance_normalization, weights_dtype
+from tf_detectorgan.models.layers import InstanceNormalization, weights_dtype
 
 
 def unet(image_shape: tuple[int, int, int], *, filters: int = 64, name: str = "generator") -> keras.Model:
@@ -34,7 +34,7 @@ def unet(image_shape: tuple[int, int, int], *, filters: int = 64, name: str = "g
     def normalized(x, width, side, kernel, stride):
         one = side == 1  # pixel, of which a normalisation would leave 0; elsewhere it removes a bias
         x = keras.layers.Conv2D(width, kernel, stride, "same", use_bias=one)(x)
-        return x if one else instance_normalization()(x)
+        return x if one else InstanceNormalization()(x)
 
     inputs = keras.Input(image_shape)
     x = keras.layers.Conv2D(widths[0], 4, 2, "same")(inputs)
