@@ -197,3 +197,18 @@ def test_a_build_that_fails_leaves_the_old_set_and_nothing_else(prepared, monkey
         build(prepared)
     assert os.listdir(prepared.parent) == [prepared.name]
     assert records.open_dataset(prepared).fingerprint() == before
+
+
+def test_a_limited_view_has_the_first_images_of_a_split_and_leaves_the_data_set_alone(tiny_phantom):
+    dataset = records.open_dataset(tiny_phantom("limited", test_images=4))
+    view = dataset.limited({"test_labelled": 3, "train_clean": 100, "train_unboxed": 1})
+    ids = {
+        split: [image.image_id for image in dataset.listed(split)]
+        for split in ("test_labelled", "train_clean")
+    }
+    assert [image.image_id for image in view.listed("test_labelled")] == ids["test_labelled"][:3]
+    assert [image.image_id for image in view.listed("train_clean")] == ids["train_clean"]
+    splits = ("test_labelled", "test_clean", "train_clean", "train_unboxed")
+    assert [view.count(split) for split in splits] == [3, 2, 4, 0]
+    assert [dataset.count(split) for split in splits] == [4, 2, 4, 0]
+    assert view.fingerprint() == dataset.fingerprint()

@@ -7,6 +7,7 @@ A split without images is absent. Letters: H, W, C channels, k boxes, g groups.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -218,16 +219,25 @@ class Dataset:
         self.class_names: tuple[str, ...] = tuple(schema["labels"].feature.names)
         self.max_boxes: int = max(int(builder.info.metadata["max_boxes"]), 1)
         self._splits = builder.info.splits
+        self._limits: Mapping[str, int] = {}
+
+    def limited(self, limits: Mapping[str, int]) -> Dataset:
+        """A view of this data set: a split in `limits` has that many images at most, the first ones."""
+        view = copy.copy(self)
+        view._limits = dict(limits)
+        return view
 
     def count(self, split: str) -> int:
         """Number of images in a split, for example "train_labelled"; 0 when the split is absent."""
-        return int(self._splits[split].num_examples) if split in self._splits else 0
+        stored = int(self._splits[split].num_examples) if split in self._splits else 0
+        return min(stored, self._limits.get(split, stored))
 
     def serialized(self, split: str) -> tf.data.Dataset:
         """The split's undecoded Examples ([] string) in a fixed order; empty when the split is absent."""
         if not self.count(split):
             return tf.data.Dataset.from_tensor_slices(tf.zeros([0], tf.string))
-        return tf.data.TFRecordDataset([str(path) for path in self._splits[split].filepaths])
+        stored = tf.data.TFRecordDataset([str(path) for path in self._splits[split].filepaths])
+        return stored.take(self.count(split)) if split in self._limits else stored
 
     def listed(self, split: str) -> Iterator[Listed]:
         """The split's images in order, read without decoding one; none when the split is absent."""
