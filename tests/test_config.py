@@ -194,3 +194,12 @@ def test_arms_are_the_papers_table():
     }
     alone = {"cyclegan_bbox", "pix2pix", "psgan"}
     assert {name for name, arm in ARMS.items() if arm.images == "generator"} == {*signs, *alone}
+
+
+def test_to_flags_is_the_inverse_of_parse():
+    for options in (
+        Train(),
+        Train(arm=("real_only", "detectorgan"), anchor_sizes=(1.5, 1e-7), augment=False, data_dir="a b"),
+        Train(recipe="paper", compose="box", syn_cap=5.0),  # no default of the paper's gets in
+    ):
+        assert config.parse(Train, config.to_flags(options)) == options

@@ -102,6 +102,15 @@ def read_flags(options: type[T], values: flags.FlagValues = flags.FLAGS) -> T:
     return options(**arguments)
 
 
+def to_flags(options: Any) -> list[str]:
+    """The flags that `parse` reads as `options`, each given by name; no field may be `repeated`."""
+    flags_of = []
+    for name, value in dataclasses.asdict(options).items():
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        flags_of.append(f"--{name}={text}")
+    return flags_of
+
+
 def _items(field: dataclasses.Field, items: list[str], kind: type) -> tuple:
     try:
         return tuple(kind(item.strip()) for item in items if item.strip())
