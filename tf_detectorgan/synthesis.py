@@ -109,7 +109,7 @@ def synthesize(
         whose rank is below are left out, and images without any other object are not written.
       describe: of `looks.describer`: the audit then compares objects by a network's features, too.
       exports: further formats of `export.WRITERS`, each into a folder of its name.
-      between: called before every batch; what it raises ends the work, and nothing appears.
+      between: called before every batch and after the last; what it raises ends the work, all of it undone.
 
     Raises:
       InputError: no image reaches `min_audit`.
@@ -127,6 +127,7 @@ def synthesize(
                 made = batch.seeds.numpy() < count
                 yield from beside.examples(batch, insert(batch).numpy(), made)
                 bar.update(int(made.sum()) // placement.objects)
+            between()
 
     with disk.whole_directory(directory) as partial:
         (partial / "images").mkdir()

@@ -158,3 +158,13 @@ def test_infinite_is_not_finite():
         with pytest.raises(FloatingPointError):
             loop._finite({"a": 0.0, "b": float(value)}, "x", 1)
     assert loop._finite({"a": 1e30}, "x", 1) == {"a": 1e30}
+
+
+def test_a_finished_phase_says_what_steps_took_and_what_memory_it_held(tmp_path):
+    Counted(tmp_path / "three", 3).run()
+    record = checkpoints.finished(tmp_path / "three")
+    assert record["first_step_seconds"] >= 0
+    assert record["step_seconds"] >= 0
+    assert record["peak_memory_mib"] > 0
+    Counted(tmp_path / "one", 1).run()
+    assert "step_seconds" not in checkpoints.finished(tmp_path / "one")  # its only step was traced

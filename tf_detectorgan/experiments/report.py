@@ -278,7 +278,7 @@ def _costs(run: Run) -> list[tuple[str, str, str, str, str]]:
     for phase, cost in run.costs.items():
         steps = cost.get("steps", 0)
         rate = f"{steps / cost['seconds']:.1f}" if steps and cost["seconds"] else "–"
-        memory = f"{cost['peak_memory_mib'] / 1024:.1f} GiB" if steps else "–"
+        memory = f"{cost['peak_memory_mib'] / 1024:.1f} GiB" if "peak_memory_mib" in cost else "–"
         if "gpu_peak_memory_mib" in cost:
             memory += f", GPU {cost['gpu_peak_memory_mib'] / 1024:.1f} GiB"
         rows.append((phase, duration(cost["seconds"]), str(steps or "–"), rate, memory))

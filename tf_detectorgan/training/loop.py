@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,8 @@ import tensorflow as tf
 from tf_detectorgan import checkpoints, progress
 from tf_detectorgan.checkpoints import PhaseDirectory
 from tf_detectorgan.errors import Interrupted
+from tf_detectorgan.training import peak_memory
+from tf_detectorgan.training.step_clock import StepClock
 from tf_detectorgan.training.workers import Workers
 
 
@@ -80,14 +81,16 @@ def run_phase(
       Interrupted: a signal came; the finished steps are saved.
       FloatingPointError: a scalar is not finite; nothing of it is saved.
     """
+    peak_memory.reset()
     phase, workers = PhaseDirectory(directory, parts), workers or Workers()
     start, began = workers.restore(phase, parts), time.monotonic()
     source = iter(batches(start)) if start < steps else None
-    done, hidden = start, not workers.chief
+    done, hidden, clock = start, not workers.chief, StepClock()
     with progress.bar(
         total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=hidden
     ) as bar:
         while done < steps:
+            clock.start()
             batch = next(source)  # type: ignore[arg-type]
             values = step(batch, done)
             done += 1
@@ -100,6 +103,7 @@ def run_phase(
                 if workers.chief:
                     scalars(done, row | {"steps_per_second": rate})
                 bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in _SHOWN}, refresh=False)
+            clock.stop()  # where values are logged, the device has ended the step
             if workers.chief and inspect is not None and (done % every.inspect == 0 or done == steps):
                 inspect(done, batch)
             if saving:
@@ -109,23 +113,11 @@ def run_phase(
                 raise Interrupted(f"{who} in {name}: {done} of {steps} steps are saved")
     if steps == 0:
         workers.save(phase, parts, 0)
-    workers.of_chief(lambda: phase.finish({"steps": steps, "resumed_at": start} | _peak_memory()))
+    record = {"steps": steps, "resumed_at": start} | clock.record() | peak_memory.read()
+    workers.of_chief(lambda: phase.finish(record))
 
 
 _SHOWN = ("L_d", "L_real", "L_syn", "L_real_ahead", "L_localX", "L_bbox")
-
-
-def _peak_memory() -> dict[str, int]:
-    """The most memory that this process has held so far, and the most on any one GPU if there is one, MiB."""
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on Linux
-    held = {"peak_memory_mib": kilobytes // 1024}
-    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
-    if gpus:
-        peaks = [
-            tf.config.experimental.get_memory_info(name.replace("/device:", ""))["peak"] for name in gpus
-        ]
-        held["gpu_peak_memory_mib"] = max(peaks) // 2**20
-    return held
 
 
 def _finite(row: dict[str, float], name: str, step: int) -> dict[str, float]:

@@ -28,12 +28,13 @@ from tf_detectorgan.evaluation.detect import detect_split, quick_ap
 from tf_detectorgan.models.generators import paste
 from tf_detectorgan.poisson import poisson_blend
 from tf_detectorgan.synthesis import synthesize
-from tf_detectorgan.training import build, exactness
+from tf_detectorgan.training import build, exactness, peak_memory
 from tf_detectorgan.training.joint_step import Players
 from tf_detectorgan.training.loop import run_phase, skip_finished
 from tf_detectorgan.training.loss_scale import LossScale
 from tf_detectorgan.training.run import Run, joint_function
 from tf_detectorgan.training.settings import ARMS, Arm
+from tf_detectorgan.training.step_clock import seconds_per_image
 
 SAMPLES = {"test_labelled": 7, "test_clean": 1}  # images kept for the report's pictures
 
@@ -113,7 +114,13 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
     arm, directory = ARMS[name], run.arm_path(name) / "synthetic"
     if arm.images == "none" or skip_finished(f"{name}/synthetic", directory):
         return
-    s, began = run.settings, time.monotonic()
+    s, began, batches_began = run.settings, time.monotonic(), list[float]()
+
+    def between() -> None:
+        run.stop.check(f"{name}/synthetic")
+        batches_began.append(time.monotonic())
+
+    peak_memory.reset()
     method, checkpoint = insertion_of(run, name, arm)
     kept = synthesize(
         method,
@@ -128,11 +135,13 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
         judges=judges,
         describe=build.describer(s, run.dataset.image_shape[-1]),
         min_audit=s.min_audit,
-        between=lambda: run.stop.check(f"{name}/synthetic"),
+        between=between,
     )
     if s.min_audit:
         print(f"{name}/synthetic: {kept} of {s.synthetic_count} images pass --min_audit={s.min_audit}")
-    checkpoints.finish(directory, {"count": kept, "seconds": round(time.monotonic() - began, 1)})
+    record = {"count": kept, "seconds": round(time.monotonic() - began, 1)} | peak_memory.read()
+    record["image_seconds"] = seconds_per_image(batches_began, s.synthetic_count)
+    checkpoints.finish(directory, record)
 
 
 def insertion_of(run: Run, name: str, arm: Arm) -> tuple[Callable[[Synthesis], tf.Tensor], str]:
@@ -187,9 +196,12 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
         if metrics["main_iou"] == run.settings.main_iou:
             return metrics
     run.stop.check(f"{name}/evaluation")
+    peak_memory.reset()
     began = time.monotonic()
     checkpoints.load(run.arm_path(name) / "final_detector", {"DET": run.detector.network})
+    detecting = time.monotonic()
     truth, found = detect_split(run.detect, run.dataset, split, run.settings.detector_batch)
+    image_seconds = (time.monotonic() - detecting) / len(truth)
     ev.write_json(directory / f"detections{suffix}.json", ev.to_coco_results(found))
     ev.write_json((directory if run.elsewhere else run.path) / f"truth{suffix}.json", ev.truth_to_json(truth))
     metrics = ev.evaluate(
@@ -198,7 +210,8 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
     ev.write_json(metrics_file, metrics)
     if split == "test" and not run.elsewhere:
         _keep_samples(run)
-        checkpoints.finish(directory, {"seconds": round(time.monotonic() - began, 1)})
+        record = {"seconds": round(time.monotonic() - began, 1), "image_seconds": round(image_seconds, 5)}
+        checkpoints.finish(directory, record | peak_memory.read())
     return metrics
 
 
