@@ -17,6 +17,8 @@ import tensorflow as tf
 
 from tf_detectorgan import checkpoints
 from tf_detectorgan.errors import EXIT_INTERRUPTED
+from tf_detectorgan.preflight import plan
+from tf_detectorgan.training.settings import Train
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = ("real_only", "cut_paste", "cyclegan_bbox", "detectorgan")
@@ -150,6 +152,8 @@ def test_all_phases_leave_their_results(runs):
     for name in ("report.html", "report.md", "costs.json", "config.json", "data_card.json"):
         assert (run / name).is_file()
     assert str(run / "report.html") in out
+    done = {str(file.parent.relative_to(run)) for file in run.glob("*/**/done.json")}
+    assert done == {phase.folder for phase in plan.phases(Train(arm=ARMS), 1)}
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +25,9 @@ if __name__ == "__main__":  # and that takes seconds, in which process 1 of a po
 from tf_detectorgan import door
 from tf_detectorgan.config import option, parse
 from tf_detectorgan.experiments import runner, table_report
+from tf_detectorgan.experiments.runner import Job
 from tf_detectorgan.experiments.tables import BASE, TABLES, Row, Table, Variant
+from tf_detectorgan.preflight import check
 from tf_detectorgan.training import phases, run_directory
 from tf_detectorgan.training.loop import StopSignal
 from tf_detectorgan.training.settings import Train
@@ -60,6 +63,12 @@ class Reproduce:
         low=-1,
     )
     workers: int = option(1, "Training processes at a time; each gets its share of the cores.", low=1)
+    preflight: str = option(
+        "auto",
+        "That of `train`, for the first cell alone. auto: where all cells are estimated to take over an "
+        "hour, and in Kubernetes, unless --config says otherwise.",
+        ("auto", "true", "false"),
+    )
 
 
 def main(options: Reproduce) -> None:
@@ -86,6 +95,7 @@ def main(options: Reproduce) -> None:
     cells = runner.parse_only(options.only, table, options.seeds)
     jobs = runner.plan(table, options.seeds, cells, out)
     print(f"table {options.table}: {sum(len(job.arms) for job in jobs)} trainings to do in {len(jobs)} runs")
+    _preflight(options, jobs, out)
     runner.run_jobs(jobs, flagfile, out, options.workers, lambda: stop.received)
     elsewhere = _score(options, table, stop) if options.test_data else ""
     seeds = ",".join(map(str, options.seeds))
@@ -107,6 +117,20 @@ def _require_same_settings(options: Reproduce, table: Table) -> None:
         for seed in options.seeds:
             file = runner.run_directory(Path(options.out), variant, seed) / "config.json"
             run_directory.same_settings(file, replace(settings, seed=seed), run_directory.FREE, "--out")
+
+
+def _preflight(options: Reproduce, jobs: Sequence[Job], out: Path) -> None:
+    """The preflight of the first job, if it is due."""
+    if not jobs:
+        return
+    job = jobs[0]
+    settings = parse(Train, [f"--flagfile={options.config}", *job.variant.flags])
+    run_dir = str(runner.run_directory(out, job.variant, job.seed))
+    settings = replace(settings, run_dir=run_dir, seed=job.seed, arm=job.arms)
+    if options.preflight != "auto":
+        settings = replace(settings, preflight=options.preflight)
+    environment = runner.environment(options.workers)
+    check.before(settings, environment, runs=len(jobs), processes=min(options.workers, len(jobs)))
 
 
 def _score(options: Reproduce, table: Table, stop: StopSignal) -> str:
@@ -139,6 +163,7 @@ def _one_cell(options: Reproduce, table: Table, stop: StopSignal) -> None:
         for phase in runner.take_pretraining(table, cell, out):
             print(f"{phase}: taken from another cell", flush=True)
         jobs = runner.plan(table, options.seeds, {cell}, apart)
+        _preflight(options, jobs, apart)
         runner.run_jobs(jobs, Path(options.config), apart, options.workers, lambda: stop.received)
     print(f"cell {options.completion_index}: {cell.arm}, seed {cell.seed}: done; runs: {apart}")
 

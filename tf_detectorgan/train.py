@@ -22,8 +22,10 @@ if __name__ == "__main__":  # and that takes seconds, in which process 1 of a po
 import tensorflow as tf
 
 from tf_detectorgan import checkpoints, disk, door
+from tf_detectorgan.cluster import tf_config
 from tf_detectorgan.data.object_layers import object_layers
 from tf_detectorgan.experiments import report
+from tf_detectorgan.preflight import check
 from tf_detectorgan.training import build, run_directory, second_order, workers
 from tf_detectorgan.training.phases import run_arms
 from tf_detectorgan.training.run import Run
@@ -38,11 +40,13 @@ ON_CPUS = {
 
 
 def main(settings: Train) -> None:
-    """Runs every phase that is not done yet, then writes and prints the report."""
+    """Runs the preflight if it is due, every phase that is not done yet, then writes the report."""
     with workers.ending_together(settings.workers):
-        together = workers.join(settings.workers)
-        with disk.held(Path(settings.run_dir)) if together.chief else contextlib.nullcontext():
-            run = run_directory.begin(settings, together)
+        chief = tf_config.task_index(os.environ, settings.workers) == 0
+        with disk.held(Path(settings.run_dir)) if chief else contextlib.nullcontext():
+            if chief:  # the others wait in `join`
+                check.before(settings)
+            run = run_directory.begin(settings, workers.join(settings.workers))
             _ = run.detector  # made by all workers together
             run.workers.of_chief(lambda: first_words(run))
             run_arms(run)

@@ -44,6 +44,14 @@ def announce(environment: MutableMapping[str, str], workers: int) -> None:
     )
 
 
+def task_index(environment: MutableMapping[str, str], workers: int) -> int:
+    """Which of the workers this process is: 0 is the chief. Calls `announce` if there are several."""
+    if workers == 1:
+        return 0
+    announce(environment, workers)
+    return json.loads(environment["TF_CONFIG"])["task"]["index"]
+
+
 def _check(text: str, workers: int) -> None:
     try:
         found = json.loads(text)

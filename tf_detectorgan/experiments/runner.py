@@ -232,11 +232,19 @@ def _start(job: Job, flagfile: Path, out: Path, workers: int) -> subprocess.Pope
     directory.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tf_detectorgan.train", f"--flagfile={flagfile}", *job.variant.flags]
     command += [f"--run_dir={directory}", f"--seed={job.seed}", f"--arm={','.join(job.arms)}"]
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
-    environment = os.environ | {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
-    environment["TQDM_MININTERVAL"] = "30"  # seconds between lines of a progress bar that goes to a file
+    command += ["--preflight=false"]  # `reproduce` has run it for all
     with open(_log(job, out), "ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment(workers), start_new_session=True
+        )
+
+
+def environment(workers: int) -> dict[str, str]:
+    """Of one of `workers` processes at a time: its share of the cores."""
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    shares = {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
+    # Seconds between lines of a progress bar that goes to a file.
+    return os.environ | shares | {"TQDM_MININTERVAL": "30"}
 
 
 def _take_over(base: Path, directory: Path, arms: Sequence[str]) -> None:

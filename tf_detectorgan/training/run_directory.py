@@ -23,7 +23,16 @@ from tf_detectorgan.training.settings import Train
 from tf_detectorgan.training.workers import Workers
 
 # More arms may be added to a run, and it may be watched and scored differently; nothing else may change.
-FREE = {"arm", "run_dir", "log_every", "image_every", "validate_every", "checkpoint_every", "main_iou"}
+FREE = {
+    "arm",
+    "run_dir",
+    "log_every",
+    "image_every",
+    "validate_every",
+    "checkpoint_every",
+    "main_iou",
+    "preflight",
+}
 
 
 def begin(settings: Train, workers: Workers) -> Run:

@@ -68,6 +68,15 @@ class Train:
         low=1,
     )
 
+    preflight: str = option(
+        "auto",
+        "A few steps of every phase before the run, in a process of its own: prints a table of hours, memory "
+        "and disk, and refuses the run where they will not do. auto: where the steps are estimated to take "
+        "over an hour, and in Kubernetes, unless a phase is finished. A preflight that has passed "
+        "(preflight.json in --run_dir) is not repeated.",
+        ("auto", "true", "false"),
+    )
+
     precision: str = option(
         "float32",
         "What networks compute in; weights, updates and losses are float32. mixed_bfloat16: for GPUs from "

@@ -1,0 +1,216 @@
+"""When a preflight runs, and what comes of each end of its child: a small script, once the true one."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan import train
+from tf_detectorgan.config import from_json
+from tf_detectorgan.errors import InputError, Interrupted
+from tf_detectorgan.preflight import check, memory, plan
+from tf_detectorgan.preflight.memory import Room
+from tf_detectorgan.training.settings import Train
+
+ROOT = Path(__file__).resolve().parents[2]
+MIB, GIB = 2**20, 2**30
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+RECORD = {"seconds": 1.0, "step_seconds": 0.5, "image_seconds": 0.5, "peak_memory_mib": 300}
+FINISH = """
+import json, os, pathlib, signal, sys, time
+home, folders = pathlib.Path(sys.argv[1]), sys.argv[2:]
+(home / "devices.json").write_text('{"replicas": 1, "gpu": false}')
+for folder in folders:
+    (home / folder).mkdir(parents=True)
+    (home / folder / "done.json").write_text(json.dumps(RECORD))
+""".replace("RECORD", repr(RECORD))
+
+
+@pytest.fixture(scope="module")
+def data(tiny_phantom):
+    return str(tiny_phantom("preflight"))
+
+
+@pytest.fixture
+def settings(tmp_path, data):
+    return Train(
+        run_dir=str(tmp_path / "run"), data_dir=data, arm=("cut_paste",), preflight="true", final_steps=9
+    )
+
+
+@pytest.fixture
+def scripted(monkeypatch, settings):
+    """scripted(script, finished): a script in place of the child, with so many phases finished."""
+    monkeypatch.setattr(check, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(memory, "room", lambda: Room(100 * GIB, 50 * GIB))
+    processes = []
+
+    def scripted(script, finished=0):
+        def start(short, environment, log):
+            done = [phase.folder for phase in plan.phases(short, 1)][:finished]
+            with log.open("wb") as out:
+                command = [sys.executable, "-c", FINISH + script, short.run_dir, *done]
+                processes.append(subprocess.Popen(command, stdout=out, stderr=out))
+            return processes[-1]
+
+        monkeypatch.setattr(check, "start", start)
+        return processes
+
+    return scripted
+
+
+def left_behind(settings):
+    return sorted(path.name for path in Path(settings.run_dir).iterdir())
+
+
+def test_a_killed_child_leaves_the_phase_the_finished_ones_and_what_helps(scripted, settings, capsys):
+    scripted("os.kill(os.getpid(), signal.SIGKILL)", finished=3)  # two audits, the synthetic images
+    with pytest.raises(InputError) as refused:
+        check.before(settings)
+    assert str(refused.value).startswith(
+        "preflight: cut_paste/final_detector was killed, as for want of memory"
+    )
+    assert str(refused.value).endswith("of 100.0 GiB of memory held); try a lower --detector_batch than 8")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[3:6]] == [
+        "audit_detector_0",
+        "audit_detector_1",
+        "cut_paste/synthetic",
+    ]
+    assert left_behind(settings) == ["preflight.log"]
+
+
+def test_a_child_that_takes_nearly_all_memory_is_ended(scripted, settings, monkeypatch):
+    limit = 300 * MIB
+    processes = scripted("held = bytearray(400 << 20); time.sleep(60)")
+    room = lambda: Room(limit, limit - (memory.resident(processes[-1].pid) if processes else 0))  # noqa: E731
+    monkeypatch.setattr(memory, "room", room)
+    with pytest.raises(
+        InputError, match=r"^preflight: audit_detector_0 needs more memory than there is \(0.[3-9] GiB"
+    ):
+        check.before(settings)
+    assert processes[0].returncode == -signal.SIGKILL
+
+
+def test_an_error_of_the_child_is_shown_and_its_input_errors_keep_their_text(scripted, settings):
+    scripted("raise RuntimeError('no kernel')", finished=1)
+    with pytest.raises(
+        InputError, match=r"^preflight: audit_detector_1 failed: RuntimeError: no kernel \(all "
+    ):
+        check.before(settings)
+    scripted("print('error: --x=1: is bad; give 2', file=sys.stderr); sys.exit(78)")
+    with pytest.raises(InputError, match="^--x=1: is bad; give 2$"):
+        check.before(settings)
+
+
+def test_a_signal_ends_the_child_and_gives_the_handlers_back(scripted, settings, monkeypatch, handlers):
+    processes = scripted("time.sleep(60)")
+    mine = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(memory, "resident", lambda pid: os.kill(os.getpid(), signal.SIGTERM) or 0)
+    with pytest.raises(Interrupted, match="SIGTERM in preflight: begins again with the next call"):
+        check.before(settings)
+    assert processes[0].returncode == -signal.SIGKILL
+    assert signal.getsignal(signal.SIGTERM) is mine
+    assert left_behind(settings) == ["preflight.log"]
+
+
+def test_a_full_disk_is_foreseen(scripted, settings, monkeypatch):
+    scripted("(home / folders[3] / 'ckpt').write_bytes(bytes(1000))", finished=5)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    with pytest.raises(
+        InputError, match="^preflight: about .* of disk are needed, most of it by cut_paste/final_det"
+    ):
+        check.before(settings)
+    assert left_behind(settings) == ["preflight.log"]
+
+
+def test_what_has_passed_is_written_down_and_not_repeated(scripted, settings, capsys):
+    scripted("", finished=5)
+    check.before(settings)
+    assert left_behind(settings) == ["preflight.json", "preflight.log"]
+    passed = json.loads((Path(settings.run_dir) / "preflight.json").read_text())
+    assert from_json(Train, json.dumps(passed["settings"]), "") == settings
+    rows = {row["phase"]: row for row in passed["rows"]}
+    # 9 steps for 3, half a second each; a validation of 2 images, half a second each.
+    assert rows["cut_paste/final_detector"]["hours"] == pytest.approx((1 + 6 * 0.5 + 2 * 0.5) / 3600)
+    scripted("raise AssertionError")
+    check.before(settings)
+    check.before(dataclasses.replace(settings, preflight="auto"), POD)
+    with pytest.raises(InputError, match="AssertionError"):
+        check.before(dataclasses.replace(settings, arm=("cut_paste", "superpose")))  # an arm that was not run
+
+
+def test_other_settings_than_the_runs_are_refused_before_the_child_runs(scripted, settings):
+    scripted("raise AssertionError")
+    config = Path(settings.run_dir) / "config.json"
+    config.parent.mkdir()
+    config.write_text(json.dumps({"final_steps": 9, "gan_batch": 77}))
+    with pytest.raises(InputError, match="--gan_batch was 77"):
+        check.before(settings)
+
+
+def test_due(settings):
+    def due(choice, environment):
+        return check.due(dataclasses.replace(settings, preflight=choice), environment)
+
+    # Here and in a pod; the run takes seconds.
+    assert {choice: (due(choice, {}), due(choice, POD)) for choice in ("auto", "true", "false")} == {
+        "auto": (False, True),
+        "true": (True, True),
+        "false": (False, False),
+    }
+    done = Path(settings.run_dir) / "shared" / "pretrain_gan"
+    done.mkdir(parents=True)
+    (done / "done.json").write_text("{}")
+    assert [due(choice, POD) for choice in ("auto", "true")] == [False, True]
+
+
+def test_the_child_is_alone_and_the_first_that_the_kernel_ends(monkeypatch, tmp_path):
+    script = tmp_path / "python"
+    script.write_text('#!/bin/sh\necho "$@" "TF_CONFIG=$TF_CONFIG"; sleep 1; cat /proc/$$/oom_score_adj\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    log = tmp_path / "log"
+    check.start(Train(seed=5), {**os.environ, "TF_CONFIG": "others"}, log).wait()
+    first, second = log.read_text().splitlines()
+    assert first.startswith("-m tf_detectorgan.preflight.child --run_dir=runs/phantom ")
+    assert " --seed=5 " in first
+    assert first.endswith(" TF_CONFIG=")
+    assert second == "1000"
+
+
+def tensors(directory):
+    reader = tf.train.load_checkpoint(str(directory))
+    names = set(reader.get_variable_to_shape_map()) - {"_CHECKPOINTABLE_OBJECT_GRAPH"}
+    return {name: reader.get_tensor(name) for name in names}
+
+
+@pytest.mark.slow
+def test_a_run_with_a_preflight_is_the_run_without(finished_run, tmp_path, monkeypatch, handlers, capsys):
+    """Bitwise: weights, synthetic images, metrics. The true child, which finishes every phase."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the detector, which is the tests' own
+    run = tmp_path / "run"
+    settings = from_json(Train, (finished_run / "config.json").read_text(), "")
+    train.main(dataclasses.replace(settings, run_dir=str(run), preflight="true"))
+    whole, same = (path / "arms" / "cut_paste" for path in (finished_run, run))
+    expected, found = tensors(whole / "final_detector"), tensors(same / "final_detector")
+    assert len(expected) > 30
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not np.array_equal(found[name], expected[name])] == []
+    for file in ("synthetic/synthetic.tfrecord", "evaluation/metrics.json", "evaluation/detections.json"):
+        assert (same / file).read_bytes() == (whole / file).read_bytes()
+    assert not (run / ".preflight").exists()
+    rows = json.loads((run / "preflight.json").read_text())["rows"]
+    assert [row["phase"] for row in rows] == [phase.name for phase in plan.phases(settings, 1)]
+    assert [row["amount"] for row in rows] == [2, 2, 3, 2, 4 + 2]  # steps; images of `tiny_phantom`
+    assert all(row["memory"] > 100 for row in rows)
+    assert "cut_paste/synthetic" in capsys.readouterr().out

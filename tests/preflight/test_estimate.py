@@ -1,0 +1,62 @@
+"""Hours by hand arithmetic, and on which side of an hour this repository's own flagfiles are."""
+
+import dataclasses
+import types
+from pathlib import Path
+
+import pytest
+
+from tf_detectorgan.config import parse
+from tf_detectorgan.preflight import check, estimate
+from tf_detectorgan.training.settings import Train
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.fixture
+def sides(monkeypatch):
+    """sides[data_dir] = pixels: prepared data sets that are nowhere."""
+    found = {}
+    opened = lambda data_dir: types.SimpleNamespace(image_shape=(found[data_dir],) * 2)  # noqa: E731
+    monkeypatch.setattr(estimate.records, "open_dataset", opened)
+    return found
+
+
+def flags(name):
+    return parse(Train, [f"--flagfile={CONFIGS / name}.flags"])
+
+
+def test_hours_by_hand(sides, tmp_path):
+    sides["here"] = 100
+    s = Train(arm=("cyclegan_bbox",), data_dir="here", generator_filters=10, generator_blocks=2)
+    s = dataclasses.replace(s, gan_batch=3, gan_steps=7, joint_steps=4, detector_batch=5, final_steps=20)
+    s = dataclasses.replace(s, audit_folds=0)
+    macs = 98 * 10 + (45 + 18 * 2) * 10**2  # a pixel
+    seconds = (7 + 4) * 3 * 100**2 * macs * 8e-10 + 20 * 5 * 100**2 * 3e-6
+    assert estimate.hours(s, tmp_path, {}) == pytest.approx(seconds / 3600)
+    assert estimate.hours(dataclasses.replace(s, workers=2), tmp_path, {}) == pytest.approx(seconds / 7200)
+    (tmp_path / "nvidia0").touch()
+    assert estimate.hours(s, tmp_path, {}) == pytest.approx(seconds / 360000)
+    assert estimate.hours(s, tmp_path, {"CUDA_VISIBLE_DEVICES": "-1"}) == pytest.approx(seconds / 3600)
+
+
+def test_joint_steps_are_near_what_was_measured():
+    for name, side, low, high in (("demo", 64, 0.2, 0.4), ("nih", 512, 130, 180)):
+        s = flags(name)
+        step = estimate.SECONDS_PER_MAC * estimate.generator_macs(s, side) * s.gan_batch * side**2
+        assert low <= step <= high + 1
+
+
+def test_a_preflight_is_due_at_the_papers_size_and_not_in_the_demo(sides, tmp_path):
+    sides |= {"data/nih": 512, "data/cityscapes": 256, "data/tiles": 64, "data/pennfudan": 64}
+    due = {}
+    for name in ("demo", "cpu_tiles", "cpu_pennfudan", "nih", "cityscapes"):
+        due[name] = check.due(dataclasses.replace(flags(name), run_dir=str(tmp_path)), {})
+    assert due == {"demo": False, "cpu_tiles": False, "cpu_pennfudan": False, "nih": True, "cityscapes": True}
+    on_a_gpu = estimate.hours(flags("nih"), tmp_path, {}) / estimate.GPU
+    assert on_a_gpu > check.LONG
+
+
+def test_many_runs_are_due_where_one_is_not(tmp_path):
+    s = dataclasses.replace(flags("demo"), run_dir=str(tmp_path))
+    assert check.due(s, {}, runs=40)

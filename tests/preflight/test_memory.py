@@ -1,0 +1,49 @@
+"""Room for memory by small files that look like the kernel's."""
+
+import os
+
+import pytest
+
+from tf_detectorgan.preflight import memory
+from tf_detectorgan.preflight.memory import Room
+
+MIB = 2**20
+V1 = "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"
+V2 = "memory.max", "memory.current", "memory.stat"
+
+
+@pytest.fixture
+def room(tmp_path):
+    """room(names, limit, use, stat): of a machine of 1000 KiB, 600 of them available."""
+    (tmp_path / "meminfo").write_text("MemTotal:  1000 kB\nMemFree:  5 kB\nMemAvailable:  600 kB\n")
+
+    def room(names=(), *texts):
+        for name, text in zip(names, texts, strict=True):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text + "\n")
+        return memory.room(tmp_path, tmp_path)
+
+    return room
+
+
+def test_without_a_control_group_the_machine_counts(room):
+    assert room() == Room(1000 * 1024, 600 * 1024)
+
+
+@pytest.mark.parametrize("names, prefix", [(V1, "total_"), (V2, "")])
+def test_a_control_groups_cached_files_count_as_left(room, names, prefix):
+    stat = f"anon 7\n{prefix}inactive_file 30\n{prefix}active_file 12\nworkingset_active_file 99"
+    assert room(names, "5000", "4500", stat) == Room(5000, 5000 - 4500 + 30 + 12)
+
+
+@pytest.mark.parametrize("names, limit", [(V1, "9223372036854771712"), (V2, "max")])
+def test_a_control_group_without_a_limit_does_not_count(room, names, limit):
+    assert room(names, limit, "4500", "") == Room(1000 * 1024, 600 * 1024)
+
+
+def test_resident_memory_of_this_process_and_of_none():
+    before = memory.resident(os.getpid())
+    held = bytearray(50 * MIB)
+    assert 45 * MIB < memory.resident(os.getpid()) - before < 60 * MIB
+    assert len(held) == 50 * MIB
+    assert memory.resident(2**22 + 1) == 0  # above the largest process number

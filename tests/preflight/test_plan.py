@@ -1,0 +1,62 @@
+import types
+
+from tf_detectorgan.preflight import plan
+from tf_detectorgan.preflight.plan import Phase, phases
+from tf_detectorgan.training.settings import Train
+
+STEPS = {"gan_steps": 40, "joint_steps": 30, "pretrain_detector_steps": 20, "final_steps": 10}
+
+
+def test_phases_of_a_detector_and_a_generator_come_in_the_runs_order():
+    s = Train(arm=("real_only", "pix2pix", "detectorgan"), synthetic_count=7, audit_folds=2, **STEPS)
+    assert phases(s, test_images=5) == [
+        Phase("shared/pretrain_pix2pix", "gan", 40),
+        Phase("shared/pretrain_gan", "gan", 40),
+        Phase("shared/pretrain_detector", "detector", 20),
+        Phase("shared/audit_detector_0", "detector", 20),
+        Phase("shared/audit_detector_1", "detector", 20),
+        Phase("arms/real_only/final_detector", "detector", 10),
+        Phase("arms/real_only/evaluation", "evaluation", 5),
+        Phase("arms/pix2pix/joint", "gan", 30),
+        Phase("arms/pix2pix/synthetic", "images", 7),
+        Phase("arms/pix2pix/final_detector", "detector", 10),
+        Phase("arms/pix2pix/evaluation", "evaluation", 5),
+        Phase("arms/detectorgan/joint", "joint", 30),
+        Phase("arms/detectorgan/synthetic", "images", 7),
+        Phase("arms/detectorgan/final_detector", "detector", 10),
+        Phase("arms/detectorgan/evaluation", "evaluation", 5),
+    ]
+    assert [phase.name for phase in phases(s, 5)[3:6]] == [
+        "audit_detector_0",
+        "audit_detector_1",
+        "real_only/final_detector",
+    ]
+
+
+def test_real_images_alone_need_no_auditors():
+    assert [phase.kind for phase in phases(Train(arm=("real_only",)), 1)] == ["detector", "evaluation"]
+
+
+def test_the_short_run_has_a_workers_share_of_the_batch_and_no_more_steps_than_the_run():
+    s = Train(workers=4, gan_batch=8, detector_batch=16, synthetic_objects=3, gan_steps=1, min_audit=0.5)
+    short = plan.in_short(s, "elsewhere")
+    assert (short.run_dir, short.preflight, short.workers) == ("elsewhere", "false", 1)
+    assert (short.gan_batch, short.detector_batch) == (2, 4)
+    assert (short.gan_steps, short.joint_steps, short.pretrain_detector_steps, short.final_steps) == (
+        1,
+        2,
+        2,
+        3,
+    )
+    assert short.synthetic_count == 2 * (32 // 3)
+    assert short.min_audit == 0
+    assert plan.in_short(Train(synthetic_count=5), "x").synthetic_count == 5
+
+
+def test_evaluated_images_are_those_that_detection_goes_through():
+    counts = {"validation_clean": 9, "test_labelled": 2, "test_clean": 3, "test_unboxed": 50}
+    dataset = types.SimpleNamespace(count=lambda split: counts.get(split, 0))
+    assert plan.evaluated_images(dataset, "test") == 5
+    assert plan.evaluated_images(dataset, "validation") == 0  # no labelled ones: there is no validation
+    counts["validation_labelled"] = 1
+    assert plan.evaluated_images(dataset, "validation") == 10

@@ -1,0 +1,79 @@
+"""The table by hand arithmetic from records and files of the test's own."""
+
+import json
+
+import pytest
+
+from tf_detectorgan.preflight import table
+from tf_detectorgan.preflight.plan import phases
+from tf_detectorgan.preflight.table import Row
+from tf_detectorgan.training.settings import Train
+
+
+def put(home, folder, record, **files):
+    """Files of so many bytes, and done.json; returns the bytes of all."""
+    (home / folder).mkdir(parents=True)
+    text = json.dumps(record)
+    (home / folder / "done.json").write_text(text)
+    for name, count in files.items():
+        (home / folder / name.replace("__", ".")).write_bytes(b"x" * count)
+    return len(text) + sum(files.values())
+
+
+@pytest.fixture
+def settings():
+    """The run: one arm, 500 test images, 40 validation images."""
+    return Train(
+        arm=("cut_paste",), audit_folds=0, final_steps=1000, validate_every=300, checkpoint_every=400,
+        synthetic_count=90, log_every=10, image_every=500,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pairs(settings):
+    short = Train(arm=("cut_paste",), audit_folds=0, final_steps=3, synthetic_count=30)
+    return list(zip(phases(settings, 500), phases(short, 10), strict=True))
+
+
+def test_hours_memory_and_disk_of_each_phase(tmp_path, settings, pairs):
+    images, final, evaluation = (whole for whole, _ in pairs)
+    record = {"seconds": 20.0, "image_seconds": 0.5, "peak_memory_mib": 100}
+    fixed = put(tmp_path, images.folder, record, gallery__html=1000, synthetic__tfrecord=200)
+    record = {"seconds": 30.0, "first_step_seconds": 25.0, "step_seconds": 2.0}
+    memory = {"peak_memory_mib": 300, "gpu_peak_memory_mib": 700}
+    checkpoint = put(tmp_path, final.folder, record | memory, ckpt=5000)
+    record = {"seconds": 4.0, "image_seconds": 0.25, "peak_memory_mib": 50}
+    scores = put(tmp_path, evaluation.folder, record, detections__json=60)
+    # Four validations of 40 images: after 300, 600, 900 and 1000 steps. Three checkpoints, of which two stay.
+    trained = 30 + 997 * 2.0 + 4 * 40 * 0.25
+    assert table.rows(tmp_path, pairs, settings, 40) == [
+        Row(images, 0.5, (20 + 60 * 0.5) / 3600, 100, 100, fixed + 2 * 200),
+        Row(final, 2.0, trained / 3600, 700, 300, 2 * checkpoint),
+        Row(evaluation, 0.25, (4 + 490 * 0.25) / 3600, 50, 50, 50 * scores),
+    ]
+
+
+def test_a_short_run_that_ended_early_has_the_rows_of_what_it_finished(tmp_path, settings, pairs):
+    put(tmp_path, "arms/cut_paste/synthetic", {"seconds": 1.0, "image_seconds": 0.1, "peak_memory_mib": 1})
+    assert [row.phase.kind for row in table.rows(tmp_path, pairs, settings, 40)] == ["images"]
+    assert table.rows(tmp_path / "nowhere", pairs, settings, 40) == []
+
+
+def test_other_files_grow_with_pictures_rows_and_test_images(tmp_path, settings, pairs):
+    put(tmp_path, "tensorboard/cut_paste", {})
+    (tmp_path / "tensorboard" / "cut_paste" / "done.json").write_bytes(b"x" * 700)
+    (tmp_path / "truth.json").write_bytes(b"x" * 30)
+    (tmp_path / "report.html").write_bytes(b"x" * 11)
+    checkpoint = put(tmp_path, "arms/cut_paste/final_detector", {}, ckpt=5000)
+    # Pictures after 500 and 1000 steps; 100 rows; 500 test images for 10; a checkpoint being replaced.
+    expected = 11 + 2 * 700 + 100 * 4096 + 50 * 30 + checkpoint
+    assert table.other_bytes(tmp_path, pairs, settings) == expected
+
+
+def test_the_text_sums_hours_and_disk_and_takes_the_highest_memory(pairs):
+    (images, _), (final, _), _ = pairs
+    found = [Row(images, 0.5, 0.25, 512, 512, 2**30), Row(final, None, 1.5, 2048, 512, 2**29)]
+    lines = table.text(found, others=2**28).splitlines()
+    assert lines[2].split() == ["cut_paste/synthetic", "0.5", "90", "0.25", *"0.50 GiB 1.00 GiB".split()]
+    assert lines[3].split() == ["cut_paste/final_detector", "–", "1000", "1.50", *"2.00 GiB 0.50 GiB".split()]
+    assert lines[5].split() == ["together", "1.75", *"2.00 GiB 1.75 GiB".split()]

@@ -1,0 +1,209 @@
+"""Refuses in the first minutes what would fail after days: by a short run in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tf_detectorgan import checkpoints, config, progress
+from tf_detectorgan.data import records
+from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError, Interrupted
+from tf_detectorgan.preflight import child, estimate, memory, plan, refusal, table
+from tf_detectorgan.preflight.plan import Phase
+from tf_detectorgan.preflight.refusal import Ended
+from tf_detectorgan.training import run_directory
+from tf_detectorgan.training.loop import StopSignal
+from tf_detectorgan.training.settings import Train
+
+PASSED, HOME, LOG = "preflight.json", ".preflight", "preflight.log"  # in the run directory
+LONG = 1.0  # hours of a run that is worth a preflight
+POLL_SECONDS = 0.2
+LITTLE = 0.03  # share of all memory that is left when the child is ended
+EXPENDABLE = "1000"  # oom_score_adj of what the kernel is to end first, proc(5)
+
+
+def before(
+    settings: Train, environment: Mapping[str, str] = os.environ, *, runs: int = 1, processes: int = 1
+) -> None:
+    """Runs the preflight of a run if it is due, and writes preflight.json when it has passed.
+
+    To be called before TensorFlow runs anything: this process would else hold the GPUs that the child wants.
+
+    Args:
+      settings: of the run.
+      environment: of the child.
+      runs: as large as this one that are to follow, this one included.
+      processes: of them that run at a time.
+
+    Raises:
+      InputError: memory or disk will not do, or the run fails for another reason.
+      Interrupted: a signal came.
+    """
+    if not due(settings, environment, runs):
+        return
+    run_dir = Path(settings.run_dir)
+    run_directory.same_settings(run_dir / "config.json", settings, run_directory.FREE)
+    home = run_dir / HOME
+    shutil.rmtree(home, ignore_errors=True)  # of a process that was killed
+    home.mkdir(parents=True)
+    print(
+        f"preflight: a few steps of each phase in {home}, in a process of its own; its output is in "
+        f"{run_dir / LOG}; --preflight=false leaves it out",
+        flush=True,
+    )
+    try:
+        _checked(settings, home, environment, runs, processes)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def due(settings: Train, environment: Mapping[str, str], runs: int = 1) -> bool:
+    """Whether --preflight, or what it leaves open, wants one, and none has passed in the run directory."""
+    run_dir = Path(settings.run_dir)
+    if settings.preflight == "false" or _passed(run_dir, settings.arm):
+        return False
+    if settings.preflight == "true":
+        return True
+    if any(
+        run_dir.glob("*/**/done.json")
+    ):  # a run from before there was a preflight, or pretraining of another
+        return False
+    return "KUBERNETES_SERVICE_HOST" in environment or runs * estimate.hours(settings) > LONG
+
+
+def _passed(run_dir: Path, arms: Sequence[str]) -> bool:
+    file = run_dir / PASSED
+    if not file.exists():
+        return False
+    return set(arms) <= set(json.loads(file.read_text(encoding="utf-8"))["settings"]["arm"])
+
+
+def _checked(settings: Train, home: Path, environment: Mapping[str, str], runs: int, processes: int) -> None:
+    """Runs the child, prints the table, and raises or writes what comes of it."""
+    run_dir, short = Path(settings.run_dir), plan.in_short(settings, str(home))
+    folders = plan.phases(short, 1)
+    ended = watch(start(short, environment, run_dir / LOG), home, folders, run_dir / LOG)
+    pairs, found = _results(settings, short, home)
+    others = table.other_bytes(home, pairs, settings) if found else 0
+    if found:
+        print(
+            table.text(found, others) + (f"\nthe same for each of {runs} runs" if runs > 1 else ""),
+            flush=True,
+        )
+    if ended.code == EXIT_INTERRUPTED:
+        raise Interrupted("the preflight's process was ended by a signal: begins again with the next call")
+    devices = _devices(home)
+    if ended.code:
+        phase = _unfinished(home, folders)
+        raise InputError(refusal.of_end(ended, phase, settings, *devices, run_dir / LOG))
+    free = shutil.disk_usage(run_dir).free + table.size(home)
+    for reason in (
+        refusal.of_processes(found, processes, ended.total),
+        refusal.of_disk(found, others, runs, free, settings.run_dir),
+    ):
+        if reason:
+            raise InputError(reason)
+    rows = [row._asdict() | {"phase": row.phase.name, "amount": row.phase.amount} for row in found]
+    passed = {"settings": json.loads(config.to_json(settings)), "rows": rows, "other_bytes": others}
+    checkpoints.write_text(run_dir / PASSED, json.dumps(passed, indent=1))
+
+
+def start(short: Train, environment: Mapping[str, str], log: Path) -> subprocess.Popen:
+    """The child's process, which the kernel ends before this one when memory runs out."""
+    command = [sys.executable, "-m", child.__name__, *config.to_flags(short)]
+    own = {name: value for name, value in environment.items() if name != "TF_CONFIG"}
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env={"TQDM_MININTERVAL": "30"} | own)
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text(EXPENDABLE)
+    return process
+
+
+def watch(process: subprocess.Popen, home: Path, folders: Sequence[Phase], log: Path) -> Ended:
+    """Shows the child's phases until it ends, and ends it when it has taken nearly all memory that there is.
+
+    The kernel would end the whole container of a pod, this process included, with nothing said.
+
+    Raises:
+      Interrupted: a signal came; the child is ended.
+    """
+    held, watched, room = 0, False, memory.room()
+    try:
+        with (
+            _signals() as stop,
+            progress.bar(
+                total=len(folders), desc="preflight", unit="phase", dynamic_ncols=True, smoothing=0
+            ) as bar,
+        ):
+            while process.poll() is None:
+                stop.check("preflight")
+                held, room = max(held, memory.resident(process.pid)), memory.room()
+                if room.left < LITTLE * room.total:
+                    watched = True
+                    process.kill()
+                    process.wait()
+                _show(bar, home, folders)
+                time.sleep(POLL_SECONDS)
+            _show(bar, home, folders)
+    finally:
+        process.kill()
+        process.wait()
+    said = log.read_text(encoding="utf-8", errors="replace")
+    return Ended(process.returncode, said, held, room.total, watched)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[StopSignal]:
+    """Takes over SIGTERM and SIGINT for a while."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield StopSignal().install()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _show(bar, home: Path, folders: Sequence[Phase]) -> None:
+    done = sum(checkpoints.finished(home / phase.folder) is not None for phase in folders)
+    if done != bar.n or not bar.postfix:
+        bar.n = done
+        bar.set_postfix_str(_unfinished(home, folders).name)  # shows it
+
+
+def _unfinished(home: Path, folders: Sequence[Phase]) -> Phase:
+    """The phase that the child is in, or was when it ended."""
+    if not (home / child.DEVICES).exists():
+        return Phase("shared/start-up", "start-up", 0)
+    left = (phase for phase in folders if checkpoints.finished(home / phase.folder) is None)
+    return next(left, Phase("shared/report", "report", 0))
+
+
+def _results(settings: Train, short: Train, home: Path) -> tuple[list[tuple[Phase, Phase]], list[table.Row]]:
+    """Phases of the whole run beside those of the short one, and the table's rows of what is finished."""
+    data_dir = Path(settings.data_dir) if settings.data_dir else home / "phantom"
+    if not records.is_dataset(data_dir):
+        return [], []
+    dataset = records.open_dataset(data_dir)
+    view = dataset.limited(plan.limits(short.detector_batch))
+    whole, tried = (
+        plan.phases(s, plan.evaluated_images(one, "test")) for s, one in ((settings, dataset), (short, view))
+    )
+    pairs = list(zip(whole, tried, strict=True))
+    return pairs, table.rows(home, pairs, settings, plan.evaluated_images(dataset, "validation"))
+
+
+def _devices(home: Path) -> tuple[int, bool]:
+    """Replicas of the child, and whether they are GPUs."""
+    file = home / child.DEVICES
+    if not file.exists():
+        return 1, False
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return found["replicas"], found["gpu"]

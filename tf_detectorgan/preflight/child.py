@@ -1,0 +1,52 @@
+"""The short run of a preflight: python -m tf_detectorgan.preflight.child, with flags of `train`.
+
+All phases and the report by the same code as in `train`, on a few validation and test images.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+from pathlib import Path
+
+from tf_detectorgan.environment import TENSORFLOW
+from tf_detectorgan.errors import EXIT_INTERRUPTED
+
+os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
+
+import tensorflow as tf
+
+from tf_detectorgan import checkpoints, door
+from tf_detectorgan.experiments import report
+from tf_detectorgan.preflight import plan
+from tf_detectorgan.training import run_directory
+from tf_detectorgan.training.phases import run_arms
+from tf_detectorgan.training.settings import Train
+from tf_detectorgan.training.workers import Workers
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+DEVICES = "devices.json"  # in the run directory: replicas, and whether they are GPUs
+
+
+def main(settings: Train) -> None:
+    """Runs every phase in --run_dir, then the report."""
+    # However the parent ends: its successor wants the memory and the GPUs.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    run = run_directory.begin(settings, Workers())
+    run.dataset = run.dataset.limited(plan.limits(settings.detector_batch))
+    devices = {
+        "replicas": run.strategy.num_replicas_in_sync,
+        "gpu": bool(tf.config.list_logical_devices("GPU")),
+    }
+    checkpoints.write_text(Path(settings.run_dir) / DEVICES, json.dumps(devices))
+    # Traced here, so that no time of an image below holds the tracing.
+    run.detect(tf.zeros([settings.detector_batch, *run.dataset.image_shape]))
+    run_arms(run)
+    checkpoints.write_costs(run.path)
+    report.write_report(run.path)
+
+
+if __name__ == "__main__":
+    door.run(Train, main, terminated=EXIT_INTERRUPTED)

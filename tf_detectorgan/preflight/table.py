@@ -1,0 +1,110 @@
+"""What the whole run takes, from what its phases have left behind in short: hours, memory, disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tf_detectorgan import checkpoints
+from tf_detectorgan.experiments.evaluation_table import aligned
+from tf_detectorgan.preflight.plan import Phase
+from tf_detectorgan.training.settings import Train
+
+GIB = 2**30
+KEPT = 2  # checkpoints of a phase
+ROW = 4096  # bytes of a row of scalars on disk, at most
+GROWING = ("images", "synthetic.tfrecord", "annotations.json", "audit.json")  # with the synthetic images
+
+
+class Row(NamedTuple):
+    """One phase of the whole run."""
+
+    phase: Phase
+    seconds: float | None  # a step, or an image; None where the short run had but one
+    hours: float
+    memory: int  # MiB at most, of the GPU that held the most, else of the process
+    resident: int  # MiB at most of the process
+    disk: int  # bytes
+
+
+def rows(
+    home: Path, phases: Sequence[tuple[Phase, Phase]], settings: Train, validation_images: int
+) -> list[Row]:
+    """Those of the phases that are finished in `home`.
+
+    A phase takes what it took there, and its other steps or images the time of one after tracing. A
+    validation detects `validation_images`. Checkpoints take no time here, nor does talk between workers.
+
+    Args:
+      home: the directory of the short run.
+      phases: of the whole run, each with the same phase of the short one.
+      settings, validation_images: of the whole run.
+    """
+    found, image_seconds = [], _image_seconds(home, phases)
+    for whole, short in phases:
+        record = checkpoints.finished(home / whole.folder)
+        if record is None:
+            continue
+        each = record.get("step_seconds", record.get("image_seconds"))
+        seconds = record["seconds"] + (whole.amount - short.amount) * (each or 0.0)
+        if whole.kind in ("joint", "detector"):
+            validations = math.ceil(whole.amount / settings.validate_every)
+            seconds += validations * validation_images * image_seconds
+        resident = record["peak_memory_mib"]
+        memory = record.get("gpu_peak_memory_mib", resident)
+        disk = _disk(home, whole, short, settings)
+        found.append(Row(whole, each, seconds / 3600, memory, resident, disk))
+    return found
+
+
+def _image_seconds(home: Path, phases: Sequence[tuple[Phase, Phase]]) -> float:
+    """What detection takes for an image; 0 where nothing was evaluated."""
+    records = (checkpoints.finished(home / whole.folder) for whole, _ in phases if whole.kind == "evaluation")
+    return next((record["image_seconds"] for record in records if record), 0.0)
+
+
+def _disk(home: Path, whole: Phase, short: Phase, settings: Train) -> int:
+    folder, times = home / whole.folder, whole.amount / max(short.amount, 1)
+    if whole.kind == "evaluation":
+        return round(size(folder) * times)
+    if whole.kind == "images":
+        growing = sum(size(folder / name) for name in GROWING)
+        return round(size(folder) + growing * (times - 1))
+    return size(folder) * min(KEPT, max(1, math.ceil(whole.amount / settings.checkpoint_every)))
+
+
+def other_bytes(home: Path, phases: Sequence[tuple[Phase, Phase]], settings: Train) -> int:
+    """Disk that no phase has for itself: TensorBoard, drawn data, report, a checkpoint being replaced."""
+    folders = [home / whole.folder for whole, _ in phases]
+    boards, truth = size(home / "tensorboard"), size(home / "truth.json")
+    fixed = size(home) - sum(map(size, folders)) - boards - truth
+    steps = [whole for whole, _ in phases if whole.kind in ("gan", "joint", "detector")]
+    pictures = max([math.ceil(phase.amount / settings.image_every) for phase in steps], default=1)
+    lines = sum(phase.amount // settings.log_every for phase in steps)
+    replaced = max((size(home / phase.folder) for phase in steps), default=0)
+    times = max(
+        (whole.amount / max(short.amount, 1) for whole, short in phases if whole.kind == "evaluation")
+    )
+    return round(fixed + boards * max(pictures, 1) + lines * ROW + truth * times + replaced)
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; 0 where there is none."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def text(found: Sequence[Row], others: int) -> str:
+    """The table as plain text. `others`: bytes that no phase has for itself."""
+    lines = [["phase", "seconds each", "steps or images", "hours", "peak memory", "disk"]]
+    for row in found:
+        seconds = "–" if row.seconds is None else f"{row.seconds:.3g}"
+        numbers = f"{row.hours:.2f}", f"{row.memory / 1024:.2f} GiB", f"{row.disk / GIB:.2f} GiB"
+        lines.append([row.phase.name, seconds, f"{row.phase.amount}", *numbers])
+    lines.append(["other files", "", "", "", "", f"{others / GIB:.2f} GiB"])
+    hours, memory = sum(row.hours for row in found), max((row.memory for row in found), default=0)
+    disk = others + sum(row.disk for row in found)
+    lines.append(["together", "", "", f"{hours:.2f}", f"{memory / 1024:.2f} GiB", f"{disk / GIB:.2f} GiB"])
+    return aligned(lines)
