@@ -48,3 +48,10 @@ def test_what_cannot_be_is_said(environment, words):
     with pytest.raises(InputError, match=words):
         tf_config.announce(environment, 2)
     assert environment == before
+
+
+def test_the_task_index_is_the_pods_and_0_for_a_worker_alone():
+    assert tf_config.task_index(dict(POD), 2) == 1
+    assert tf_config.task_index(dict(POD), 1) == 0
+    with pytest.raises(InputError, match="JOB_COMPLETION_INDEX and WORKER_SERVICE not set"):
+        tf_config.task_index({}, 2)

@@ -204,6 +204,28 @@ def test_a_signal_ends_the_processes(monkeypatch, tmp_path):
         run([Job(BASE, 0, ("a",))], tmp_path, stopped=lambda: next(stop, "SIGTERM"))
 
 
+def test_the_first_job_alone_gets_a_preflight(monkeypatch, tmp_path):
+    flagfile = tmp_path / "tiny.flags"
+    flagfile.write_text(FLAGS + "--preflight=true\n")
+    calls, commands = [], []
+    monkeypatch.setattr(
+        reproduce.check, "before", lambda settings, *given, **more: calls.append((settings, more))
+    )
+    options = Reproduce(config=str(flagfile), workers=3)
+    jobs = [Job(OTHER, 5, ("real_only",)), Job(BASE, 0, ("superpose",))]
+    reproduce._preflight(options, jobs, tmp_path)
+    reproduce._preflight(dataclasses.replace(options, preflight="false"), jobs, tmp_path)
+    reproduce._preflight(options, [], tmp_path)
+    (first, more), (second, _) = calls
+    assert more == {"runs": 2, "processes": 2}
+    assert (first.run_dir, first.seed, first.arm) == (str(tmp_path / "other/seed5"), 5, ("real_only",))
+    assert (first.phantom_train_images, first.gan_steps) == (9, 1)  # the variant's, the flagfile's
+    assert (first.preflight, second.preflight) == ("true", "false")
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda command, **options: commands.append(command))
+    runner._start(jobs[0], flagfile, tmp_path, 3)
+    assert commands[0][-1] == "--preflight=false"  # wins over the flagfile's
+
+
 def test_an_error_of_ours_ends_the_processes(monkeypatch, tmp_path):
     scripted(monkeypatch, "import time; time.sleep(60)")
     processes, start = [], runner._start

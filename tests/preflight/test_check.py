@@ -145,8 +145,10 @@ def test_what_has_passed_is_written_down_and_not_repeated(scripted, settings, ca
     scripted("raise AssertionError")
     check.before(settings)
     check.before(dataclasses.replace(settings, preflight="auto"), POD)
-    with pytest.raises(InputError, match="AssertionError"):
-        check.before(dataclasses.replace(settings, arm=("cut_paste", "superpose")))  # an arm that was not run
+    check.before(dataclasses.replace(settings, log_every=1))  # changes nothing that was measured
+    for changed in ({"arm": ("cut_paste", "superpose")}, {"gan_batch": 9}):
+        with pytest.raises(InputError, match="AssertionError"):
+            check.before(dataclasses.replace(settings, **changed))
 
 
 def test_other_settings_than_the_runs_are_refused_before_the_child_runs(scripted, settings):

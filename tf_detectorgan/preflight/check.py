@@ -68,22 +68,23 @@ def before(
 def due(settings: Train, environment: Mapping[str, str], runs: int = 1) -> bool:
     """Whether --preflight, or what it leaves open, wants one, and none has passed in the run directory."""
     run_dir = Path(settings.run_dir)
-    if settings.preflight == "false" or _passed(run_dir, settings.arm):
+    if settings.preflight == "false" or _passed(run_dir / PASSED, settings):
         return False
     if settings.preflight == "true":
         return True
-    if any(
-        run_dir.glob("*/**/done.json")
-    ):  # a run from before there was a preflight, or pretraining of another
+    if any(run_dir.glob("*/**/done.json")):
         return False
     return "KUBERNETES_SERVICE_HOST" in environment or runs * estimate.hours(settings) > LONG
 
 
-def _passed(run_dir: Path, arms: Sequence[str]) -> bool:
-    file = run_dir / PASSED
+def _passed(file: Path, settings: Train) -> bool:
+    """Whether a preflight has passed with these arms and all other settings that count."""
     if not file.exists():
         return False
-    return set(arms) <= set(json.loads(file.read_text(encoding="utf-8"))["settings"]["arm"])
+    old = json.loads(file.read_text(encoding="utf-8"))["settings"]
+    new = json.loads(config.to_json(settings))
+    same = all(old.get(name) == value for name, value in new.items() if name not in run_directory.FREE)
+    return same and set(new["arm"]) <= set(old["arm"])
 
 
 def _checked(settings: Train, home: Path, environment: Mapping[str, str], runs: int, processes: int) -> None:
@@ -188,7 +189,7 @@ def _unfinished(home: Path, folders: Sequence[Phase]) -> Phase:
 
 def _results(settings: Train, short: Train, home: Path) -> tuple[list[tuple[Phase, Phase]], list[table.Row]]:
     """Phases of the whole run beside those of the short one, and the table's rows of what is finished."""
-    data_dir = Path(settings.data_dir) if settings.data_dir else home / "phantom"
+    data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else home / "phantom"
     if not records.is_dataset(data_dir):
         return [], []
     dataset = records.open_dataset(data_dir)
@@ -204,6 +205,6 @@ def _devices(home: Path) -> tuple[int, bool]:
     """Replicas of the child, and whether they are GPUs."""
     file = home / child.DEVICES
     if not file.exists():
-        return 1, False
+        return 1, estimate.has_gpu()
     found = json.loads(file.read_text(encoding="utf-8"))
     return found["replicas"], found["gpu"]

@@ -9,7 +9,6 @@ import ctypes
 import json
 import os
 import signal
-from pathlib import Path
 
 from tf_detectorgan.environment import TENSORFLOW
 from tf_detectorgan.errors import EXIT_INTERRUPTED
@@ -27,7 +26,7 @@ from tf_detectorgan.training.settings import Train
 from tf_detectorgan.training.workers import Workers
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-DEVICES = "devices.json"  # in the run directory: replicas, and whether they are GPUs
+DEVICES = "devices.json"  # written before the first phase: replicas, and whether they are GPUs
 
 
 def main(settings: Train) -> None:
@@ -40,9 +39,9 @@ def main(settings: Train) -> None:
         "replicas": run.strategy.num_replicas_in_sync,
         "gpu": bool(tf.config.list_logical_devices("GPU")),
     }
-    checkpoints.write_text(Path(settings.run_dir) / DEVICES, json.dumps(devices))
     # Traced here, so that no time of an image below holds the tracing.
     run.detect(tf.zeros([settings.detector_batch, *run.dataset.image_shape]))
+    checkpoints.write_text(run.path / DEVICES, json.dumps(devices))
     run_arms(run)
     checkpoints.write_costs(run.path)
     report.write_report(run.path)

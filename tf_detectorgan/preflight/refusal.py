@@ -13,7 +13,7 @@ from tf_detectorgan.preflight.table import GIB, Row
 from tf_detectorgan.training.settings import ARMS, Train
 
 _NO_MEMORY = re.compile(
-    "ResourceExhausted|RESOURCE_EXHAUSTED|OUT_OF_MEMORY|out of memory|bad_alloc|MemoryError|OOM"
+    r"ResourceExhausted|RESOURCE_EXHAUSTED|OUT_OF_MEMORY|out of memory|bad_alloc|MemoryError|\bOOM\b"
 )
 
 
