@@ -45,7 +45,7 @@ def test_group_normalization_equals_keras_up_to_the_first_derivative(float64, gr
 
 @pytest.mark.parametrize("count", [1, 3, None])
 def test_instance_normalization_equals_one_group_a_channel(count):
-    """The fused op against the written formula, with derivatives, for a known and an unknown number of images."""
+    """The fused op against the written formula, with derivatives; the number of images known or not."""
     x, v = (tf.cast(images(seed, (count or 2, 5, 7, 12)), tf.float32) for seed in (0, 1))
     results = []
     for layer in (layers.InstanceNormalization(), layers.ExactGroupNormalization(-1)):
