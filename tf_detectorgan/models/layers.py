@@ -68,25 +68,28 @@ class ExactGroupNormalization(keras.layers.Layer):
 
 
 def _normalized(x, size: int, epsilon: float):
-    """x^ = r (x - mean), r = (variance + epsilon)^-1/2 of each image and group of `size` channels: [N, H, W, C].
+    """x^ = r (x - mean) [N, H, W, C], r = (variance + epsilon)^-1/2 of each image and `size` channels.
 
     With the projection P(v) = v - mean(v) - x^ mean(x^ v), the gradient along u is r P(u). P is self-adjoint,
     so of the product of that gradient with w the derivative to u is r P(w), and the one to x is
     -r^2 (x^ mean(w P(u)) + mean(x^ u) P(w) + mean(x^ w) P(u)). Written out they are half the ops and passes
     over the image of those that TensorFlow derives. What is computed again it finds again in its graph.
     """
+    channels = x.shape[-1]
+    pixels, by_group, by_channel = (
+        tf.constant([1, 2]),
+        tf.constant([-1, size]),
+        tf.constant([-1, 1, 1, channels]),
+    )
+    # A product: `tf.repeat` is 30 nodes of a graph (decision 0048).
+    sharing = tf.fill([size, size], tf.constant(1 / size, x.dtype))
 
     def mean(v):
         """[N, 1, 1, C]. Pixels first, then a group's channels: reducing both at once is slow on CPUs."""
         if size == 1:
-            return tf.reduce_mean(v, [1, 2], keepdims=True)
-        channels = v.shape[-1]
-        # A product: `tf.repeat` is 30 nodes of a graph (decision 0048).
-        shared = tf.matmul(
-            tf.reshape(tf.reduce_mean(v, [1, 2]), [-1, size]),
-            tf.fill([size, size], tf.constant(1 / size, v.dtype)),
-        )
-        return tf.reshape(shared, [-1, 1, 1, channels])
+            return tf.reduce_mean(v, pixels, keepdims=True)
+        shared = tf.matmul(tf.reshape(tf.reduce_mean(v, pixels), by_group), sharing)
+        return tf.reshape(shared, by_channel)
 
     def standardized(x):
         deviation = x - mean(x)

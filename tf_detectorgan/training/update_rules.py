@@ -92,7 +92,7 @@ def advance(
     step = _RULES[type(optimizer)].step
     delta, *moments = step(optimizer, g, moments, tf.cast(rate, g.dtype), state.iterations)
     W = [_decayed(optimizer, v, w, rate) for v, w in zip(_variables(optimizer), W, strict=True)]
-    ahead = [w + d for w, d in zip(W, _parted(delta, W), strict=True)]
+    ahead = _parted(_joined(W) + delta, W)
     return Update(ahead, State(state.iterations + 1, tuple(_parted(m, W) for m in moments)))
 
 
