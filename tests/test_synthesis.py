@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from pycocotools.coco import COCO
+from tensorflow.python.framework.config import is_op_determinism_enabled
 
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import disk, synthesis
@@ -153,7 +154,10 @@ def test_provenance_is_true(made):
     pasted = 0
     for record in found:
         said = json.loads(record.provenance.numpy())
-        assert set(said) == {"method", "checkpoint", "seed", "number", "background_id", "objects"}
+        assert set(said) == {
+            "method", "checkpoint", "seed", "deterministic", "number", "background_id", "objects",
+        }  # fmt: skip
+        assert said["deterministic"] == is_op_determinism_enabled()
         (inserted,) = said["objects"]
         assert set(inserted) == {"matched_id", "strength", "box"}
         assert (said["method"], said["checkpoint"], said["seed"]) == ("cut_paste", "abc", 0)

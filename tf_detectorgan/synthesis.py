@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from PIL import Image
+from tensorflow.python.framework.config import is_op_determinism_enabled  # no public name
 
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import disk, gallery, progress
@@ -118,7 +119,12 @@ def synthesize(
     batches = synthesis_batches(
         dataset, count=count, batch_size=batch_size, seed=seed, start=0, placement=placement
     )
-    origin = {"method": method, "checkpoint": checkpoint, "seed": seed}
+    origin = {
+        "method": method,
+        "checkpoint": checkpoint,
+        "seed": seed,
+        "deterministic": is_op_determinism_enabled(),
+    }
 
     def examples(beside: _Beside) -> Iterator[dict[str, Any]]:
         with progress.bar(total=count, desc=f"synthesize {method}", unit="image", dynamic_ncols=True) as bar:

@@ -24,7 +24,7 @@ INSTEAD = {
     "StopGradient": "models.layers.ExactGroupNormalization, BatchNormalization(trainable=False), or no norm",
     "MaxPool": "strides of 2, or padding='valid'",
     "Resize": "UpSampling2D (interpolation='nearest')",
-    "CropAndResize": "a crop by slicing, or gathered corners weighted by hand",
+    "CropAndResize": "resampling.crop, or a crop by slicing",
 }
 
 
