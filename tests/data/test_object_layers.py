@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from scipy import ndimage
 
 from tf_detectorgan.data import object_layers
-from tf_detectorgan.data.object_layers import _noise, _split
+from tf_detectorgan.data.object_layers import _noise, _split, residuals
 from tf_detectorgan.errors import InputError
 
 S = 48
@@ -83,6 +85,14 @@ def scene(make_dataset):
     return make
 
 
+def images_of(dataset, kept):
+    """Residuals of all labelled objects [M, S, S, C], from what is kept of them."""
+    examples = dataset.examples["train_labelled"]
+    images = np.stack([e["image"] / np.float32(127.5) - 1 for e in examples for _ in e["labels"]])
+    boxes = np.concatenate([e["boxes"] for e in examples])
+    return residuals(tf.constant(images, tf.float32), boxes, kept.cells, kept.own).numpy()
+
+
 def errors(layers, drawn):
     """Relative error of each layer [40]."""
     return np.sqrt(((layers - drawn) ** 2).sum((1, 2, 3)) / (drawn**2).sum((1, 2, 3)))
@@ -92,12 +102,13 @@ def errors(layers, drawn):
 def test_layers_are_what_was_drawn(scene, draw, allowed):
     """Objects of one shape come back cleaner than their grain; objects of their own shapes with it."""
     dataset, drawn = scene(draw)
-    layers, signal = object_layers.object_layers(dataset)
+    kept = object_layers.object_layers(dataset)
+    layers, signal = images_of(dataset, kept), kept.signal
     assert signal[0] > 0.8
     assert np.isnan(signal[1])  # no object of the other class
-    assert layers.shape == (40, 1, S, S, 1)
-    assert np.median(errors(layers[:, 0], drawn)) < allowed
-    for layer, example in zip(layers[:, 0], dataset.examples["train_labelled"], strict=True):
+    assert layers.shape == (40, S, S, 1)
+    assert np.median(errors(layers, drawn)) < allowed
+    for layer, example in zip(layers, dataset.examples["train_labelled"], strict=True):
         x0, y0, x1, y1 = example["boxes"][0]
         reach = 0.1 * max(x1 - x0, y1 - y0) + 1
         rows, columns = np.nonzero(layer[..., 0])
@@ -111,7 +122,7 @@ def test_layers_are_what_was_drawn(scene, draw, allowed):
 def test_an_object_cut_off_by_the_edge_keeps_its_strength(scene, edge):
     """What is repeated beyond the edge would show the line to the predictor: it would be background."""
     dataset, drawn = scene(line, thin_at(edge))
-    layers = object_layers.object_layers(dataset).images[:, 0]
+    layers = images_of(dataset, object_layers.object_layers(dataset))
     strength = (layers * drawn).sum((1, 2, 3)) / (drawn**2).sum((1, 2, 3))
     assert np.abs(np.median(strength) - 1) < 0.05
     assert strength.min() > 0.7
@@ -119,9 +130,51 @@ def test_an_object_cut_off_by_the_edge_keeps_its_strength(scene, edge):
 
 def test_no_object_no_layer(scene):
     dataset, _ = scene(lambda rng, box: np.zeros((S, S, 1)))
-    layers, signal = object_layers.object_layers(dataset)
-    assert np.abs(layers).mean() < GRAIN / 20
-    assert signal[0] < 0.2
+    kept = object_layers.object_layers(dataset)
+    assert np.abs(images_of(dataset, kept)).mean() < GRAIN / 20
+    assert kept.signal[0] < 0.2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_residual_equals_the_formula_on_whole_images(channels):
+    """SciPy interpolates background and shared part apart, in float64, for boxes inside and at the edges."""
+    rng = np.random.default_rng(0)
+    side = 12  # of the hole, in cells; a cell is a tenth of the box
+    boxes = np.array([[5, 7, 25.5, 18.25], [0, 30, 11, 48], [40.3, 0, 47.9, 3], [-2, -1, 50, 49]], np.float32)
+    images = rng.uniform(-1, 1, (4, S, S, channels)).astype(np.float32)
+    behind, shared = rng.uniform(-1, 1, (2, 4, channels, side, side))
+    own = np.array([0, 0.3, 0.7, 1.0])
+    wanted = []
+    for image, box, b, s, weight in zip(images, boxes.astype(np.float64), behind, shared, own, strict=True):
+        across, down = (
+            (np.arange(S) + 0.5 - (box[k] + box[k + 2]) / 2) / (box[k + 2] - box[k]) for k in (0, 1)
+        )
+        where = np.meshgrid(down * 10 + 5.5, across * 10 + 5.5, indexing="ij")
+        b, s = (
+            np.stack([ndimage.map_coordinates(c, where, order=1, mode="nearest") for c in cells], -1)
+            for cells in (b, s)
+        )
+        distance = np.maximum(2 * np.abs(down)[:, None], 2 * np.abs(across)[None, :])
+        window = np.clip((1.2 - distance) / 0.2, 0, 1)[..., None]
+        wanted.append(window * (s + weight * (image - b - s)))
+    weight = own[:, None, None, None]
+    cells = ((1 - weight) * shared - weight * behind).reshape(4, channels, side * side)
+    found = residuals(images, boxes, cells.astype(np.float32), own.astype(np.float32))
+    assert found.dtype == tf.float32
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_what_is_kept_grows_with_objects_not_with_images(make_dataset, monkeypatch):
+    """Twice the images' side, as many bytes: 12 x 12 cells and a weight of 4 bytes for each object."""
+    monkeypatch.setattr(object_layers, "CROPS", 200)  # for speed
+    for side in (32, 64):
+        dataset = make_dataset(side=side)
+        kept = object_layers.object_layers(dataset)
+        counts = [len(e["labels"]) for e in dataset.examples["train_labelled"]]
+        assert kept.first.numpy().tolist() == (np.cumsum(counts) - counts).tolist()
+        assert kept.cells.shape == (sum(counts), 1, 144)
+        assert kept.own.shape == (sum(counts),)
+        assert kept.cells.dtype == kept.own.dtype == tf.float32
 
 
 def test_shared_and_own_part_by_hand():
@@ -154,9 +207,6 @@ def test_each_class_is_weighted_by_the_errors_of_its_own_boxes():
     np.testing.assert_allclose(own[[0, 2000, 4000]], 1 - np.array([1, 4, 2.5]) / 9, atol=0.03)
 
 
-def test_what_it_cannot_do_is_said(make_dataset, monkeypatch):
+def test_missing_clean_images_are_an_error(make_dataset):
     with pytest.raises(InputError, match="need clean and labelled"):
         object_layers.object_layers(make_dataset(clean=0))
-    monkeypatch.setattr(object_layers, "LAYERS_LIMIT", 1000)
-    with pytest.raises(InputError, match="use --exemplar=image"):
-        object_layers.object_layers(make_dataset())

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan.data import placement
-from tf_detectorgan.data.object_layers import object_layers
+from tf_detectorgan.data.object_layers import object_layers, residuals
 from tf_detectorgan.data.placement import DRAWS, Placement, insertions, reference_table
 from tf_detectorgan.errors import InputError
 
@@ -125,14 +125,19 @@ def test_a_layer_is_laid_over_the_image_near_its_box_only(scene):
     np.testing.assert_array_equal(scene.moved, moved)
     for before, after in zip((image[0], image[1], image[3]), (boxes, labels, chosen), strict=True):
         np.testing.assert_array_equal(before, after)
-    layers = object_layers(scene.dataset).images
+    kept = object_layers(scene.dataset)
     for box, label, x, exemplar, index in zip(boxes, labels, scene.images, exemplars, chosen, strict=True):
         shifts = box - scene.labelled[index]["boxes"]
         same = np.isclose(shifts, np.tile(np.rint(shifts[:, :2]), 2), atol=1e-5).all(1)
         k = np.flatnonzero(same & (scene.labelled[index]["labels"] == label))[0]
         dx, dy = np.rint(shifts[k, :2]).astype(int)
         x0, y0, x1, y1 = np.concatenate([np.ceil(box[:2]), np.floor(box[2:])]).astype(int)
-        laid = layers[index, k, y0 - dy : y1 - dy, x0 - dx : x1 - dx]
+        m = sum(len(one["labels"]) for one in scene.labelled[:index]) + k
+        own_box = scene.labelled[index]["boxes"][k : k + 1]
+        layer = residuals(
+            scene.decoded[index][None], own_box, kept.cells[m : m + 1], kept.own[m : m + 1]
+        ).numpy()[0]
+        laid = layer[y0 - dy : y1 - dy, x0 - dx : x1 - dx]
         wanted = np.clip(x.numpy()[y0:y1, x0:x1] + laid, -1, 1)
         np.testing.assert_allclose(exemplar[y0:y1, x0:x1], wanted, atol=1e-6)
 

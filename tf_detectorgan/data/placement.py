@@ -20,7 +20,7 @@ from tf_detectorgan.batch import Insertion
 from tf_detectorgan.data import context, noise
 from tf_detectorgan.data import draws as random
 from tf_detectorgan.data.context import Context
-from tf_detectorgan.data.object_layers import object_layers
+from tf_detectorgan.data.object_layers import Layers, object_layers, residuals
 from tf_detectorgan.data.records import Dataset, Record
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.resampling import resample, valid_mask
@@ -96,7 +96,7 @@ class References:
     image_ids: tf.Tensor  # [L] int64
     groups: tf.Tensor  # [L] string
     context: Context | None = None  # for mode "context"
-    layers: tf.Tensor | None = None  # [L, K, S, S, C], for `Placement.layer`
+    layers: Layers | None = None  # for `Placement.layer`
 
 
 def descriptors(images, valid_sizes) -> tf.Tensor:
@@ -148,7 +148,7 @@ def reference_table(
     if options.mode == "context":
         references = dataclasses.replace(references, context=_context(references, dataset, options))
     if options.layer:
-        references = dataclasses.replace(references, layers=tf.constant(object_layers(dataset).images))
+        references = dataclasses.replace(references, layers=object_layers(dataset))
     return references
 
 
@@ -184,7 +184,7 @@ def insertions(
     candidates = _candidates(references, valid_sizes, zoom, given)
     chosen = _choose(images, valid_sizes, references, candidates, draws[:, 2], options)
     box_index = random.pick_true(draws[:, 3], tf.gather(candidates, chosen, batch_dims=1))
-    boxes = tf.gather(tf.gather(references.boxes, chosen), box_index, batch_dims=1)
+    boxes = own_boxes = tf.gather(tf.gather(references.boxes, chosen), box_index, batch_dims=1)
     labels = tf.gather(tf.gather(references.labels, chosen), box_index, batch_dims=1)
 
     sizes = tf.gather(references.valid_sizes, chosen)
@@ -209,10 +209,13 @@ def insertions(
         zoom, move = _onto(boxes, given.boxes)
         target = given.boxes
     total = zoom * scale, zoom * offset + move, sizes
-    exemplars = moved = resample(_decoded(references, chosen, images.shape), *total)
-    if options.layer:
-        layers = tf.gather_nd(references.layers, tf.stack([chosen, box_index], axis=1))
-        exemplars = tf.clip_by_value(images + resample(layers, *total), -1.0, 1.0)
+    decoded = _decoded(references, chosen, images.shape)
+    exemplars = moved = resample(decoded, *total)
+    if references.layers is not None:
+        number = tf.gather(references.layers.first, chosen) + box_index
+        parts = (tf.gather(part, number) for part in (references.layers.cells, references.layers.own))
+        exemplars = images + resample(residuals(decoded, own_boxes, *parts), *total)
+        exemplars = tf.clip_by_value(exemplars, -1.0, 1.0)
     if options.noise:
         exemplars = noise.fill(images, target, draws[:, :2])
     return Placed(Insertion(target, labels, exemplars, box_ops.of_sizes(valid_sizes)), chosen, moved)
