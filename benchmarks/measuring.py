@@ -83,9 +83,9 @@ def peak_mib(step: Step, of_tensorflow: bool = True) -> float:
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is held now: man 5 proc
-    before = _status("VmRSS")
+    before = status_kib("VmRSS")
     step()
-    resident = (_status("VmHWM") - before) / 1024
+    resident = (status_kib("VmHWM") - before) / 1024
     return round(resident + (pool_mib(step) if of_tensorflow else 0.0), 1)
 
 
@@ -118,7 +118,7 @@ def _traced(step: Step):
         return xplane_pb2.XSpace.FromString(file.read_bytes()).planes
 
 
-def _status(field: str) -> int:
+def status_kib(field: str) -> int:
     """KiB, of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))

@@ -181,6 +181,22 @@ def test_what_prepare_is_measured_on_can_be_prepared(tmp_path):
     assert records.open_dataset(tmp_path / "set").count("train_labelled") == 12  # 0.7 of three quarters
 
 
+def test_residual_memory(tmp_path, monkeypatch):
+    import residual_memory
+
+    from tf_detectorgan.data import object_layers
+
+    monkeypatch.setattr(object_layers, "CROPS", 200)  # for speed
+    config = residual_memory.StreetConfig(images=6, size=64, people=3)
+    residual_memory.write(tmp_path / "set", config)
+    row = residual_memory.measure(tmp_path / "set")
+    assert row["images"] == 6
+    assert 6 <= row["objects"] <= 18
+    per_object = 4 * (3 * 12 * 12 + 1)  # cells of three channels and a weight; then a number an image
+    assert row["kept_bytes_per_object"] == pytest.approx(per_object + (4 * 6 + 8) / row["objects"])
+    assert row["peak_growth_mib"] == row["peak_after_mib"] - row["peak_before_mib"] >= 0
+
+
 def test_our_side_of_the_input_pipeline(monkeypatch, tmp_path):
     import input_pipeline
 
