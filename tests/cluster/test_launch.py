@@ -90,7 +90,7 @@ def test_the_pod_that_copies_is_valid_and_restricted():
     ],
 )
 def test_batches_that_devices_cannot_share_are_refused_before_anything_is_sent(server, changes, sentence):
-    """Each pod would end with 78, and with it the Job."""
+    """GPUs of one pod would stay idle; of several each would end with 78, and with it the Job."""
     with pytest.raises(InputError, match=sentence):
         launch.submit(launch.Submit(**changes))
     assert server.asked == []

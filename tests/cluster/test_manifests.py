@@ -225,7 +225,7 @@ def test_jobs_survive_a_node_and_clean_up(path):
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda p: p.name)
 def test_batches_are_cut_into_equal_parts(path):
-    """`train` refuses a batch that its devices, pods that train together times GPUs, cannot share."""
+    """Devices, pods that train together times GPUs, share each batch equally: none is idle."""
     assert {n: getattr(Train, n) for n in manifests.BATCHES} == manifests.BATCHES  # said in two places
     manifests.check_devices(resources(path))
     if container(find(path, "Job"))["name"] == "train":

@@ -1,18 +1,24 @@
 """From settings to players: sizes, schedules by hand, devices."""
 
+import json
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_detectorgan import config
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.training import build, phases, update_rules
 from tf_detectorgan.training.joint_step import Players
 from tf_detectorgan.training.phases import _player_parts
 from tf_detectorgan.training.settings import ARMS, Train
 
+ROOT = Path(__file__).resolve().parents[2]
 DATASET = types.SimpleNamespace(image_shape=(32, 32, 1), class_names=("a", "b"))
 TINY = {
     "generator_filters": 2,
@@ -52,6 +58,59 @@ def test_devices():
     for batch in ("gan_batch", "detector_batch"):
         with pytest.raises(InputError, match=f"--{batch}=3 is not divisible by 2 devices"):
             build.strategy(Train(distribution="mirrored", **{batch: 3}))
+
+
+@pytest.mark.parametrize(
+    "flagfile, used",
+    [
+        ("nih", {1: 1, 2: 1, 4: 1, 8: 1}),  # batches of 1 and 8
+        ("cityscapes", {1: 1, 2: 2, 3: 2, 4: 4, 8: 4}),  # of 4 and 8
+        ("cityscapes_psgan", {1: 1, 2: 2, 3: 2, 4: 4, 8: 4}),
+    ],
+)
+def test_auto_takes_as_many_gpus_as_divide_both_batches(flagfile, used, monkeypatch, capsys):
+    settings = config.parse(Train, [f"--flagfile={ROOT / 'configs' / flagfile}.flags"])
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", FakeMirrored)
+    for count, wanted in used.items():
+        names = [f"/device:GPU:{number}" for number in range(count)]
+        monkeypatch.setattr(build, "gpus", lambda names=names: names)
+        chosen = build.strategy(settings)
+        assert chosen.num_replicas_in_sync == wanted
+        assert getattr(chosen, "devices", names[:1]) == names[:wanted]
+        said = capsys.readouterr().out
+        assert [name for name in names if name.removeprefix("/device:") in said] == names[wanted:]
+        if wanted < count:  # the next multiple of the number of GPUs
+            assert f"; --gan_batch={6 if count == 3 else count} " in said
+
+
+class FakeMirrored:
+    """MirroredStrategy without devices."""
+
+    def __init__(self, devices):
+        self.devices, self.num_replicas_in_sync = devices, len(devices)
+
+
+def test_devices_that_share_batches_equally_by_hand():
+    assert build.shared_equally([], {"gan_batch": 4}) == []
+    assert build.shared_equally("abcdef", {"gan_batch": 12, "detector_batch": 8}) == ["a", "b", "c", "d"]
+    assert build.idle(["/device:GPU:0", "/device:GPU:1"], 1, {"gan_batch": 3, "detector_batch": 8}) == (
+        "idle: GPU:1, because 2 GPUs cannot share --gan_batch=3 --detector_batch=8 equally; "
+        "--gan_batch=4 would use all"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "wanted, used", [(("nih:8", "cityscapes_psgan:8"), (1, 4)), (("cityscapes:2",), (2,))]
+)
+def test_flagfiles_of_gpus_take_their_first_step_on_several_devices(tiny_phantom, tmp_path, wanted, used):
+    words = [f"{ROOT / 'configs' / name}.flags:{gpus}" for name, gpus in (one.split(":") for one in wanted)]
+    data = tiny_phantom(f"on_{max(used)}_devices")
+    command = [sys.executable, "-m", "tests.training.devices_program", data, tmp_path, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [(row["used"], row["steps"]) for row in rows] == [(count, 1) for count in used]
 
 
 def test_places_by_arm():

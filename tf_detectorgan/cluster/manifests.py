@@ -103,11 +103,11 @@ def require_absolute(flag: str, text: str, names: tuple[str, ...]) -> None:
 
 
 def check_devices(resources: list[Resource]) -> None:
-    """Says here what pods would say, or wait for without end: how many they are, and how batches are cut.
+    """Compares a Job's flags with its number of pods and GPUs before anything is submitted.
 
     Raises:
       InputError: --workers is not the number of pods that train together, or a batch is not divisible by
-        pods times GPUs of each.
+        pods times GPUs of each: GPUs of a single pod would stay idle, several pods would not train.
     """
     given, spec = _flags(resources), job_of(resources)["spec"]
     container = spec["template"]["spec"]["containers"][0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +42,54 @@ WARM_UP = 0.05  # share of a detector's steps
 
 
 def strategy(settings: Train, over_workers: tf.distribute.Strategy | None = None) -> tf.distribute.Strategy:
-    """`over_workers` if given; auto: MirroredStrategy where there are several GPUs, else one device."""
-    gpus = tf.config.list_logical_devices("GPU")
-    devices.require_gpus(len(gpus), os.environ)
+    """Returns the strategy that --distribution names, or `over_workers` if given.
+
+    Prints which GPUs stay idle under auto.
+
+    Raises:
+      InputError: a batch cannot be shared equally by the devices that were demanded.
+    """
+    found = gpus()
+    devices.require_gpus(len(found), os.environ)
+    batches = {name: getattr(settings, name) for name in ("gan_batch", "detector_batch")}
     if over_workers is not None:
         chosen = over_workers
     elif settings.distribution == "mirrored":
-        mirrors = gpus or tf.config.list_logical_devices("CPU")
-        chosen = tf.distribute.MirroredStrategy([d.name for d in mirrors])
-    elif settings.distribution == "auto" and len(gpus) > 1:
-        chosen = tf.distribute.MirroredStrategy()
+        mirrors = found or [device.name for device in tf.config.list_logical_devices("CPU")]
+        chosen = tf.distribute.MirroredStrategy(mirrors)
+    elif settings.distribution == "auto":
+        used = shared_equally(found, batches)
+        if len(used) < len(found):
+            print(idle(found, len(used), batches))
+        chosen = tf.distribute.MirroredStrategy(used) if len(used) > 1 else tf.distribute.get_strategy()
     else:
         chosen = tf.distribute.get_strategy()
-    for name in ("gan_batch", "detector_batch"):
-        if getattr(settings, name) % chosen.num_replicas_in_sync:
-            raise InputError(
-                f"--{name}={getattr(settings, name)} is not "
-                f"divisible by {chosen.num_replicas_in_sync} devices"
-            )
+    for name, size in batches.items():
+        if size % chosen.num_replicas_in_sync:
+            raise InputError(f"--{name}={size} is not divisible by {chosen.num_replicas_in_sync} devices")
     return chosen
+
+
+def gpus() -> list[str]:
+    """Returns the names of the GPUs that TensorFlow sees."""
+    return [device.name for device in tf.config.list_logical_devices("GPU")]
+
+
+def shared_equally(found: Sequence[str], batches: Mapping[str, int]) -> list[str]:
+    """Returns the first of the devices, as many as divide all batches."""
+    common = math.gcd(*batches.values())
+    return list(found[: max((n for n in range(1, len(found) + 1) if common % n == 0), default=0)])
+
+
+def idle(found: Sequence[str], used: int, batches: Mapping[str, int]) -> str:
+    """Returns a sentence that names the GPUs after the first `used`, and the batches that would use all."""
+    names = ", ".join(name.removeprefix("/device:") for name in found[used:])
+    total = len(found)
+    wanted = " ".join(
+        f"--{name}={-(-size // total) * total}" for name, size in batches.items() if size % total
+    )
+    given = " ".join(f"--{name}={size}" for name, size in batches.items())
+    return f"idle: {names}, because {total} GPUs cannot share {given} equally; {wanted} would use all"
 
 
 def precision(settings: Train) -> contextlib.AbstractContextManager:

@@ -58,7 +58,8 @@ class Train:
     )
     distribution: str = option(
         "auto",
-        "auto: all GPUs, or one device; mirrored: MirroredStrategy.",
+        "auto: as many GPUs as divide --gan_batch and --detector_batch, or the CPU; one: one device; "
+        "mirrored: all GPUs, or all CPU devices, which must divide both.",
         choices=("auto", "one", "mirrored"),
     )
     workers: int = option(
