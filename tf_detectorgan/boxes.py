@@ -118,7 +118,7 @@ def dilate(boxes, margin):
 
 def mask(boxes, height: int, width: int):
     """1.0 where a pixel's centre lies in the box, else 0.0: [..., height, width] for boxes [..., 4]."""
-    x0, y0, x1, y1 = (v[..., None, None] for v in tf.unstack(boxes, axis=-1))
+    x0, y0, x1, y1 = tf.unstack(boxes[..., None, None, :], axis=-1)
     x = tf.range(width, dtype=boxes.dtype) + 0.5
     y = tf.range(height, dtype=boxes.dtype)[:, None] + 0.5
     return tf.cast((x >= x0) & (x < x1) & (y >= y0) & (y < y1), tf.float32)
@@ -131,7 +131,7 @@ def feathered_mask(boxes, height: int, width: int, feather):
 
     1 in the whole box, 0 at more than `feather` pixels from it; corners are rounded (Euclidean distance).
     """
-    x0, y0, x1, y1 = (v[..., None, None] for v in tf.unstack(boxes, axis=-1))
+    x0, y0, x1, y1 = tf.unstack(boxes[..., None, None, :], axis=-1)
     x = tf.range(width, dtype=boxes.dtype) + 0.5
     y = tf.range(height, dtype=boxes.dtype)[:, None] + 0.5
     dx = tf.maximum(tf.maximum(x0 - x, x - x1), 0.0)

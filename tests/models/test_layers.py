@@ -175,3 +175,16 @@ def test_layers_survive_saving(tmp_path, layer):
     model.save(tmp_path / "model.keras")
     x = tf.random.normal([1, 4, 4, 6])
     np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "model.keras")(x), model(x))
+
+
+def test_instance_normalization_refuses_a_second_derivative():
+    """Half of it would be missing in silence: its backward op's derivative to the image."""
+    layer, x = with_random_weights(layers.InstanceNormalization()), tf.cast(images(0), tf.float32)
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = tf.reduce_sum(layer(x) ** 2)
+        first = tape.gradient(value, x)
+    with pytest.raises(RuntimeError, match="use ExactGroupNormalization"):
+        outer.gradient(first, x)

@@ -174,16 +174,48 @@ class InstanceNormalization(ExactGroupNormalization):
         """[N, H, W, C] to the same; each (image, channel) has mean 0 and variance 1 before gamma, beta."""
         if self.variable_dtype != "float32":  # the fused op has statistics of no other dtype
             return super().call(inputs)
-        x = tf.cast(inputs, tf.float32)
-        alone = inputs.shape[0] == 1
-        count, height, width, channels = tf.unstack(tf.shape(x)) if None in x.shape[:3] else x.shape
-        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
-        if not alone:  # images for channels
-            x = tf.reshape(tf.transpose(x, [1, 2, 0, 3]), [1, height, width, count * channels])
-            gamma, beta = tf.tile(gamma, [count]), tf.tile(beta, [count])
-        normal = tf.raw_ops.FusedBatchNormV3(
-            x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=self.epsilon, is_training=True
-        ).y
-        if not alone:
-            normal = tf.transpose(tf.reshape(normal, [height, width, count, channels]), [2, 0, 1, 3])
+        normal = _normalized_alone(tf.cast(inputs, tf.float32), self.gamma, self.beta, self.epsilon)
         return tf.cast(normal, inputs.dtype)
+
+
+def _normalized_alone(x, gamma, beta, epsilon: float):
+    """Batch normalisation of each image of x [N, H, W, C] alone, by its fused op: images become channels."""
+    count, height, width, channels = tf.unstack(tf.shape(x)) if None in x.shape[:3] else x.shape
+    options = {"epsilon": epsilon, "is_training": True}
+
+    def as_channels(v):
+        if x.shape[0] == 1:
+            return v
+        return tf.reshape(tf.transpose(v, [1, 2, 0, 3]), [1, height, width, count * channels])
+
+    def as_images(v):
+        if x.shape[0] == 1:
+            return v
+        return tf.transpose(tf.reshape(v, [height, width, count, channels]), [2, 0, 1, 3])
+
+    def of_each(v):
+        return v if x.shape[0] == 1 else tf.tile(v, [count])
+
+    @tf.custom_gradient
+    def forward(x, gamma, beta):
+        mixed, scale = as_channels(x), of_each(gamma)
+        y, *_, mean, variance, workspace = tf.raw_ops.FusedBatchNormV3(
+            x=mixed, scale=scale, offset=of_each(beta), mean=[], variance=[], **options
+        )
+
+        @tf.custom_gradient
+        def gradient(upstream):
+            d = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=as_channels(upstream), x=mixed, scale=scale, reserve_space_1=mean,
+                reserve_space_2=variance, reserve_space_3=workspace, **options,
+            )  # fmt: skip
+            weights = (tf.reduce_sum(tf.reshape(v, [-1, channels]), 0) for v in d[1:3])
+            return (as_images(d.x_backprop), *weights), _refuse_second_derivative
+
+        return as_images(y), gradient
+
+    return forward(x, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta))
+
+
+def _refuse_second_derivative(*_):
+    raise RuntimeError("InstanceNormalization has a first derivative only; use ExactGroupNormalization(-1)")

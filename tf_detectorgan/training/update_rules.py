@@ -136,23 +136,18 @@ def apply(optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor])
     gradients = _clipped(optimizer, [tf.convert_to_tensor(g) for g in gradients])
     dtype = variables[0].dtype
     t, rate = (tf.cast(v, dtype) for v in (optimizer.iterations.value + 1, _learning_rate(optimizer)))
-    powers = [tf.pow(tf.cast(beta, dtype), t) for beta in (optimizer.beta_1, optimizer.beta_2)]
+    betas = optimizer.beta_1, optimizer.beta_2
+    powers = [tf.pow(tf.cast(beta, dtype), t) for beta in betas]  # by way of float32, as in Keras
+    scalars = [*powers, rate, *(tf.constant(v, dtype) for v in (*betas, optimizer.epsilon))]
 
     def step(w, m, v, g, decays: bool, *scalars):
-        rate, *powers = (tf.cast(scalar, w.dtype) for scalar in scalars)
+        scalars = [tf.cast(scalar, w.dtype) for scalar in scalars]
+        names = ("beta1_power", "beta2_power", "lr", "beta1", "beta2", "epsilon")
+        options = dict(zip(names, scalars, strict=True))
         if decays:
-            w.assign_sub(w * tf.cast(optimizer.weight_decay, w.dtype) * rate)
+            w.assign_sub(w * tf.cast(optimizer.weight_decay, w.dtype) * options["lr"])
         tf.raw_ops.ResourceApplyAdam(
-            var=w.handle,
-            m=m.handle,
-            v=v.handle,
-            beta1_power=powers[0],
-            beta2_power=powers[1],
-            lr=rate,
-            beta1=optimizer.beta_1,
-            beta2=optimizer.beta_2,
-            epsilon=optimizer.epsilon,
-            grad=tf.cast(g, w.dtype),
+            var=w.handle, m=m.handle, v=v.handle, grad=tf.cast(g, w.dtype), **options
         )
 
     def update(strategy, gradients, *scalars):
@@ -162,7 +157,7 @@ def apply(optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor])
             strategy.extended.update(w.value, step, args=(m.value, v.value, g, decays, *scalars), group=False)
         strategy.extended.update(optimizer.iterations.value, lambda count: count.assign_add(1), group=False)
 
-    tf.distribute.get_replica_context().merge_call(update, args=(gradients, rate, *powers))
+    tf.distribute.get_replica_context().merge_call(update, args=(gradients, *scalars))
 
 
 class _Rule(NamedTuple):
