@@ -60,17 +60,21 @@ def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> di
     terms, wishes, d_beside, d_theta = gan.judge(batch, drawn, step)  # Eqn 4, the GAN's own
     if p.DET is not None:
         synthetic = Labelled(drawn.x_syn, batch.insertion.boxes[:, None], batch.insertion.labels[:, None])
-        look = unroll.lookahead(
-            p.DET,
-            p.detector_optimizer,
-            batch.y,
-            synthetic,
-            batch.y2 if o.lambda_real else None,
-            later=batch.y_later,
-            mode=o.unroll,
-            recompute=o.recompute,
-            gradient=step.gradient,
-        )
+        # In turns: the activations of the cycle are free before those of DET are kept (decision 0135).
+        with tf.control_dependencies(
+            [tf.group(*wishes.values(), *d_beside, *(d for d in d_theta if d is not None))]
+        ):
+            look = unroll.lookahead(
+                p.DET,
+                p.detector_optimizer,
+                batch.y,
+                synthetic,
+                batch.y2 if o.lambda_real else None,
+                later=batch.y_later,
+                mode=o.unroll,
+                recompute=o.recompute,
+                gradient=step.gradient,
+            )
         terms |= {"L_real": look.L_real, "L_syn": look.L_syn}
         # - lambda_syn min(L_syn, cap): nothing more to gain beyond the cap.
         below_cap = tf.cast(replicas.total(look.L_syn) < o.syn_cap, tf.float32) if o.lambda_syn > 0 else 1.0
