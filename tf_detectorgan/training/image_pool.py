@@ -36,13 +36,16 @@ class ImagePool(tf.Module):
             return images, boxes
         batch = images.shape[0]
         filling = self.stored < self.size
-        order = tf.argsort(tf.random.stateless_uniform([self.size], seed))[:batch]
-        slots = tf.where(filling, self.stored + tf.range(batch), order)
+        # int64: GPUs slice and compare int32 on the host, and `order` would travel there.
+        order = tf.cast(tf.argsort(tf.random.stateless_uniform([self.size], seed)), tf.int64)[:batch]
+        slots = tf.where(filling, tf.cast(self.stored + tf.range(batch), tf.int64), order)
         coin = tf.random.stateless_uniform([batch], seed + 1) < 0.5
         take = ~filling & coin
         keep = filling | coin
         # Not a scatter, which deterministic GPUs do on the host: the whole pool would travel there and back.
-        stores = (slots[:, None] == tf.range(self.size)) & keep[:, None]  # [N, P], at most one N a slot
+        stores = (slots[:, None] == tf.range(self.size, dtype=tf.int64)) & keep[
+            :, None
+        ]  # [N, P], at most one N a slot
         stored, source = tf.reduce_any(stores, 0), tf.argmax(stores, 0)
         shown = []
         for pool, new in ((self.images, images), (self.boxes, boxes)):
