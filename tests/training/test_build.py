@@ -49,6 +49,18 @@ def test_detectors_schedule_by_hand():
     np.testing.assert_allclose(found, [0, 0.002, 0.01, 0.005, 0], atol=1e-7)
 
 
+@pytest.mark.parametrize("warm_up, decay", [(1, 1), (5, 95), (250, 4750)])
+def test_detectors_schedule_is_keras_s_to_the_last_bit(warm_up, decay):
+    ours = build.WarmUpThenCosine(1e-3, warm_up, decay)
+    keras_s = keras.optimizers.schedules.CosineDecay(0.0, decay, warmup_target=1e-3, warmup_steps=warm_up)
+    both = tf.function(lambda step: (ours(step), keras_s(step)), autograph=False)
+    for step in {*range(0, warm_up + decay + 3, 1 + decay // 50), warm_up, warm_up + decay}:
+        found, expected = both(tf.constant(step, tf.int64))
+        assert found.numpy() == expected.numpy(), step
+    again = build.WarmUpThenCosine.from_config(ours.get_config())
+    assert float(again(tf.constant(warm_up, tf.int64))) == pytest.approx(1e-3)
+
+
 def test_devices():
     assert build.strategy(Train()).num_replicas_in_sync == 1
     assert build.strategy(Train(distribution="one")).num_replicas_in_sync == 1

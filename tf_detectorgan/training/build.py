@@ -319,9 +319,7 @@ def alone_detector_optimizer(settings: Train, DET: Detector, steps: int, chosen)
     """AdamW with warm-up and a cosine to zero, for a detector trained alone."""
     warm_up = max(1, int(WARM_UP * steps))
     with chosen.scope():
-        rate = keras.optimizers.schedules.CosineDecay(
-            0.0, max(1, steps - warm_up), warmup_target=settings.detector_learning_rate, warmup_steps=warm_up
-        )
+        rate = WarmUpThenCosine(settings.detector_learning_rate, warm_up, max(1, steps - warm_up))
         optimizer = keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay)
         optimizer.build(DET.network.trainable_variables)
     return optimizer
@@ -340,3 +338,26 @@ class ConstantThenLinear(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         return {"rate": self.rate, "constant": self.constant, "decay": self.decay}
+
+
+@keras.saving.register_keras_serializable(package="tf_detectorgan")
+class WarmUpThenCosine(keras.optimizers.schedules.LearningRateSchedule):
+    """Linearly from 0 to `rate` in `warm_up` steps, then a cosine to 0 over `decay` steps.
+
+    Equal to Keras's CosineDecay, whose condition makes the host wait for the device once a variable.
+    """
+
+    def __init__(self, rate: float, warm_up: int, decay: int):
+        self.rate, self.warm_up, self.decay = rate, warm_up, decay
+
+    def __call__(self, step):
+        # Times a 1 that the graph optimiser does not see: it would divide by constants by way of their
+        # reciprocals, and differ from Keras in the last bit.
+        one = tf.cast(step >= 0, tf.float32)
+        rate, warm_up, decay = self.rate * one, self.warm_up * one, self.decay * one
+        step = tf.minimum(tf.cast(step, tf.float32), warm_up + decay)
+        falling = rate * (0.5 * (1.0 + tf.cos(math.pi * ((step - warm_up) / decay))))
+        return tf.where(step < warm_up, rate * (step / warm_up), falling)
+
+    def get_config(self):
+        return {"rate": self.rate, "warm_up": self.warm_up, "decay": self.decay}
