@@ -16,7 +16,7 @@ from tf_detectorgan import checkpoints
 from tf_detectorgan.batch import Batch, Labelled
 from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.models.detectors.detector import Detector
-from tf_detectorgan.training import build, summaries
+from tf_detectorgan.training import build, prefetch, summaries
 from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.joint_step import ALONE, SQUARED, Objective, Players, joint_step
 from tf_detectorgan.training.loop import Every, StopSignal, skip_finished
@@ -121,11 +121,14 @@ class Run:
         self.workers.spread(parts)
 
     def distributed(self, batches: tf.data.Dataset) -> Iterator:
+        """The batches in their order, each replica's part on its device where that is a GPU."""
         if self.workers.strategy:
             return self.workers.rows(batches)
-        if self.strategy.num_replicas_in_sync == 1:
-            return iter(batches)
-        return iter(self.strategy.experimental_distribute_dataset(batches))
+        replicas = self.strategy.num_replicas_in_sync
+        gpu = prefetch.target([d.name for d in tf.config.list_logical_devices("GPU")], replicas)
+        if gpu:
+            return prefetch.ahead(batches, gpu)
+        return iter(batches if replicas == 1 else self.strategy.experimental_distribute_dataset(batches))
 
 
 def joint_function(run: Run, players: Players, objective: Objective) -> Callable:

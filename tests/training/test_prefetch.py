@@ -1,0 +1,66 @@
+"""Batches copied ahead of the step: which, where to, in which order."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_detectorgan.batch import Labelled
+from tf_detectorgan.training import prefetch
+
+CPU_1 = "/job:localhost/replica:0/task:0/device:CPU:1"
+
+
+@pytest.mark.parametrize(
+    "gpus, replicas, expected",
+    [([], 1, None), (["GPU:0"], 1, "GPU:0"), (["GPU:0", "GPU:1"], 1, "GPU:0"), (["GPU:0", "GPU:1"], 2, None)],
+)
+def test_one_replica_has_its_batches_on_the_first_gpu(gpus, replicas, expected):
+    assert prefetch.target(gpus, replicas) == expected
+
+
+def numbered(count):
+    """Batch t holds the number t everywhere."""
+    return tf.data.Dataset.range(count).map(
+        lambda t: Labelled(
+            tf.fill([2, 4, 4, 1], tf.cast(t, tf.float32)),
+            tf.fill([2, 1, 4], 0.5),
+            tf.fill([2, 1], tf.cast(t, tf.int32)),
+        )
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_floats_arrive_on_the_device_in_order_and_integers_stay_on_the_host(count):
+    found = list(prefetch.ahead(numbered(count), CPU_1))
+    assert len(found) == count
+    for t, batch in enumerate(found):
+        assert isinstance(batch, Labelled)
+        assert {batch.images.device, batch.boxes.device} == {CPU_1}
+        assert batch.labels.device.endswith("CPU:0")
+        np.testing.assert_array_equal(batch.images, np.full([2, 4, 4, 1], t))
+        np.testing.assert_array_equal(batch.labels, np.full([2, 1], t))
+
+
+def test_no_more_than_a_few_batches_are_taken_early():
+    drawn = []
+
+    def source():
+        for t in range(100):
+            drawn.append(t)
+            yield tf.constant(float(t))
+
+    batches = prefetch.ahead(source(), CPU_1)
+    assert float(next(batches)) == 0
+    batches.close()  # waits for the thread
+    assert len(drawn) <= 1 + prefetch.AHEAD
+
+
+def test_an_error_of_the_pipeline_is_raised_where_its_batch_is_asked_for():
+    def source():
+        yield tf.constant(1.0)
+        raise ValueError("record 2 is damaged")
+
+    batches = prefetch.ahead(source(), CPU_1)
+    assert float(next(batches)) == 1
+    with pytest.raises(ValueError, match="record 2"):
+        next(batches)
