@@ -125,18 +125,18 @@ def _fault(op, largest: int) -> str:
         return "is computed on the host when determinism is on"
     if op.type in WITHOUT_KERNEL or op.type == "Placeholder":
         return ""
-    fitting = [kernel for kernel in _kernels(op.type) if _fits(kernel, op)]
+    fitting = [kernel for kernel in kernels(op.type) if fits(kernel, op)]
     if not fitting:
         return f"has no GPU kernel for {', '.join(sorted({t.dtype.name for t in op.inputs}))}"
     on_host = set.intersection(*(set(kernel.host_memory_arg) for kernel in fitting))
-    for argument, tensor in _arguments(op):
+    for argument, tensor in arguments(op):
         if argument in on_host and (tensor.shape.num_elements() or 0) > largest:
             return f"its {argument} of shape {tensor.shape} lies in the host's memory"
     return ""
 
 
 @functools.cache
-def _kernels(kind: str) -> list:
+def kernels(kind: str) -> list:
     """Registered for GPUs, or for every device."""
     return [k for k in get_registered_kernels_for_op(kind).kernel if k.device_type in ("GPU", "DEFAULT")]
 
@@ -146,7 +146,7 @@ def _trains_batch_norm(op) -> bool:
     return op.type.startswith("FusedBatchNormGrad") and op.get_attr("is_training")
 
 
-def _fits(kernel, op) -> bool:
+def fits(kernel, op) -> bool:
     """Whether a kernel takes the op's types."""
     for constraint in kernel.constraint:
         given = op.node_def.attr[constraint.name]
@@ -156,7 +156,7 @@ def _fits(kernel, op) -> bool:
     return True
 
 
-def _arguments(op) -> Iterator[tuple[str, tf.Tensor]]:
+def arguments(op) -> Iterator[tuple[str, tf.Tensor]]:
     """(name, tensor) of the op's inputs and outputs by their names in kernels; a list has one name."""
     for described, tensors in ((op.op_def.input_arg, op.inputs), (op.op_def.output_arg, op.outputs)):
         rest = iter(tensors)
