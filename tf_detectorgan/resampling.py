@@ -45,12 +45,12 @@ def cut(images, boxes) -> tuple[tf.Tensor, tf.Tensor]:
     """The pixels that boxes [N, 4] touch, moved to the top left corner of [N, H, W, C], 0 beyond.
 
     Returns:
-      The moved pixels [N, H, W, C], and their sizes [N, 2] int32, (height, width), at least 1.
+      The moved pixels [N, H, W, C], and their sizes [N, 2] int64, (height, width), at least 1.
     """
     low, high = _corners(boxes)
-    limits = tf.constant([*images.shape[1:3]])
-    first = tf.clip_by_value(tf.cast(tf.floor(low), tf.int32), 0, limits - 1)
-    last = tf.clip_by_value(tf.cast(tf.math.ceil(high), tf.int32), first + 1, limits)
+    limits = tf.constant([*images.shape[1:3]], tf.int64)  # GPUs do the arithmetic of int32 on the host
+    first = tf.clip_by_value(tf.cast(tf.floor(low), tf.int64), 0, limits - 1)
+    last = tf.clip_by_value(tf.cast(tf.math.ceil(high), tf.int64), first + 1, limits)
     rows, columns = (_moved(first[:, axis], last[:, axis], images.shape[1 + axis]) for axis in (0, 1))
     return _products(rows, columns, images), last - first
 
@@ -70,7 +70,6 @@ def _hat(places, count: int) -> tf.Tensor:
 
 def _moved(first, last, count: int) -> tf.Tensor:
     """Weights [N, count, count] that move pixels `first` to `last` - 1 (both [N]) to the beginning."""
-    # As floats: GPUs compare int32 on the host.
     first, last = (tf.cast(edge, tf.float32)[:, None] for edge in (first, last))
     places = tf.range(count, dtype=tf.float32)
     source = first + places

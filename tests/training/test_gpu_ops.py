@@ -12,6 +12,7 @@ from tf_detectorgan import config
 from tf_detectorgan.data import pipeline, records
 from tf_detectorgan.models.detectors import DETECTORS
 from tf_detectorgan.training import build, gpu_ops, phases
+from tf_detectorgan.training.host_transfers import host_transfers
 from tf_detectorgan.training.loop import StopSignal
 from tf_detectorgan.training.run import Run, joint_function
 from tf_detectorgan.training.settings import ARMS, GANS, Train
@@ -94,13 +95,16 @@ def test_no_graph_holds_an_op_that_a_deterministic_gpu_refuses(case, dataset, tm
     monkeypatch.setattr(phases.checkpoints, "load", lambda *_: None)  # of a generator that is not trained
     monkeypatch.setattr(phases.checkpoints, "fingerprint", lambda _: "")
     run = Run(config.parse(Train, [*CASES[case], f"--run_dir={tmp_path}"]), dataset, StopSignal())
-    graphs = training_graphs(run) | using_graphs(run)
+    training = training_graphs(run)
+    graphs = training | using_graphs(run)
     print(f"{case}: {', '.join(f'{name} {len(graph.get_operations())}' for name, graph in graphs.items())}")
     arms = run.settings.arm
     assert sum("joint" in name for name in graphs) == sum(bool(ARMS[arm].detector) for arm in arms)
     assert sum("synthetic" in name for name in graphs) == len(set(arms) - {"real_only"})
     found = {name: gpu_ops.faults(graph, LARGEST) for name, graph in graphs.items()}
     assert not any(found.values()), found
+    copied = {name: host_transfers(graph) for name, graph in training.items()}
+    assert not any(copied.values()), copied  # no step waits for the device
 
 
 def crop_and_resize(image):

@@ -49,9 +49,9 @@ def spatial_pyramid(features, sizes):
 
 def _maxima(x, sizes, bins: int):
     """Maxima [N, bins, W, C] over the second axis of x [N, H, W, C], cut into `bins` at sizes [N]."""
-    i = tf.range(bins)
+    i = tf.range(bins, dtype=sizes.dtype)
     first = (sizes[:, None] * i // bins)[..., None]
     last = -(-sizes[:, None] * (i + 1) // bins)[..., None]
-    place = tf.range(x.shape[1])
+    place = tf.range(x.shape[1], dtype=sizes.dtype)
     inside = (place >= first) & (place < last)  # [N, bins, H]
     return tf.reduce_max(tf.where(inside[..., None, None], x[:, None], x.dtype.min), axis=2)
