@@ -125,18 +125,44 @@ def _fault(op, largest: int) -> str:
         return "is computed on the host when determinism is on"
     if op.type in WITHOUT_KERNEL or op.type == "Placeholder":
         return ""
-    fitting = [kernel for kernel in kernels(op.type) if fits(kernel, op)]
-    if not fitting:
+    on_host = host_arguments(op)
+    if on_host is None:
         return f"has no GPU kernel for {', '.join(sorted({t.dtype.name for t in op.inputs}))}"
-    on_host = set.intersection(*(set(kernel.host_memory_arg) for kernel in fitting))
     for argument, tensor in arguments(op):
         if argument in on_host and (tensor.shape.num_elements() or 0) > largest:
             return f"its {argument} of shape {tensor.shape} lies in the host's memory"
     return ""
 
 
+def host_arguments(op: tf.Operation) -> frozenset[str] | None:
+    """Names of the arguments that all of the op's GPU kernels have in the host's memory; None: no kernel."""
+    attributes = op.node_def.attr
+    types = []
+    for name in _constrained(op.type):
+        given = attributes[name]
+        types.append((name, frozenset(given.list.type or [given.type])))
+    return _host_arguments(op.type, frozenset(types))
+
+
 @functools.cache
-def kernels(kind: str) -> list:
+def _host_arguments(kind: str, types: frozenset[tuple[str, frozenset]]) -> frozenset[str] | None:
+    given = dict(types)
+    fitting = [
+        frozenset(kernel.host_memory_arg)
+        for kernel in _kernels(kind)
+        if all(given[one.name] <= set(one.allowed_values.list.type) for one in kernel.constraint)
+    ]
+    return frozenset.intersection(*fitting) if fitting else None
+
+
+@functools.cache
+def _constrained(kind: str) -> list[str]:
+    """Attributes, types or lists of types, by which kernels are chosen."""
+    return sorted({one.name for kernel in _kernels(kind) for one in kernel.constraint})
+
+
+@functools.cache
+def _kernels(kind: str) -> list:
     """Registered for GPUs, or for every device."""
     return [k for k in get_registered_kernels_for_op(kind).kernel if k.device_type in ("GPU", "DEFAULT")]
 
@@ -144,16 +170,6 @@ def kernels(kind: str) -> list:
 def _trains_batch_norm(op) -> bool:
     """Whether the op is a batch norm's gradient of the kind that is deterministic."""
     return op.type.startswith("FusedBatchNormGrad") and op.get_attr("is_training")
-
-
-def fits(kernel, op) -> bool:
-    """Whether a kernel takes the op's types."""
-    for constraint in kernel.constraint:
-        given = op.node_def.attr[constraint.name]
-        types = given.list.type or [given.type]
-        if not set(types) <= set(constraint.allowed_values.list.type):
-            return False
-    return True
 
 
 def arguments(op) -> Iterator[tuple[str, tf.Tensor]]:

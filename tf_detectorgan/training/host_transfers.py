@@ -136,12 +136,9 @@ def _known_shape(op: tf.Operation) -> bool:
     return op.type in SHAPES and all(t.shape.is_fully_defined() for t in op.inputs)
 
 
-def _host_arguments(op: tf.Operation) -> set[str] | None:
-    """Names of the arguments that the op's GPU kernel has in the host's memory; None: the host runs it."""
+def _host_arguments(op: tf.Operation) -> frozenset[str] | None:
+    """`gpu_ops.host_arguments`; also None for int32 variables, which TensorFlow keeps on the host."""
     variable = any(t.dtype == tf.resource for t in op.inputs) and "dtype" in op.node_def.attr
     if variable and op.get_attr("dtype") == tf.int32:
-        return None  # TensorFlow keeps int32 variables on the host
-    fitting = [kernel for kernel in gpu_ops.kernels(op.type) if gpu_ops.fits(kernel, op)]
-    if not fitting:
         return None
-    return set.intersection(*(set(kernel.host_memory_arg) for kernel in fitting))
+    return gpu_ops.host_arguments(op)
