@@ -122,6 +122,7 @@ def make_images(run: Run, name: str, judges: Auditors | None) -> None:
 
     peak_memory.reset()
     method, checkpoint = insertion_of(run, name, arm)
+    run.functions[directory.name] = method
     kept = synthesize(
         method,
         run.dataset,
@@ -271,6 +272,7 @@ def _train_generators(
 ) -> None:
     """`steps` of `function`, which trains `players`; step 0 is number `first` of batches and seeds."""
     s, writer = run.settings, run.writer(arm, directory.name)
+    run.functions[directory.name] = function
 
     def batches(start: int) -> Iterator:
         return run.distributed(_joint_batches(run, kind, first + start, first + steps, unroll_steps))
@@ -318,6 +320,7 @@ def _train_detector(run, arm, phase, directory, steps, *, real=None, synthetic=N
     """A fresh detector, alone. `real`, `synthetic`: as in `labelled_batches`."""
     s, writer = run.settings, run.writer(arm, phase)
     optimizer, function = run.alone[steps]
+    run.functions[phase] = function
     run.reset_detector(optimizer)
 
     def batches(start: int) -> Iterator:

@@ -35,6 +35,7 @@ class Run:
     workers: Workers = dataclasses.field(default_factory=Workers)
     elsewhere: str = ""  # names a data set that is not the one the run was trained on
     initial_weights: list[np.ndarray] = dataclasses.field(init=False, default_factory=list)
+    functions: dict[str, Callable] = dataclasses.field(init=False, default_factory=dict)  # of phases that ran
     _players: dict[str, Players] = dataclasses.field(init=False, default_factory=dict)
     _gan_steps: dict[str, Callable] = dataclasses.field(init=False, default_factory=dict)
 
