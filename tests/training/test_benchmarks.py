@@ -166,6 +166,29 @@ def test_roofline(monkeypatch, tmp_path):
     assert row["share"]["median"] == pytest.approx(share, rel=1e-3)
 
 
+def test_host_trips_counts_what_python_calls_in_a_step(tmp_path):
+    """A batch and a graph a step, and what is planted: an op of its own, an int32 that comes to the host."""
+    import host_trips
+
+    from tf_detectorgan.training.loop import StopSignal
+    from tf_detectorgan.training.settings import Train
+
+    run = host_trips.TracedRun(Train(), None, StopSignal())
+    step = tf.function(lambda v: tf.cast(v, tf.int32) + 1, autograph=False)
+    run.functions["toy"] = step
+
+    def phase():
+        for batch in run.distributed(tf.data.Dataset.range(host_trips.WARM_UP + host_trips.STEPS + 2)):
+            step(tf.sqrt(tf.zeros([2])))
+            assert batch is not None
+
+    row = host_trips.traced(run, "toy", phase, tmp_path)
+    called = row["called by Python"]
+    assert {called[kind] for kind in ("IteratorGetNext", "the step's graph", "Sqrt")} == {1.0}
+    (copied,) = row["copies to the host by the graph"]
+    assert (copied["kind"], copied["elements"]) == ("AddV2", 2)
+
+
 def test_what_prepare_is_measured_on_can_be_prepared(tmp_path):
     import prepare as benchmark
 

@@ -59,7 +59,7 @@ class TimedRun(Run):
 
 def trial(settings: Train) -> dict[str, Any]:
     """The record of all phases of the first of --arm; draws --data_dir if nothing is there."""
-    _draw(settings)
+    draw(settings)
     begun = run_directory.begin(settings, Workers())
     run = TimedRun(begun.settings, begun.dataset, begun.stop, begun.workers)
     name = settings.arm[0]
@@ -77,8 +77,8 @@ def trial(settings: Train) -> dict[str, Any]:
     return {"machine": _machine(), "phases": found, "memory": peak_memory.read()}
 
 
-def _draw(settings: Train) -> None:
-    """A phantom of a few images."""
+def draw(settings: Train) -> None:
+    """Writes a phantom of a few images to --data_dir unless a data set is there."""
     directory = Path(settings.data_dir)
     if not records.is_dataset(directory):
         few = phantom.PhantomConfig(

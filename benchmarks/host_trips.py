@@ -1,0 +1,117 @@
+"""What the host does in a training step of `train` but to launch kernels: copies from the GPU, ops by Python.
+
+    python benchmarks/host_trips.py --out=docs/results/host_trips.json -- --flagfile=configs/demo.flags
+
+Each phase runs by `train`'s own loop; TensorFlow's profiler traces STEPS of its steps between two rows of
+scalars. Counted a step: on a GPU the trace's copies from device to host and back; anywhere the TensorFlow ops
+that Python calls one by one, and the copies to the host that a GPU would make by the graph's kernels
+(training/host_transfers.py). What follows `--` are flags of `train`.
+"""
+
+import argparse
+import collections
+import sys
+import tempfile
+from pathlib import Path
+
+import measuring
+import tensorflow as tf
+from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+from tf_detectorgan import config
+from tf_detectorgan.training import phases, run_directory, trial
+from tf_detectorgan.training.host_transfers import host_transfers
+from tf_detectorgan.training.run import Run
+from tf_detectorgan.training.settings import Train
+from tf_detectorgan.training.workers import Workers
+
+STEPS, WARM_UP = 20, 3
+CALLED = "EagerLocalExecute: "  # the profiler's name for an op or a graph that Python calls
+COPIES = {"MemcpyD2H": "copies to the host", "MemcpyH2D": "copies to the device"}
+
+
+class TracedRun(Run):
+    """A run that traces steps WARM_UP to WARM_UP + STEPS - 1 of each phase into `folder`."""
+
+    folder: Path
+
+    def distributed(self, batches):
+        for number, batch in enumerate(super().distributed(batches)):
+            if number == WARM_UP:
+                tf.profiler.experimental.start(str(self.folder))
+            if number == WARM_UP + STEPS:
+                tf.profiler.experimental.stop()
+            yield batch
+
+
+def traced(run: TracedRun, name: str, phase, folder: Path) -> dict:
+    """The row of a phase."""
+    run.folder = folder / name
+    phase()
+    (file,) = run.folder.rglob("*.xplane.pb")
+    planes = xplane_pb2.XSpace.FromString(file.read_bytes()).planes
+    calls, copies = collections.Counter(), collections.Counter()
+    for plane in planes:
+        for event in (event for line in plane.lines for event in line.events):
+            said = plane.event_metadata[event.metadata_id].name
+            if said.startswith(CALLED):
+                calls[_kind(said)] += 1
+            if "GPU" in plane.name:
+                copies.update(column for start, column in COPIES.items() if said.startswith(start))
+    graph = run.functions[name]._list_all_concrete_functions()[-1].graph
+    row = {
+        "phase": name,
+        "called by Python": {kind: count / STEPS for kind, count in calls.most_common()},
+        "copies to the host by the graph": [transfer._asdict() for transfer in host_transfers(graph)],
+    }
+    return row | ({column: copies[column] / STEPS for column in COPIES.values()} if _gpus() else {})
+
+
+def _kind(said: str) -> str:
+    """The op's type; graphs have numbers in their names."""
+    op = said.removeprefix(CALLED)
+    return "the step's graph" if op.startswith("__inference") else op
+
+
+def _gpus() -> list:
+    return tf.config.list_physical_devices("GPU")
+
+
+def run(options: argparse.Namespace, folder: Path) -> dict:
+    """Measures, prints and writes."""
+    steps = WARM_UP + STEPS + 2
+    words = [f"--{name}_steps={steps}" for name in ("gan", "joint", "pretrain_detector", "final")]
+    words += [f"--run_dir={folder / 'run'}", f"--data_dir={folder / 'data'}", "--arm=detectorgan"]
+    words += [f"--{name}_every={2 * steps}" for name in ("log", "image", "checkpoint", "validate")]
+    settings = config.parse(Train, [*options.train, *words])
+    trial.draw(settings)
+    begun = run_directory.begin(settings, Workers())
+    traced_run = TracedRun(begun.settings, begun.dataset, begun.stop, begun.workers)
+    rows = [
+        traced(traced_run, "pretrain_gan", lambda: phases.pretrain_gan(traced_run, "cyclegan"), folder),
+        traced(traced_run, "pretrain_detector", lambda: phases.pretrain_detector(traced_run), folder),
+        traced(traced_run, "joint", lambda: phases.joint(traced_run, "detectorgan"), folder),
+    ]
+    for row in rows:
+        print(f"{row['phase']}, a step:")
+        for column, value in list(row.items())[1:]:
+            print(f"  {column}: {len(value) if isinstance(value, list) else value}")
+    content = {"machine": measuring.machine() | {"GPUs": len(_gpus())}, "flags": options.train}
+    content |= {"steps": STEPS, "rows": rows}
+    if options.out:
+        measuring.write(options.out, content)
+    return content
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument("train", nargs="*", help="flags of train, behind --")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="host_trips-") as made:
+        run(parse(sys.argv[1:]), Path(made))
