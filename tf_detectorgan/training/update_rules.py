@@ -141,9 +141,9 @@ def apply(optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor])
     scalars = [*powers, rate, *(tf.constant(v, dtype) for v in (*betas, optimizer.epsilon))]
 
     def step(w, m, v, g, decays: bool, *scalars):
-        scalars = [tf.cast(scalar, w.dtype) for scalar in scalars]
+        cast = [tf.cast(scalar, w.dtype) for scalar in scalars]
         names = ("beta1_power", "beta2_power", "lr", "beta1", "beta2", "epsilon")
-        options = dict(zip(names, scalars, strict=True))
+        options = dict(zip(names, cast, strict=True))
         if decays:
             w.assign_sub(w * tf.cast(optimizer.weight_decay, w.dtype) * options["lr"])
         tf.raw_ops.ResourceApplyAdam(
