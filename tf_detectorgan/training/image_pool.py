@@ -43,9 +43,8 @@ class ImagePool(tf.Module):
         take = ~filling & coin
         keep = filling | coin
         # Not a scatter, which deterministic GPUs do on the host: the whole pool would travel there and back.
-        stores = (slots[:, None] == tf.range(self.size, dtype=tf.int64)) & keep[
-            :, None
-        ]  # [N, P], at most one N a slot
+        chosen = slots[:, None] == tf.range(self.size, dtype=tf.int64)
+        stores = chosen & keep[:, None]  # [N, P], at most one N a slot
         stored, source = tf.reduce_any(stores, 0), tf.argmax(stores, 0)
         shown = []
         for pool, new in ((self.images, images), (self.boxes, boxes)):
