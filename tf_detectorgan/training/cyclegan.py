@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from tf_detectorgan import losses
-from tf_detectorgan.batch import Batch, Insertion, Labelled
+from tf_detectorgan.batch import Batch, Insertion
 from tf_detectorgan.models.generators import Composition, bbox_target, bbox_weight, insert, reinsert, remove
 from tf_detectorgan.resampling import crop
 from tf_detectorgan.training import replicas, summaries
@@ -77,8 +77,6 @@ class CycleGAN:
             weight = bbox_weight(batch.insertion, o.composition, *x_syn.shape[1:3])
             target = bbox_target(batch.x, batch.insertion, o.composition)
             L_bbox = replicas.share(losses.bbox_loss(x_syn, target, weight))
-            L_cycle, L_identity = self._cycle(batch, x_syn, y_clean)
-            cyclic = o.lambda_cycle * L_cycle + o.lambda_identity * L_identity
             adversarial_Y = o.lambda_global * L_globalY
             weighted = {
                 "global": o.lambda_global * L_globalX,
@@ -86,8 +84,12 @@ class CycleGAN:
                 "bbox": o.lambda_bbox * L_bbox,
             }
         wishes = {name: step.gradient(tape, term, x_syn) for name, term in weighted.items()}
-        wishes["cycle"], d_y_cycle, *d_theta = step.gradient(tape, cyclic, [x_syn, y_clean, *self.theta])
+        losses_y, (d_y_cycle, *d_G_X) = self._cycle_y(batch, y_clean, step)
+        # In turns: the activations of one half of the cycle are free before those of the other are kept.
+        with tf.control_dependencies([d_y_cycle, *d_G_X]):
+            losses_x, (wishes["cycle"], *d_G_Y) = self._cycle_x(batch, x_syn, step)
         d_y = step.gradient(tape, adversarial_Y, y_clean) + d_y_cycle
+        L_cycle, L_identity = (a + b for a, b in zip(losses_y, losses_x, strict=True))
         terms = {
             "L_globalX": L_globalX,
             "L_localX": L_localX,
@@ -96,7 +98,7 @@ class CycleGAN:
             "L_cycle": L_cycle,
             "L_identity": L_identity,
         }
-        return Judged(terms, wishes, (d_y,), d_theta)
+        return Judged(terms, wishes, (d_y,), [*d_G_X, *d_G_Y])
 
     def train_discriminators(self, batch: Batch, drawn: Drawn, seed, step: Step) -> dict[str, tf.Tensor]:
         """Eqn 4, the discriminators' side, on real images and on the pool. u trains DIS_globalX only."""
@@ -135,16 +137,39 @@ class CycleGAN:
         x_syn, (y_clean,) = self.draw(batch)
         return summaries.insertion_picture(batch.x, batch.insertion, x_syn, batch.y, y_clean)
 
-    def _cycle(self, batch: Batch, x_syn, y_clean):
-        """L_cycle, and L_identity on images that are already what the generator should make: scalars."""
-        x, y, composed = batch.x, batch.y, self.objective.composition
-        y_twice = Labelled(*(tf.concat([v, v], 0) for v in y))
-        boxes_twice, labels_twice = (tf.concat([v, v], 0)[:, None] for v in batch.insertion[:2])
-        x_content, y_content = (tf.concat([v, v], 0) for v in (batch.insertion.content, batch.y_content))
-        y_back, y_same = tf.split(
-            reinsert(self.G_X, tf.concat([y_clean, y.images], 0), y_twice, y_content, composed), 2
-        )
-        removed = remove(self.G_Y, tf.concat([x_syn, x], 0), boxes_twice, labels_twice, x_content, composed)
-        x_back, x_same = tf.split(removed, 2)
-        L_cycle = replicas.share(losses.l1(x_back, x) + losses.l1(y_back, y.images))
-        return L_cycle, replicas.share(losses.l1(y_same, y.images) + losses.l1(x_same, x))
+    def _cycle_y(self, batch: Batch, y_clean, step: Step):
+        """G_X at `y_clean` and at y: (L_cycle, L_identity) of y, and the gradients to y_clean and to G_X."""
+        y, variables = batch.y, self.G_X.trainable_variables
+        with tf.GradientTape() as tape:
+            tape.watch(y_clean)
+            twice, content = (tf.nest.map_structure(_twice, v) for v in (y, batch.y_content))
+            images = tf.concat([y_clean, y.images], 0)
+            drawn = reinsert(self.G_X, images, twice, content, self.objective.composition)
+            terms, weighted = self._cyclic(drawn, y.images)
+        return terms, step.gradient(tape, weighted, [y_clean, *variables])
+
+    def _cycle_x(self, batch: Batch, x_syn, step: Step):
+        """G_Y at `x_syn` and at x: (L_cycle, L_identity) of x, and the gradients to x_syn and to G_Y."""
+        x, (boxes, labels, _, content) = batch.x, tf.nest.map_structure(_twice, batch.insertion)
+        variables = self.G_Y.trainable_variables
+        with tf.GradientTape() as tape:
+            tape.watch(x_syn)
+            images, composed = tf.concat([x_syn, x], 0), self.objective.composition
+            drawn = remove(self.G_Y, images, boxes[:, None], labels[:, None], content, composed)
+            terms, weighted = self._cyclic(drawn, x)
+        return terms, step.gradient(tape, weighted, [x_syn, *variables])
+
+    def _cyclic(self, drawn, images):
+        """Returns (L_cycle, L_identity) of `drawn` [2N, H, W, C] and their weighted sum.
+
+        Both compare with `images` [N, H, W, C], from which the second half was drawn; the first was drawn
+        from what the other generator made of them.
+        """
+        back, same = tf.split(drawn, 2)
+        L_cycle, L_identity = (replicas.share(losses.l1(half, images)) for half in (back, same))
+        o = self.objective
+        return (L_cycle, L_identity), o.lambda_cycle * L_cycle + o.lambda_identity * L_identity
+
+
+def _twice(v):
+    return tf.concat([v, v], 0)
