@@ -177,14 +177,24 @@ def test_layers_survive_saving(tmp_path, layer):
     np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "model.keras")(x), model(x))
 
 
-def test_instance_normalization_refuses_a_second_derivative():
-    """Half of it would be missing in silence: its backward op's derivative to the image."""
-    layer, x = with_random_weights(layers.InstanceNormalization()), tf.cast(images(0), tf.float32)
-    with tf.GradientTape() as outer:
-        outer.watch(x)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            value = tf.reduce_sum(layer(x) ** 2)
-        first = tape.gradient(value, x)
-    with pytest.raises(RuntimeError, match="use ExactGroupNormalization"):
-        outer.gradient(first, x)
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_derivative_beyond_the_last_is_refused(exact):
+    """The second of InstanceNormalization, the third of ExactGroupNormalization: not half of it in silence."""
+    layer = with_random_weights(
+        layers.ExactGroupNormalization(3) if exact else layers.InstanceNormalization()
+    )
+    x = tf.cast(images(0), tf.float32)
+
+    def slope(function):
+        def along(point):
+            with tf.GradientTape() as tape:
+                tape.watch(point)
+                value = tf.reduce_sum(function(point) ** 2)
+            return tape.gradient(value, point)
+
+        return along
+
+    last = slope(slope(layer)) if exact else slope(layer)
+    assert np.isfinite(last(x)).all()
+    with pytest.raises(RuntimeError, match="GroupNormalization has no third" if exact else "has no second"):
+        slope(last)(x)

@@ -6,7 +6,7 @@ Letters: N images, H, W, C channels, G groups.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
@@ -72,15 +72,11 @@ def _normalized(x, size: int, epsilon: float):
 
     With the projection P(v) = v - mean(v) - x^ mean(x^ v), the gradient along u is r P(u). P is self-adjoint,
     so of the product of that gradient with w the derivative to u is r P(w), and the one to x is
-    -r^2 (x^ mean(w P(u)) + mean(x^ u) P(w) + mean(x^ w) P(u)). Written out they are half the ops and passes
-    over the image of those that TensorFlow derives. What is computed again it finds again in its graph.
+    -r^2 (x^ mean(w P(u)) + mean(x^ u) P(w) + mean(x^ w) P(u)). Written out they are half the ops of those
+    that TensorFlow derives (decision 0135).
     """
-    channels = x.shape[-1]
-    pixels, by_group, by_channel = (
-        tf.constant([1, 2]),
-        tf.constant([-1, size]),
-        tf.constant([-1, 1, 1, channels]),
-    )
+    pixels, by_group = tf.constant([1, 2]), tf.constant([-1, size])
+    by_channel = tf.constant([-1, 1, 1, x.shape[-1]])
     # A product: `tf.repeat` is 30 nodes of a graph (decision 0048).
     sharing = tf.fill([size, size], tf.constant(1 / size, x.dtype))
 
@@ -91,31 +87,40 @@ def _normalized(x, size: int, epsilon: float):
         shared = tf.matmul(tf.reshape(tf.reduce_mean(v, pixels), by_group), sharing)
         return tf.reshape(shared, by_channel)
 
-    def standardized(x):
-        deviation = x - mean(x)
-        r = tf.math.rsqrt(mean(deviation * deviation) + epsilon)
-        return deviation * r, r
-
-    def projected(v, x_hat):
-        along = mean(x_hat * v)
-        return v - mean(v) - x_hat * along, along
-
     @tf.custom_gradient
     def forward(x):
-        return standardized(x)[0], lambda u: gradient(x, u)
+        deviation = x - mean(x)
+        r = tf.math.rsqrt(mean(deviation * deviation) + epsilon)
+        x_hat = deviation * r
 
-    @tf.custom_gradient
-    def gradient(x, u):
-        x_hat, r = standardized(x)
+        def P(v):
+            along = mean(x_hat * v)
+            return v - mean(v) - x_hat * along, along
 
-        def derivatives(w):
-            x_hat, r = standardized(x)
-            (P_u, along_u), (P_w, along_w) = projected(u, x_hat), projected(w, x_hat)
-            return -r * r * (x_hat * mean(w * P_u) + along_u * P_w + along_w * P_u), r * P_w
+        @tf.custom_gradient
+        def gradient(x, u):
+            P_u, along_u = P(u)
 
-        return r * projected(u, x_hat)[0], derivatives
+            @tf.custom_gradient
+            def derivatives(w):
+                P_w, along_w = P(w)
+                to_x = -r * r * (x_hat * mean(w * P_u) + along_u * P_w + along_w * P_u)
+                return (to_x, r * P_w), _refuse_derivative("ExactGroupNormalization", "third")
+
+            return r * P_u, derivatives
+
+        return x_hat, lambda u: gradient(x, u)
 
     return forward(x)
+
+
+def _refuse_derivative(layer: str, order: str) -> Callable:
+    """The gradient of the layer's last derivative, of which a part would else be missing in silence."""
+
+    def refuse(*_):
+        raise RuntimeError(f"{layer} has no {order} derivative")
+
+    return refuse
 
 
 @keras.saving.register_keras_serializable(package="tf_detectorgan")
@@ -210,12 +215,8 @@ def _normalized_alone(x, gamma, beta, epsilon: float):
                 reserve_space_2=variance, reserve_space_3=workspace, **options,
             )  # fmt: skip
             weights = (tf.reduce_sum(tf.reshape(v, [-1, channels]), 0) for v in d[1:3])
-            return (as_images(d.x_backprop), *weights), _refuse_second_derivative
+            return (as_images(d.x_backprop), *weights), _refuse_derivative("InstanceNormalization", "second")
 
         return as_images(y), gradient
 
     return forward(x, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta))
-
-
-def _refuse_second_derivative(*_):
-    raise RuntimeError("InstanceNormalization has a first derivative only; use ExactGroupNormalization(-1)")
