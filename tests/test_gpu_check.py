@@ -1,5 +1,7 @@
 """`gpu_check` with processes of its own, and its verdict on records that are given."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -86,6 +88,28 @@ def test_processes_get_flags_of_train():
     s = config.parse(Train, gpu_check._words(GpuCheck(detector="fcos_small", size=96, steps=5)))
     assert (s.detector, s.phantom_size, s.gan_steps, s.joint_steps) == ("fcos_small", 96, 5, 5)
     assert [config.parse(Train, more).deterministic for more in RUNS.values()] == [True, True, False, True]
+
+
+def test_an_exception_ends_all_processes_and_starts_none(monkeypatch, tmp_path):
+    """Ctrl-C in the wait for the first of three processes that would sleep, one at a time."""
+    started = []
+
+    def slow(words, folder):
+        started.append(folder)
+        return gpu_check._run("no_such_module") if len(started) > 1 else sleeping()
+
+    def sleeping():
+        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+            gpu_check._running.add(process)
+            os.kill(os.getpid(), signal.SIGINT)
+            process.wait()
+            gpu_check._running.discard(process)
+        return {"ended by": -process.returncode}
+
+    monkeypatch.setattr(gpu_check, "trial", slow)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.run_all([], tmp_path, at_a_time=1)
+    assert len(started) == 1
 
 
 def test_a_table_that_cannot_be_written_is_refused_before_anything_runs(tmp_path):

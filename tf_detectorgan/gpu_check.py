@@ -8,12 +8,13 @@ was checked held; 1 not; 78 bad input.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from tf_detectorgan.config import option
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.experiments import gpu_table
 from tf_detectorgan.training.settings import Train
+
+_running: set[subprocess.Popen] = set()
 
 # Runs by name, and how they differ: each is a process, as determinism and peaks of memory are a process's.
 RUNS = {
@@ -78,10 +81,14 @@ def main(options: GpuCheck) -> None:
 
 
 def run_all(words: Sequence[str], folder: Path, at_a_time: int) -> dict[str, dict[str, Any]]:
-    """The record of each of RUNS and of gradcheck, by name; `words` are flags of `train`."""
+    """The record of each of RUNS and of gradcheck, by name; `words` are flags of `train`.
+
+    What ends this process, a signal for one, ends the others with it.
+    """
     with (
         progress.bar(total=len(RUNS) + 1, desc="gpu_check", unit="process", dynamic_ncols=True) as bar,
         ThreadPoolExecutor(at_a_time) as threads,
+        _ending_all(threads),
     ):
         waiting = {
             name: threads.submit(trial, [*words, *more], folder / str(number))
@@ -98,6 +105,18 @@ def run_all(words: Sequence[str], folder: Path, at_a_time: int) -> dict[str, dic
         for future in waiting.values():
             future.add_done_callback(lambda _: bar.update())
         return {name: future.result() for name, future in waiting.items()}
+
+
+@contextlib.contextmanager
+def _ending_all(threads: ThreadPoolExecutor) -> Iterator[None]:
+    """After an exception no process is left, and none begins."""
+    try:
+        yield
+    except BaseException:
+        threads.shutdown(wait=False, cancel_futures=True)
+        for process in list(_running):
+            process.kill()
+        raise
 
 
 def trial(words: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -130,7 +149,13 @@ def gradcheck(words: Sequence[str], folder: Path) -> dict[str, Any]:
 def _run(module: str, *words: str) -> subprocess.CompletedProcess[str]:
     """A module of this package in a process of its own."""
     command = [sys.executable, "-m", f"tf_detectorgan.{module}", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        _running.add(process)
+        try:
+            out, errors = process.communicate()
+        finally:
+            _running.discard(process)
+    return subprocess.CompletedProcess(command, process.returncode, out, errors)
 
 
 def _words(options: GpuCheck) -> list[str]:

@@ -24,7 +24,7 @@ LARGEST = 1000  # elements of a tensor in the host's memory; an image has 4,096,
 
 TINY = ["--generator_filters=4", "--generator_blocks=1", "--discriminator_filters=4", "--crop_size=16"]
 OWN = "--detector=tests.own_detector:tiny"
-# Every base GAN, detector, precision and form of the unrolled step is in one of them.
+# Every base GAN, detector and precision is in one of them; exact, recomputed and several unrolled steps.
 CASES = {path.stem: [f"--flagfile={path}", "--data_dir="] for path in CONFIGS}
 CASES |= {
     "fcos_small in bfloat16": [*TINY, "--detector=fcos_small", "--precision=mixed_bfloat16"],

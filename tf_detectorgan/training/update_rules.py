@@ -127,7 +127,10 @@ def apply(optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor])
     Raises:
       RuntimeError: a gradient is None.
     """
-    if type(optimizer) not in (keras.optimizers.Adam, keras.optimizers.AdamW):
+    if type(optimizer) not in _RULES:  # Keras sums over replicas when it applies
+        optimizer.apply([g / replicas.count() for g in gradients], _variables(optimizer))
+        return
+    if type(optimizer) is keras.optimizers.SGD:
         commit(optimizer, advance(optimizer, current(optimizer).W, gradients))
         return
     _require_known(optimizer)
