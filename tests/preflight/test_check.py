@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_detectorgan import train
+from tf_detectorgan import reproduce, train
 from tf_detectorgan.config import from_json
 from tf_detectorgan.errors import InputError, Interrupted
+from tf_detectorgan.experiments import runner
+from tf_detectorgan.experiments.tables import TABLES
 from tf_detectorgan.preflight import check, memory, plan
 from tf_detectorgan.preflight.memory import Room
+from tf_detectorgan.reproduce import Reproduce
+from tf_detectorgan.training.loop import StopSignal
 from tf_detectorgan.training.settings import Train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +35,8 @@ home, folders = pathlib.Path(sys.argv[1]), sys.argv[2:]
 (home / "devices.json").write_text('{"replicas": 1, "gpu": false}')
 for folder in folders:
     (home / folder).mkdir(parents=True)
-    (home / folder / "done.json").write_text(json.dumps(RECORD))
+    (home / folder / "new").write_text(json.dumps(RECORD))
+    (home / folder / "new").rename(home / folder / "done.json")  # whole, as `checkpoints.finish` writes it
 """.replace("RECORD", repr(RECORD))
 
 
@@ -170,10 +175,35 @@ def test_due(settings):
         "true": (True, True),
         "false": (False, False),
     }
-    done = Path(settings.run_dir) / "shared" / "pretrain_gan"
-    done.mkdir(parents=True)
-    (done / "done.json").write_text("{}")
+    for folder in ("shared/pretrain_gan", "arms/real_only"):
+        (Path(settings.run_dir) / folder).mkdir(parents=True)
+        (Path(settings.run_dir) / folder / "done.json").write_text("{}")
+    assert due("auto", POD)  # --arm=cut_paste is still to begin
+    (Path(settings.run_dir) / "arms/cut_paste").mkdir()
     assert [due(choice, POD) for choice in ("auto", "true")] == [False, True]
+
+
+@pytest.mark.parametrize("choice", ["auto", "false"])
+def test_what_a_killed_preflight_has_left_is_removed(scripted, settings, choice):
+    stale = Path(settings.run_dir) / ".preflight" / "shared" / "pretrain_detector" / "done.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    processes = scripted("", finished=5)
+    check.before(dataclasses.replace(settings, preflight=choice), POD)
+    assert len(processes) == (choice == "auto")
+    assert not (Path(settings.run_dir) / ".preflight").exists()
+
+
+def test_a_cell_is_checked_before_it_takes_pretraining(monkeypatch, tmp_path):
+    """What it takes looks like a run that has begun."""
+    flagfile, calls = tmp_path / "x.flags", []
+    flagfile.write_text("")
+    monkeypatch.setattr(check, "before", lambda *given, **more: calls.append("preflight"))
+    monkeypatch.setattr(runner, "take_pretraining", lambda *given: calls.append("pretraining") or [])
+    monkeypatch.setattr(runner, "run_jobs", lambda *given: calls.append("jobs"))
+    options = Reproduce(config=str(flagfile), out=str(tmp_path), completion_index=0)
+    reproduce._one_cell(options, TABLES["1"], StopSignal())
+    assert calls == ["preflight", "pretraining", "jobs"]
 
 
 def test_the_child_is_alone_and_the_first_that_the_kernel_ends(monkeypatch, tmp_path):

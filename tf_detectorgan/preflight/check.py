@@ -35,7 +35,7 @@ def before(
 ) -> None:
     """Runs the preflight of a run if it is due, and writes preflight.json when it has passed.
 
-    To be called before TensorFlow runs anything: this process would else hold the GPUs that the child wants.
+    Call it before TensorFlow runs anything: the child needs the memory of the GPUs.
 
     Args:
       settings: of the run.
@@ -47,12 +47,13 @@ def before(
       InputError: memory or disk will not do, or the run fails for another reason.
       Interrupted: a signal came.
     """
+    run_dir = Path(settings.run_dir)
+    home = run_dir / HOME
+    # Of a process that was killed; `train` would count its phases among the run's.
+    shutil.rmtree(home, ignore_errors=True)
     if not due(settings, environment, runs):
         return
-    run_dir = Path(settings.run_dir)
     run_directory.same_settings(run_dir / "config.json", settings, run_directory.FREE)
-    home = run_dir / HOME
-    shutil.rmtree(home, ignore_errors=True)  # of a process that was killed
     home.mkdir(parents=True)
     print(
         f"preflight: a few steps of each phase in {home}, in a process of its own; its output is in "
@@ -66,13 +67,17 @@ def before(
 
 
 def due(settings: Train, environment: Mapping[str, str], runs: int = 1) -> bool:
-    """Whether --preflight, or what it leaves open, wants one, and none has passed in the run directory."""
+    """Whether a preflight is to run by --preflight; never after one has passed in the run directory.
+
+    With --preflight=auto: in Kubernetes, or when the steps are estimated to take over an hour, unless every
+    chosen arm has been begun.
+    """
     run_dir = Path(settings.run_dir)
     if settings.preflight == "false" or _passed(run_dir / PASSED, settings):
         return False
     if settings.preflight == "true":
         return True
-    if any(run_dir.glob("*/**/done.json")):
+    if all((run_dir / "arms" / name).is_dir() for name in settings.arm):
         return False
     return "KUBERNETES_SERVICE_HOST" in environment or runs * estimate.hours(settings) > LONG
 
