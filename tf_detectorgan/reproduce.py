@@ -160,10 +160,10 @@ def _one_cell(options: Reproduce, table: Table, stop: StopSignal) -> None:
     cell = runner.indexed_cell(options.completion_index, table, options.seeds)
     apart = runner.cell_directory(out, cell)
     if runner.plan(table, options.seeds, {cell}, out):  # else gathered before
-        for phase in runner.take_pretraining(table, cell, out):
-            print(f"{phase}: taken from another cell", flush=True)
         jobs = runner.plan(table, options.seeds, {cell}, apart)
         _preflight(options, jobs, apart)
+        for phase in runner.take_pretraining(table, cell, out):
+            print(f"{phase}: taken from another cell", flush=True)
         runner.run_jobs(jobs, Path(options.config), apart, options.workers, lambda: stop.received)
     print(f"cell {options.completion_index}: {cell.arm}, seed {cell.seed}: done; runs: {apart}")
 
