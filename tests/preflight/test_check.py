@@ -82,7 +82,7 @@ def test_a_killed_child_leaves_the_phase_the_finished_ones_and_what_helps(script
     with pytest.raises(InputError) as refused:
         check.before(settings)
     assert str(refused.value).startswith(
-        "preflight: cut_paste/final_detector was killed, as for want of memory"
+        "preflight: cut_paste/final_detector was killed, probably because memory ran out"
     )
     assert str(refused.value).endswith("of 100.0 GiB of memory held); try a lower --detector_batch than 8")
     lines = capsys.readouterr().out.splitlines()
@@ -109,7 +109,7 @@ def test_a_child_that_takes_nearly_all_memory_is_ended(scripted, settings, monke
 def test_an_error_of_the_child_is_shown_and_its_input_errors_keep_their_text(scripted, settings):
     scripted("raise RuntimeError('no kernel')", finished=1)
     with pytest.raises(
-        InputError, match=r"^preflight: audit_detector_1 failed: RuntimeError: no kernel \(all "
+        RuntimeError, match=r"^preflight: audit_detector_1 failed: RuntimeError: no kernel \(full log: "
     ):
         check.before(settings)
     scripted("print('error: --x=1: is bad; give 2', file=sys.stderr); sys.exit(78)")
@@ -152,7 +152,7 @@ def test_what_has_passed_is_written_down_and_not_repeated(scripted, settings, ca
     check.before(dataclasses.replace(settings, preflight="auto"), POD)
     check.before(dataclasses.replace(settings, log_every=1))  # changes nothing that was measured
     for changed in ({"arm": ("cut_paste", "superpose")}, {"gan_batch": 9}):
-        with pytest.raises(InputError, match="AssertionError"):
+        with pytest.raises(RuntimeError, match="AssertionError"):
             check.before(dataclasses.replace(settings, **changed))
 
 

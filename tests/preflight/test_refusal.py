@@ -1,8 +1,12 @@
+import errno
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
+from tf_detectorgan import config, door
+from tf_detectorgan.errors import EXIT_CANNOT_WRITE, InputError, Interrupted
 from tf_detectorgan.preflight import refusal
 from tf_detectorgan.preflight.plan import Phase
 from tf_detectorgan.preflight.refusal import Ended
@@ -45,48 +49,131 @@ TRACEBACK = """Traceback (most recent call last):
 tensorflow.python.framework.errors_impl.InvalidArgumentError: {node y} No kernel
 \t [[y]] [Op:__inference_1]
 """
-OOM = "tensorflow...ResourceExhaustedError: Graph execution error:\nOOM when allocating tensor\n[Op:x]"
+NO_OP = """step 1
+Traceback (most recent call last):
+  File "x.py", line 1, in first
+KeyError: 'x'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "x.py", line 2, in second
+tensorflow.python.framework.errors_impl.UnimplementedError: Graph execution error:
+
+Detected at node CropAndResize defined at (most recent call last):
+  File "<frozen runpy>", line 198, in _run_module_as_main
+
+  File "x.py", line 3, in third
+
+Deterministic GPU implementation of CropAndResize is not available.
+\t [[{{node CropAndResize}}]] [Op:__inference_step_1]
+2026-01-01 10:00:00.000000: W tensorflow/core/x.cc:1] Allocator (GPU_0) ran out of memory, OOM
+"""
+HARMLESS = (
+    "2026-01-01 10:00:00.000000: W bfc_allocator.cc:1] Allocator (GPU_0_bfc) ran out of memory trying to "
+    "allocate 2GiB. The caller indicates that this is not a failure; OOM\n"
+)
+CRASH = """F cuda_dnn.cc:7] Check failed: status == 0
+Fatal Python error: Segmentation fault
+
+Current thread 0x0000 (most recent call first):
+  File "x.py", line 1 in f
+
+Extension modules: numpy (total: 1)
+"""
+OOM = """Traceback (most recent call last):
+tensorflow...ResourceExhaustedError: Graph execution error:
+OOM when allocating tensor
+[Op:x]"""
 HELPS = "; try a lower --detector_batch than 8"
 
 
+def error(code, output, gpu=False, ended_by_watch=False):
+    ended = Ended(code, output, 3 * GIB, 4 * GIB, ended_by_watch)
+    return refusal.of_end(ended, FINAL, Train(), 1, gpu, Path("log"))
+
+
 @pytest.mark.parametrize(
-    "ended, sentence",
+    "code, output, sentence",
     [
-        ((78, "w: note\nerror: --placement_file=x: no such file\n"), "--placement_file=x: no such file"),
         (
-            (-9, "step"),
-            "final_detector was killed, as for want of memory (3.0 GiB of 4.0 GiB of memory held)" + HELPS,
+            -9,
+            "step",
+            "was killed, probably because memory ran out (3.0 GiB of 4.0 GiB of memory held)" + HELPS,
         ),
+        (1, HARMLESS + OOM, "needs more memory than the GPU has" + HELPS + ", --precision=mixed_bfloat16"),
         (
-            (1, OOM),
-            "final_detector needs more memory than the GPU has" + HELPS + ", --precision=mixed_bfloat16",
+            -6,
+            "terminate called after throwing an instance of 'std::bad_alloc'",
+            "needs more memory than there is" + HELPS,
         ),
-        (
-            (-6, "terminate called after throwing an instance of 'std::bad_alloc'"),
-            "needs more memory than there is",
-        ),
-        (
-            (1, TRACEBACK),
-            "failed: tensorflow.python.framework.errors_impl.InvalidArgumentError: {node y} No kernel",
-        ),
-        (
-            (74, "error: ckpt: No space left on device"),
-            "failed: ckpt: No space left on device (all that was said: log)",
-        ),
-        ((1, ""), "final_detector failed: no output"),
     ],
 )
-def test_a_sentence_for_each_end(ended, sentence):
-    gpu = "ResourceExhausted" in ended[1]
-    said = refusal.of_end(Ended(*ended, 3 * GIB, 4 * GIB, False), FINAL, Train(), 1, gpu, Path("log"))
-    assert sentence in said
-    assert "\n" not in said
-    assert said.startswith("preflight: real_only/") == (ended[0] != 78)
+def test_a_lack_of_memory_is_bad_input(code, output, sentence):
+    refused = error(code, output, gpu="Resource" in output)
+    assert type(refused) is InputError
+    assert str(refused) == f"preflight: real_only/final_detector {sentence}"
+
+
+@pytest.mark.parametrize(
+    "code, output, sentence",
+    [
+        (
+            1,
+            HARMLESS + TRACEBACK,
+            "tensorflow.python.framework.errors_impl.InvalidArgumentError: {node y} No kernel",
+        ),
+        (
+            1,
+            NO_OP,
+            "tensorflow.python.framework.errors_impl.UnimplementedError: "
+            "Deterministic GPU implementation of CropAndResize is not available.",
+        ),
+        (-11, HARMLESS + CRASH, "ended by SIGSEGV: F cuda_dnn.cc:7] Check failed: status == 0"),
+        (-15, "", "ended by SIGTERM: no output"),
+        (1, "", "no output"),
+    ],
+)
+def test_any_other_failure_may_pass_when_it_is_tried_again(code, output, sentence):
+    failed = error(code, output)
+    assert type(failed) is RuntimeError
+    assert str(failed) == f"preflight: real_only/final_detector failed: {sentence} (full log: log)"
+
+
+def test_what_the_short_run_refuses_is_bad_input_in_its_own_words():
+    refused = error(78, "w: note\nerror: --placement_file=x: no such file\n")
+    assert type(refused) is InputError
+    assert str(refused) == "--placement_file=x: no such file"
+
+
+@pytest.mark.parametrize(
+    "number, file", [(errno.ENOSPC, "run/ckpt"), (errno.EROFS, "run/ckpt"), (errno.ENOSPC, None)]
+)
+def test_a_full_disk_keeps_its_exit_code(monkeypatch, capsys, number, file):
+    """`door` in the short run, then `door` in the run: the same line and code."""
+    monkeypatch.setattr(config, "read_flags", lambda options: None)
+
+    def ends(error):
+        def main(options):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(signal, "signal", lambda *given: None)
+            return door.guard(Train, main), capsys.readouterr().err
+
+    code, line = ends(OSError(number, os.strerror(number), file))
+    assert code == EXIT_CANNOT_WRITE
+    assert ends(error(code, "note\n" + line)) == (code, line)
+
+
+def test_a_signal_to_the_short_run_is_an_interruption():
+    assert type(error(75, "interrupted: SIGTERM in joint")) is Interrupted
 
 
 def test_what_was_ended_before_the_kernel_did_it_says_so():
-    ended = Ended(-signal.SIGKILL, "", 3 * GIB, 4 * GIB, watched=True)
-    assert refusal.of_end(ended, FINAL, Train(), 1, False, Path("log")) == (
+    refused = error(-signal.SIGKILL, "", ended_by_watch=True)
+    assert type(refused) is InputError
+    assert str(refused) == (
         "preflight: real_only/final_detector needs more memory than there is "
         "(3.0 GiB of 4.0 GiB of memory held)" + HELPS
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tf_detectorgan import checkpoints, config, progress
 from tf_detectorgan.data import records
-from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError, Interrupted
+from tf_detectorgan.errors import InputError
 from tf_detectorgan.preflight import child, estimate, memory, plan, refusal, table
 from tf_detectorgan.preflight.plan import Phase
 from tf_detectorgan.preflight.refusal import Ended
@@ -44,8 +44,10 @@ def before(
       processes: of them that run at a time.
 
     Raises:
-      InputError: memory or disk will not do, or the run fails for another reason.
+      InputError: memory or disk will not do, or the child refuses flags or data.
+      OSError: the child could not write.
       Interrupted: a signal came.
+      RuntimeError: the child failed for another reason.
     """
     run_dir = Path(settings.run_dir)
     home = run_dir / HOME
@@ -104,12 +106,9 @@ def _checked(settings: Train, home: Path, environment: Mapping[str, str], runs: 
             table.text(found, others) + (f"\nthe same for each of {runs} runs" if runs > 1 else ""),
             flush=True,
         )
-    if ended.code == EXIT_INTERRUPTED:
-        raise Interrupted("the preflight's process was ended by a signal: begins again with the next call")
-    devices = _devices(home)
     if ended.code:
         phase = _unfinished(home, folders)
-        raise InputError(refusal.of_end(ended, phase, settings, *devices, run_dir / LOG))
+        raise refusal.of_end(ended, phase, settings, *_devices(home), run_dir / LOG)
     free = shutil.disk_usage(run_dir).free + table.size(home)
     for reason in (
         refusal.of_processes(found, processes, ended.total),
@@ -141,7 +140,7 @@ def watch(process: subprocess.Popen, home: Path, folders: Sequence[Phase], log: 
     Raises:
       Interrupted: a signal came; the child is ended.
     """
-    held, watched, room = 0, False, memory.room()
+    peak, ended_by_watch, room = 0, False, memory.room()
     try:
         with (
             _signals() as stop,
@@ -151,9 +150,9 @@ def watch(process: subprocess.Popen, home: Path, folders: Sequence[Phase], log: 
         ):
             while process.poll() is None:
                 stop.check("preflight")
-                held, room = max(held, memory.resident(process.pid)), memory.room()
+                peak, room = max(peak, memory.resident(process.pid)), memory.room()
                 if room.left < LITTLE * room.total:
-                    watched = True
+                    ended_by_watch = True
                     process.kill()
                     process.wait()
                 _show(bar, home, folders)
@@ -162,8 +161,8 @@ def watch(process: subprocess.Popen, home: Path, folders: Sequence[Phase], log: 
     finally:
         process.kill()
         process.wait()
-    said = log.read_text(encoding="utf-8", errors="replace")
-    return Ended(process.returncode, said, held, room.total, watched)
+    output = log.read_text(encoding="utf-8", errors="replace")
+    return Ended(process.returncode, output, peak, room.total, ended_by_watch)
 
 
 @contextlib.contextmanager

@@ -1,13 +1,21 @@
-"""Why a run is refused by its preflight: one sentence that names the phase and what helps."""
+"""Why a preflight fails: the error to raise, whose message is one sentence with the phase and what helps."""
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import signal
 from pathlib import Path
 from typing import NamedTuple
 
-from tf_detectorgan.errors import EXIT_BAD_INPUT
+from tf_detectorgan.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_CANNOT_WRITE,
+    EXIT_INTERRUPTED,
+    InputError,
+    Interrupted,
+)
 from tf_detectorgan.preflight.plan import Phase
 from tf_detectorgan.preflight.table import GIB, Row
 from tf_detectorgan.training.settings import ARMS, Train
@@ -15,37 +23,62 @@ from tf_detectorgan.training.settings import ARMS, Train
 _NO_MEMORY = re.compile(
     r"ResourceExhausted|RESOURCE_EXHAUSTED|OUT_OF_MEMORY|out of memory|bad_alloc|MemoryError|\bOOM\b"
 )
+_ERROR = re.compile(r"[\w.]*(Error|Exception)(: |:?$)")  # begins the message at the end of a traceback
+# Lines without a message: TensorFlow's places in the graph, counts of errors and hints, and the stacks that
+# faulthandler prints after a signal; after a traceback also the log of TensorFlow and absl.
+_PLACE = re.compile(
+    r"\[\[|\[Op:|File \"|Detected at|Stack|Original stack|<stack|Hint: |\d+ (root|successful|derived) "
+    r"|Fatal Python error|Current thread|Thread 0x|Extension modules"
+)
+_LOGGED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d|[IWEF]\d{4} ")
 
 
 class Ended(NamedTuple):
     """How the short run ended."""
 
     code: int  # as `subprocess` has it: minus the signal's number
-    said: str  # on standard output and standard error
-    held: int  # most bytes that were seen resident
+    output: str  # standard output and standard error
+    peak_resident: int  # bytes
     total: int  # bytes of memory that there are
-    watched: bool  # whether it was ended because little was left of them
+    ended_by_watch: bool  # whether `check.watch` ended it because little memory was left
 
 
-def of_end(ended: Ended, phase: Phase, settings: Train, replicas: int, gpu: bool, log: Path) -> str:
-    """Why a short run ended in `phase`. `replicas`, `gpu`: its devices; `log`: where all it said is."""
-    last = _last_line(ended.said)
+def of_end(ended: Ended, phase: Phase, settings: Train, replicas: int, gpu: bool, log: Path) -> Exception:
+    """Returns the error for a short run that ended in `phase`; its type decides the exit code (`door.run`).
+
+    InputError (78) where a second attempt would fail as well: flags and data that the short run refused, and
+    memory. OSError (74): it could not write. Interrupted (75): a signal came. RuntimeError (1): all else.
+
+    Args:
+      ended: how.
+      phase: the first that is not finished.
+      settings: of the run.
+      replicas, gpu: devices of the short run.
+      log: the file with all of its output.
+    """
+    if ended.code == EXIT_INTERRUPTED:
+        return Interrupted("the preflight's process was ended by a signal: begins again with the next call")
     if ended.code == EXIT_BAD_INPUT:
-        return last
-    memory = f"{ended.held / GIB:.1f} GiB of {ended.total / GIB:.1f} GiB of memory held"
+        return InputError(_error_line(ended.output))
+    if ended.code == EXIT_CANNOT_WRITE:
+        return _disk_error(_error_line(ended.output))
+    lines = _message_lines(ended.output)
+    memory = f"{ended.peak_resident / GIB:.1f} GiB of {ended.total / GIB:.1f} GiB of memory held"
     helps = "; try " + ", ".join(remedies(phase, settings, replicas, gpu))
-    if ended.watched:
-        return f"preflight: {phase.name} needs more memory than there is ({memory}){helps}"
+    if ended.ended_by_watch:
+        return InputError(f"preflight: {phase.name} needs more memory than there is ({memory}){helps}")
     if ended.code == -signal.SIGKILL:
-        return f"preflight: {phase.name} was killed, as for want of memory ({memory}){helps}"
-    if _NO_MEMORY.search(ended.said):
+        why = "was killed, probably because memory ran out"
+        return InputError(f"preflight: {phase.name} {why} ({memory}){helps}")
+    if _NO_MEMORY.search("\n".join(lines)):
         where = "the GPU has" if gpu else "there is"
-        return f"preflight: {phase.name} needs more memory than {where}{helps}"
-    return f"preflight: {phase.name} failed: {last[:500]} (all that was said: {log})"
+        return InputError(f"preflight: {phase.name} needs more memory than {where}{helps}")
+    by = f"ended by {signal.Signals(-ended.code).name}: " if ended.code < 0 else ""
+    return RuntimeError(f"preflight: {phase.name} failed: {by}{_message(lines)[:500]} (full log: {log})")
 
 
 def remedies(phase: Phase, settings: Train, replicas: int, gpu: bool) -> list[str]:
-    """Flags that let a phase do with less memory."""
+    """Returns the flags with which a phase needs less memory."""
     s, found = settings, []
     arm = ARMS.get(phase.folder.split("/")[1])
     if phase.kind in ("gan", "joint") and s.gan_batch > replicas * s.workers:
@@ -62,7 +95,7 @@ def remedies(phase: Phase, settings: Train, replicas: int, gpu: bool) -> list[st
 
 
 def of_processes(found: list[Row], processes: int, total: int) -> str | None:
-    """Why several runs at a time do not fit into `total` bytes of memory; None: they do."""
+    """Returns why several runs at a time do not fit into `total` bytes of memory; None if they do."""
     most = max(found, key=lambda row: row.resident)
     if processes == 1 or processes * most.resident * 2**20 <= total:
         return None
@@ -73,7 +106,7 @@ def of_processes(found: list[Row], processes: int, total: int) -> str | None:
 
 
 def of_disk(found: list[Row], others: int, runs: int, free: int, run_dir: str) -> str | None:
-    """Why `runs` runs do not fit into `free` bytes of disk; None: they do."""
+    """Returns why `runs` runs do not fit into `free` bytes of disk; None if they do."""
     needed = runs * (others + sum(row.disk for row in found))
     if needed <= free:
         return None
@@ -85,8 +118,43 @@ def of_disk(found: list[Row], others: int, runs: int, free: int, run_dir: str) -
     )
 
 
-def _last_line(said: str) -> str:
-    """The last line that an error begins, of ours or at the end of a traceback; else the last line."""
-    lines = [line.strip() for line in said.replace("\r", "\n").split("\n") if line.strip()]
-    errors = [line for line in lines if re.match(r"error: |[\w.]*(Error|Exception)\b", line)]
+def _error_line(output: str) -> str:
+    """The last line that `door` has printed for an error, without "error: "; else the last line."""
+    lines = _lines(output)
+    errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["no output"])[-1].removeprefix("error: ")
+
+
+def _disk_error(line: str) -> OSError:
+    """The error of which `door` has printed `line`: "FILE: what the disk said; what was finished ..."."""
+    file, _, reason = line.partition(";")[0].rpartition(": ")
+    number = next((code for code in errno.errorcode if os.strerror(code) == reason), errno.ENOSPC)
+    return OSError(number, os.strerror(number), file or None)
+
+
+def _message_lines(output: str) -> list[str]:
+    """Lines of the last traceback from its error on, without places; without a traceback, the last line.
+
+    Earlier output does not say why the process ended: TensorFlow's allocator, for one, reports a lack of
+    memory that it has found a way around.
+    """
+    lines = _lines(output)
+    starts = [i for i, line in enumerate(lines) if line.startswith("Traceback")]
+    if not starts:
+        return [line for line in lines if not _PLACE.match(line)][-1:]
+    lines = lines[starts[-1] + 1 :]
+    first = next((i for i, line in enumerate(lines) if _ERROR.match(line)), 0)
+    return [line for line in lines[first:] if not _PLACE.match(line) and not _LOGGED.match(line)]
+
+
+def _message(lines: list[str]) -> str:
+    """An error in one line: its type, and the last line of a message that has several."""
+    if not lines:
+        return "no output"
+    kind, colon, _ = lines[0].partition(": ")
+    return f"{kind}: {lines[-1]}" if len(lines) > 1 and colon else lines[-1]
+
+
+def _lines(output: str) -> list[str]:
+    """Lines without the space around them; a progress bar's states are lines, too."""
+    return [line.strip() for line in output.replace("\r", "\n").split("\n") if line.strip()]
