@@ -128,6 +128,20 @@ def test_a_signal_ends_the_child_and_gives_the_handlers_back(scripted, settings,
     assert left_behind(settings) == ["preflight.log"]
 
 
+def test_a_signal_while_the_child_ends_is_not_lost(scripted, settings, monkeypatch, handlers):
+    processes = scripted("", finished=5)
+
+    def sleep(seconds):  # the last thing of the loop's last round
+        processes[0].wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(check.time, "sleep", sleep)
+    with pytest.raises(Interrupted, match="SIGTERM in preflight"):
+        check.before(settings)
+    assert processes[0].returncode == 0
+    assert left_behind(settings) == ["preflight.log"]
+
+
 def test_a_full_disk_is_foreseen(scripted, settings, monkeypatch):
     scripted("(home / folders[3] / 'ckpt').write_bytes(bytes(1000))", finished=5)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))

@@ -16,7 +16,7 @@ from pathlib import Path
 from tf_detectorgan import checkpoints, config, progress
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.preflight import child, estimate, memory, plan, refusal, table
+from tf_detectorgan.preflight import child, estimate, memory, parent, plan, refusal, table
 from tf_detectorgan.preflight.plan import Phase
 from tf_detectorgan.preflight.refusal import Ended
 from tf_detectorgan.training import run_directory
@@ -126,7 +126,8 @@ def start(short: Train, environment: Mapping[str, str], log: Path) -> subprocess
     command = [sys.executable, "-m", child.__name__, *config.to_flags(short)]
     own = {name: value for name, value in environment.items() if name != "TF_CONFIG"}
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env={"TQDM_MININTERVAL": "30"} | own)
+        own = {"TQDM_MININTERVAL": "30"} | own | parent.variable()
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=own)
     with contextlib.suppress(OSError):
         Path(f"/proc/{process.pid}/oom_score_adj").write_text(EXPENDABLE)
     return process
@@ -158,6 +159,7 @@ def watch(process: subprocess.Popen, home: Path, folders: Sequence[Phase], log: 
                 _show(bar, home, folders)
                 time.sleep(POLL_SECONDS)
             _show(bar, home, folders)
+        stop.check("preflight")  # one that came since the last check, while the child was ending
     finally:
         process.kill()
         process.wait()

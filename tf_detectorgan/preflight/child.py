@@ -5,15 +5,16 @@ All phases and the report by the same code as in `train`, on a few validation an
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 
 from tf_detectorgan.environment import TENSORFLOW
 from tf_detectorgan.errors import EXIT_INTERRUPTED
+from tf_detectorgan.preflight import parent
 
 os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
+if __name__ == "__main__":  # and that takes seconds, in which the parent may be killed
+    parent.end_with_parent()  # the next call of `train` needs the memory and the GPUs
 
 import tensorflow as tf
 
@@ -25,14 +26,11 @@ from tf_detectorgan.training.phases import run_arms
 from tf_detectorgan.training.settings import Train
 from tf_detectorgan.training.workers import Workers
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 DEVICES = "devices.json"  # written before the first phase: replicas, and whether they are GPUs
 
 
 def main(settings: Train) -> None:
     """Runs every phase in --run_dir, then the report."""
-    # However the parent ends: its successor wants the memory and the GPUs.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     run = run_directory.begin(settings, Workers())
     run.dataset = run.dataset.limited(plan.limits(settings.detector_batch))
     devices = {
