@@ -13,7 +13,7 @@ import signal
 from pathlib import Path
 
 from tf_detectorgan.environment import TENSORFLOW
-from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
+from tf_detectorgan.errors import EXIT_INTERRUPTED
 
 os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 if __name__ == "__main__":  # and that takes seconds, in which process 1 of a pod would not hear a SIGTERM
@@ -23,16 +23,15 @@ import tensorflow as tf
 
 from tf_detectorgan import checkpoints, disk, door
 from tf_detectorgan.cluster import tf_config
-from tf_detectorgan.data.object_layers import object_layers
 from tf_detectorgan.experiments import report
 from tf_detectorgan.preflight import check
-from tf_detectorgan.training import build, run_directory, second_order, workers
+from tf_detectorgan.preflight.run_checks import layer_report, refuse_kinks
+from tf_detectorgan.training import run_directory, workers
 from tf_detectorgan.training.phases import run_arms
 from tf_detectorgan.training.run import Run
-from tf_detectorgan.training.settings import ARMS, Train
+from tf_detectorgan.training.settings import Train
 
 WANTED_COVERAGE = 0.95
-WANTED_SIGNAL = 0.4
 ON_CPUS = {
     "mixed_bfloat16": "bfloat16 is faster than float32 where they have AVX512_BF16, else far slower",
     "mixed_float16": "float16 is far slower than float32",
@@ -97,37 +96,6 @@ def looks_report(run: Run) -> None:
         f"final_detector: {s.final_steps} steps show it each of {labelled} labelled images "
         f"{alone:.3g} times, {beside:.3g} beside synthetic images"
     )
-
-
-def layer_report(run: Run) -> None:
-    """If an arm uses them: how well objects stand out from their predicted backgrounds; warns if badly."""
-    if not any(build.placement(run.settings, ARMS[arm]).layer for arm in run.settings.arm):
-        return
-    for name, share in zip(run.dataset.class_names, object_layers(run.dataset).signal, strict=True):
-        print(f"object layers: {share:.0%} of what is left of a {name} without its background is no error")
-        if share < WANTED_SIGNAL:
-            print(
-                f"warning: below {WANTED_SIGNAL:.0%}. What is behind this class cannot be predicted from "
-                "around its boxes, often because they are large; --exemplar=image cuts objects out instead"
-            )
-
-
-def refuse_kinks(run: Run) -> None:
-    """A finite difference of gradients is far off where they jump: the user has to insist.
-
-    Raises:
-      InputError: naming some of the detector's ops whose derivative jumps.
-    """
-    s = run.settings
-    looks_ahead = any(ARMS[arm].real_sign for arm in s.arm)
-    if not looks_ahead or s.unroll != "finite_difference" or s.force_finite_difference:
-        return
-    if kinks := second_order.kinks(run.detector, run.dataset.image_shape):
-        raise InputError(
-            f"--unroll=finite_difference: derivatives of {len(kinks)} ops of --detector={s.detector} jump "
-            f"({', '.join(kinks[:3])}, ...); use --unroll=exact, or --force_finite_difference to see how far "
-            "off it is"
-        )
 
 
 if __name__ == "__main__":

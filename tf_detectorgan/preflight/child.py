@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tf_detectorgan import checkpoints, door
 from tf_detectorgan.experiments import report
-from tf_detectorgan.preflight import plan
+from tf_detectorgan.preflight import plan, run_checks
 from tf_detectorgan.training import run_directory
 from tf_detectorgan.training.phases import run_arms
 from tf_detectorgan.training.settings import Train
@@ -30,9 +30,11 @@ DEVICES = "devices.json"  # written before the first phase: replicas, and whethe
 
 
 def main(settings: Train) -> None:
-    """Runs every phase in --run_dir, then the report."""
+    """Checks the settings as `train` does, runs every phase in --run_dir, then the report."""
     run = run_directory.begin(settings, Workers())
     run.dataset = run.dataset.limited(plan.limits(settings.detector_batch))
+    run_checks.layer_report(run)
+    run_checks.refuse_kinks(run)
     devices = {
         "replicas": run.strategy.num_replicas_in_sync,
         "gpu": bool(tf.config.list_logical_devices("GPU")),
