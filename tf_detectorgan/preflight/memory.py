@@ -6,16 +6,14 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-# Limit, use, and those lines of memory.stat that are cached files, which the kernel drops when it needs room:
-# cgroup v2 (memory.max is "max" where there is no limit), then v1.
-_GROUPS = (
-    ("memory.max", "memory.current", "memory.stat", ("inactive_file", "active_file")),
-    (
-        "memory/memory.limit_in_bytes",
-        "memory/memory.usage_in_bytes",
-        "memory/memory.stat",
-        ("total_inactive_file", "total_active_file"),
-    ),
+# Mount point below /sys/fs/cgroup, limit, use, and those lines of the statistics that are cached files, which
+# the kernel drops when it needs room: cgroup v2 (memory.max is "max" where there is no limit), then v1.
+_V2 = ("", "memory.max", "memory.current", ("inactive_file", "active_file"))
+_V1 = (
+    "memory",
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    ("total_inactive_file", "total_active_file"),
 )
 
 
@@ -27,23 +25,31 @@ class Room(NamedTuple):
 
 
 def room(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> Room:
-    """The least of what the machine and the control group have left."""
+    """Returns the least of what the machine, this process's control group and the groups above it have left.
+
+    A container sees its own group at the mount point; Slurm and systemd set limits further down.
+    """
     machine = (proc / "meminfo").read_text()
     total, available = (
         1024 * int(re.search(rf"^{name}:\s*(\d+) kB", machine, re.MULTILINE)[1])  # type: ignore[index]
         for name in ("MemTotal", "MemAvailable")
     )
     rooms = [Room(total, available)]
-    for limit, use, stat, cached in _GROUPS:
-        text = _read(cgroup / limit)
-        if text.isdecimal():
-            files = sum(_number(_read(cgroup / stat), name) for name in cached)
-            rooms.append(Room(int(text), int(text) - int(_read(cgroup / use)) + files))
+    own = _read(proc / "self" / "cgroup")
+    for (mount, limit, use, cached), line in ((_V2, r"0::"), (_V1, r"\d+:(?:\w+,)*memory(?:,\w+)*:")):
+        found = re.search(rf"^{line}/(.*)$", own, re.MULTILINE)
+        path = Path(found[1] if found else "")
+        for folder in (cgroup / mount / group for group in dict.fromkeys((path, *path.parents))):
+            text = _read(folder / limit)
+            if text.isdecimal():
+                statistics = _read(folder / "memory.stat")
+                files = sum(_number(statistics, name) for name in cached)
+                rooms.append(Room(int(text), int(text) - int(_read(folder / use)) + files))
     return min(rooms, key=lambda one: one.left)
 
 
 def resident(pid: int) -> int:
-    """Bytes that a process holds; 0 once it has ended."""
+    """Returns the bytes that are resident of a process; 0 once it has ended."""
     found = re.search(r"VmRSS:\s*(\d+) kB", _read(Path(f"/proc/{pid}/status")))
     return 1024 * int(found[1]) if found else 0
 
