@@ -1,1 +1,1 @@
-"""A run in short before the run: whether it will end, and what it will take."""
+"""Trains in short before a long run: checks that every phase ends, measures time, memory and disk."""

@@ -1,4 +1,4 @@
-"""Refuses in the first minutes what would fail after days: by a short run in a process of its own."""
+"""Decides whether a run gets a preflight, runs it in a process of its own, raises an error if it fails."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ PASSED, HOME, LOG = "preflight.json", ".preflight", "preflight.log"  # in the ru
 LONG = 1.0  # hours of a run that is worth a preflight
 POLL_SECONDS = 0.2
 LITTLE = 0.03  # share of all memory that is left when the child is ended
-EXPENDABLE = "1000"  # oom_score_adj of what the kernel is to end first, proc(5)
+EXPENDABLE = "1000"  # oom_score_adj, proc(5): the kernel kills such a process first
 
 
 def before(
     settings: Train, environment: Mapping[str, str] = os.environ, *, runs: int = 1, processes: int = 1
 ) -> None:
-    """Runs the preflight of a run if it is due, and writes preflight.json when it has passed.
+    """Runs the preflight of a run if it is due, and writes preflight.json when the preflight has passed.
 
     Call it before TensorFlow runs anything: the child needs the memory of the GPUs.
 
@@ -69,7 +69,7 @@ def before(
 
 
 def due(settings: Train, environment: Mapping[str, str], runs: int = 1) -> bool:
-    """Whether a preflight is to run by --preflight; never after one has passed in the run directory.
+    """Returns whether --preflight calls for a preflight, and none has passed in the run directory.
 
     With --preflight=auto: in Kubernetes, or when the steps are estimated to take over an hour, unless every
     chosen arm has been begun.
@@ -85,7 +85,7 @@ def due(settings: Train, environment: Mapping[str, str], runs: int = 1) -> bool:
 
 
 def _passed(file: Path, settings: Train) -> bool:
-    """Whether a preflight has passed with these arms and all other settings that count."""
+    """Returns whether a preflight has passed with these arms and these settings, but for `FREE` ones."""
     if not file.exists():
         return False
     old = json.loads(file.read_text(encoding="utf-8"))["settings"]
@@ -95,7 +95,7 @@ def _passed(file: Path, settings: Train) -> bool:
 
 
 def _checked(settings: Train, home: Path, environment: Mapping[str, str], runs: int, processes: int) -> None:
-    """Runs the child, prints the table, and raises or writes what comes of it."""
+    """Runs the child, prints the table, and writes preflight.json or raises an error."""
     run_dir, short = Path(settings.run_dir), plan.in_short(settings, str(home))
     folders = plan.phases(short, 1)
     ended = watch(start(short, environment, run_dir / LOG), home, folders, run_dir / LOG)
@@ -122,7 +122,7 @@ def _checked(settings: Train, home: Path, environment: Mapping[str, str], runs: 
 
 
 def start(short: Train, environment: Mapping[str, str], log: Path) -> subprocess.Popen:
-    """The child's process, which the kernel ends before this one when memory runs out."""
+    """Starts the child and returns its process, which the kernel kills before this one if memory runs out."""
     command = [sys.executable, "-m", child.__name__, *config.to_flags(short)]
     own = {name: value for name, value in environment.items() if name != "TF_CONFIG"}
     with log.open("wb") as out:
@@ -134,9 +134,9 @@ def start(short: Train, environment: Mapping[str, str], log: Path) -> subprocess
 
 
 def watch(process: subprocess.Popen, home: Path, folders: Sequence[Phase], log: Path) -> Ended:
-    """Shows the child's phases until it ends, and ends it when it has taken nearly all memory that there is.
+    """Shows the child's phases until it ends, kills it if memory is nearly used up, and returns how it ended.
 
-    The kernel would end the whole container of a pod, this process included, with nothing said.
+    The kernel would kill the whole container of a pod, this process included, without a message.
 
     Raises:
       Interrupted: a signal came; the child is ended.
@@ -169,7 +169,7 @@ def watch(process: subprocess.Popen, home: Path, folders: Sequence[Phase], log: 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[StopSignal]:
-    """Takes over SIGTERM and SIGINT for a while."""
+    """Records SIGTERM and SIGINT inside the block; the earlier handlers are back after it."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield StopSignal().install()
@@ -186,7 +186,7 @@ def _show(bar, home: Path, folders: Sequence[Phase]) -> None:
 
 
 def _unfinished(home: Path, folders: Sequence[Phase]) -> Phase:
-    """The phase that the child is in, or was when it ended."""
+    """Returns the phase that the child is in, or was in when it ended."""
     if not (home / child.DEVICES).exists():
         return Phase("shared/start-up", "start-up", 0)
     left = (phase for phase in folders if checkpoints.finished(home / phase.folder) is None)
@@ -194,7 +194,7 @@ def _unfinished(home: Path, folders: Sequence[Phase]) -> Phase:
 
 
 def _results(settings: Train, short: Train, home: Path) -> tuple[list[tuple[Phase, Phase]], list[table.Row]]:
-    """Phases of the whole run beside those of the short one, and the table's rows of what is finished."""
+    """Returns (phase of the whole run, phase of the short run) pairs, and table rows of finished phases."""
     data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else home / "phantom"
     if not records.is_dataset(data_dir):
         return [], []
@@ -208,7 +208,7 @@ def _results(settings: Train, short: Train, home: Path) -> tuple[list[tuple[Phas
 
 
 def _devices(home: Path) -> tuple[int, bool]:
-    """Replicas of the child, and whether they are GPUs."""
+    """Returns the number of replicas of the child, and whether they are GPUs."""
     file = home / child.DEVICES
     if not file.exists():
         return 1, estimate.has_gpu()

@@ -1,6 +1,6 @@
-"""The short run of a preflight: python -m tf_detectorgan.preflight.child, with flags of `train`.
+"""Trains in short for a preflight: python -m tf_detectorgan.preflight.child, with flags of `train`.
 
-All phases and the report by the same code as in `train`, on a few validation and test images.
+All phases and the report run by the code of `train`, with few steps, validation images and test images.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(settings: Train) -> None:
         "replicas": run.strategy.num_replicas_in_sync,
         "gpu": bool(tf.config.list_logical_devices("GPU")),
     }
-    # Traced here, so that no time of an image below holds the tracing.
+    # Traced here, so that the times per image below do not include tracing.
     run.detect(tf.zeros([settings.detector_batch, *run.dataset.image_shape]))
     checkpoints.write_text(run.path / DEVICES, json.dumps(devices))
     run_arms(run)

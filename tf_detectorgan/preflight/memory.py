@@ -1,4 +1,4 @@
-"""How much memory a process may still take before the kernel ends it, or its whole container."""
+"""Reads how much memory is left before the kernel kills a process or its whole container."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ BATCHES = 2  # of synthetic images, each as large as the run's: the first is tra
 
 
 class Phase(NamedTuple):
-    """What is done and recorded as one."""
+    """A part of a run with one folder and one done.json."""
 
     folder: str  # in the run directory
     kind: str  # "gan", "joint", "detector", "images" or "evaluation"
@@ -26,12 +26,12 @@ class Phase(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As the progress bars have it."""
+        """Returns the phase's name as progress bars show it."""
         return self.folder.removeprefix("shared/").removeprefix("arms/")
 
 
 def phases(settings: Train, test_images: int) -> list[Phase]:
-    """Those of `training.phases.run_arms`, in its order."""
+    """Returns the phases of `training.phases.run_arms` in its order."""
     s, arms = settings, {name: ARMS[name] for name in settings.arm}
     found = [
         Phase(f"shared/pretrain_{'gan' if kind == 'cyclegan' else kind}", "gan", s.gan_steps)
@@ -53,9 +53,9 @@ def phases(settings: Train, test_images: int) -> list[Phase]:
 
 
 def in_short(settings: Train, run_dir: str) -> Train:
-    """The settings of a short run in `run_dir` whose graphs and batches are those of the run on one machine.
+    """Returns settings of a short run in `run_dir` with the graphs and batches of the run on one machine.
 
-    Everything that comes every so many steps comes once, at the end of a phase.
+    Pictures, validation and checkpoints come once, at the end of a phase.
     """
     s = settings
     steps: dict[str, Any] = {name: min(most, getattr(s, name)) for name, most in STEPS.items()}
@@ -77,12 +77,12 @@ def in_short(settings: Train, run_dir: str) -> Train:
 
 
 def limits(detector_batch: int) -> Mapping[str, int]:
-    """Of `Dataset.limited`: a batch of each kind of image that is evaluated."""
+    """Returns the limits for `Dataset.limited`: a batch of each kind of image that is evaluated."""
     return {f"{split}_{kind}": detector_batch for split in ("validation", "test") for kind in EVALUATED}
 
 
 def evaluated_images(dataset: Dataset, split: str) -> int:
-    """How many images are detected in an evaluation of `split`; none in validation without labelled ones."""
+    """Returns the number of images in an evaluation of `split`; 0 for validation without labelled ones."""
     if split == "validation" and not dataset.count("validation_labelled"):
         return 0
     return sum(dataset.count(f"{split}_{kind}") for kind in EVALUATED)

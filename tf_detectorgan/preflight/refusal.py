@@ -1,4 +1,4 @@
-"""Why a preflight fails: the error to raise, whose message is one sentence with the phase and what helps."""
+"""Turns the end of a short run into the error to raise: one sentence with the phase and what helps."""
 
 from __future__ import annotations
 
@@ -119,21 +119,21 @@ def of_disk(found: list[Row], others: int, runs: int, free: int, run_dir: str) -
 
 
 def _error_line(output: str) -> str:
-    """The last line that `door` has printed for an error, without "error: "; else the last line."""
+    """Returns the last line that `door` has printed for an error, without "error: "; else the last line."""
     lines = _lines(output)
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["no output"])[-1].removeprefix("error: ")
 
 
 def _disk_error(line: str) -> OSError:
-    """The error of which `door` has printed `line`: "FILE: what the disk said; what was finished ..."."""
+    """Returns the error for which `door` has printed `line`: "FILE: REASON; what was finished ..."."""
     file, _, reason = line.partition(";")[0].rpartition(": ")
     number = next((code for code in errno.errorcode if os.strerror(code) == reason), errno.ENOSPC)
     return OSError(number, os.strerror(number), file or None)
 
 
 def _message_lines(output: str) -> list[str]:
-    """Lines of the last traceback from its error on, without places; without a traceback, the last line.
+    """Returns the last traceback's lines from its error on, without places; without one, the last line.
 
     Earlier output does not say why the process ended: TensorFlow's allocator, for one, reports a lack of
     memory that it has found a way around.
@@ -148,7 +148,7 @@ def _message_lines(output: str) -> list[str]:
 
 
 def _message(lines: list[str]) -> str:
-    """An error in one line: its type, and the last line of a message that has several."""
+    """Returns an error in one line: its type, and the last line of a message that has several."""
     if not lines:
         return "no output"
     kind, colon, _ = lines[0].partition(": ")
@@ -156,5 +156,5 @@ def _message(lines: list[str]) -> str:
 
 
 def _lines(output: str) -> list[str]:
-    """Lines without the space around them; a progress bar's states are lines, too."""
+    """Returns the lines without the space around them; each state of a progress bar is one."""
     return [line.strip() for line in output.replace("\r", "\n").split("\n") if line.strip()]

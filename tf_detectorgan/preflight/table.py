@@ -1,4 +1,4 @@
-"""What the whole run takes, from what its phases have left behind in short: hours, memory, disk."""
+"""Computes hours, memory and disk of the whole run from the records and files of the short one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Row(NamedTuple):
 def rows(
     home: Path, phases: Sequence[tuple[Phase, Phase]], settings: Train, validation_images: int
 ) -> list[Row]:
-    """Those of the phases that are finished in `home`.
+    """Returns the rows of the phases that are finished in `home`.
 
     A phase takes what it took there, and its other steps or images the time of one after tracing. A
     validation detects `validation_images`. Checkpoints take no time here, nor does talk between workers.
@@ -60,7 +60,7 @@ def rows(
 
 
 def _image_seconds(home: Path, phases: Sequence[tuple[Phase, Phase]]) -> float:
-    """What detection takes for an image; 0 where nothing was evaluated."""
+    """Returns the seconds of detection per image; 0 if nothing was evaluated."""
     records = (checkpoints.finished(home / whole.folder) for whole, _ in phases if whole.kind == "evaluation")
     return next((record["image_seconds"] for record in records if record), 0.0)
 
@@ -76,7 +76,7 @@ def _disk(home: Path, whole: Phase, short: Phase, settings: Train) -> int:
 
 
 def other_bytes(home: Path, phases: Sequence[tuple[Phase, Phase]], settings: Train) -> int:
-    """Disk that no phase has for itself: TensorBoard, drawn data, report, a checkpoint being replaced."""
+    """Returns the bytes of TensorBoard, drawn data, report and of a checkpoint while it is replaced."""
     folders = [home / whole.folder for whole, _ in phases]
     boards, truth = size(home / "tensorboard"), size(home / "truth.json")
     fixed = size(home) - sum(map(size, folders)) - boards - truth
@@ -91,13 +91,13 @@ def other_bytes(home: Path, phases: Sequence[tuple[Phase, Phase]], settings: Tra
 
 
 def size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; 0 where there is none."""
+    """Returns the bytes of a file, or of all files in a folder; 0 if there is none."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def text(found: Sequence[Row], others: int) -> str:
-    """The table as plain text. `others`: bytes that no phase has for itself."""
+    """Returns the table as plain text. `others`: bytes of files that belong to no phase."""
     lines = [["phase", "seconds each", "steps or images", "hours", "peak memory", "disk"]]
     for row in found:
         seconds = "–" if row.seconds is None else f"{row.seconds:.3g}"
