@@ -73,8 +73,8 @@ class Train:
         "auto",
         "A few steps of every phase before the run, in a process of its own: prints a table of hours, memory "
         "and disk, and refuses the run where they will not do. auto: where the steps are estimated to take "
-        "over an hour, and in Kubernetes, unless a phase is finished. A preflight that has passed "
-        "(preflight.json in --run_dir) is not repeated.",
+        "over an hour, in Kubernetes, and with several workers, unless every chosen arm has begun. One that "
+        "has passed (preflight.json in --run_dir) is not repeated.",
         ("auto", "true", "false"),
     )
 
