@@ -55,7 +55,7 @@ def test_a_run_is_held_before_it_is_looked_at(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_directory, "begin", begin)
     with pytest.raises(RuntimeError, match="looked at"):
-        train.main(Train(run_dir=str(tmp_path)))
+        train.main(Train(run_dir=str(tmp_path), preflight="false"))
 
 
 def test_where_there_are_no_locks_a_note_says_so(tmp_path, monkeypatch, capsys):

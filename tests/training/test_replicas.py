@@ -205,7 +205,9 @@ def test_detector_step_is_plain_gradient_descent(tiny):
     with tf.GradientTape() as tape:
         loss = DET.loss(DET.weights, labelled.images, targets, DET.positives(targets))
     expected = [v - 0.1 * g for v, g in zip(variables, tape.gradient(loss, variables), strict=True)]
-    out = detector_step(DET, keras.optimizers.SGD(0.1), labelled, 1e6)
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build(variables)
+    out = detector_step(DET, optimizer, labelled, 1e6)
     np.testing.assert_allclose(out["L_d"], loss, rtol=1e-6)
     for v, value in zip(variables, expected, strict=True):
         np.testing.assert_allclose(v, value, rtol=1e-5, atol=1e-7)
