@@ -87,29 +87,29 @@ def _normalized(x, size: int, epsilon: float):
         shared = tf.matmul(tf.reshape(tf.reduce_mean(v, pixels), by_group), sharing)
         return tf.reshape(shared, by_channel)
 
+    def P(v, x_hat):
+        along = mean(x_hat * v)
+        return v - mean(v) - x_hat * along, along
+
+    # What a function needs of an earlier one are its arguments: TensorFlow searches a custom gradient's graph
+    # for variables, from its results back to its arguments.
     @tf.custom_gradient
     def forward(x):
         deviation = x - mean(x)
         r = tf.math.rsqrt(mean(deviation * deviation) + epsilon)
         x_hat = deviation * r
+        return x_hat, lambda u: gradient(x, u, x_hat, r)
 
-        def P(v):
-            along = mean(x_hat * v)
-            return v - mean(v) - x_hat * along, along
+    @tf.custom_gradient
+    def gradient(x, u, x_hat, r):
+        P_u, along_u = P(u, x_hat)
+        return r * P_u, lambda w: (*derivatives(w, x_hat, r, P_u, along_u), None, None)
 
-        @tf.custom_gradient
-        def gradient(x, u):
-            P_u, along_u = P(u)
-
-            @tf.custom_gradient
-            def derivatives(w):
-                P_w, along_w = P(w)
-                to_x = -r * r * (x_hat * mean(w * P_u) + along_u * P_w + along_w * P_u)
-                return (to_x, r * P_w), _refuse_derivative("ExactGroupNormalization", "third")
-
-            return r * P_u, derivatives
-
-        return x_hat, lambda u: gradient(x, u)
+    @tf.custom_gradient
+    def derivatives(w, x_hat, r, P_u, along_u):
+        P_w, along_w = P(w, x_hat)
+        to_x = -r * r * (x_hat * mean(w * P_u) + along_u * P_w + along_w * P_u)
+        return (to_x, r * P_w), _refuse_derivative("ExactGroupNormalization", "third")
 
     return forward(x)
 
@@ -207,16 +207,15 @@ def _normalized_alone(x, gamma, beta, epsilon: float):
         y, *_, mean, variance, workspace = tf.raw_ops.FusedBatchNormV3(
             x=mixed, scale=scale, offset=of_each(beta), mean=[], variance=[], **options
         )
+        return as_images(y), lambda upstream: gradient(upstream, mixed, scale, mean, variance, workspace)
 
-        @tf.custom_gradient
-        def gradient(upstream):
-            d = tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=as_channels(upstream), x=mixed, scale=scale, reserve_space_1=mean,
-                reserve_space_2=variance, reserve_space_3=workspace, **options,
-            )  # fmt: skip
-            weights = (tf.reduce_sum(tf.reshape(v, [-1, channels]), 0) for v in d[1:3])
-            return (as_images(d.x_backprop), *weights), _refuse_derivative("InstanceNormalization", "second")
-
-        return as_images(y), gradient
+    @tf.custom_gradient
+    def gradient(upstream, mixed, scale, mean, variance, workspace):  # its arguments: as in `_normalized`
+        d = tf.raw_ops.FusedBatchNormGradV3(
+            y_backprop=as_channels(upstream), x=mixed, scale=scale, reserve_space_1=mean,
+            reserve_space_2=variance, reserve_space_3=workspace, **options,
+        )  # fmt: skip
+        weights = (tf.reduce_sum(tf.reshape(v, [-1, channels]), 0) for v in d[1:3])
+        return (as_images(d.x_backprop), *weights), _refuse_derivative("InstanceNormalization", "second")
 
     return forward(x, tf.convert_to_tensor(gamma), tf.convert_to_tensor(beta))
