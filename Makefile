@@ -1,12 +1,13 @@
 # make demo   install, then the whole method on drawn chest X-rays (resumes where it stopped)
 # make test   install, then every check; what CI runs
+# make nightly   the long checks that `make test` leaves out: the same things at more settings
 # make lint   the checks that run no test         make format   rewrite the files in house style
 # make lock   recompute constraints.txt           make clean    remove what make built; runs/ stays
 # make image  a container image by docker, podman or buildah; EXTRAS=gpu for GPUs
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format lock image clean
+.PHONY: demo test nightly lint format lock image clean
 
 # The first of these that runs and is 3.10 to 3.13; or say `make test PYTHON=/path/to/python`.
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))
@@ -25,6 +26,9 @@ TEST_WORKERS ?= 2
 
 test: lint
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
+nightly: .venv/installed-test
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile -m nightly
 
 lint: .venv/installed-test
 	$(BIN)/ruff format --check .

@@ -10,7 +10,7 @@ def test_the_short_run_refuses_what_train_refuses_before_its_first_phase(
 ):
     monkeypatch.setattr(child, "run_arms", lambda run: pytest.fail("a phase has begun"))
     settings = Train(
-        run_dir=str(tmp_path), data_dir=str(tiny_phantom("checks")), unroll="finite_difference",
+        run_dir=str(tmp_path), data_dir=str(tiny_phantom("run_checks")), unroll="finite_difference",
         deterministic=False,
     )  # fmt: skip
     with pytest.raises(InputError, match="use --unroll=exact, or --force_finite_difference"):

@@ -29,6 +29,7 @@ CASES = {path.stem: [f"--flagfile={path}", "--data_dir="] for path in CONFIGS}
 CASES |= {
     "fcos_small in bfloat16": [*TINY, "--detector=fcos_small", "--precision=mixed_bfloat16"],
     "paper in float16": [*TINY, OWN, "--recipe=paper", "--precision=mixed_float16", "--unroll_recompute"],
+    "aligned": [*TINY, OWN, "--arm=pix2pix,psgan_detectorgan"],
     "two unrolled steps": [*TINY, OWN, "--gan_loss=hinge", "--unroll=k_steps", "--unroll_steps=2"],
     "retinanet_kerashub": [*TINY, "--detector=retinanet_kerashub"],
 }
@@ -87,8 +88,13 @@ def test_the_cases_are_all():
     assert {s.precision for s in flags} == {"float32", "mixed_bfloat16", "mixed_float16"}
 
 
+NIGHTLY = ("cityscapes", "cityscapes_psgan")  # of nih and "aligned" other sizes and pairs
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.nightly if case in NIGHTLY else ()) for case in CASES]
+)
 def test_no_graph_holds_an_op_that_a_deterministic_gpu_refuses(case, dataset, tmp_path, monkeypatch):
     if case == "retinanet_kerashub":
         pytest.importorskip("keras_hub")
