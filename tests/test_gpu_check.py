@@ -24,6 +24,7 @@ def given(result):
     return {"machine": {}, "phases": phases, "memory": {"peak_memory_mib": 9}}
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_a_tiny_check_from_end_to_end(tmp_path, monkeypatch, capfd):
     """One run and gradcheck are processes; the other runs' records are taken to be the first one's."""
