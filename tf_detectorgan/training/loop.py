@@ -85,22 +85,21 @@ def run_phase(
     phase, workers = PhaseDirectory(directory, parts), workers or Workers()
     start, began = workers.restore(phase, parts), time.monotonic()
     source = iter(batches(start)) if start < steps else None
-    done, hidden, clock = start, not workers.chief, StepClock()
+    hidden, clock = not workers.chief, StepClock()
     with progress.bar(
         total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=hidden
     ) as bar:
-        while done < steps:
+        for done in range(start + 1, steps + 1):
             clock.start()
             batch = next(source)  # type: ignore[arg-type]
-            values = step(batch, done)
-            done += 1
+            values = step(batch, done - 1)
             bar.update()
             stopped = workers.total(bool(stop.received))  # on any worker: all stop after the same step
             saving = done % every.checkpoint == 0 or done == steps or stopped
             if saving or done % every.log == 0:
-                rate = (done - start) / (time.monotonic() - began)
-                row = _finite({k: float(v) for k, v in values.items()}, name, done)
+                row = _finite(values, name, done)
                 if workers.chief:
+                    rate = (done - start) / (time.monotonic() - began)
                     scalars(done, row | {"steps_per_second": rate})
                 bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in _SHOWN}, refresh=False)
             clock.stop()  # where values are logged, the device has ended the step
@@ -109,8 +108,9 @@ def run_phase(
             if saving:
                 workers.save(phase, parts, done)
             if stopped and done < steps:
-                who = stop.received or "another worker"
-                raise Interrupted(f"{who} in {name}: {done} of {steps} steps are saved")
+                raise Interrupted(
+                    f"{stop.received or 'another worker'} in {name}: {done} of {steps} steps are saved"
+                )
     if steps == 0:
         workers.save(phase, parts, 0)
     record = {"steps": steps, "resumed_at": start} | clock.record() | peak_memory.read()
@@ -120,7 +120,8 @@ def run_phase(
 _SHOWN = ("L_d", "L_real", "L_syn", "L_real_ahead", "L_localX", "L_bbox")
 
 
-def _finite(row: dict[str, float], name: str, step: int) -> dict[str, float]:
+def _finite(values: dict[str, tf.Tensor], name: str, step: int) -> dict[str, float]:
+    row = {key: float(value) for key, value in values.items()}
     for key, value in row.items():
         if not math.isfinite(value):
             raise FloatingPointError(
