@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_detectorgan import disk
+from tf_detectorgan.run_layout import DONE, RunLayout
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,12 +66,12 @@ class PhaseDirectory:
 
 def finish(path: Path, record: dict[str, Any]) -> None:
     """Marks work in a directory as done."""
-    write_text(path / "done.json", json.dumps(record, indent=2, sort_keys=True))
+    write_text(path / DONE, json.dumps(record, indent=2, sort_keys=True))
 
 
 def finished(path: Path) -> dict[str, Any] | None:
     """The record of a finished phase, or None."""
-    file = path / "done.json"
+    file = path / DONE
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
@@ -81,11 +82,11 @@ def write_costs(run: Path, *joining: Path) -> None:
     """
     costs = {}
     for home in (*joining, run):
-        for file in sorted(home.glob("*/**/done.json")):
+        for file in sorted(home.glob(f"*/**/{DONE}")):
             record = finished(file.parent) or {}
             if "seconds" in record:
                 costs[str(file.parent.relative_to(home))] = record
-    write_text(run / "costs.json", json.dumps(costs, indent=1))
+    write_text(RunLayout(run).costs, json.dumps(costs, indent=1))
 
 
 def load(path: Path, parts: dict[str, Any]) -> None:

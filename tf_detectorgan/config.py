@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from absl import flags
@@ -19,30 +20,16 @@ from tf_detectorgan.errors import InputError
 T = TypeVar("T")
 
 
-UNSET: Any = object()
-
-
 def option(
-    default: Any, help: str, choices: Sequence | None = None, low=None, high=None, paper=UNSET, repeated=False
+    default: Any, help: str, choices: Sequence | None = None, low=None, high=None, repeated=False
 ) -> Any:
     """A dataclass field that is also a flag.
 
-    `low` and `high` bound numbers (inclusive). `paper` is the value under --recipe=paper, where it differs
-    from ours. `repeated`: a tuple of strings whose flag is given once an item, not a comma-separated list.
+    `low` and `high` bound numbers (inclusive). `repeated`: a tuple of strings whose flag is given once an
+    item, not a comma-separated list.
     """
-    if paper is not UNSET:
-        help = f"{help} With --recipe=paper the default is {paper}."
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "help": help,
-            "choices": choices,
-            "low": low,
-            "high": high,
-            "paper": paper,
-            "repeated": repeated,
-        },
-    )
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "repeated": repeated}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def define_flags(options: type, values: flags.FlagValues = flags.FLAGS) -> None:
@@ -71,15 +58,59 @@ def parse(options: type[T], words: Sequence[str]) -> T:
     """The options as their command would read `words`, such as "--flagfile=configs/demo.flags".
 
     Raises:
-      InputError: a flag is unknown, or as `read_flags`.
+      InputError: a flag is unknown, or as `read_flags` and `flagfile_lines`.
     """
     values = flags.FlagValues()
     define_flags(options, values)
     try:
-        values(["command", *words])
+        values(["command", *files_first(words)])
     except flags.Error as error:
         raise InputError(str(error)) from error
     return read_flags(options, values)
+
+
+def files_first(words: Sequence[str]) -> list[str]:
+    """The words of a command line with the lines of its flagfiles, in front of the other flags.
+
+    absl takes a flag's last value, which is then the command line's.
+
+    Raises:
+      InputError: as `flagfile_lines`.
+    """
+    lines, others = list[str](), list[str]()
+    rest = iter(words)
+    for word in rest:
+        name, equals, file = word.partition("=")
+        if name in ("-flagfile", "--flagfile"):
+            lines += flagfile_lines(Path(file if equals else next(rest, "")))
+        else:
+            others.append(word)
+    return [*lines, *others]
+
+
+def flagfile_lines(file: Path, inside: tuple[Path, ...] = ()) -> list[str]:
+    """The flags of a flagfile, one a line, with those of files that it includes by --flagfile.
+
+    Files that it includes are relative to its own folder. `inside`: those that include it.
+
+    Raises:
+      InputError: a file cannot be read, or includes itself.
+    """
+    file = file.expanduser()
+    if file in inside:
+        raise InputError(f"--flagfile={file}: includes itself")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--flagfile={file}: cannot be read ({error})") from error
+    lines = list[str]()
+    for line in map(str.strip, text.splitlines()):
+        name, _, included = line.partition("=")
+        if name in ("-flagfile", "--flagfile"):
+            lines += flagfile_lines(file.parent / included, (*inside, file))
+        elif line and not line.startswith(("#", "//")):
+            lines.append(line)
+    return lines
 
 
 def read_flags(options: type[T], values: flags.FlagValues = flags.FLAGS) -> T:
@@ -90,11 +121,8 @@ def read_flags(options: type[T], values: flags.FlagValues = flags.FLAGS) -> T:
     """
     types = get_type_hints(options)
     arguments = {}
-    paper = "recipe" in types and values["recipe"].value == "paper"
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         value = values[field.name].value
-        if paper and values[field.name].using_default_value and field.metadata["paper"] is not UNSET:
-            value = field.metadata["paper"]
         if isinstance(value, list):
             value = _items(field, value, types[field.name].__args__[0])
         _check_choices(field, value if isinstance(value, tuple) else (value,))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import signal
 import sys
 from collections.abc import Callable
@@ -58,8 +57,8 @@ def guard(options: type[T], main: Callable[[T], None], terminated: int = 128 + s
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        rest = flags.FLAGS(_files_first(argv))
-    except flags.Error as error:
+        rest = flags.FLAGS([argv[0], *config.files_first(argv[1:])])
+    except (flags.Error, InputError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     if len(rest) > 1:
@@ -70,16 +69,3 @@ def _parse(argv: list[str]) -> list[str]:
         flags.FLAGS["verbosity"].value = logging.WARNING
         flags.FLAGS["verbosity"].using_default_value = False
     return rest
-
-
-def _files_first(argv: list[str]) -> list[str]:
-    """Puts flagfiles in front: absl takes a flag's last value, which is then the command line's."""
-    files, others = list[str](), list[str]()
-    rest = iter(argv[1:])
-    for word in rest:
-        name, equals, _ = word.partition("=")
-        if name in ("-flagfile", "--flagfile"):
-            files += [word] if equals else [word, *itertools.islice(rest, 1)]
-        else:
-            others.append(word)
-    return [argv[0], *files, *others]

@@ -80,7 +80,7 @@ def main(options: Evaluate) -> None:
     print(f"{options.split} split of {run.dataset.directory}")
     print(evaluation_table(metrics))
     for arm in arms:
-        print(f"{arm}: metrics and detections in {run.evaluation_path(arm)}")
+        print(f"{arm}: metrics and detections in {run.layout.arm(arm).evaluation(run.elsewhere)}")
 
 
 def score_predictions(options: Evaluate) -> None:
@@ -122,11 +122,11 @@ def finished_arms(run: Run, wanted: tuple[str, ...]) -> list[str]:
     Raises:
       InputError: there is none, or a wanted one is not finished.
     """
-    finished = [arm for arm in ARMS if checkpoints.finished(run.arm_path(arm) / "final_detector")]
+    finished = [arm for arm in ARMS if checkpoints.finished(run.layout.arm(arm).final_detector)]
     missing = [arm for arm in wanted if arm not in finished]
     if missing or not finished:
         raise InputError(
-            f"{run.path}: no final detector of {', '.join(missing) or 'any arm'} "
+            f"{run.layout.path}: no final detector of {', '.join(missing) or 'any arm'} "
             f"(finished: {', '.join(finished) or 'none'}); run tf_detectorgan.train with that --arm first"
         )
     return list(wanted) or finished

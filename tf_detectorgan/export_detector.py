@@ -44,13 +44,14 @@ class Export:
 def main(options: Export) -> None:
     """Loads the detector, writes it in both forms, says where."""
     run = run_directory.reopen(options.run_dir, options.data_dir)
-    weights = run.arm_path(options.arm) / "final_detector"
+    arm = run.layout.arm(options.arm)
+    weights = arm.final_detector
     if not checkpoints.finished(weights):
         raise InputError(
-            f"{run.path}: no final detector of {options.arm}; "
+            f"{run.layout.path}: no final detector of {options.arm}; "
             f"run tf_detectorgan.train --arm={options.arm} first"
         )
-    out = Path(options.out).expanduser() if options.out else run.arm_path(options.arm) / "exported"
+    out = Path(options.out).expanduser() if options.out else arm.path / "exported"
     _check_target(out, options.overwrite)
     model = served(run)
     checkpoints.load(weights, {"DET": model.network})

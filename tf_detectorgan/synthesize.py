@@ -20,11 +20,10 @@ os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 from tf_detectorgan import checkpoints, door
 from tf_detectorgan.config import option
 from tf_detectorgan.data.formats import export
-from tf_detectorgan.data.placement import MODES
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.synthesis import synthesize
 from tf_detectorgan.training import build, phases, run_directory
-from tf_detectorgan.training.run import Run
+from tf_detectorgan.training.run import Run, build_detector_training
 from tf_detectorgan.training.settings import ARMS
 
 
@@ -42,8 +41,7 @@ class Synthesize:
     seed: int = option(
         -1, "Images follow from it; -1: the run's seed + 1, unlike the run's own images.", low=-1
     )
-    placement: str = option("run", "Where to insert; run: as in training.", choices=("run", *MODES))
-    placement_file: str = option("", "Boxes for --placement=file (CSV or JSON).")
+    placement: str = option("run", "Where to insert, as of `train`; run: as in training.")
     strength: tuple[float, ...] = option(
         (), "Share of what the generator adds, between two numbers; 1,1: all of it; empty: as in the run."
     )
@@ -69,29 +67,28 @@ def main(options: Synthesize) -> None:
     """Loads the generator, writes the images, says where."""
     run = run_directory.reopen(options.run_dir, options.data_dir)
     _check_finished(run, options.arm)
-    out = Path(options.out).expanduser() if options.out else run.arm_path(options.arm) / "more"
+    out = Path(options.out).expanduser() if options.out else run.layout.arm(options.arm).path / "more"
     _check_target(out, options.overwrite)
     export.check(options.export, run.dataset.class_names, run.dataset.image_shape[-1])
     settings = run.settings
     if options.placement != "run":
-        settings = dataclasses.replace(
-            settings, placement=options.placement, placement_file=options.placement_file
-        )
-        if options.placement != "file":
-            settings = dataclasses.replace(settings, layer_placement=options.placement)
-    elif options.placement_file:
-        raise InputError(f"--placement_file={options.placement_file} needs --placement=file")
+        settings = dataclasses.replace(settings, placement=options.placement)
     if options.strength:
         settings = dataclasses.replace(settings, strength=options.strength)
     if options.objects:
         settings = dataclasses.replace(settings, synthetic_objects=options.objects)
-    placement = build.placement(settings, ARMS[options.arm])
-    judges = None if run.elsewhere else phases.audit_detectors(run)  # they know the run's own objects
+    arm = ARMS[options.arm]
+    placement = build.placement(settings, arm.images, arm.gan)
+    judges = None
+    if not run.elsewhere:  # they know the run's own objects
+        training = build_detector_training(run, settings.pretrain_detector_steps)
+        judges = phases.audit_detectors(run, training)
     if options.min_audit and judges is None:
         raise InputError(
             f"--min_audit={options.min_audit}: not with --audit_folds=0, nor with other --data_dir"
         )
-    insert, checkpoint = phases.insertion_of(run, options.arm, ARMS[options.arm])
+    gan = build.gan(settings, arm.gan, run.dataset, run.strategy) if arm.gan else None
+    insert, checkpoint = phases.insertion_of(run, options.arm, gan)
     kept = synthesize(
         insert,
         run.dataset,
@@ -101,9 +98,8 @@ def main(options: Synthesize) -> None:
         placement=placement,
         method=options.arm,
         checkpoint=checkpoint,
-        reach=run.settings.feather,
+        reach=build.FEATHER,
         judges=judges,
-        describe=build.describer(run.settings, run.dataset.image_shape[-1]),
         min_audit=options.min_audit,
         exports=options.export,
     )
@@ -116,9 +112,9 @@ def main(options: Synthesize) -> None:
 
 
 def _check_finished(run: Run, arm: str) -> None:
-    if ARMS[arm].images == "generator" and not checkpoints.finished(run.arm_path(arm) / "joint"):
+    if ARMS[arm].images == "generator" and not checkpoints.finished(run.layout.arm(arm).joint):
         raise InputError(
-            f"{run.path}: the generator of {arm} is not trained to its end; "
+            f"{run.layout.path}: the generator of {arm} is not trained to its end; "
             f"run tf_detectorgan.train --arm={arm} first"
         )
 

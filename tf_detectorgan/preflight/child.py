@@ -20,8 +20,8 @@ import tensorflow as tf
 
 from tf_detectorgan import checkpoints, door
 from tf_detectorgan.experiments import report
-from tf_detectorgan.preflight import plan, run_checks
-from tf_detectorgan.training import run_directory
+from tf_detectorgan.preflight import plan
+from tf_detectorgan.training import before_training, run_directory
 from tf_detectorgan.training.phases import run_arms
 from tf_detectorgan.training.settings import Train
 from tf_detectorgan.training.workers import Workers
@@ -33,18 +33,17 @@ def main(settings: Train) -> None:
     """Checks the settings as `train` does, runs every phase in --run_dir, then the report."""
     run = run_directory.begin(settings, Workers())
     run.dataset = run.dataset.limited(plan.limits(settings.detector_batch))
-    run_checks.layer_report(run)
-    run_checks.refuse_kinks(run)
+    before_training.layer_report(run)
     devices = {
         "replicas": run.strategy.num_replicas_in_sync,
         "gpu": bool(tf.config.list_logical_devices("GPU")),
     }
     # Traced here, so that the times per image below do not include tracing.
     run.detect(tf.zeros([settings.detector_batch, *run.dataset.image_shape]))
-    checkpoints.write_text(run.path / DEVICES, json.dumps(devices))
+    checkpoints.write_text(run.layout.path / DEVICES, json.dumps(devices))
     run_arms(run)
-    checkpoints.write_costs(run.path)
-    report.write_report(run.path)
+    checkpoints.write_costs(run.layout.path)
+    report.write_report(run.layout.path)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def in_short(settings: Train, run_dir: str) -> Train:
     """
     s = settings
     steps: dict[str, Any] = {name: min(most, getattr(s, name)) for name, most in STEPS.items()}
-    once: dict[str, Any] = dict.fromkeys(("image_every", "validate_every", "checkpoint_every"), 1000)
+    once: dict[str, Any] = dict.fromkeys(("validate_every", "checkpoint_every"), 1000)
     batch = max(synthesis.ROWS // s.synthetic_objects, 1)
     return dataclasses.replace(
         s,

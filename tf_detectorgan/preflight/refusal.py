@@ -86,10 +86,9 @@ def remedies(phase: Phase, settings: Train, replicas: int, gpu: bool) -> list[st
     if phase.kind == "detector" and s.detector_batch > replicas * s.workers:
         found.append(f"a lower --detector_batch than {s.detector_batch}")
     eqn_3 = phase.kind == "joint" and arm is not None and bool(arm.real_sign)
-    if eqn_3 and s.unroll in ("exact", "k_steps") and not s.unroll_recompute:
+    if eqn_3 and s.unroll_steps and not s.unroll_recompute:
         found.append("--unroll_recompute")
-    rounds = s.detector != "retinanet_kerashub" and s.unroll != "finite_difference"  # `Train` refuses those
-    if gpu and s.precision == "float32" and rounds:
+    if gpu and s.precision == "float32" and s.detector != "retinanet_kerashub":  # `Train` refuses that
         found.append("--precision=mixed_bfloat16")
     return found or ["smaller images, smaller networks (--generator_filters, --detector), or more memory"]
 

@@ -81,7 +81,7 @@ def other_bytes(home: Path, phases: Sequence[tuple[Phase, Phase]], settings: Tra
     boards, truth = size(home / "tensorboard"), size(home / "truth.json")
     fixed = size(home) - sum(map(size, folders)) - boards - truth
     steps = [whole for whole, _ in phases if whole.kind in ("gan", "joint", "detector")]
-    pictures = max([math.ceil(phase.amount / settings.image_every) for phase in steps], default=1)
+    pictures = max([math.ceil(phase.amount / settings.checkpoint_every) for phase in steps], default=1)
     lines = sum(phase.amount // settings.log_every for phase in steps)
     replaced = max((size(home / phase.folder) for phase in steps), default=0)
     times = max(

@@ -12,13 +12,13 @@ import numpy as np
 
 from tf_detectorgan.errors import InputError
 
-# In the run directory, so that resuming needs neither PATH nor a network: the option's file.
-FILES = {"backbone_weights": "backbone.weights.h5", "audit_features": "audit.weights.h5"}
 NAMED = 5  # mismatches in a message
 
 
-def fetch(option: str, source: str, run_dir: Path) -> None:
-    """Writes the file of `option` (of FILES): the weights of `source`, "imagenet" or a file as `read` takes.
+def fetch(source: str, file: Path) -> None:
+    """Writes to `file` the weights of `source`: "imagenet", or a file as `read` takes.
+
+    In the run directory, so that resuming needs neither the source nor a network.
 
     Raises:
       InputError: they cannot be downloaded, or do not fit.
@@ -30,11 +30,11 @@ def fetch(option: str, source: str, run_dir: Path) -> None:
             network = keras.applications.ResNet50(include_top=False, weights=None)
             assign(network, Path(source).expanduser())
     except InputError as error:
-        raise InputError(f"--{option}: {error}") from error
-    run_dir.mkdir(parents=True, exist_ok=True)
-    partial = run_dir / f".{os.getpid()}.{FILES[option]}"
+        raise InputError(f"--backbone_weights: {error}") from error
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{os.getpid()}.{file.name}")
     network.save_weights(partial)
-    os.replace(partial, run_dir / FILES[option])
+    os.replace(partial, file)
 
 
 def _imagenet() -> keras.Model:

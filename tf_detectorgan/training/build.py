@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tf_detectorgan.cluster import devices
@@ -18,15 +17,14 @@ from tf_detectorgan.data.augmentation import Augmentation
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.evaluation import audit, looks
 from tf_detectorgan.models import detectors
-from tf_detectorgan.models.detectors.backbone import resnet50
 from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.models.discriminators import patch_gan
 from tf_detectorgan.models.generators import Composition, resnet_generator
 from tf_detectorgan.models.layers import dtype_policy
 from tf_detectorgan.models.person_discriminator import PersonDiscriminator
 from tf_detectorgan.models.unet import unet
+from tf_detectorgan.run_layout import RunLayout
 from tf_detectorgan.training import backbone_weights
 from tf_detectorgan.training.base_gan import BaseGAN
 from tf_detectorgan.training.cyclegan import CycleGAN, CycleObjective
@@ -34,11 +32,16 @@ from tf_detectorgan.training.image_pool import ImagePool
 from tf_detectorgan.training.joint_step import Objective
 from tf_detectorgan.training.loss_scale import LossScale
 from tf_detectorgan.training.psgan import PSGAN, AlignedObjective
-from tf_detectorgan.training.settings import ARMS, Arm, Train
+from tf_detectorgan.training.schedules import ConstantThenLinear, WarmUpThenCosine
+from tf_detectorgan.training.settings import ARMS, PLACEMENTS, Arm, Train
 
 LOCAL_LAYERS = 2  # of DIS_localX: its crops are smaller than 70 pixels
 JOINT_RATE = {"sgd": 0.01, "nesterov": 0.01, "adam": 1e-4, "adamw": 1e-4}
 WARM_UP = 0.05  # share of a detector's steps
+WEIGHT_DECAY = 1e-4  # of AdamW
+CLIP_NORM = 10.0  # largest norm of a detector's gradient
+FEATHER = 0.25  # width of the blend around a box, in box sides
+POOL_SIZE = 50  # synthetic images that discriminators remember, as in CycleGAN
 
 
 def strategy(settings: Train, over_workers: tf.distribute.Strategy | None = None) -> tf.distribute.Strategy:
@@ -93,8 +96,13 @@ def idle(found: Sequence[str], used: int, batches: Mapping[str, int]) -> str:
 
 
 def precision(settings: Train) -> contextlib.AbstractContextManager:
-    """Networks made inside compute in --precision; float32: in Keras's floatx."""
+    """Generators and discriminators made inside compute in --precision; float32: in Keras's floatx."""
     return contextlib.nullcontext() if settings.precision == "float32" else dtype_policy(settings.precision)
+
+
+def detector_precision(settings: Train) -> contextlib.AbstractContextManager:
+    """A detector made inside computes in --precision but for float16, where Eqn 3 vanishes (0122)."""
+    return precision(settings) if settings.precision == "mixed_bfloat16" else contextlib.nullcontext()
 
 
 def loss_scale(settings: Train, chosen: tf.distribute.Strategy) -> LossScale | None:
@@ -107,37 +115,38 @@ def loss_scale(settings: Train, chosen: tf.distribute.Strategy) -> LossScale | N
 
 def composition(settings: Train, classes: int) -> Composition:
     """How generators' outputs become images, wherever they are used."""
-    return Composition(settings.compose, settings.condition, settings.feather, classes)
+    return Composition(settings.compose, settings.condition, FEATHER, classes)
 
 
 def objective(settings: Train, arm: Arm) -> Objective:
     """The arm's signs times the settings' weights; without Eqn 3 its weight is 0."""
-    real_sign = 0.0 if settings.unroll == "none" else arm.real_sign
+    real_sign = arm.real_sign if settings.unroll_steps else 0.0
     return Objective(
         lambda_real=real_sign * settings.lambda_real,
         lambda_syn=arm.syn_sign * settings.lambda_syn,
         syn_cap=settings.syn_cap or math.inf,
-        unroll=settings.unroll if real_sign else "exact",
         recompute=settings.unroll_recompute,
     )
 
 
-def placement(settings: Train, arm: Arm) -> Placement:
-    """Where and as what the arm inserts objects."""
-    layer = arm.images == "layer" or (arm.gan == "cyclegan" and settings.exemplar == "layer")
-    like_layers = layer or arm.images == "clean"
-    given = settings.placement == "file"
-    starts_from_object = arm.gan == "cyclegan" and settings.condition == "exemplar"
+def placement(settings: Train, images: str, gan: str) -> Placement:
+    """Where and as what objects are inserted, by `Arm.images` and `Arm.gan`."""
+    layer = images == "layer" or (gan == "cyclegan" and settings.exemplar == "layer")
+    mode, file = settings.placement, ""
+    if mode == "auto":
+        mode = "context" if layer or images == "clean" else "matched_shift"
+    elif mode not in PLACEMENTS:
+        mode, file = "file", mode
+    starts_from_object = gan == "cyclegan" and settings.condition == "exemplar"
     low, high = settings.strength if starts_from_object else (1.0, 1.0)
     return Placement(
-        mode=settings.layer_placement if like_layers and not given else settings.placement,
-        max_shift=settings.max_shift,
+        mode=mode,
         top_k=settings.match_top_k,
         exemplar_flip=settings.exemplar_flip,
         keep_edges=settings.keep_edges,
-        file=settings.placement_file,
+        file=file,
         layer=layer,
-        noise=arm.gan in ("pix2pix", "psgan"),
+        noise=gan in ("pix2pix", "psgan"),
         strength=(low, high),
         objects=settings.synthetic_objects,
     )
@@ -199,9 +208,7 @@ def psgan(settings: Train, person: bool, dataset: Dataset, chosen: tf.distribute
         discriminator_optimizer = keras.optimizers.Adam(rate, beta_1=0.5)
         discriminator_optimizer.build(phi)
     weights = AlignedObjective(
-        lambda_global=settings.lambda_global,
-        lambda_local=settings.lambda_local,
-        lambda_l1=settings.lambda_l1,
+        lambda_gan=settings.lambda_gan,
         composition=composition(settings, 1),
     )
     return PSGAN(weights, G, DIS_image, DIS_person, generator_optimizer, discriminator_optimizer)
@@ -242,8 +249,7 @@ def cyclegan(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
     return CycleGAN(
         CycleObjective(
             gan_loss=settings.gan_loss,
-            lambda_global=settings.lambda_global,
-            lambda_local=settings.lambda_local,
+            lambda_gan=settings.lambda_gan,
             lambda_bbox=settings.lambda_bbox,
             lambda_cycle=settings.lambda_cycle,
             lambda_identity=settings.lambda_identity,
@@ -257,15 +263,15 @@ def cyclegan(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
         DIS_globalY,
         generator_optimizer,
         discriminator_optimizer,
-        pools_X=[ImagePool(settings.pool_size, batch, shape) for _ in replicas],
-        pools_Y=[ImagePool(settings.pool_size, batch, shape) for _ in replicas],
+        pools_X=[ImagePool(POOL_SIZE, batch, shape) for _ in replicas],
+        pools_Y=[ImagePool(POOL_SIZE, batch, shape) for _ in replicas],
     )
 
 
 def detector(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -> Detector:
     """DET with fresh weights, the same for the same seed; its backbone's from the run, if it keeps some."""
     keras.utils.set_random_seed(settings.seed + 1)
-    with chosen.scope(), precision(settings):
+    with chosen.scope(), detector_precision(settings):
         DET = detectors.build(
             settings.detector,
             dataset.image_shape,
@@ -273,7 +279,7 @@ def detector(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
             **settings.detector_options,
         )
         if settings.detector_options["pretrained"]:
-            _fill(DET.backbone, settings, "backbone_weights")
+            backbone_weights.assign(DET.backbone, RunLayout(Path(settings.run_dir)).backbone_weights)
     eqn_3 = [arm for arm in settings.arm if ARMS[arm].detector and ARMS[arm].real_sign]
     if eqn_3 and not DET.unrollable:
         raise InputError(
@@ -283,31 +289,17 @@ def detector(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
     return DET
 
 
-def describer(settings: Train, channels: int) -> Callable[[np.ndarray, np.ndarray], looks.Looks] | None:
-    """What the audit asks of a network about objects; None with --audit_features=none."""
-    if settings.audit_features == "none":
-        return None
-    network = resnet50((looks.SIDE, looks.SIDE, channels), pretrained=True)
-    _fill(network, settings, "audit_features")
-    return looks.describer(network, audit.CONTEXT)
-
-
-def _fill(network: keras.Model, settings: Train, option: str) -> None:
-    """Gives it the weights that the run keeps for this option."""
-    backbone_weights.assign(network, Path(settings.run_dir) / backbone_weights.FILES[option])
-
-
 def joint_detector_optimizer(settings: Train, DET: Detector, chosen) -> keras.optimizers.Optimizer:
     """The update U of Eqn 3."""
     name = settings.joint_detector_optimizer
     options: dict[str, Any] = {
-        "learning_rate": settings.joint_detector_learning_rate or JOINT_RATE[name],
-        "global_clipnorm": settings.clipnorm,
+        "learning_rate": JOINT_RATE[name],
+        "global_clipnorm": CLIP_NORM,
     }
     if name in ("sgd", "nesterov"):
         options |= {"momentum": 0.9, "nesterov": name == "nesterov"}
     if name == "adamw":
-        options["weight_decay"] = settings.weight_decay
+        options["weight_decay"] = WEIGHT_DECAY
     kind = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}.get(name, keras.optimizers.SGD)
     with chosen.scope():
         optimizer = kind(**options)
@@ -320,44 +312,6 @@ def alone_detector_optimizer(settings: Train, DET: Detector, steps: int, chosen)
     warm_up = max(1, int(WARM_UP * steps))
     with chosen.scope():
         rate = WarmUpThenCosine(settings.detector_learning_rate, warm_up, max(1, steps - warm_up))
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay)
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=WEIGHT_DECAY)
         optimizer.build(DET.network.trainable_variables)
     return optimizer
-
-
-@keras.saving.register_keras_serializable(package="tf_detectorgan")
-class ConstantThenLinear(keras.optimizers.schedules.LearningRateSchedule):
-    """CycleGAN's schedule: `rate` for `constant` steps, then linearly to 0 over `decay` steps."""
-
-    def __init__(self, rate: float, constant: int, decay: int):
-        self.rate, self.constant, self.decay = rate, constant, decay
-
-    def __call__(self, step):
-        past = tf.cast(step, tf.float32) - self.constant
-        return self.rate * tf.clip_by_value(1.0 - past / max(1, self.decay), 0.0, 1.0)
-
-    def get_config(self):
-        return {"rate": self.rate, "constant": self.constant, "decay": self.decay}
-
-
-@keras.saving.register_keras_serializable(package="tf_detectorgan")
-class WarmUpThenCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Linearly from 0 to `rate` in `warm_up` steps, then a cosine to 0 over `decay` steps.
-
-    Equal to Keras's CosineDecay, whose condition makes the host wait for the device once a variable.
-    """
-
-    def __init__(self, rate: float, warm_up: int, decay: int):
-        self.rate, self.warm_up, self.decay = rate, warm_up, decay
-
-    def __call__(self, step):
-        # Times a 1 that the graph optimiser does not see: it would divide by constants by way of their
-        # reciprocals, and differ from Keras in the last bit.
-        one = tf.cast(step >= 0, tf.float32)
-        rate, warm_up, decay = self.rate * one, self.warm_up * one, self.decay * one
-        step = tf.minimum(tf.cast(step, tf.float32), warm_up + decay)
-        falling = rate * (0.5 * (1.0 + tf.cos(math.pi * ((step - warm_up) / decay))))
-        return tf.where(step < warm_up, rate * (step / warm_up), falling)
-
-    def get_config(self):
-        return {"rate": self.rate, "warm_up": self.warm_up, "decay": self.decay}

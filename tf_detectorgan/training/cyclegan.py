@@ -26,8 +26,7 @@ class CycleObjective:
     """Weights of what G_X and G_Y are trained for, and what their judges see."""
 
     gan_loss: str
-    lambda_global: float
-    lambda_local: float
+    lambda_gan: float
     lambda_bbox: float
     lambda_cycle: float
     lambda_identity: float
@@ -77,10 +76,10 @@ class CycleGAN:
             weight = bbox_weight(batch.insertion, o.composition, *x_syn.shape[1:3])
             target = bbox_target(batch.x, batch.insertion, o.composition)
             L_bbox = replicas.share(losses.bbox_loss(x_syn, target, weight))
-            adversarial_Y = o.lambda_global * L_globalY
+            adversarial_Y = o.lambda_gan * L_globalY
             weighted = {
-                "global": o.lambda_global * L_globalX,
-                "local": o.lambda_local * L_localX,
+                "global": o.lambda_gan * L_globalX,
+                "local": o.lambda_gan * L_localX,
                 "bbox": o.lambda_bbox * L_bbox,
             }
         wishes = {name: step.gradient(tape, term, x_syn) for name, term in weighted.items()}

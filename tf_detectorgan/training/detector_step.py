@@ -7,8 +7,7 @@ import tensorflow as tf
 
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models.detectors.detector import Detector
-from tf_detectorgan.training import replicas
-from tf_detectorgan.training.loss_scale import LossScale, Step
+from tf_detectorgan.training import replicas, update_rules
 
 
 def detector_step(
@@ -16,17 +15,15 @@ def detector_step(
     optimizer: keras.optimizers.Optimizer,
     labelled: Labelled,
     clipnorm: float,
-    loss_scale: LossScale | None = None,
 ) -> dict[str, tf.Tensor]:
     """Applies one step on L_d, gradients clipped to the joint norm `clipnorm`. Returns shares of scalars."""
-    step = Step(loss_scale)
     targets = DET.targets(labelled)
     normalizer = tf.maximum(replicas.total(DET.positives(targets)), 1.0)
     variables = DET.network.trainable_variables
     with tf.GradientTape() as tape:
         L_d = DET.loss(DET.weights, labelled.images, targets, normalizer)
-    gradients = step.gradient(tape, L_d, variables)
+    gradients = tape.gradient(L_d, variables)
     replicas.require_gradients(gradients, [v.path for v in variables], "L_d")
     gradients, norm = tf.clip_by_global_norm(replicas.total(gradients), clipnorm)
-    step.apply(optimizer, gradients)
-    return {"L_d": L_d} | step.end({"gradient_norm": norm / replicas.count()})
+    update_rules.apply(optimizer, gradients)
+    return {"L_d": L_d, "gradient_norm": norm / replicas.count()}

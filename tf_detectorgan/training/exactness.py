@@ -1,8 +1,7 @@
-"""How good the modes of Eqn 3 are, measured on a detector and a batch."""
+"""How exact Eqn 3's derivative is, measured on a detector and a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -12,47 +11,56 @@ import tensorflow as tf
 from tf_detectorgan import progress
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models.detectors.detector import Detector
-from tf_detectorgan.training import unroll
-from tf_detectorgan.training.loss_scale import LossScale, Step
+from tf_detectorgan.training import unroll, update_rules
 
 # In pixels of [-1, 1]. A large step meets a kink, a small one drowns in rounding: the best of them counts.
 STEPS = (1e-6, 1e-7, 1e-8)
 # Equal neighbours, as in a flat background, lie on the kink of a max pooling, where no derivative is right.
 NOISE = 1e-3
+WARM_UP = 2  # steps, so that the optimizer's moments are not 0
+
+
+class Streams(NamedTuple):
+    """Images and boxes as `unroll.lookahead` takes them."""
+
+    y: Labelled
+    synthetic: Labelled
+    y2: Labelled
+    later: tuple[Labelled, ...]
+
+    def cast(self, dtype: tf.DType) -> Streams:
+        """The same with images in `dtype`."""
+        y, synthetic, y2, *later = (
+            one._replace(images=tf.cast(one.images, dtype)) for one in (*self[:3], *self.later)
+        )
+        return Streams(y, synthetic, y2, tuple(later))
 
 
 class Check(NamedTuple):
-    """A mode's derivative of L~_real to the synthetic images against central differences."""
+    """The derivative of L~_real to the synthetic images, through `steps` virtual steps."""
 
-    mode: str
-    error: float  # the largest over directions, relative to the difference
-    cosine: float  # to the derivative of "exact"; 0 where one of the two is 0 everywhere
-
-
-def cosine(
-    DET: Detector, optimizer: keras.optimizers.Optimizer, y: Labelled, synthetic: Labelled, y2: Labelled
-) -> float:
-    """Of dL~_real/dx_syn by finite difference to the exact one. Arguments as of `lookahead`."""
-    a, b = (
-        tf.convert_to_tensor(unroll.lookahead(DET, optimizer, y, synthetic, y2, mode=mode).d_L_real_ahead)
-        for mode in ("exact", "finite_difference")
-    )
-    return _cosine(a, b)
+    steps: int
+    error: float  # to central differences: the largest over directions, relative to the difference
+    norm: float  # of the derivative
 
 
-def check_modes(
+def warm_up(DET: Detector, optimizer: keras.optimizers.Optimizer, streams: Streams) -> None:
+    """Takes WARM_UP steps on y and the synthetic images."""
+    for _ in range(WARM_UP):
+        look = unroll.lookahead(DET, optimizer, streams.y, streams.synthetic, None)
+        update_rules.commit(optimizer, look.update)
+
+
+def check_steps(
     DET: Detector,
     optimizer: keras.optimizers.Optimizer,
-    y: Labelled,
-    synthetic: Labelled,
-    y2: Labelled,
-    later: Sequence[Labelled],
+    streams: Streams,
     *,
     directions: int,
     seed: int,
     recompute: bool = False,
 ) -> list[Check]:
-    """Every mode in float64; k_steps with one step more than `later` has. The others as of `lookahead`.
+    """Checks one virtual step, and one more than `streams.later` has, in float64.
 
     The synthetic images are moved by noise of deviation NOISE first.
 
@@ -60,27 +68,23 @@ def check_modes(
       LookupError: TensorFlow has no second derivative of an op on the path.
     """
     checks: list[Check] = []
-    values: dict[int, Callable] = {}
-    exact = None
+    y, synthetic, y2, later = streams
     random = np.random.default_rng(seed)
     x = synthetic.images + NOISE * random.normal(size=synthetic.images.shape)
     draws = random.normal(size=(directions, *x.shape))
-    for mode in progress.bar(unroll.MODES, desc="checking", unit="mode"):
-        options = {"mode": mode, "later": later if mode == "k_steps" else (), "recompute": recompute}
+    for extra in progress.bar([(), later], desc="checking", unit="number of steps"):
 
         @tf.function(autograph=False)
-        def look(images, options=options):
-            found = unroll.lookahead(DET, optimizer, y, synthetic._replace(images=images), y2, **options)
+        def look(images, extra=extra):
+            there = synthetic._replace(images=images)
+            found = unroll.lookahead(DET, optimizer, y, there, y2, extra, recompute)
             return found.L_real_ahead, found.d_L_real_ahead
 
-        # Without what only the derivative needs (decision 0114); modes of as many steps have one L~_real.
-        value = values.setdefault(
-            len(options["later"]), tf.function(lambda images, look=look: look(images)[0], autograph=False)
-        )
+        # Without what only the derivative needs (decision 0114).
+        value = tf.function(lambda images, look=look: look(images)[0], autograph=False)
         derivative = look(x)[1]
-        exact = derivative if exact is None else exact
         worst = max(_error(value, x, derivative, _uphill(derivative, draw)) for draw in draws)
-        checks.append(Check(mode, worst, _cosine(derivative, exact)))
+        checks.append(Check(1 + len(extra), worst, float(tf.norm(derivative))))
     return checks
 
 
@@ -89,17 +93,12 @@ def check_precision(
     optimizer: keras.optimizers.Optimizer,
     rounded: Detector,
     rounded_optimizer: keras.optimizers.Optimizer,
-    y: Labelled,
-    synthetic: Labelled,
-    y2: Labelled,
-    loss_scale: LossScale | None,
-) -> Check:
-    """`exact` of `rounded`, which computes in fewer bits, against DET's in float32: dL~_real/dx_syn.
+    streams: Streams,
+) -> tuple[float, float]:
+    """Compares dL~_real/dx_syn of `rounded`, which computes in bfloat16, with DET's in float32.
 
-    Args:
-      DET, optimizer: whose weights and state `rounded` and its optimizer are given.
-      y, synthetic, y2: as of `lookahead`, float32.
-      loss_scale: of `rounded`; halved until the derivative is finite.
+    Returns the relative error and the cosine. `rounded` and its optimizer take the weights and the state of
+    DET and `optimizer`. `streams`: float32.
     """
     for w, value in zip(rounded.weights, DET.weights, strict=True):
         w.assign(value)
@@ -107,14 +106,13 @@ def check_precision(
         variable.assign(value)
 
     @tf.function(autograph=False)
-    def look(which, its, loss_scale):
-        gradient = Step(loss_scale).gradient
-        return unroll.lookahead(which, its, y, synthetic, y2, gradient=gradient).d_L_real_ahead
+    def look(which, its):
+        return unroll.lookahead(which, its, *streams[:3]).d_L_real_ahead
 
-    expected, found = look(DET, optimizer, None), look(rounded, rounded_optimizer, loss_scale)
-    while loss_scale and not loss_scale.accept([found]):
-        found = look(rounded, rounded_optimizer, loss_scale)
-    return Check("exact", float(tf.norm(found - expected) / tf.norm(expected)), _cosine(found, expected))
+    expected, found = look(DET, optimizer), look(rounded, rounded_optimizer)
+    product = tf.norm(found) * tf.norm(expected)
+    cosine = tf.math.divide_no_nan(tf.reduce_sum(found * expected), product)
+    return float(tf.norm(found - expected) / tf.norm(expected)), float(cosine)
 
 
 def _uphill(derivative, draw):
@@ -130,7 +128,3 @@ def _error(value, x, derivative, v) -> float:
     central = [float(value(x + h * v) - value(x - h * v)) / (2 * h) for h in STEPS]
     found = float(tf.reduce_sum(derivative * v))
     return min(abs(found - c) / max(abs(c), 1e-30) for c in central)
-
-
-def _cosine(a, b) -> float:
-    return float(tf.math.divide_no_nan(tf.reduce_sum(a * b), tf.norm(a) * tf.norm(b)))

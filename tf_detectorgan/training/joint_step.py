@@ -40,8 +40,7 @@ class Objective:
     lambda_real: float
     lambda_syn: float
     syn_cap: float
-    unroll: str = "exact"  # how Eqn 3 is computed: of unroll.MODES
-    recompute: bool = False
+    recompute: bool = False  # of unroll.lookahead
 
 
 ALONE = Objective(0.0, 0.0, 0.0)  # of a GAN without a detector: nothing of it is looked at
@@ -70,10 +69,8 @@ def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> di
                 batch.y,
                 synthetic,
                 batch.y2 if o.lambda_real else None,
-                later=batch.y_later,
-                mode=o.unroll,
-                recompute=o.recompute,
-                gradient=step.gradient,
+                batch.y_later,
+                o.recompute,
             )
         terms |= {"L_real": look.L_real, "L_syn": look.L_syn}
         # - lambda_syn min(L_syn, cap): nothing more to gain beyond the cap.

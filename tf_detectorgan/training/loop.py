@@ -51,70 +51,77 @@ class Every:
     inspect: int
 
 
-def run_phase(
-    name: str,
-    *,
-    directory: Path,
-    parts: dict[str, Any],
-    steps: int,
-    step: Callable[[Any, int], dict[str, tf.Tensor]],
-    batches: Callable[[int], Iterator],
-    scalars: Callable[[int, dict[str, float]], None],
-    every: Every,
-    stop: StopSignal,
-    inspect: Callable[[int, Any], None] | None = None,
-    workers: Workers | None = None,
-) -> None:
-    """Runs a phase from its newest checkpoint to `steps`, then marks it as done.
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A number of training steps, with everything that they change.
 
-    Args:
-      name, directory: the progress bar's, and where checkpoints go.
-      parts, steps: everything trainable or stateful, by name; of the whole phase.
+    Attributes:
+      name: on the progress bar.
+      directory: where checkpoints go.
+      parts: everything trainable or stateful, by name.
+      steps: of the whole phase.
       step: (batch, step number) -> scalars.
       batches: start step -> batches from there on.
-      scalars: receives (finished steps, values).
+      scalars: receives (finished steps, values); called on the chief.
+      inspect: receives (finished steps, batch): pictures, validation; called on the chief.
+    """
+
+    name: str
+    directory: Path
+    parts: dict[str, Any]
+    steps: int
+    step: Callable[[Any, int], dict[str, tf.Tensor]]
+    batches: Callable[[int], Iterator]
+    scalars: Callable[[int, dict[str, float]], None]
+    inspect: Callable[[int, Any], None] = lambda done, batch: None
+
+
+def run_phase(phase: Phase, every: Every, stop: StopSignal, workers: Workers | None = None) -> None:
+    """Runs a phase from its newest checkpoint to its last step, then marks it as done.
+
+    Args:
+      phase: what to run.
       every, stop: how often to do what; looked at after every step.
-      inspect: receives (finished steps, batch): pictures, validation.
-      workers: who trains together; None: this process alone. `scalars` and `inspect` are called on the chief.
+      workers: who trains together; None: this process alone.
 
     Raises:
       Interrupted: a signal came; the finished steps are saved.
       FloatingPointError: a scalar is not finite; nothing of it is saved.
     """
     peak_memory.reset()
-    phase, workers = PhaseDirectory(directory, parts), workers or Workers()
-    start, began = workers.restore(phase, parts), time.monotonic()
-    source = iter(batches(start)) if start < steps else None
+    saved, workers, steps = PhaseDirectory(phase.directory, phase.parts), workers or Workers(), phase.steps
+    start, began = workers.restore(saved, phase.parts), time.monotonic()
+    source = iter(phase.batches(start)) if start < steps else None
     hidden, clock = not workers.chief, StepClock()
     with progress.bar(
-        total=steps, initial=start, desc=name, unit="step", dynamic_ncols=True, disable=hidden
+        total=steps, initial=start, desc=phase.name, unit="step", dynamic_ncols=True, disable=hidden
     ) as bar:
         for done in range(start + 1, steps + 1):
             clock.start()
             batch = next(source)  # type: ignore[arg-type]
-            values = step(batch, done - 1)
+            values = phase.step(batch, done - 1)
             bar.update()
             stopped = workers.total(bool(stop.received))  # on any worker: all stop after the same step
             saving = done % every.checkpoint == 0 or done == steps or stopped
             if saving or done % every.log == 0:
-                row = _finite(values, name, done)
+                row = _finite(values, phase.name, done)
                 if workers.chief:
                     rate = (done - start) / (time.monotonic() - began)
-                    scalars(done, row | {"steps_per_second": rate})
+                    phase.scalars(done, row | {"steps_per_second": rate})
                 bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in _SHOWN}, refresh=False)
             clock.stop()  # where values are logged, the device has ended the step
-            if workers.chief and inspect is not None and (done % every.inspect == 0 or done == steps):
-                inspect(done, batch)
+            if workers.chief and (done % every.inspect == 0 or done == steps):
+                phase.inspect(done, batch)
             if saving:
-                workers.save(phase, parts, done)
+                workers.save(saved, phase.parts, done)
             if stopped and done < steps:
                 raise Interrupted(
-                    f"{stop.received or 'another worker'} in {name}: {done} of {steps} steps are saved"
+                    f"{stop.received or 'another worker'} in {phase.name}: {done} of {steps} steps are saved"
                 )
     if steps == 0:
-        workers.save(phase, parts, 0)
+        workers.save(saved, phase.parts, 0)
     record = {"steps": steps, "resumed_at": start} | clock.record() | peak_memory.read()
-    workers.of_chief(lambda: phase.finish(record))
+    workers.of_chief(lambda: saved.finish(record))
 
 
 _SHOWN = ("L_d", "L_real", "L_syn", "L_real_ahead", "L_localX", "L_bbox")

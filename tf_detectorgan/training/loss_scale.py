@@ -35,17 +35,12 @@ class LossScale(tf.Module):
         self.good_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="good_steps")
         self.skipped = tf.Variable(0, trainable=False, dtype=tf.int64, name="skipped")
 
-    def reset(self) -> None:
-        """As at first."""
-        for variable, value in ((self.scale, FIRST), (self.good_steps, 0), (self.skipped, 0)):
-            variable.assign(value)
-
     def scalars(self) -> dict[str, tf.Tensor]:
         """For the summaries."""
         return {"loss_scale": tf.identity(self.scale), "skipped_steps": tf.identity(self.skipped)}
 
     def gradient(self, tape: tf.GradientTape, target, sources, output_gradients=None):
-        """As `tape.gradient`, by way of S times the gradient. Differentiable."""
+        """As `tape.gradient`, by way of S times the gradient."""
         if output_gradients is None:
             output_gradients = tf.nest.map_structure(tf.ones_like, target)
         S = tf.convert_to_tensor(self.scale)

@@ -23,15 +23,14 @@ from tf_detectorgan.training.base_gan import Drawn, Judged, discriminator_loss
 from tf_detectorgan.training.loss_scale import Step
 
 IMAGE_LOSS, PERSON_LOSS = "log", "lsgan"  # of Ouyang et al., eqn 1 and 2
+LAMBDA_L1 = 100.0  # of Ouyang et al. and of pix2pix
 
 
 @dataclasses.dataclass(frozen=True)
 class AlignedObjective:
     """Weights of what G is trained for."""
 
-    lambda_global: float
-    lambda_local: float
-    lambda_l1: float
+    lambda_gan: float
     composition: Composition
 
 
@@ -71,11 +70,11 @@ class PSGAN:
                 "L_image": replicas.share(losses.adversarial_generator(logits, IMAGE_LOSS)),
                 "L_l1": replicas.share(losses.l1(y_drawn, batch.y.images)),
             }
-            objective = o.lambda_global * terms["L_image"] + o.lambda_l1 * terms["L_l1"]
+            objective = o.lambda_gan * terms["L_image"] + LAMBDA_L1 * terms["L_l1"]
             if self.DIS_person is not None:
                 logits = self.DIS_person(y_drawn, batch.y_boxes)
                 terms["L_person"] = replicas.share(losses.adversarial_generator(logits, PERSON_LOSS))
-                objective += o.lambda_local * terms["L_person"]
+                objective += o.lambda_gan * terms["L_person"]
         return Judged(terms, {}, (step.gradient(tape, objective, y_drawn),), [None] * len(self.theta))
 
     def train_discriminators(self, batch: Batch, drawn: Drawn, seed, step: Step) -> dict[str, tf.Tensor]:

@@ -1,120 +1,68 @@
-"""One run: its settings, data, devices, and the networks and steps that phases share, each traced once."""
+"""One run: its settings, data, devices and DET, and the training steps as graphs over all replicas."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tf_detectorgan import checkpoints
 from tf_detectorgan.batch import Batch, Labelled
+from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.models.detectors.detector import Detector
-from tf_detectorgan.training import build, prefetch, summaries
+from tf_detectorgan.run_layout import RunLayout
+from tf_detectorgan.training import build, prefetch
 from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.joint_step import ALONE, SQUARED, Objective, Players, joint_step
-from tf_detectorgan.training.loop import Every, StopSignal, skip_finished
-from tf_detectorgan.training.loss_scale import LossScale
+from tf_detectorgan.training.loop import Every, StopSignal
 from tf_detectorgan.training.settings import Train
 from tf_detectorgan.training.workers import Workers
 
 
 @dataclasses.dataclass
 class Run:
-    """One run directory, and what its phases share: data, devices, and networks that are traced once."""
+    """What the phases of a run share.
+
+    Attributes:
+      DET: the one detector network (decision 0050); every phase that uses it loads or resets its weights.
+      first_weights: those that DET was built with.
+      detect: `DET.detect` as a graph, for batches of any size.
+      elsewhere: names a data set that is not the one the run was trained on; else "".
+      functions: of the phases that ran, by their directories' names.
+    """
 
     settings: Train
     dataset: Dataset
     stop: StopSignal
-    workers: Workers = dataclasses.field(default_factory=Workers)
-    elsewhere: str = ""  # names a data set that is not the one the run was trained on
-    initial_weights: list[np.ndarray] = dataclasses.field(init=False, default_factory=list)
-    functions: dict[str, Callable] = dataclasses.field(init=False, default_factory=dict)  # of phases that ran
-    _players: dict[str, Players] = dataclasses.field(init=False, default_factory=dict)
-    _gan_steps: dict[str, Callable] = dataclasses.field(init=False, default_factory=dict)
+    workers: Workers
+    elsewhere: str
+    strategy: tf.distribute.Strategy
+    DET: Detector
+    first_weights: list[np.ndarray]
+    detect: Callable
+    functions: dict[str, Callable] = dataclasses.field(default_factory=dict)
 
     @property
-    def path(self) -> Path:
-        return Path(self.settings.run_dir)
+    def layout(self) -> RunLayout:
+        return RunLayout(Path(self.settings.run_dir))
 
-    def arm_path(self, arm: str) -> Path:
-        return self.path / "arms" / arm
-
-    def evaluation_path(self, arm: str) -> Path:
-        """Where the arm's metrics go; other data than the run's own have a folder of their own."""
-        return self.arm_path(arm) / "evaluation" / self.elsewhere
-
-    @functools.cached_property
-    def strategy(self) -> tf.distribute.Strategy:
-        return build.strategy(self.settings, self.workers.strategy)
-
-    def players(self, kind: str) -> Players:
-        """The base GAN of a kind of settings.GANS, without a detector; each is built once."""
-        if kind not in self._players:
-            gan = build.gan(self.settings, kind, self.dataset, self.strategy)
-            self._players[kind] = Players(gan, loss_scale=build.loss_scale(self.settings, self.strategy))
-        return self._players[kind]
-
-    @functools.cached_property
-    def detector(self) -> Detector:
-        """The one detector network: every phase that uses it first loads or resets its weights."""
-        DET = build.detector(self.settings, self.dataset, self.strategy)
-        self.initial_weights = [w.numpy() for w in DET.weights]
-        return DET
+    @property
+    def every(self) -> Every:
+        s = self.settings
+        return Every(s.log_every, s.checkpoint_every, math.gcd(s.checkpoint_every, s.validate_every))
 
     def reset_detector(self, optimizer) -> None:
-        """Gives the detector its first weights and its optimizer zeros: nobody starts from another's."""
-        weights = self.detector.weights  # builds it, and remembers its first weights, when nobody has yet
-        for w, value in zip(weights, self.initial_weights, strict=True):
+        """Gives DET its first weights and its optimizer zeros."""
+        for w, value in zip(self.DET.weights, self.first_weights, strict=True):
             w.assign(value)
         for variable in optimizer.variables:
             variable.assign(tf.zeros_like(variable))
-        if self.loss_scale is not None:
-            self.loss_scale.reset()
-
-    @functools.cached_property
-    def loss_scale(self) -> LossScale | None:
-        """Of detectors that are trained alone."""
-        return build.loss_scale(self.settings, self.strategy)
-
-    @functools.cached_property
-    def detect(self) -> Callable:
-        """`Detector.detect` as a graph, for batches of any size."""
-        return tf.function(self.detector.detect, autograph=False, reduce_retracing=True)
-
-    def gan_step(self, kind: str) -> Callable:
-        """The joint step of a base GAN without a detector."""
-        if kind not in self._gan_steps:
-            self._gan_steps[kind] = joint_function(self, self.players(kind), ALONE)
-        return self._gan_steps[kind]
-
-    @functools.cached_property
-    def alone(self) -> dict[int, tuple[Any, Callable]]:
-        """Optimizer and step of a detector trained alone, by number of steps, each traced once."""
-        s = self.settings
-        optimizers = {
-            steps: build.alone_detector_optimizer(s, self.detector, steps, self.strategy)
-            for steps in {s.pretrain_detector_steps, s.final_steps}
-        }
-        return {steps: (one, detector_function(self, one)) for steps, one in optimizers.items()}
-
-    @functools.cached_property
-    def every(self) -> Every:
-        s = self.settings
-        return Every(s.log_every, s.checkpoint_every, math.gcd(s.image_every, s.validate_every))
-
-    def writer(self, arm: str, phase: str) -> summaries.Writer:
-        return summaries.Writer(self.path / "tensorboard" / arm, phase)
-
-    def skips(self, name: str, directory: Path) -> bool:
-        """`skip_finished` as the chief sees it, on all workers."""
-        return bool(self.workers.of_chief(lambda: skip_finished(name, directory)))
 
     def load(self, directory: Path, parts: dict[str, Any]) -> None:
         """`parts` of a finished phase, read by the chief, on all workers."""
@@ -126,10 +74,59 @@ class Run:
         if self.workers.strategy:
             return self.workers.rows(batches)
         replicas = self.strategy.num_replicas_in_sync
-        gpu = prefetch.target([d.name for d in tf.config.list_logical_devices("GPU")], replicas)
+        gpu = prefetch.target(build.gpus(), replicas)
         if gpu:
             return prefetch.ahead(batches, gpu)
         return iter(batches if replicas == 1 else self.strategy.experimental_distribute_dataset(batches))
+
+
+def build_run(
+    settings: Train, dataset: Dataset, stop: StopSignal, workers: Workers, elsewhere: str = ""
+) -> Run:
+    """Chooses the devices and builds DET, on all workers together."""
+    strategy = build.strategy(settings, workers.strategy)
+    DET = build.detector(settings, dataset, strategy)
+    detect = tf.function(DET.detect, autograph=False, reduce_retracing=True)
+    first_weights = [w.numpy() for w in DET.weights]
+    return Run(settings, dataset, stop, workers, elsewhere, strategy, DET, first_weights, detect)
+
+
+class GANTraining(NamedTuple):
+    """A base GAN, where its objects go, and the joint step that trains it, traced once."""
+
+    players: Players
+    placement: Placement
+    step: Callable
+
+
+class DetectorTraining(NamedTuple):
+    """How DET is trained alone for a number of steps: its optimizer, and the step, traced once."""
+
+    optimizer: Any
+    steps: int
+    step: Callable
+
+
+def build_gan_training(run: Run, kind: str) -> GANTraining:
+    """The base GAN of a kind of settings.GANS, without a detector."""
+    s = run.settings
+    gan = build.gan(s, kind, run.dataset, run.strategy)
+    players = Players(gan, loss_scale=build.loss_scale(s, run.strategy))
+    placement = build.placement(s, "generator", kind)
+    return GANTraining(players, placement, joint_function(run, players, ALONE))
+
+
+def with_detector(run: Run, gan: GANTraining, objective: Objective) -> GANTraining:
+    """The same GAN with DET in its loop, and a new optimizer for DET."""
+    optimizer = build.joint_detector_optimizer(run.settings, run.DET, run.strategy)
+    players = dataclasses.replace(gan.players, DET=run.DET, detector_optimizer=optimizer)
+    return GANTraining(players, gan.placement, joint_function(run, players, objective))
+
+
+def build_detector_training(run: Run, steps: int) -> DetectorTraining:
+    """AdamW, whose rate falls to 0 within `steps`, with its step."""
+    optimizer = build.alone_detector_optimizer(run.settings, run.DET, steps, run.strategy)
+    return DetectorTraining(optimizer, steps, detector_function(run, optimizer))
 
 
 def joint_function(run: Run, players: Players, objective: Objective) -> Callable:
@@ -162,11 +159,8 @@ def detector_function(run: Run, optimizer) -> Callable:
 
     @tf.function(autograph=False)
     def function(labelled: Labelled):
-        shares = run.strategy.run(
-            detector_step, args=(run.detector, optimizer, labelled, run.settings.clipnorm, run.loss_scale)
-        )
+        shares = run.strategy.run(detector_step, args=(run.DET, optimizer, labelled, build.CLIP_NORM))
         values = {k: run.strategy.reduce("SUM", v, axis=None) for k, v in shares.items()}
-        values |= run.loss_scale.scalars() if run.loss_scale else {}
         return values | {"learning_rate": tf.convert_to_tensor(optimizer.learning_rate)}
 
     return function

@@ -16,9 +16,10 @@ import tensorflow as tf
 from tf_detectorgan import checkpoints, config
 from tf_detectorgan.data import phantom, records, shards
 from tf_detectorgan.errors import InputError
+from tf_detectorgan.run_layout import RunLayout
 from tf_detectorgan.training import backbone_weights
 from tf_detectorgan.training.loop import StopSignal
-from tf_detectorgan.training.run import Run
+from tf_detectorgan.training.run import Run, build_run
 from tf_detectorgan.training.settings import Train
 from tf_detectorgan.training.workers import Workers
 
@@ -27,7 +28,6 @@ FREE = {
     "arm",
     "run_dir",
     "log_every",
-    "image_every",
     "validate_every",
     "checkpoint_every",
     "main_iou",
@@ -41,25 +41,23 @@ def begin(settings: Train, workers: Workers) -> Run:
     Raises:
       InputError: the directory belongs to a run with other settings or other data.
     """
-    path = Path(settings.run_dir)
+    layout = RunLayout(Path(settings.run_dir))
     _determinism(settings)
-    data_dir = settings.data_dir or path / "phantom"
+    data_dir = settings.data_dir or layout.phantom
 
     def written() -> None:
-        same_settings(path / "config.json", settings, FREE)
+        same_settings(layout.config, settings, FREE)
+        source, file = settings.backbone_weights, layout.backbone_weights
         # Without config.json nobody knows whose weights these are.
-        begun = (path / "config.json").exists()
-        for option, file in backbone_weights.FILES.items():
-            source = getattr(settings, option)
-            if source != "none" and not (begun and (path / file).exists()):
-                backbone_weights.fetch(option, source, path)
+        if source != "none" and not (layout.config.exists() and file.exists()):
+            backbone_weights.fetch(source, file)
         if not settings.data_dir:
-            _phantom(settings, path / "phantom")
-        same_data(path / "data_card.json", records.open_dataset(data_dir))
-        checkpoints.write_text(path / "config.json", config.to_json(settings) + "\n")
+            _phantom(settings, layout.phantom)
+        same_data(layout.data_card, records.open_dataset(data_dir))
+        checkpoints.write_text(layout.config, config.to_json(settings) + "\n")
 
     workers.of_chief(written)
-    return Run(settings, records.open_dataset(data_dir), StopSignal().install(), workers)
+    return build_run(settings, records.open_dataset(data_dir), StopSignal().install(), workers)
 
 
 def reopen(run_dir: str, data_dir: str = "") -> Run:
@@ -69,19 +67,18 @@ def reopen(run_dir: str, data_dir: str = "") -> Run:
       InputError: there is no run, its data set is gone or has changed, or `data_dir` has other images or
         classes.
     """
-    path = Path(run_dir).expanduser()
-    file = path / "config.json"
-    if not file.is_file() or not (path / "data_card.json").is_file():
+    layout = RunLayout(Path(run_dir).expanduser())
+    if not layout.config.is_file() or not layout.data_card.is_file():
         raise InputError(f"--run_dir={run_dir}: no run there; train one with this --run_dir first")
-    settings = config.from_json(Train, file.read_text(encoding="utf-8"), str(file))
-    settings = dataclasses.replace(settings, run_dir=str(path), distribution="one", workers=1)
+    settings = config.from_json(Train, layout.config.read_text(encoding="utf-8"), str(layout.config))
+    settings = dataclasses.replace(settings, run_dir=str(layout.path), distribution="one", workers=1)
     _determinism(settings)
-    own = Path(settings.data_dir).expanduser() if settings.data_dir else path / "phantom"
+    own = Path(settings.data_dir).expanduser() if settings.data_dir else layout.phantom
     if not data_dir and not records.is_dataset(own):
-        raise InputError(f"{own}: the data set of {path} is not there; say where it is by --data_dir")
+        raise InputError(f"{own}: the data set of {layout.path} is not there; say where it is by --data_dir")
     dataset = records.open_dataset(data_dir or own)
-    elsewhere = _elsewhere(path / "data_card.json", dataset, data_dir)
-    return Run(settings, dataset, StopSignal(), elsewhere=elsewhere)
+    elsewhere = _elsewhere(layout.data_card, dataset, data_dir)
+    return build_run(settings, dataset, StopSignal(), Workers(), elsewhere)
 
 
 def _determinism(settings: Train) -> None:

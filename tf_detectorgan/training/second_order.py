@@ -10,14 +10,8 @@ from tensorflow.python.framework.ops import get_gradient_function  # nothing pub
 
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models.detectors.detector import Detector
-from tf_detectorgan.training.graphs import inner_graphs, operations
+from tf_detectorgan.training.graphs import inner_graphs
 
-# Their derivative jumps, so a gradient is not continuous in the weights. `exact` does not mind.
-# SelectV2 (`tf.where`) is not among them: as often as not it only guards a root or masks padding.
-KINKED = (
-    "Abs", "ClipByValue", "LeakyRelu", "Max", "MaxPool", "MaxPool3D", "MaxPoolV2", "MaxPoolWithArgmax",
-    "Maximum", "Min", "Minimum", "Relu", "Relu6", "Selu",
-)  # fmt: skip
 # What to use instead; an op is looked up by the beginning of its type.
 INSTEAD = {
     # Keras's norms stop the derivative at the mean.
@@ -34,17 +28,6 @@ class Obstacle(NamedTuple):
     op: str  # layer/.../op, by way of the ops that run it
     kind: str
     instead: str
-
-
-def kinks(DET: Detector, image_shape: tuple[int, int, int]) -> list[str]:
-    """Names of the network's ops (layer/op) whose derivative jumps; images are (H, W, C)."""
-    spec = tf.TensorSpec((1, *image_shape), DET.weights[0].dtype)
-    graph = tf.function(lambda images: DET.call(DET.weights, images)).get_concrete_function(spec).graph
-    return [
-        name
-        for name, op in operations(graph)
-        if op.type in KINKED and any(tensor.dtype.is_floating for tensor in op.outputs)
-    ]
 
 
 def obstacles(DET: Detector, y: Labelled) -> list[Obstacle]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tf_detectorgan.config import option
@@ -19,24 +20,24 @@ class Arm(NamedTuple):
     detector: bool  # DET takes part in the joint phase
     real_sign: float
     syn_sign: float
-    title: str
     gan: str = ""  # whose generator: of GANS
 
 
 GANS = ("cyclegan", "pix2pix", "psgan")
+PLACEMENTS = ("auto", *(mode for mode in MODES if mode != "file"))
 ARMS = {
-    "real_only": Arm("none", False, 0, 0, "real images only"),
-    "boxes_only": Arm("clean", False, 0, 0, "control: boxes on clean images, no objects"),
-    "cut_paste": Arm("paste", False, 0, 0, "feathered cut-and-paste"),
-    "poisson_blend": Arm("poisson", False, 0, 0, "Poisson blending"),
-    "superpose": Arm("layer", False, 0, 0, "object layers, nothing trained"),
-    "cyclegan_bbox": Arm("generator", False, 0, 0, "CycleGAN + BboxLoss", "cyclegan"),
-    "acgan": Arm("generator", True, 0, -1, "ACGAN-like: minimises L_syn", "cyclegan"),
-    "detectorgan_no_unroll": Arm("generator", True, 0, 1, "DetectorGAN without Eqn 3", "cyclegan"),
-    "detectorgan": Arm("generator", True, 1, 1, "DetectorGAN", "cyclegan"),
-    "pix2pix": Arm("generator", False, 0, 0, "pix2pix", "pix2pix"),
-    "psgan": Arm("generator", False, 0, 0, "PS-GAN", "psgan"),
-    "psgan_detectorgan": Arm("generator", True, 1, 1, "DetectorGAN around PS-GAN", "psgan"),
+    "real_only": Arm("none", False, 0, 0),
+    "boxes_only": Arm("clean", False, 0, 0),  # a control: boxes on clean images, no objects
+    "cut_paste": Arm("paste", False, 0, 0),
+    "poisson_blend": Arm("poisson", False, 0, 0),
+    "superpose": Arm("layer", False, 0, 0),  # object layers, nothing trained
+    "cyclegan_bbox": Arm("generator", False, 0, 0, "cyclegan"),
+    "acgan": Arm("generator", True, 0, -1, "cyclegan"),  # ACGAN-like: minimises L_syn
+    "detectorgan_no_unroll": Arm("generator", True, 0, 1, "cyclegan"),
+    "detectorgan": Arm("generator", True, 1, 1, "cyclegan"),
+    "pix2pix": Arm("generator", False, 0, 0, "pix2pix"),
+    "psgan": Arm("generator", False, 0, 0, "psgan"),
+    "psgan_detectorgan": Arm("generator", True, 1, 1, "psgan"),
 }
 
 
@@ -50,7 +51,6 @@ class Train:
     phantom_train_images: int = option(57, "Labelled training images of the built-in phantom.", low=1)
     arm: tuple[str, ...] = option(("detectorgan",), f"Arms to run: {', '.join(ARMS)}.", choices=tuple(ARMS))
     seed: int = option(0, "Every random number follows from it.", low=0)
-    recipe: str = option("ours", "Defaults of the method.", choices=("ours", "paper"))
     deterministic: bool = option(
         True,
         "The same seed gives the same bits, also when resumed. False: GPUs may be faster; two runs then "
@@ -81,54 +81,39 @@ class Train:
     precision: str = option(
         "float32",
         "What networks compute in; weights, updates and losses are float32. mixed_bfloat16: for GPUs from "
-        "2020 on, CPUs with AVX512_BF16. mixed_float16: for older GPUs, with loss scaling.",
+        "2020 on, CPUs with AVX512_BF16. mixed_float16: for older GPUs; generators and discriminators, with "
+        "loss scaling, while DET stays in float32.",
         ("float32", "mixed_bfloat16", "mixed_float16"),
     )
 
     generator_filters: int = option(64, "Filters of the generators' first layer.", low=1)
     generator_blocks: int = option(0, "Residual blocks; 0: 9, or 6 at up to 128 pixels.", low=0)
     discriminator_filters: int = option(64, "Filters of the discriminators' first layer.", low=1)
-    compose: str = option(
-        "box", "full: G's output is the image. box: blended near the box.", ("full", "box"), paper="full"
-    )
+    compose: str = option("box", "full: G's output is the image. box: blended near the box.", ("full", "box"))
     condition: str = option(
-        "exemplar",
-        "What G_X sees: image and mask, or also the matched object.",
-        ("mask", "exemplar"),
-        paper="mask",
+        "exemplar", "What G_X sees: image and mask, or also the matched object.", ("mask", "exemplar")
     )
-    feather: float = option(0.25, "Width of the blend around a box, in box sides.", low=0.0)
     crop_size: int = option(32, "Side of the crops that DIS_localX sees.", low=16)
 
-    gan_loss: str = option("lsgan", "Adversarial loss; log is Eqn 4.", ("log", "lsgan", "hinge"), paper="log")
-    lambda_global: float = option(1.0, "Weight of DIS_globalX and DIS_globalY; PS-GAN's DIS_image.", low=0.0)
-    lambda_local: float = option(1.0, "Weight of DIS_localX; PS-GAN's DIS_person.", low=0.0)
+    gan_loss: str = option("lsgan", "Adversarial loss; log is Eqn 4.", ("log", "lsgan"))
+    lambda_gan: float = option(1.0, "Weight of the adversarial losses.", low=0.0)
     lambda_bbox: float = option(1.0, "Weight of BboxLoss.", low=0.0)
     lambda_cycle: float = option(10.0, "Weight of the cycle loss.", low=0.0)
     lambda_identity: float = option(5.0, "Weight of the identity loss.", low=0.0)
-    lambda_l1: float = option(100.0, "Weight of pix2pix's and PS-GAN's L1 to the real image.", low=0.0)
     lambda_real: float = option(1.0, "Weight of L~_real, Eqn 3.", low=0.0)
-    lambda_syn: float = option(0.05, "Weight of L_syn, which G_X maximises.", low=0.0, paper=1.0)
+    lambda_syn: float = option(0.05, "Weight of L_syn, which G_X maximises.", low=0.0)
     syn_cap: float = option(
-        5.0, "L_syn above this is worth nothing more to G_X; 0: more is always better.", low=0.0, paper=0.0
-    )
-    unroll_real: str = option(
-        "fresh", "Images of L~_real: a fresh draw, or those of L_real.", ("fresh", "same")
+        5.0, "L_syn above this is worth nothing more to G_X; 0: more is always better.", low=0.0
     )
 
-    unroll: str = option(
-        "exact",
-        "How arms with Eqn 3 (detectorgan, psgan_detectorgan) compute it. exact: through one detector step. "
-        "k_steps: through --unroll_steps of them. finite_difference: approximately (DARTS). none: they leave "
-        "it out, so that detectorgan becomes detectorgan_no_unroll.",
-        ("exact", "k_steps", "finite_difference", "none"),
+    unroll_steps: int = option(
+        1,
+        "Virtual detector steps through which arms with Eqn 3 (detectorgan, psgan_detectorgan) take their "
+        "gradient; 0: they leave Eqn 3 out, so that detectorgan becomes detectorgan_no_unroll.",
+        low=0,
     )
-    unroll_steps: int = option(1, "Virtual detector steps of --unroll=k_steps, 2 or more.", low=1)
     unroll_recompute: bool = option(
         False, "Run synthetic passes of virtual steps again instead of keeping them: less memory, more time."
-    )
-    force_finite_difference: bool = option(
-        False, "Let --unroll=finite_difference go through a detector with kinks (ReLU)."
     )
 
     detector: str = option(
@@ -137,7 +122,6 @@ class Train:
     anchor_sizes: tuple[float, ...] = option(
         (), "Anchor sides, one a pyramid level; empty: the detector's own."
     )
-    anchor_scales: tuple[float, ...] = option((), "Multiples of the sizes; empty: the detector's own.")
     anchor_ratios: tuple[float, ...] = option((), "Widths over heights; empty: the detector's own.")
 
     backbone_weights: str = option(
@@ -151,26 +135,20 @@ class Train:
         "What generators start from. image: the matched object cut out with its background. layer: what it "
         "adds to its background, laid over x.",
         ("image", "layer"),
-        paper="image",
     )
     strength: tuple[float, ...] = option(
         (0.0, 1.0),
         "Synthetic images keep a share of what G_X adds to the matched object, drawn between these two; with "
         "--condition=mask all of it.",
     )
-    placement: str = option("matched_shift", "Where to insert.", MODES)
-    layer_placement: str = option(
-        "context",
-        "Where to insert what is laid over x, unless --placement=file.",
-        [m for m in MODES if m != "file"],
+    placement: str = option(
+        "auto",
+        f"Where to insert: {', '.join(PLACEMENTS)}, or a file of boxes (.csv, .json). auto: context for what "
+        "is laid over x, matched_shift for objects cut out.",
     )
-    placement_file: str = option("", "Boxes for --placement=file (CSV or JSON).")
-    max_shift: float = option(0.05, "Largest shift of the matched box, in image sides.", low=0.0, high=1.0)
-    match_top_k: int = option(5, "Draw the matched image among this many best ones.", low=1, paper=1)
-    exemplar_flip: bool = option(True, "Insert objects mirrored half of the time.", paper=False)
-    keep_edges: bool = option(
-        True, "An object cut off by its image's edge is inserted at that edge.", paper=False
-    )
+    match_top_k: int = option(5, "Draw the matched image among this many best ones.", low=1)
+    exemplar_flip: bool = option(True, "Insert objects mirrored half of the time.")
+    keep_edges: bool = option(True, "An object cut off by its image's edge is inserted at that edge.")
     augment: bool = option(True, "Flip, shift, scale and light changes for detectors, the same in all arms.")
 
     gan_steps: int = option(20000, "Steps of pretrain_gan.", low=0)
@@ -184,18 +162,13 @@ class Train:
     )
     joint_detector_optimizer: str = option(
         "sgd",
-        "Of DET in the joint phase, through which Eqn 3 looks: sgd or nesterov (momentum 0.9), adam, adamw.",
+        "Of DET in the joint phase, through which Eqn 3 looks: sgd or nesterov (rate 0.01, momentum 0.9), "
+        "adam or adamw (rate 1e-4).",
         ("sgd", "nesterov", "adam", "adamw"),
-    )
-    joint_detector_learning_rate: float = option(
-        0.0, "Of DET in the joint phase; 0: 0.01 with sgd and nesterov, 1e-4 with adam and adamw.", low=0.0
     )
     detector_learning_rate: float = option(
         1e-3, "AdamW's of a detector alone: warm-up, then a cosine to 0.", low=0.0
     )
-    weight_decay: float = option(1e-4, "AdamW's, of a detector alone and jointly.", low=0.0)
-    clipnorm: float = option(10.0, "Largest norm of a detector's gradient.", low=1e-6)
-    pool_size: int = option(50, "Synthetic images that discriminators remember.", low=0)
 
     synthetic_count: int = option(1000, "Synthetic images an arm makes.", low=1)
     synthetic_objects: int = option(
@@ -210,18 +183,6 @@ class Train:
         "groups, --pretrain_detector_steps each); 0: none.",
         low=0,
     )
-    audit_features: str = option(
-        "none",
-        "Compare synthetic with real objects also by the features of a ResNet-50: none; imagenet, which "
-        "Keras downloads; or a file of its weights, as --backbone_weights takes. Kept in --run_dir.",
-    )
-    min_audit: float = option(
-        0.0,
-        "Leave out synthetic objects that score lower with such a detector than this share of the real "
-        "objects do, and images without any other.",
-        low=0.0,
-        high=1.0,
-    )
     synthetic_fraction: float = option(0.5, "Share of them in a batch of final_detector.", low=0.0, high=1.0)
 
     main_iou: float = option(
@@ -229,8 +190,7 @@ class Train:
     )
 
     log_every: int = option(50, "Steps between two rows of scalars.", low=1)
-    image_every: int = option(500, "Steps between two pictures.", low=1)
-    checkpoint_every: int = option(500, "Steps between two checkpoints.", low=1)
+    checkpoint_every: int = option(500, "Steps between two checkpoints, and two pictures.", low=1)
     validate_every: int = option(500, "Steps between two APs on the validation split.", low=1)
 
     def __post_init__(self):
@@ -241,13 +201,6 @@ class Train:
             raise InputError(
                 "--audit_folds=1: a detector judges what others are trained on; give 2 or more, or 0"
             )
-        if self.min_audit and not self.audit_folds:
-            raise InputError(f"--min_audit={self.min_audit} needs --audit_folds of 2 or more")
-        if (self.unroll == "k_steps") != (self.unroll_steps > 1):
-            raise InputError(
-                f"--unroll={self.unroll} --unroll_steps={self.unroll_steps}: k_steps takes 2 or more steps, "
-                "the others take 1"
-            )
         if self.synthetic_objects > 1 and self.compose == "full":
             raise InputError(
                 f"--synthetic_objects={self.synthetic_objects}: with --compose=full a generator draws the "
@@ -257,17 +210,16 @@ class Train:
             raise InputError(
                 f"--strength={','.join(map(str, self.strength))}: two shares within 0 and 1, the lower first"
             )
-        if self.unroll_recompute and self.unroll not in ("exact", "k_steps"):
-            raise InputError(f"--unroll_recompute: --unroll={self.unroll} keeps nothing to be recomputed")
-        if self.detector == "retinanet_kerashub" and self.precision != "float32":
+        if self.placement not in PLACEMENTS and Path(self.placement).suffix not in (".csv", ".json"):
+            raise InputError(
+                f"--placement={self.placement} is none of {', '.join(PLACEMENTS)}, and no .csv or .json file"
+            )
+        if self.unroll_recompute and not self.unroll_steps:
+            raise InputError("--unroll_recompute: --unroll_steps=0 keeps nothing to be recomputed")
+        if self.detector == "retinanet_kerashub" and self.precision == "mixed_bfloat16":
             raise InputError(
                 f"--precision={self.precision}: rounding spoils Eqn 3 through --detector=retinanet_kerashub "
                 "(decision 0122); use float32"
-            )
-        if self.unroll == "finite_difference" and self.precision != "float32":
-            raise InputError(
-                f"--unroll=finite_difference: its difference of weights is lost in {self.precision}; use "
-                "--precision=float32, or --unroll=exact"
             )
 
     @property
@@ -275,7 +227,6 @@ class Train:
         """What `detectors.build` is told; empty or False: the detector's own."""
         return {
             "sizes": self.anchor_sizes,
-            "scales": self.anchor_scales,
             "ratios": self.anchor_ratios,
             "pretrained": self.backbone_weights != "none",
         }

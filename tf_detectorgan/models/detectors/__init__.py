@@ -20,7 +20,6 @@ DETECTORS: dict[str, Callable[..., Detector]] = {
 # An option's flag, as it is when the option is not given.
 FLAGS = {
     "sizes": "--anchor_sizes=",
-    "scales": "--anchor_scales=",
     "ratios": "--anchor_ratios=",
     "pretrained": "--backbone_weights=none",
 }

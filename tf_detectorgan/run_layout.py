@@ -1,0 +1,152 @@
+"""The names of a run directory's folders and files; no other module knows them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+# README shows this, and a test compares it with a real run.
+DIAGRAM = """\
+RUN_DIR/
+  config.json               options of train
+  data_card.json            the data set: fingerprint, counts, classes, versions
+  phantom/                  the drawn data set, without --data_dir
+  backbone.weights.h5       what the backbone started from, with --backbone_weights
+  preflight.json            what the preflight measured
+  shared/                   phases that all arms share
+    pretrain_gan/
+    pretrain_detector/
+    audit_detector_0/ ...
+  arms/ARM/
+    joint/                  generators, discriminators and DET
+    synthetic/              synthetic.tfrecord, annotations.json, images/, audit.json, gallery.html
+    final_detector/
+    evaluation/             metrics.json, detections.json; of other data in a folder of its own
+  tensorboard/
+  truth.json                boxes of the test split
+  evaluation_samples.npz    test images for the report's pictures
+  costs.json                seconds and memory of every phase
+  report.html, report.md, cards.md
+A phase's directory holds its checkpoints, and done.json when it is finished.
+"""
+
+DONE = "done.json"  # in a phase's directory, when it is finished
+SYNTHETIC = "synthetic.tfrecord"
+ANNOTATIONS = "annotations.json"
+IMAGES = "images"
+AUDIT = "audit.json"
+GALLERY = "gallery.html"
+CONTACT_SHEET = "contact_sheet.png"
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmLayout:
+    """One arm's folder."""
+
+    path: Path
+
+    @property
+    def joint(self) -> Path:
+        return self.path / "joint"
+
+    @property
+    def synthetic(self) -> Path:
+        return self.path / "synthetic"
+
+    @property
+    def final_detector(self) -> Path:
+        return self.path / "final_detector"
+
+    def evaluation(self, elsewhere: str = "") -> Path:
+        """Of the run's own data, or of those named `elsewhere`."""
+        return self.path / "evaluation" / elsewhere
+
+
+@dataclasses.dataclass(frozen=True)
+class RunLayout:
+    """A run directory."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def data_card(self) -> Path:
+        return self.path / "data_card.json"
+
+    @property
+    def phantom(self) -> Path:
+        return self.path / "phantom"
+
+    @property
+    def backbone_weights(self) -> Path:
+        return self.path / "backbone.weights.h5"
+
+    @property
+    def preflight(self) -> Path:
+        return self.path / "preflight.json"
+
+    @property
+    def shared(self) -> Path:
+        return self.path / "shared"
+
+    def pretrain_gan(self, kind: str) -> Path:
+        """Of a base GAN of a kind of `training.settings.GANS`."""
+        return self.shared / ("pretrain_gan" if kind == "cyclegan" else f"pretrain_{kind}")
+
+    @property
+    def pretrain_detector(self) -> Path:
+        return self.shared / "pretrain_detector"
+
+    def audit_detector(self, fold: int) -> Path:
+        return self.shared / f"audit_detector_{fold}"
+
+    @property
+    def arms(self) -> Path:
+        return self.path / "arms"
+
+    def arm(self, name: str) -> ArmLayout:
+        return ArmLayout(self.arms / name)
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "evaluation_samples.npz"
+
+    @property
+    def costs(self) -> Path:
+        return self.path / "costs.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+
+def metrics(evaluation: Path, split: str = "test") -> Path:
+    """The metrics of a split, in a folder of `ArmLayout.evaluation`."""
+    return evaluation / _of_split("metrics", split)
+
+
+def detections(evaluation: Path, split: str = "test") -> Path:
+    """The detections of a split, in COCO's results format."""
+    return evaluation / _of_split("detections", split)
+
+
+def truth(folder: Path, split: str = "test") -> Path:
+    """The boxes of a split: in the run directory, or with the evaluation of other data."""
+    return folder / _of_split("truth", split)
+
+
+def phase_name(directory: Path) -> str:
+    """A phase's name on progress bars: its folder's, with its arm's."""
+    name, arm = directory.name, directory.parent.name
+    return name if arm == "shared" else f"{arm}/{name}"
+
+
+def _of_split(name: str, split: str) -> str:
+    return f"{name}.json" if split == "test" else f"{name}_{split}.json"

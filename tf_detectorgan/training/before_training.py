@@ -1,0 +1,76 @@
+"""What the data say about the settings, printed before any step."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf_detectorgan.data.object_layers import object_layers
+from tf_detectorgan.training import build
+from tf_detectorgan.training.run import Run
+from tf_detectorgan.training.settings import ARMS
+
+WANTED_COVERAGE = 0.95
+WANTED_SIGNAL = 0.4
+ON_CPUS = {
+    "mixed_bfloat16": "bfloat16 is faster than float32 where they have AVX512_BF16, else far slower",
+    "mixed_float16": "float16 is far slower than float32",
+}
+
+
+def check(run: Run) -> None:
+    """Prints what the data say about the settings, with warnings.
+
+    Raises:
+      InputError: as `layer_report`.
+    """
+    if run.settings.precision in ON_CPUS and not build.gpus():
+        print(f"warning: --precision={run.settings.precision}: on CPUs {ON_CPUS[run.settings.precision]}")
+    coverage_report(run)
+    looks_report(run)
+    layer_report(run)
+
+
+def coverage_report(run: Run) -> None:
+    """Says what share of the training boxes the detector can learn well; warns when it is low."""
+    decoded = run.dataset.serialized("train_labelled").map(run.dataset.decode)
+    boxes = tf.concat([record.boxes for record in decoded], 0)
+    covered, rule = run.DET.coverage(boxes)
+    share = float(covered.mean())
+    print(f"detector: {share:.0%} of {len(covered)} training boxes {rule}")
+    if share < WANTED_COVERAGE:
+        print(
+            f"warning: below {WANTED_COVERAGE:.0%}. The others are learnt slowly or not at all: set "
+            "--anchor_sizes, --anchor_ratios if the detector has anchors, or prepare larger images"
+        )
+
+
+def looks_report(run: Run) -> None:
+    """Says how often the final detector sees each labelled image: more counts for more than synthetic images.
+
+    Source: decision 0124.
+    """
+    s, labelled = run.settings, run.dataset.count("train_labelled")
+    synthetic = round(s.synthetic_fraction * s.detector_batch)
+    alone, beside = (s.final_steps * n / labelled for n in (s.detector_batch, s.detector_batch - synthetic))
+    print(
+        f"final_detector: {s.final_steps} steps show it each of {labelled} labelled images "
+        f"{alone:.3g} times, {beside:.3g} beside synthetic images"
+    )
+
+
+def layer_report(run: Run) -> None:
+    """Prints for arms that use it how well objects stand out from their predicted backgrounds.
+
+    Raises:
+      InputError: the data set has no clean images, or no labelled objects.
+    """
+    arms = [ARMS[name] for name in run.settings.arm]
+    if not any(build.placement(run.settings, arm.images, arm.gan).layer for arm in arms):
+        return
+    for name, share in zip(run.dataset.class_names, object_layers(run.dataset).signal, strict=True):
+        print(f"object layers: {share:.0%} of what is left of a {name} without its background is no error")
+        if share < WANTED_SIGNAL:
+            print(
+                f"warning: below {WANTED_SIGNAL:.0%}. What is behind this class cannot be predicted from "
+                "around its boxes, often because they are large; --exemplar=image cuts objects out instead"
+            )
