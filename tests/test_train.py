@@ -36,9 +36,7 @@ FLAGS = [
     "--detector_batch=4",
     f"--final_steps={FINAL_STEPS}",
     f"--synthetic_count={SYNTHETIC}",
-    "--pool_size=4",
     "--log_every=2",
-    f"--image_every={JOINT_STEPS}",
     f"--validate_every={JOINT_STEPS}",
     f"--checkpoint_every={CHECKPOINT_EVERY}",
 ]

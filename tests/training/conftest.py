@@ -34,8 +34,7 @@ def cycle_objective(recipe="ours", **changes):
     compose, condition, gan_loss = RECIPES[recipe]
     values = {
         "gan_loss": gan_loss,
-        "lambda_global": 1.1,
-        "lambda_local": 0.7,
+        "lambda_gan": 1.1,
         "lambda_bbox": 1.3,
         "lambda_cycle": 3.0,
         "lambda_identity": 2.0,
@@ -113,7 +112,7 @@ def psgan(compose, person=True, strategy=None):
             DIS_person(tf.zeros([1, SIDE, SIDE, 1]), tf.constant([[0.0, 0, 8, 8]]))
             phi = phi + DIS_person.trainable_variables
         optimizers = sgd(G.trainable_variables), sgd(phi)
-    weights = AlignedObjective(1.1, 0.7, 3.0, Composition(compose, "mask", 0.25, 1))
+    weights = AlignedObjective(1.1, Composition(compose, "mask", 0.25, 1))
     return PSGAN(weights, G, DIS_image, DIS_person, *optimizers)
 
 
@@ -187,6 +186,9 @@ class ToyDetector:
         fixed = [v.value for v in self.network.non_trainable_variables]
         answer = self.network.stateless_call(list(W), fixed, images, training=True)[0]
         return tf.cast(answer, self.network.variable_dtype)
+
+    def detect(self, images):
+        return self.call(self.weights, images)
 
     def loss(self, W, images, targets, normalizer):
         out = self.call(W, images)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from tf_detectorgan import config
+from tf_detectorgan import checkpoints, config
 from tf_detectorgan.data import object_layers
 from tf_detectorgan.training import build, phases, run_directory
+from tf_detectorgan.training.run import build_gan_training
 from tf_detectorgan.training.settings import ARMS, Train
 
 SMALL = {
@@ -33,8 +34,9 @@ def first_step(flagfile, count, data_dir, run_dir):
     build.gpus = lambda: cpus[:count]
     run = run_directory.begin(settings, run_directory.Workers())
     kind = ARMS[settings.arm[-1]].gan
-    phases.pretrain_gan(run, kind)
-    done = json.loads((phases.pretrained(run, kind) / "done.json").read_text())
+    directory = run.layout.pretrain_gan(kind)
+    phases.train_gan(run, directory, build_gan_training(run, kind), range(settings.gan_steps))
+    done = checkpoints.finished(directory)
     return {"gpus": count, "used": run.strategy.num_replicas_in_sync, "steps": done["steps"]}
 
 

@@ -1,7 +1,6 @@
 """Weights of others: read from every format, refused by layer and shape, kept by the run."""
 
 import socket
-import types
 
 import h5py
 import keras
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.evaluation import audit, looks
 from tf_detectorgan.models import detectors
 from tf_detectorgan.models.detectors import backbone
 from tf_detectorgan.training import backbone_weights, build, run_directory
@@ -93,15 +91,26 @@ def test_without_a_network_the_address_and_the_way_out_are_named(tmp_path, monke
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(
         InputError,
-        match=r"^--audit_features: imagenet: .*https://storage\.googleapis\.com/.*resnet50\.weights\.h5",
+        match=r"^--backbone_weights: imagenet: .*https://storage\.googleapis\.com/.*resnet50\.weights\.h5",
     ):
-        backbone_weights.fetch("audit_features", "imagenet", tmp_path / "run")
+        backbone_weights.fetch("imagenet", tmp_path / "run" / "weights.h5")
     assert not (tmp_path / "run").exists()
+
+
+class FakeDetector:
+    """What `build_run` takes from a detector."""
+
+    unrollable = True
+
+    def __init__(self):
+        self.backbone = network(filters=4)
+        self.weights = self.backbone.weights
+        self.detect = self.backbone
 
 
 def test_a_run_keeps_them(tmp_path, tiny_phantom, monkeypatch):
     """Resumed after the file is gone; refused with others."""
-    source, DET = network(filters=4), types.SimpleNamespace(backbone=network(filters=4), unrollable=True)
+    source, DET = network(filters=4), FakeDetector()
     source.set_weights([np.random.default_rng(0).normal(size=w.shape) for w in source.weights])
     monkeypatch.setattr(keras.applications, "ResNet50", lambda **_: network(filters=4))
     monkeypatch.setattr(detectors, "build", lambda *_, **options: DET if options["pretrained"] else None)
@@ -122,27 +131,6 @@ def test_a_run_keeps_them(tmp_path, tiny_phantom, monkeypatch):
 @pytest.fixture(scope="module")
 def theirs():
     return keras.applications.ResNet50(include_top=False, weights=None)
-
-
-def test_a_run_keeps_those_of_its_audit(theirs, tmp_path, tiny_phantom):
-    """An opened run compares objects by them, though the file is gone."""
-    file = tmp_path / "theirs.weights.h5"
-    theirs.save_weights(file)
-    given = {"run_dir": str(tmp_path / "run"), "data_dir": str(tiny_phantom("audited"))}
-    run_directory.begin(Train(**given, audit_features=str(file)), Workers())
-    file.unlink()
-    run = run_directory.reopen(given["run_dir"])
-    images, boxes = (
-        np.random.default_rng(0).uniform(-1, 1, (2, 40, 40, 1)),
-        np.tile([4.0, 4.0, 30.0, 30.0], (2, 1)),
-    )
-    given = images.astype(np.float32), boxes.astype(np.float32)
-    network = backbone.resnet50((looks.SIDE, looks.SIDE, 1), pretrained=True)
-    network.set_weights(theirs.get_weights())
-    found, wanted = build.describer(run.settings, 1)(*given), looks.describer(network, audit.CONTEXT)(*given)
-    np.testing.assert_array_equal(found.total, wanted.total)
-    np.testing.assert_array_equal(found.pooled, wanted.pooled)
-    assert build.describer(Train(), 1) is None
 
 
 @pytest.mark.parametrize("channels", [1, 3])

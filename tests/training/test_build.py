@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tf_detectorgan import config
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.training import build, phases, update_rules
+from tf_detectorgan.training import build, phases, schedules, update_rules
 from tf_detectorgan.training.joint_step import Players
 from tf_detectorgan.training.phases import _player_parts
 from tf_detectorgan.training.settings import ARMS, Train
@@ -25,17 +25,16 @@ TINY = {
     "generator_blocks": 1,
     "discriminator_filters": 2,
     "crop_size": 16,
-    "pool_size": 8,
 }
 
 
 def test_generators_schedule_by_hand():
     """0.2 for 100 steps, then to 0 in 50: half of it after 125. Without a joint phase it just stops."""
-    rate = build.ConstantThenLinear(0.2, 100, 50)
+    rate = schedules.ConstantThenLinear(0.2, 100, 50)
     found = [float(rate(step)) for step in (0, 99, 100, 125, 150, 1000)]
     np.testing.assert_allclose(found, [0.2, 0.2, 0.2, 0.1, 0, 0], atol=1e-7)
-    assert float(build.ConstantThenLinear(0.2, 100, 0)(99)) == pytest.approx(0.2)
-    again = build.ConstantThenLinear.from_config(rate.get_config())
+    assert float(schedules.ConstantThenLinear(0.2, 100, 0)(99)) == pytest.approx(0.2)
+    again = schedules.ConstantThenLinear.from_config(rate.get_config())
     assert float(again(tf.constant(125, tf.int64))) == pytest.approx(0.1)
 
 
@@ -51,13 +50,13 @@ def test_detectors_schedule_by_hand():
 
 @pytest.mark.parametrize("warm_up, decay", [(1, 1), (5, 95), (250, 4750)])
 def test_detectors_schedule_is_keras_s_to_the_last_bit(warm_up, decay):
-    ours = build.WarmUpThenCosine(1e-3, warm_up, decay)
+    ours = schedules.WarmUpThenCosine(1e-3, warm_up, decay)
     keras_s = keras.optimizers.schedules.CosineDecay(0.0, decay, warmup_target=1e-3, warmup_steps=warm_up)
     both = tf.function(lambda step: (ours(step), keras_s(step)), autograph=False)
     for step in {*range(0, warm_up + decay + 3, 1 + decay // 50), warm_up, warm_up + decay}:
         found, expected = both(tf.constant(step, tf.int64))
         assert found.numpy() == expected.numpy(), step
-    again = build.WarmUpThenCosine.from_config(ours.get_config())
+    again = schedules.WarmUpThenCosine.from_config(ours.get_config())
     assert float(again(tf.constant(warm_up, tf.int64))) == pytest.approx(1e-3)
 
 
@@ -130,35 +129,41 @@ def test_flagfiles_of_gpus_take_their_first_step_on_several_devices(tiny_phantom
 
 
 def test_places_by_arm():
-    """Layers are put by context, cut-out objects and noise by --placement, all where a file says so."""
+    """Layers are put by context, cut-out objects and noise near the match, all where --placement says so."""
     ours, cut = Train(), Train(exemplar="image")
     by_context = {"boxes_only", "superpose", "cyclegan_bbox", "acgan", "detectorgan_no_unroll", "detectorgan"}
     for name, arm in ARMS.items():
-        found = build.placement(ours, arm)
+        found = build.placement(ours, arm.images, arm.gan)
         assert found.mode == ("context" if name in by_context else "matched_shift"), name
         assert found.layer == (name in by_context - {"boxes_only"}), name
         assert found.noise == (name in ("pix2pix", "psgan", "psgan_detectorgan")), name
-    assert build.placement(cut, ARMS["superpose"]).layer
-    placed = build.placement(cut, ARMS["detectorgan"])
+    assert build.placement(cut, "layer", "").layer
+    placed = build.placement(cut, "generator", "cyclegan")
     assert (placed.mode, placed.layer) == ("matched_shift", False)
-    listed = build.placement(Train(placement="file", placement_file="boxes.csv"), ARMS["detectorgan"])
-    assert (listed.mode, listed.layer) == ("file", True)
+    assert build.placement(Train(placement="uniform"), "generator", "cyclegan").mode == "uniform"
+    listed = build.placement(Train(placement="boxes.csv"), "generator", "cyclegan")
+    assert (listed.mode, listed.file, listed.layer) == ("file", "boxes.csv", True)
+    for wrong in ("file", "boxes.txt"):
+        with pytest.raises(
+            InputError, match=f"--placement={wrong} is none of auto, .*, and no .csv or .json"
+        ):
+            Train(placement=wrong)
 
 
 def test_images_keep_a_share_of_what_a_generator_adds_to_an_object():
     ours, drawn_anew = Train(strength=(0.25, 0.75)), Train(strength=(0.25, 0.75), condition="mask")
     for name, arm in ARMS.items():
-        assert build.placement(drawn_anew, arm).strength == (1.0, 1.0), name
-        assert build.placement(ours, arm).strength == (
-            (0.25, 0.75) if arm.gan == "cyclegan" else (1.0, 1.0)
-        ), name
+        kind = arm.images, arm.gan
+        assert build.placement(drawn_anew, *kind).strength == (1.0, 1.0), name
+        expected = (0.25, 0.75) if arm.gan == "cyclegan" else (1.0, 1.0)
+        assert build.placement(ours, *kind).strength == expected, name
 
 
 def test_players_of_two_devices_have_two_pools_each():
     chosen = build.strategy(Train(distribution="mirrored"))
     p = build.cyclegan(Train(**TINY, gan_batch=4), DATASET, chosen)
     for pools in (p.pools_X, p.pools_Y):
-        assert [pool.images.shape for pool in pools] == [(8, 32, 32, 1)] * 2
+        assert [pool.images.shape for pool in pools] == [(build.POOL_SIZE, 32, 32, 1)] * 2
     assert len({id(pool) for pool in (*p.pools_X, *p.pools_Y)}) == 4
 
 
@@ -189,41 +194,24 @@ def test_the_seed_decides_the_first_weights():
 @pytest.mark.parametrize("name,rate", [("sgd", 0.01), ("nesterov", 0.01), ("adam", 1e-4), ("adamw", 1e-4)])
 def test_detectors_of_the_joint_phase_have_an_update_rule(name, rate):
     DET = types.SimpleNamespace(network=types.SimpleNamespace(trainable_variables=[keras.Variable([1.0])]))
-    for given in (0.0, 0.5):
-        settings = Train(joint_detector_optimizer=name, joint_detector_learning_rate=given, weight_decay=0.2)
-        optimizer = build.joint_detector_optimizer(settings, DET, tf.distribute.get_strategy())
-        assert float(optimizer.learning_rate) == pytest.approx(given or rate)
-        assert optimizer.global_clipnorm == settings.clipnorm
-        assert optimizer.weight_decay == (0.2 if name == "adamw" else None)
-        assert getattr(optimizer, "nesterov", False) == (name == "nesterov")
-        update_rules.live(optimizer)
+    settings = Train(joint_detector_optimizer=name)
+    optimizer = build.joint_detector_optimizer(settings, DET, tf.distribute.get_strategy())
+    assert float(optimizer.learning_rate) == pytest.approx(rate)
+    assert optimizer.global_clipnorm == build.CLIP_NORM
+    assert optimizer.weight_decay == (build.WEIGHT_DECAY if name == "adamw" else None)
+    assert getattr(optimizer, "nesterov", False) == (name == "nesterov")
+    update_rules.live(optimizer)
 
 
-def test_unroll_none_makes_detectorgan_its_no_unroll_arm():
-    """And modes reach the arms with Eqn 3 only."""
-    none = Train(unroll="none", lambda_syn=2.0)
+def test_no_unroll_steps_make_detectorgan_its_no_unroll_arm():
+    none = Train(unroll_steps=0, lambda_syn=2.0)
     expected = build.objective(Train(lambda_syn=2.0), ARMS["detectorgan_no_unroll"])
     assert build.objective(none, ARMS["detectorgan"]) == expected
     assert (expected.lambda_real, expected.lambda_syn, expected.syn_cap) == (0, 2, 5)
     assert build.objective(Train(syn_cap=0.0), ARMS["detectorgan"]).syn_cap == np.inf
-    steps = Train(unroll="k_steps", unroll_steps=3, unroll_recompute=True)
-    found = build.objective(steps, ARMS["detectorgan"])
-    assert (found.unroll, found.recompute) == ("k_steps", True)
-    assert build.objective(steps, ARMS["acgan"]).unroll == "exact"
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"unroll": "k_steps"},
-        {"unroll_steps": 2},
-        {"unroll": "finite_difference", "unroll_recompute": True},
-        {"unroll": "finite_difference", "precision": "mixed_bfloat16"},
-    ],
-)
-def test_modes_and_their_options_must_fit(options):
-    with pytest.raises(InputError, match="--unroll"):
-        Train(**options)
+    assert build.objective(Train(unroll_recompute=True), ARMS["detectorgan"]).recompute
+    with pytest.raises(InputError, match="--unroll_recompute: --unroll_steps=0"):
+        Train(unroll_steps=0, unroll_recompute=True)
 
 
 def test_arms_scale_the_settings_by_their_signs():
@@ -253,7 +241,10 @@ def test_float16_alone_has_a_loss_scale():
         build.loss_scale(Train(precision=p), one) for p in ("float32", "mixed_bfloat16", "mixed_float16")
     ]
     assert found[:2] == [None, None]
-    p = build.cyclegan(Train(**TINY, precision="mixed_float16"), DATASET, one)
+    settings = Train(**TINY, precision="mixed_float16")
+    p = build.cyclegan(settings, DATASET, one)
+    DET = build.detector(settings, DATASET, one)
+    assert {layer.compute_dtype for layer in DET.network.layers} == {"float32"}
     assert {layer.compute_dtype for layer in p.G_X.layers} == {"float16", "float32"}
     assert set(_player_parts(Players(p, loss_scale=found[2]))) == {*p.parts, "loss_scale"}
 
@@ -287,9 +278,9 @@ def test_psgan_says_what_it_cannot_draw(shape, classes, error):
 
 
 def test_an_arm_that_cannot_draw_is_refused_before_another_trains(monkeypatch):
-    monkeypatch.setattr(phases, "pretrain_gan", lambda run, kind: pytest.fail(f"{kind} trains"))
+    monkeypatch.setattr(phases, "build_gan_training", lambda run, kind: pytest.fail(f"{kind} is built"))
     settings = types.SimpleNamespace(arm=("cyclegan_bbox", "psgan"))
-    run = types.SimpleNamespace(settings=settings, workers=None, dataset=DATASET)
+    run = types.SimpleNamespace(settings=settings, workers=None, layout=None, dataset=DATASET)
     with pytest.raises(InputError, match="one kind of object"):
         phases.run_arms(run)
 
@@ -306,16 +297,13 @@ def field(discriminator):
 def test_base_gans_have_their_papers_constants(kind):
     """CycleGAN's, and those that PS-GAN has from pix2pix."""
     data = types.SimpleNamespace(image_shape=(128, 128, 1), class_names=("a",))
-    found = build.gan(
-        Train(**TINY, lambda_global=3.0, lambda_local=7.0), kind, data, tf.distribute.get_strategy()
-    )
+    found = build.gan(Train(**TINY, lambda_gan=3.0), kind, data, tf.distribute.get_strategy())
     for optimizer in (found.generator_optimizer, found.discriminator_optimizer):
         assert isinstance(optimizer, keras.optimizers.Adam)
         assert (float(optimizer.learning_rate), optimizer.beta_1) == (pytest.approx(2e-4), 0.5)
     weights = found.objective
-    assert (weights.lambda_global, weights.lambda_local) == (3.0, 7.0)
+    assert weights.lambda_gan == 3.0
     if kind == "psgan":
-        assert weights.lambda_l1 == 100.0
         assert field(found.DIS_image) == 70
     else:
         assert (weights.lambda_cycle, weights.lambda_identity) == (10.0, 5.0)

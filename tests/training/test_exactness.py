@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tf_detectorgan import gradcheck
 from tf_detectorgan.models.layers import ExactGroupNormalization
-from tf_detectorgan.training import build, exactness, second_order, unroll
+from tf_detectorgan.training import build, exactness, run_directory, second_order
 from tf_detectorgan.training.settings import Train
 
 
@@ -95,56 +95,45 @@ LAYERS = {
 }
 
 
-def checked(tiny, layer, optimizer, flat=False, recompute=False):
+def checked(tiny, layer, optimizer, later=0, flat=False, recompute=False):
+    """The checks of one step, and of 1 + `later`, where a step of a wrong layer is enough."""
     DET = tiny.ToyDetector(LAYERS[layer]())
     optimizer.build(DET.network.trainable_variables)
-    streams = [tiny.labelled(np.random.default_rng(k), 2) for k in range(5)]
-    streams = [one._replace(images=tf.cast(one.images, tf.float64)) for one in streams]
+    streams = [tiny.labelled(np.random.default_rng(k), 2) for k in range(3 + later)]
+    y, synthetic, y2, *others = streams
     if flat:
-        streams[1] = streams[1]._replace(images=tf.zeros_like(streams[1].images))
-    y, synthetic, y2, *later = streams
-    return exactness.check_modes(
-        DET, optimizer, y, synthetic, y2, later, directions=2, seed=0, recompute=recompute
-    )
+        synthetic = synthetic._replace(images=tf.zeros_like(synthetic.images))
+    given = exactness.Streams(y, synthetic, y2, tuple(others)).cast(tf.float64)
+    return exactness.check_steps(DET, optimizer, given, directions=2, seed=0, recompute=recompute)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_exact_layers_pass(float64, tiny, recompute):
-    """k_steps takes three steps."""
     optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
-    exact, k_steps, difference = checked(tiny, "exact", optimizer, recompute=recompute)
-    assert [c.mode for c in (exact, k_steps, difference)] == ["exact", "k_steps", "finite_difference"]
-    assert exact.error < 1e-6
-    assert k_steps.error < 1e-6
-    assert exact.cosine == pytest.approx(1)
-    assert 1e-7 < difference.error < 0.1  # an approximation, and no other
-    assert difference.cosine > 0.99
-
-
-@pytest.fixture
-def exact_alone(monkeypatch):
-    monkeypatch.setattr(unroll, "MODES", ("exact",))
+    found = checked(tiny, "exact", optimizer, later=2, recompute=recompute)
+    assert [check.steps for check in found] == [1, 3]
+    assert all(check.error < 1e-6 and check.norm > 0 for check in found)
 
 
 @pytest.mark.parametrize("layer", ["keras", "zero", "half_stopped", "half_lost", "bilinear", "same_pool"])
-def test_a_wrong_derivative_is_found_out(float64, tiny, exact_alone, layer):
+def test_a_wrong_derivative_is_found_out(float64, tiny, layer):
     """Also where it is 0 and should not be: everywhere, or on the lower half of the image."""
-    (exact,) = checked(tiny, layer, keras.optimizers.SGD(0.05))
+    exact, _ = checked(tiny, layer, keras.optimizers.SGD(0.05))
     assert exact.error > (0.1 if layer in ("zero", "half_stopped", "half_lost") else gradcheck.TOLERANCE)
     assert not gradcheck.is_exact(exact)
-    assert exact.cosine == pytest.approx(float(layer != "zero"))
+    assert (exact.norm == 0) == (layer == "zero")
 
 
-def test_a_derivative_that_is_rightly_0_shows_nothing(float64, tiny, exact_alone):
-    (exact,) = checked(tiny, "exact", keras.optimizers.SGD(0.0))
-    assert exact == ("exact", 0, 0)
+def test_a_derivative_that_is_rightly_0_shows_nothing(float64, tiny):
+    exact, _ = checked(tiny, "exact", keras.optimizers.SGD(0.0))
+    assert exact == (1, 0, 0)
     assert not gradcheck.is_exact(exact)
 
 
 @pytest.mark.parametrize("noise", [exactness.NOISE, 0.0])
-def test_flat_images_are_moved_off_the_kinks_of_a_max_pooling(float64, tiny, exact_alone, monkeypatch, noise):
+def test_flat_images_are_moved_off_the_kinks_of_a_max_pooling(float64, tiny, monkeypatch, noise):
     monkeypatch.setattr(exactness, "NOISE", noise)
-    exact, *_ = checked(tiny, "pool", keras.optimizers.SGD(0.05), flat=True)
+    exact, _ = checked(tiny, "pool", keras.optimizers.SGD(0.05), flat=True)
     assert (exact.error < gradcheck.TOLERANCE) == (noise > 0)
 
 
@@ -195,16 +184,21 @@ def made_of(tiny, layer):
     """In place of `build.detector`."""
 
     def detector(settings, *_):
-        with build.precision(settings):
+        with build.detector_precision(settings):
             return tiny.ToyDetector(LAYERS[layer]())
 
     return detector
 
 
+def first_streams(tiny):
+    """In place of the first batch."""
+    y, synthetic, y2, third = (tiny.labelled(np.random.default_rng(k), 2) for k in range(4))
+    return exactness.Streams(y, synthetic, y2, (third,))
+
+
 @pytest.mark.parametrize(
     "layer,precision,code,line",
     [
-        ("exact", "mixed_float16", None, "the derivative is exact to 1e-06"),
         ("exact", "mixed_bfloat16", None, "the derivative is exact to 1e-06"),
         ("keras", "float32", 1, "the derivative is NOT exact"),
         ("half_lost", "float32", 1, "custom gradients (tf.custom_gradient): look there"),
@@ -213,12 +207,12 @@ def made_of(tiny, layer):
     ],
 )
 def test_command(tiny, data_dir, tmp_path, monkeypatch, capsys, layer, precision, code, line):
-    monkeypatch.setattr(build, "detector", made_of(tiny, layer))
-    if code:  # one run whole is enough
-        monkeypatch.setattr(unroll, "MODES", ("exact",))
-        batch = tiny.batch()._replace(y_later=(tiny.batch().y,))
-        monkeypatch.setattr(gradcheck, "first_batch", lambda run: batch)
     settings = Train(run_dir=str(tmp_path / "run"), data_dir=data_dir, gan_batch=2, precision=precision)
+    if code:  # one run whole is enough
+        monkeypatch.setattr(gradcheck, "first_streams", lambda run: first_streams(tiny))
+        run = types.SimpleNamespace(settings=settings, dataset=None)
+        monkeypatch.setattr(run_directory, "begin", lambda *_: run)
+    monkeypatch.setattr(build, "detector", made_of(tiny, layer))
     try:
         if code is None:
             gradcheck.main(settings)
@@ -233,18 +227,17 @@ def test_command(tiny, data_dir, tmp_path, monkeypatch, capsys, layer, precision
     assert ("planted" in said) == (layer not in ("exact", "half_lost"))
     assert ("look there" in said) == (layer == "half_lost")
     if precision != "float32":
-        scaled = " at a loss scale of " if precision == "mixed_float16" else ": "
-        assert f"{precision} against float32{scaled}" in said
+        assert f"{precision} against float32: " in said
         assert "cosine 0.99" in said or "cosine 1.0" in said
 
 
 @pytest.mark.parametrize("cosine,near", [(0.91, True), (0.89, False), (float("nan"), False)])
 def test_near_float32_is_a_matter_of_the_cosine(tiny, monkeypatch, capsys, cosine, near):
     monkeypatch.setattr(build, "detector", made_of(tiny, "exact"))
-    monkeypatch.setattr(exactness, "check_precision", lambda *_: exactness.Check("exact", 0.5, cosine))
-    monkeypatch.setattr(gradcheck, "WARM_UP", 0)
+    monkeypatch.setattr(exactness, "check_precision", lambda *_: (0.5, cosine))
+    monkeypatch.setattr(exactness, "WARM_UP", 0)
     run = types.SimpleNamespace(settings=Train(precision="mixed_bfloat16"), dataset=None)
-    assert gradcheck.is_near(run, tiny.batch()._replace(y_later=(tiny.batch().y,))) == near
+    assert gradcheck.is_near(run, first_streams(tiny)) == near
     said = capsys.readouterr().out
     assert f"mixed_bfloat16 against float32: cosine {cosine:.4f}, relative error 5.0e-01" in said
     assert ("NOT near" in said) != near

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tf_detectorgan import checkpoints
 from tf_detectorgan.errors import Interrupted
 from tf_detectorgan.training import loop
-from tf_detectorgan.training.loop import Every, StopSignal, run_phase
+from tf_detectorgan.training.loop import Every, Phase, StopSignal, run_phase
 
 
 class Counted:
@@ -34,18 +34,17 @@ class Counted:
         return {"L_good": tf.constant(1.0), "L_bad": tf.constant(value)}
 
     def run(self):
-        run_phase(
+        phase = Phase(
             "counting",
-            directory=self.directory,
-            parts={"total": self.total},
-            steps=self.steps,
-            step=self.step,
+            self.directory,
+            {"total": self.total},
+            self.steps,
+            self.step,
             batches=lambda start: iter(range(start, self.steps)),
             scalars=lambda done, row: self.logged.append((done, row)),
-            every=self.every,
-            stop=self.stop,
             inspect=lambda done, batch: self.inspected.append((done, batch)),
         )
+        run_phase(phase, self.every, self.stop)
         return self
 
     def log_steps(self):

@@ -13,6 +13,7 @@ from tf_detectorgan.training import phases, run_directory
 from tf_detectorgan.training.joint_step import ALONE, Players, joint_step
 from tf_detectorgan.training.loop import StopSignal
 from tf_detectorgan.training.psgan import PSGAN
+from tf_detectorgan.training.run import build_gan_training
 from tf_detectorgan.training.settings import Train
 from tf_detectorgan.training.workers import Workers
 
@@ -30,13 +31,13 @@ def L_d(DET, W, images, labelled):
 
 
 def own_objective(gan, b):
-    """Ouyang et al., eqn 3: the pair, the box, 100 L1 (3 here)."""
+    """Ouyang et al., eqn 3: the pair, the box, 100 L1."""
     composed = gan.objective.composition
     y_drawn = redraw(gan.G, b.y_noised, b.y_boxes, b.y_content, composed)
     image = losses.adversarial_real(gan.DIS_image(tf.concat([b.y_noised, y_drawn], -1)), "log")
-    value = 1.1 * mean(image) + 3.0 * mean(losses.l1(y_drawn, b.y.images))
+    value = 1.1 * mean(image) + 100.0 * mean(losses.l1(y_drawn, b.y.images))
     if gan.DIS_person is not None:
-        value += 0.7 * mean(losses.adversarial_real(gan.DIS_person(y_drawn, b.y_boxes), "lsgan"))
+        value += 1.1 * mean(losses.adversarial_real(gan.DIS_person(y_drawn, b.y_boxes), "lsgan"))
     return value, y_drawn
 
 
@@ -92,7 +93,7 @@ def test_step_with_a_detector_is_the_gradient_of_the_written_objective(tiny):
     assert relative_error(momenta, expected) < 1e-5
     assert relative_error([m / -RATE for m in gan.discriminator_optimizer.momentums], of_judges) < 1e-5
     assert relative_error(DET.weights, ahead) < 1e-6
-    found = 1.1 * out["L_image"] + 0.7 * out["L_person"] + 3.0 * out["L_l1"]
+    found = 1.1 * (out["L_image"] + out["L_person"]) + 100.0 * out["L_l1"]
     np.testing.assert_allclose(found, own, rtol=1e-5)
 
 
@@ -176,18 +177,22 @@ def test_an_arm_starts_where_its_pretraining_ends(tmp_path, tiny_phantom, monkey
         audit_folds=0,
     )
     run = run_directory.begin(settings, Workers())
-    phases.pretrain_gan(run, "psgan")
-    for weight in run.players("psgan").gan.theta:
+    gan, pretraining, arm = (
+        build_gan_training(run, "psgan"),
+        run.layout.pretrain_gan("psgan"),
+        run.layout.arm("psgan"),
+    )
+    phases.train_gan(run, pretraining, gan, range(settings.gan_steps))
+    for weight in gan.players.gan.theta:
         weight.assign(tf.zeros_like(weight))  # what the joint phase must load is not what is there
-    phases.joint(run, "psgan")
-    phases.make_images(run, "psgan", None)
+    phases.joint(run, "psgan", gan)
+    phases.make_images(run, "psgan", gan, None)
     one, other = (
-        tf.train.load_checkpoint(tf.train.latest_checkpoint(str(path)))
-        for path in (phases.pretrained(run, "psgan"), run.arm_path("psgan") / "joint")
+        tf.train.load_checkpoint(tf.train.latest_checkpoint(str(path))) for path in (pretraining, arm.joint)
     )
     names = [name for name in one.get_variable_to_shape_map() if "/" in name and "step" not in name]
     assert len(names) > 60  # weights and momenta of three networks
     for name in names:
         if not name.startswith("save_counter"):
             np.testing.assert_array_equal(one.get_tensor(name), other.get_tensor(name), err_msg=name)
-    assert checkpoints.finished(run.arm_path("psgan") / "synthetic")["count"] == 3
+    assert checkpoints.finished(arm.synthetic)["count"] == 3

@@ -8,7 +8,6 @@ import tensorflow as tf
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models.detectors import retinanet
 from tf_detectorgan.training import exactness, unroll, update_rules
-from tf_detectorgan.training.loss_scale import LossScale
 
 SHAPE = (32, 32, 1)
 
@@ -118,47 +117,35 @@ RULES = {
         keras.optimizers.schedules.CosineDecay(0.01, 9), weight_decay=0.1, epsilon=1e-3
     ),
 }
-MODES = {
-    "exact": {},
-    "recompute": {"recompute": True},
-    "k_steps": {"mode": "k_steps"},
-    "k_steps_recompute": {"mode": "k_steps", "recompute": True},
-    "finite_difference": {"mode": "finite_difference"},
-}
+# (K virtual steps, recompute). Every rule with the first, every other with the rule that has most in it.
+FORMS = [(1, False), (1, True), (3, False), (3, True)]
+PAIRS = [*((rule, FORMS[0]) for rule in RULES), *(("adamw", form) for form in FORMS[1:])]
 
 
-# Every rule with the default mode, every mode with the rule that has most in it.
-PAIRS = [*((rule, "exact") for rule in RULES), *(("adamw", mode) for mode in MODES if mode != "exact")]
-
-
-def _toy(tiny, rule, mode="exact", dtype=tf.float64, layer=None):
+def _toy(tiny, rule, form=FORMS[0], dtype=tf.float64, layer=None):
     """(DET, optimizer, look): `look(x_syn)` looks ahead from a state that two steps have left behind."""
     DET, optimizer = tiny.ToyDetector(layer), RULES[rule]()
     optimizer.build(DET.network.trainable_variables)
     y, syn, y2, third, fourth = (_labelled(k, dtype=dtype) for k in range(5))
-    options = MODES[mode] | ({"later": (third, fourth)} if mode.startswith("k_steps") else {})
+    steps, recompute = form
+    later = (third, fourth)[: steps - 1]
     for _ in range(2):
         update_rules.commit(optimizer, unroll.lookahead(DET, optimizer, y, syn, None).update)
 
     def look(x_syn=syn.images):
-        found = unroll.lookahead(DET, optimizer, y, syn._replace(images=x_syn), y2, **options)
+        found = unroll.lookahead(DET, optimizer, y, syn._replace(images=x_syn), y2, later, recompute)
         return found.L_real_ahead, found.L_syn, found.d_L_real_ahead, found.d_L_syn
 
     return DET, optimizer, look, syn.images
 
 
-@pytest.mark.parametrize("rule,mode", PAIRS)
-def test_every_rule_and_mode_against_central_differences(float64, tiny, rule, mode):
-    """Along the gradient itself. DARTS's difference is no exact derivative: its cosine is above 0.999."""
-    *_, look, x_syn = _toy(tiny, rule, mode)
+@pytest.mark.parametrize("rule,form", PAIRS)
+def test_every_rule_and_form_against_central_differences(float64, tiny, rule, form):
+    """Along the gradient itself."""
+    *_, look, x_syn = _toy(tiny, rule, form)
     _, _, d_ahead, d_syn = look()
-    exact = d_ahead if mode != "finite_difference" else _toy(tiny, rule)[2]()[2]
-    if mode == "finite_difference":
-        cosine = tf.reduce_sum(d_ahead * exact) / (tf.norm(d_ahead) * tf.norm(exact))
-        assert cosine > 0.999
-        assert 0.9 < tf.norm(d_ahead) / tf.norm(exact) < 1.1
     h = 1e-5
-    for k, d in ((0, exact), (1, d_syn)):
+    for k, d in ((0, d_ahead), (1, d_syn)):
         v = d / tf.reduce_max(tf.abs(d))
         central = (look(x_syn + h * v)[k] - look(x_syn - h * v)[k]) / (2 * h)
         np.testing.assert_allclose(tf.reduce_sum(d * v), central, rtol=1e-5)
@@ -172,7 +159,7 @@ def test_k_steps_judges_the_weights_that_keras_would_reach(float64, tiny, rule):
     optimizer.build(variables)
     y, syn, y2, third, fourth = (_labelled(k) for k in range(5))
     update_rules.commit(optimizer, unroll.lookahead(DET, optimizer, y, syn, None).update)
-    look = unroll.lookahead(DET, optimizer, y, syn, y2, mode="k_steps", later=(third, fourth))
+    look = unroll.lookahead(DET, optimizer, y, syn, y2, later=(third, fourth))
     for labelled in (y, third, fourth):
         with tf.GradientTape() as tape:
             loss = tf.add_n([unroll._loss_on(DET, one)(DET.weights, one.images) for one in (labelled, syn)])
@@ -181,12 +168,12 @@ def test_k_steps_judges_the_weights_that_keras_would_reach(float64, tiny, rule):
     np.testing.assert_allclose(look.L_real_ahead, reached, rtol=1e-12)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_eager_graph_and_xla_agree(tiny, mode):
-    *_, look, x_syn = _toy(tiny, "adamw", mode, tf.float32)
+@pytest.mark.parametrize("form", FORMS)
+def test_eager_graph_and_xla_agree(tiny, form):
+    *_, look, x_syn = _toy(tiny, "adamw", form, tf.float32)
     eager = look()
     # XLA takes half a minute for three steps (decision 0074).
-    for compiled in (False, True) if not mode.startswith("k_steps") else (False,):
+    for compiled in (False, True) if form[0] == 1 else (False,):
         found = tf.function(look, autograph=False, jit_compile=compiled)(x_syn)
         for a, b in zip(found, eager, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
@@ -200,9 +187,7 @@ def test_k_steps_eager_graph_and_xla_agree_in_float64(float64, tiny):
 
     def look(x_syn):
         synthetic = syn._replace(images=x_syn)
-        return unroll.lookahead(
-            DET, optimizer, y, synthetic, y2, mode="k_steps", later=(third,)
-        ).d_L_real_ahead
+        return unroll.lookahead(DET, optimizer, y, synthetic, y2, later=(third,)).d_L_real_ahead
 
     eager = look(syn.images)
     for compiled in (False, True):
@@ -210,10 +195,10 @@ def test_k_steps_eager_graph_and_xla_agree_in_float64(float64, tiny):
         np.testing.assert_allclose(found, eager, rtol=1e-9, atol=1e-10 * np.abs(eager).max())
 
 
-@pytest.mark.parametrize("rule,mode", PAIRS)
-def test_lookahead_moves_nothing(tiny, rule, mode):
+@pytest.mark.parametrize("rule,form", PAIRS)
+def test_lookahead_moves_nothing(tiny, rule, form):
     """Bitwise: weights, moving statistics, which a call in training mode would move, moments, iterations."""
-    DET, optimizer, look, x_syn = _toy(tiny, rule, mode, tf.float32, keras.layers.BatchNormalization())
+    DET, optimizer, look, x_syn = _toy(tiny, rule, form, tf.float32, keras.layers.BatchNormalization())
     statistics = [v for v in DET.network.variables if "moving" in v.path]
     old = [v.numpy() for v in statistics]
     DET.network(x_syn, training=True)
@@ -226,26 +211,16 @@ def test_lookahead_moves_nothing(tiny, rule, mode):
 
 
 def test_k_steps_commits_the_first(tiny):
-    """DET's own training is the same in every mode; L~_real is not."""
+    """DET's own training does not depend on the number of steps; L~_real does."""
     DET, optimizer = tiny.ToyDetector(), RULES["adam"]()
     optimizer.build(DET.network.trainable_variables)
     y, syn, y2, third = (_labelled(k, dtype=tf.float32) for k in range(4))
     one = unroll.lookahead(DET, optimizer, y, syn, y2)
-    two = unroll.lookahead(DET, optimizer, y, syn, y2, mode="k_steps", later=(third,))
+    two = unroll.lookahead(DET, optimizer, y, syn, y2, later=(third,))
     for a, b in zip(tf.nest.flatten(one.update), tf.nest.flatten(two.update), strict=True):
         np.testing.assert_array_equal(a, b)
     assert one.L_real == two.L_real
     assert one.L_real_ahead != two.L_real_ahead
-
-
-def test_a_mode_that_does_not_fit_is_an_error(tiny):
-    DET, y = tiny.ToyDetector(), _labelled(0, dtype=tf.float32)
-    for options in ({"mode": "k_steps"}, {"later": (y,)}, {"mode": "none"}):
-        with pytest.raises(ValueError, match="does not fit"):
-            unroll.lookahead(DET, RULES["adam"](), y, y, y, **options)
-    scaled = {"mode": "finite_difference", "gradient": LossScale().gradient}
-    with pytest.raises(ValueError, match="finite_difference.*loss scale; use mode='exact'"):
-        unroll.lookahead(DET, RULES["adam"](), y, y, y, **scaled)
 
 
 def test_an_optimizer_in_another_order_is_an_error(tiny):
@@ -265,21 +240,17 @@ class _Gathered(keras.layers.Layer):
         return inputs * tf.reduce_mean(tf.gather(self.table, [0, 3, 3]), 0)
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("mode", ["exact", "recompute", "k_steps"])
-def test_a_weight_that_is_gathered(float64, tiny, mode, scaled):
-    """Its gradient's slices are summed, looked through, and divided by a loss scale as others are."""
+@pytest.mark.parametrize("form", [(1, False), (1, True), (2, False)])
+def test_a_weight_that_is_gathered(float64, tiny, form):
+    """Its gradient's slices are summed and differentiated as others are."""
     DET, optimizer = tiny.ToyDetector(_Gathered()), RULES["momentum"]()
     optimizer.build(DET.network.trainable_variables)
     y, syn, y2, third = (_labelled(k) for k in range(4))
-    options = MODES[mode] | ({"later": (third,)} if mode == "k_steps" else {})
-    if scaled:
-        scale = LossScale()
-        scale.scale = tf.cast(scale.scale, tf.float64)
-        options["gradient"] = scale.gradient
+    steps, recompute = form
 
     def look(x_syn=syn.images):
-        return unroll.lookahead(DET, optimizer, y, syn._replace(images=x_syn), y2, **options)
+        synthetic, later = syn._replace(images=x_syn), (third,)[: steps - 1]
+        return unroll.lookahead(DET, optimizer, y, synthetic, y2, later, recompute)
 
     d = look().d_L_real_ahead
     v, h = d / tf.reduce_max(tf.abs(d)), 1e-5
@@ -287,17 +258,13 @@ def test_a_weight_that_is_gathered(float64, tiny, mode, scaled):
     np.testing.assert_allclose(tf.reduce_sum(d * v), (plus - minus) / (2 * h), rtol=1e-6)
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("mode", ["exact", "recompute", "k_steps"])
-def test_a_weight_without_a_gradient_is_named(tiny, mode, scaled):
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_weight_without_a_gradient_is_named(tiny, recompute):
     DET, optimizer = tiny.ToyDetector(keras.layers.Lambda(tf.stop_gradient)), RULES["adam"]()
     optimizer.build(DET.network.trainable_variables)
     y, syn, y2, third = (_labelled(k, dtype=tf.float32) for k in range(4))
-    options = MODES[mode] | ({"later": (third,)} if mode == "k_steps" else {})
-    if scaled:
-        options["gradient"] = LossScale().gradient
     with pytest.raises(RuntimeError, match="L_real has no gradient for: .*conv2d/kernel, .*conv2d/bias$"):
-        unroll.lookahead(DET, optimizer, y, syn, y2, **options)
+        unroll.lookahead(DET, optimizer, y, syn, y2, (third,), recompute)
 
 
 def test_a_keras_norm_would_be_wrong(float64):

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tests.training import conftest as tiny
 from tf_detectorgan.training import workers
 from tf_detectorgan.training.joint_step import joint_step
-from tf_detectorgan.training.loop import Every, StopSignal, run_phase
+from tf_detectorgan.training.loop import Every, Phase, StopSignal, run_phase
 from tf_detectorgan.training.phases import _player_parts
 
 BATCH, POOL = 4, 64  # pools never fill up: after that each replica exchanges images by draws of its own
@@ -42,18 +42,10 @@ def train(directory, together, steps, dies_at):
         own = (tf.nest.map_structure(lambda v: tf.boolean_mask(v, mine), batch) for batch in batches)
         return together.rows(own) if together.strategy else own
 
-    run_phase(
-        "joint",
-        directory=directory / "joint",
-        parts=_player_parts(players),
-        steps=steps,
-        step=step,
-        batches=batches,
-        scalars=lambda done, row: None,
-        every=Every(log=1, checkpoint=1, inspect=100),
-        stop=StopSignal().install(),
-        workers=together,
+    phase = Phase(
+        "joint", directory / "joint", _player_parts(players), steps, step, batches, lambda done, row: None
     )
+    run_phase(phase, Every(log=1, checkpoint=1, inspect=100), StopSignal().install(), together)
     weights = {f"{net}/{i}": w for net, ws in tiny.networks(players).items() for i, w in enumerate(ws)}
     np.savez(directory / f"weights_{together.index}.npz", **weights)
     (directory / f"losses_{together.index}.json").write_text(json.dumps(losses))
