@@ -11,7 +11,7 @@ import tensorflow as tf
 from tf_detectorgan import gradcheck
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models import detectors
-from tf_detectorgan.training import exactness, second_order, unroll
+from tf_detectorgan.training import exactness, second_order
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 32
@@ -50,12 +50,11 @@ def labelled(seed):
     ],
 )
 def test_gradcheck_passes(float64, my_detectors, request, monkeypatch, name):
-    """By its own limit, in the mode `exact`; the others are checked on detectors of a dozen ops."""
+    """By its own limit, through one step; several are checked on detectors of a dozen ops."""
     if "small" not in name:  # which are traced in no time, and checked in graphs, as `train` runs them
         request.getfixturevalue("eagerly")
     if name == "retinanet_kerashub":
         pytest.importorskip("keras_hub", reason="pip install -c constraints.txt '.[kerashub]'")
-    monkeypatch.setattr(unroll, "MODES", ("exact",))
     if name == "retinanet_resnet50":  # the slowest: only the step at which no ReLU lies between the points
         monkeypatch.setattr(exactness, "STEPS", (1e-8,))
     keras.utils.set_random_seed(0)
@@ -65,11 +64,11 @@ def test_gradcheck_passes(float64, my_detectors, request, monkeypatch, name):
     rate = 0.01 if name == "retinanet_kerashub" else 0.001
     optimizer = keras.optimizers.SGD(rate, momentum=0.9)
     optimizer.build(DET.network.trainable_variables)
-    streams = [labelled(k) for k in range(1, 4)]
-    (exact,) = exactness.check_modes(DET, optimizer, *streams, (), directions=1, seed=0)
+    streams = exactness.Streams(*(labelled(k) for k in range(1, 4)), later=())
+    (exact,) = exactness.check_steps(DET, optimizer, streams, directions=1, seed=0)
     assert gradcheck.is_exact(exact)
     tf.config.run_functions_eagerly(False)
-    assert second_order.obstacles(DET, streams[0]) == []
+    assert second_order.obstacles(DET, streams.y) == []
 
 
 @pytest.mark.slow

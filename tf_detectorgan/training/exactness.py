@@ -60,7 +60,7 @@ def check_steps(
     seed: int,
     recompute: bool = False,
 ) -> list[Check]:
-    """Checks one virtual step, and one more than `streams.later` has, in float64.
+    """Checks one virtual step, and all that `streams.later` has images for, in float64.
 
     The synthetic images are moved by noise of deviation NOISE first.
 
@@ -72,7 +72,7 @@ def check_steps(
     random = np.random.default_rng(seed)
     x = synthetic.images + NOISE * random.normal(size=synthetic.images.shape)
     draws = random.normal(size=(directions, *x.shape))
-    for extra in progress.bar([(), later], desc="checking", unit="number of steps"):
+    for extra in progress.bar([(), later] if later else [()], desc="checking", unit="number of steps"):
 
         @tf.function(autograph=False)
         def look(images, extra=extra):
