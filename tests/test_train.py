@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_detectorgan import checkpoints
+from tf_detectorgan import checkpoints, run_layout
 from tf_detectorgan.errors import EXIT_INTERRUPTED
 from tf_detectorgan.preflight import plan
 from tf_detectorgan.training.settings import Train
@@ -152,6 +152,27 @@ def test_all_phases_leave_their_results(runs):
     assert str(run / "report.html") in out
     done = {str(file.parent.relative_to(run)) for file in run.glob("*/**/done.json")}
     assert done == {phase.folder for phase in plan.phases(Train(arm=ARMS), 1)}
+
+
+@pytest.mark.slow
+def test_the_diagram_of_a_run_directory_is_this_run(runs):
+    """Folders and files at the top, in shared/ and in an arm's folder; README shows the diagram."""
+    lines = [line for line in run_layout.DIAGRAM.splitlines() if line.startswith("  ")]
+    top, shared, arm = set(), set(), set()
+    for line in lines:
+        names = re.split(r"\s{2,}", line.strip())[0].removesuffix(" ...").replace("/", "").split(", ")
+        depth = len(line) - len(line.lstrip())
+        if depth == 2:
+            within = {"shared": shared, "armsARM": arm}.get(names[0], top)
+            top |= {name.removesuffix("ARM") for name in names}
+        else:
+            within.update(names)
+    found = {path.name for path in runs.whole.iterdir() if not path.name.startswith(".")}
+    optional = {"phantom", "backbone.weights.h5", "preflight.json", "preflight.log"}
+    assert found | optional == top
+    assert {path.name for path in (runs.whole / "shared").iterdir()} == shared | {"audit_detector_1"}
+    assert {path.name for path in (runs.whole / "arms" / "detectorgan").iterdir()} == arm
+    assert run_layout.DIAGRAM in (ROOT / "README.md").read_text("utf-8")
 
 
 @pytest.mark.slow

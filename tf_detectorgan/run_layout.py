@@ -12,7 +12,7 @@ RUN_DIR/
   data_card.json            the data set: fingerprint, counts, classes, versions
   phantom/                  the drawn data set, without --data_dir
   backbone.weights.h5       what the backbone started from, with --backbone_weights
-  preflight.json            what the preflight measured
+  preflight.json, preflight.log
   shared/                   phases that all arms share
     pretrain_gan/
     pretrain_detector/
@@ -39,23 +39,25 @@ GALLERY = "gallery.html"
 CONTACT_SHEET = "contact_sheet.png"
 
 
+class _Inside:
+    """A path inside of its owner's."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __get__(self, owner, kind=None) -> Path:
+        return owner.path / self._name
+
+
 @dataclasses.dataclass(frozen=True)
 class ArmLayout:
     """One arm's folder."""
 
     path: Path
 
-    @property
-    def joint(self) -> Path:
-        return self.path / "joint"
-
-    @property
-    def synthetic(self) -> Path:
-        return self.path / "synthetic"
-
-    @property
-    def final_detector(self) -> Path:
-        return self.path / "final_detector"
+    joint = _Inside("joint")
+    synthetic = _Inside("synthetic")
+    final_detector = _Inside("final_detector")
 
     def evaluation(self, elsewhere: str = "") -> Path:
         """Of the run's own data, or of those named `elsewhere`."""
@@ -68,63 +70,28 @@ class RunLayout:
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def data_card(self) -> Path:
-        return self.path / "data_card.json"
-
-    @property
-    def phantom(self) -> Path:
-        return self.path / "phantom"
-
-    @property
-    def backbone_weights(self) -> Path:
-        return self.path / "backbone.weights.h5"
-
-    @property
-    def preflight(self) -> Path:
-        return self.path / "preflight.json"
-
-    @property
-    def shared(self) -> Path:
-        return self.path / "shared"
+    config = _Inside("config.json")
+    data_card = _Inside("data_card.json")
+    phantom = _Inside("phantom")
+    backbone_weights = _Inside("backbone.weights.h5")
+    preflight = _Inside("preflight.json")
+    shared = _Inside("shared")
+    pretrain_detector = _Inside("shared/pretrain_detector")
+    arms = _Inside("arms")
+    tensorboard = _Inside("tensorboard")
+    samples = _Inside("evaluation_samples.npz")
+    costs = _Inside("costs.json")
+    report = _Inside("report.html")
 
     def pretrain_gan(self, kind: str) -> Path:
         """Of a base GAN of a kind of `training.settings.GANS`."""
         return self.shared / ("pretrain_gan" if kind == "cyclegan" else f"pretrain_{kind}")
 
-    @property
-    def pretrain_detector(self) -> Path:
-        return self.shared / "pretrain_detector"
-
     def audit_detector(self, fold: int) -> Path:
         return self.shared / f"audit_detector_{fold}"
 
-    @property
-    def arms(self) -> Path:
-        return self.path / "arms"
-
     def arm(self, name: str) -> ArmLayout:
         return ArmLayout(self.arms / name)
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "evaluation_samples.npz"
-
-    @property
-    def costs(self) -> Path:
-        return self.path / "costs.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
 
 
 def metrics(evaluation: Path, split: str = "test") -> Path:
