@@ -110,13 +110,10 @@ def test_devices_that_share_batches_equally_by_hand():
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "wanted, used",
-    [
-        (("nih:8", "cityscapes:2"), (1, 2)),
-        pytest.param(("cityscapes_psgan:8",), (4,), marks=pytest.mark.nightly),
-    ],
+    "wanted, used", [(("nih:8", "cityscapes:2"), (1, 2)), (("cityscapes_psgan:8",), (4,))]
 )
 def test_flagfiles_of_gpus_take_their_first_step_on_several_devices(tiny_phantom, tmp_path, wanted, used):
     words = [f"{ROOT / 'configs' / name}.flags:{gpus}" for name, gpus in (one.split(":") for one in wanted)]

@@ -16,6 +16,7 @@ from tf_detectorgan.training import exactness, second_order
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 32
 DOCUMENTED = "my_detectors:one_cell"
+LARGE = ("retinanet_resnet50", "retinanet_kerashub")
 
 
 @pytest.fixture
@@ -45,8 +46,9 @@ def labelled(seed):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name != DOCUMENTED))
-        for name in (*detectors.DETECTORS, DOCUMENTED)
+        DOCUMENTED,
+        *(name for name in detectors.DETECTORS if name not in LARGE),
+        *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.nightly]) for name in LARGE),
     ],
 )
 def test_gradcheck_passes(float64, my_detectors, request, monkeypatch, name):

@@ -151,8 +151,10 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("steps,recompute", [(1, False), (1, True), (2, False), (2, True)])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    "rule,steps,recompute",
+    [*((rule, 1, False) for rule in RULES), ("adamw", 1, True), ("adamw", 2, False), ("nesterov", 2, True)],
+)
 def test_lookahead(tiny, mirrored, rule, steps, recompute):
     """Every rule in every form: clipped by the norm of the joined gradient, from moments that are not 0."""
     schedule = keras.optimizers.schedules.CosineDecay(0.01, 9)

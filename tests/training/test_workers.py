@@ -170,6 +170,7 @@ def test_a_signal_to_one_of_two_ends_both_after_the_same_step(tmp_path, tiny_pha
     assert list(run_dir.rglob(f"ckpt-{steps[0]}.index"))
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_two_workers_train_from_the_first_phase_to_the_report(tmp_path, tiny_phantom):
     run_dir, data, ports = tmp_path / "run", tiny_phantom("whole"), free_ports(2)
