@@ -94,3 +94,12 @@ def test_a_wrong_flag_is_bad_input(capsys, monkeypatch, argument, expected):
         door._parse(["prepare", argument])
     assert caught.value.code == 78
     assert expected in capsys.readouterr().err
+
+
+def test_help_is_no_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["command", "--size=0", "--help"])
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", "What it does.")
+    with pytest.raises(SystemExit) as left:
+        door.run(Options, lambda options: pytest.fail("called"))
+    assert left.value.code == 0
+    assert capsys.readouterr().out == "What it does.\nFlags\n  --size=3\n      a size\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -21,15 +22,49 @@ T = TypeVar("T")
 
 
 def option(
-    default: Any, help: str, choices: Sequence | None = None, low=None, high=None, repeated=False
+    default: Any,
+    help: str,
+    choices: Sequence | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    repeated: bool = False,
+    heading: str = "",
 ) -> Any:
     """A dataclass field that is also a flag.
 
     `low` and `high` bound numbers (inclusive). `repeated`: a tuple of strings whose flag is given once an
-    item, not a comma-separated list.
+    item, not a comma-separated list. `heading`: in `help_text`, above this option and those after it.
     """
     metadata = {"help": help, "choices": choices, "low": low, "high": high, "repeated": repeated}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata | {"heading": heading})
+
+
+def help_text(options: type) -> str:
+    """The flags with their defaults: those in `options.BASIC` first, the others under their headings."""
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    basic = getattr(options, "BASIC", ())
+    lines = ["Basic", *(line for name in basic for line in _help_lines(fields[name]))] if basic else []
+    heading = "Flags"
+    for name, field in fields.items():
+        starts, heading = bool(field.metadata["heading"]), field.metadata["heading"] or heading
+        if starts or not lines:
+            lines += ["", heading] if lines else [heading]
+        if name not in basic:
+            lines += _help_lines(field)
+    return "\n".join(lines)
+
+
+def _help_lines(field: dataclasses.Field) -> list[str]:
+    default, choices = field.default, [str(choice) for choice in field.metadata["choices"] or ()]
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    shown = shown.lower() if isinstance(default, bool) else shown
+    text = field.metadata["help"]
+    if any(choice not in text for choice in choices):
+        text += f" One of {', '.join(choices)}."
+    return [
+        f"  --{field.name}={shown}",
+        *textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6),
+    ]
 
 
 def define_flags(options: type, values: flags.FlagValues = flags.FLAGS) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import signal
 import sys
@@ -15,6 +14,7 @@ from tf_detectorgan import config, disk
 from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_CANNOT_WRITE, EXIT_INTERRUPTED, InputError, Interrupted
 
 T = TypeVar("T")
+HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 
 
 def run(options: type[T], main: Callable[[T], None], terminated: int = 128 + signal.SIGTERM) -> None:
@@ -24,9 +24,10 @@ def run(options: type[T], main: Callable[[T], None], terminated: int = 128 + sig
     Exit codes: 0; 74 full or read-only disk; 75 interrupted, with everything saved; 78 bad input;
     130 Ctrl-C; `terminated` SIGTERM, while the command has no handler of its own.
     """
+    if HELP & set(sys.argv[1:]):
+        print(f"{sys.modules['__main__'].__doc__}\n{config.help_text(options)}")
+        sys.exit(0)
     config.define_flags(options)
-    for field in dataclasses.fields(options):  # type: ignore[arg-type]
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[field.name])  # --help lists these
     app.run(lambda _: sys.exit(guard(options, main, terminated)), flags_parser=_parse)
 
 

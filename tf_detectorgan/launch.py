@@ -24,9 +24,13 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tf_detectorgan.door import HELP
 from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, Interrupted
 
-if __name__ == "__main__" and not find_spec("kubernetes"):
+if __name__ == "__main__" and (HELP & set(sys.argv[1:2]) or not find_spec("kubernetes")):
+    if HELP & set(sys.argv):
+        print(__doc__)
+        sys.exit(0)
     print("error: launch wants the Kubernetes client: pip install 'tf_detectorgan[k8s]'", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
 

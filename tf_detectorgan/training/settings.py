@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from tf_detectorgan.config import option
 from tf_detectorgan.data.placement import MODES
@@ -45,10 +45,15 @@ ARMS = {
 class Train:
     """Options of `train`. Steps are optimizer steps, sizes pixels of the prepared images."""
 
-    run_dir: str = option("runs/phantom", "Where everything of this run is written; call again to resume.")
-    data_dir: str = option("", "A data set made by tf_detectorgan.prepare; empty: the built-in phantom.")
-    phantom_size: int = option(64, "Side of the built-in phantom's images.", low=32, high=1024)
-    phantom_train_images: int = option(57, "Labelled training images of the built-in phantom.", low=1)
+    BASIC: ClassVar[tuple[str, ...]] = (  # what --help shows first
+        "run_dir", "data_dir", "arm", "seed", "detector", "backbone_weights", "anchor_sizes",
+        "anchor_ratios", "generator_filters", "discriminator_filters", "gan_steps", "joint_steps",
+        "pretrain_detector_steps", "final_steps", "synthetic_count",
+    )  # fmt: skip
+
+    run_dir: str = option(
+        "runs/phantom", "Where everything of this run is written; call again to resume.", heading="Run"
+    )
     arm: tuple[str, ...] = option(("detectorgan",), f"Arms to run: {', '.join(ARMS)}.", choices=tuple(ARMS))
     seed: int = option(0, "Every random number follows from it.", low=0)
     deterministic: bool = option(
@@ -68,7 +73,6 @@ class Train:
         "that all can read; as an Indexed Job (k8s/train-nih-multiworker.yaml), or with TF_CONFIG set.",
         low=1,
     )
-
     preflight: str = option(
         "auto",
         "A few steps of every phase before the run, in a process of its own: prints a table of hours, memory "
@@ -78,34 +82,40 @@ class Train:
         ("auto", "true", "false"),
     )
 
+    data_dir: str = option(
+        "", "A data set made by tf_detectorgan.prepare; empty: the built-in phantom.", heading="Data"
+    )
+    phantom_size: int = option(64, "Side of the built-in phantom's images.", low=32, high=1024)
+    phantom_train_images: int = option(57, "Labelled training images of the built-in phantom.", low=1)
+
     precision: str = option(
         "float32",
         "What networks compute in; weights, updates and losses are float32. mixed_bfloat16: for GPUs from "
         "2020 on, CPUs with AVX512_BF16. mixed_float16: for older GPUs; generators and discriminators, with "
         "loss scaling, while DET stays in float32.",
         ("float32", "mixed_bfloat16", "mixed_float16"),
+        heading="Networks",
     )
-
     generator_filters: int = option(64, "Filters of the generators' first layer.", low=1)
     generator_blocks: int = option(0, "Residual blocks; 0: 9, or 6 at up to 128 pixels.", low=0)
     discriminator_filters: int = option(64, "Filters of the discriminators' first layer.", low=1)
+    crop_size: int = option(32, "Side of the crops that DIS_localX sees.", low=16)
     compose: str = option("box", "full: G's output is the image. box: blended near the box.", ("full", "box"))
     condition: str = option(
         "exemplar", "What G_X sees: image and mask, or also the matched object.", ("mask", "exemplar")
     )
-    crop_size: int = option(32, "Side of the crops that DIS_localX sees.", low=16)
 
-    gan_loss: str = option("lsgan", "Adversarial loss; log is Eqn 4.", ("log", "lsgan"))
+    gan_loss: str = option("lsgan", "Adversarial loss; log is Eqn 4.", ("log", "lsgan"), heading="GAN losses")
     lambda_gan: float = option(1.0, "Weight of the adversarial losses.", low=0.0)
     lambda_bbox: float = option(1.0, "Weight of BboxLoss.", low=0.0)
     lambda_cycle: float = option(10.0, "Weight of the cycle loss.", low=0.0)
     lambda_identity: float = option(5.0, "Weight of the identity loss.", low=0.0)
-    lambda_real: float = option(1.0, "Weight of L~_real, Eqn 3.", low=0.0)
+
+    lambda_real: float = option(1.0, "Weight of L~_real, Eqn 3.", low=0.0, heading="Detector loop (Eqn 3)")
     lambda_syn: float = option(0.05, "Weight of L_syn, which G_X maximises.", low=0.0)
     syn_cap: float = option(
         5.0, "L_syn above this is worth nothing more to G_X; 0: more is always better.", low=0.0
     )
-
     unroll_steps: int = option(
         1,
         "Virtual detector steps through which arms with Eqn 3 (detectorgan, psgan_detectorgan) take their "
@@ -115,26 +125,38 @@ class Train:
     unroll_recompute: bool = option(
         False, "Run synthetic passes of virtual steps again instead of keeping them: less memory, more time."
     )
+    joint_detector_optimizer: str = option(
+        "sgd",
+        "Of DET in the joint phase, through which Eqn 3 looks: sgd or nesterov (rate 0.01, momentum 0.9), "
+        "adam or adamw (rate 1e-4).",
+        ("sgd", "nesterov", "adam", "adamw"),
+    )
 
     detector: str = option(
-        "retinanet_small", f"DET: {', '.join(DETECTORS)}, or one's own as package.module:function."
+        "retinanet_small",
+        f"DET: {', '.join(DETECTORS)}, or one's own as package.module:function.",
+        heading="Detector",
     )
     anchor_sizes: tuple[float, ...] = option(
         (), "Anchor sides, one a pyramid level; empty: the detector's own."
     )
     anchor_ratios: tuple[float, ...] = option((), "Widths over heights; empty: the detector's own.")
-
     backbone_weights: str = option(
         "none",
         "What the ResNet-50 of retinanet_resnet50 and retinanet_kerashub starts from: none; imagenet, which "
         "Keras downloads; or a file of its weights (.keras, .weights.h5, .h5). Kept in --run_dir.",
     )
+    detector_learning_rate: float = option(
+        1e-3, "AdamW's of a detector alone: warm-up, then a cosine to 0.", low=0.0
+    )
+    augment: bool = option(True, "Flip, shift, scale and light changes for detectors, the same in all arms.")
 
     exemplar: str = option(
         "layer",
         "What generators start from. image: the matched object cut out with its background. layer: what it "
         "adds to its background, laid over x.",
         ("image", "layer"),
+        heading="Insertion",
     )
     strength: tuple[float, ...] = option(
         (0.0, 1.0),
@@ -149,9 +171,8 @@ class Train:
     match_top_k: int = option(5, "Draw the matched image among this many best ones.", low=1)
     exemplar_flip: bool = option(True, "Insert objects mirrored half of the time.")
     keep_edges: bool = option(True, "An object cut off by its image's edge is inserted at that edge.")
-    augment: bool = option(True, "Flip, shift, scale and light changes for detectors, the same in all arms.")
 
-    gan_steps: int = option(20000, "Steps of pretrain_gan.", low=0)
+    gan_steps: int = option(20000, "Steps of pretrain_gan.", low=0, heading="Schedule")
     joint_steps: int = option(10000, "Steps of the joint phase.", low=0)
     pretrain_detector_steps: int = option(2000, "Steps of pretrain_detector.", low=0)
     final_steps: int = option(5000, "Steps of final_detector, the same for all arms.", low=1)
@@ -160,35 +181,28 @@ class Train:
     gan_learning_rate: float = option(
         2e-4, "Adam's, constant, then linearly to 0 over the joint phase.", low=0.0
     )
-    joint_detector_optimizer: str = option(
-        "sgd",
-        "Of DET in the joint phase, through which Eqn 3 looks: sgd or nesterov (rate 0.01, momentum 0.9), "
-        "adam or adamw (rate 1e-4).",
-        ("sgd", "nesterov", "adam", "adamw"),
-    )
-    detector_learning_rate: float = option(
-        1e-3, "AdamW's of a detector alone: warm-up, then a cosine to 0.", low=0.0
-    )
 
-    synthetic_count: int = option(1000, "Synthetic images an arm makes.", low=1)
+    synthetic_count: int = option(1000, "Synthetic images an arm makes.", low=1, heading="Synthetic set")
     synthetic_objects: int = option(
         1,
         "Objects that a synthetic image gets, fewer where they would meet. Try 3 where synthetic images help "
         "(decision 0125).",
         low=1,
     )
+    synthetic_fraction: float = option(0.5, "Share of them in a batch of final_detector.", low=0.0, high=1.0)
     audit_folds: int = option(
         2,
         "Detectors that judge synthetic objects they were not trained on (cross-fitted over the labelled "
         "groups, --pretrain_detector_steps each); 0: none.",
         low=0,
     )
-    synthetic_fraction: float = option(0.5, "Share of them in a batch of final_detector.", low=0.0, high=1.0)
 
     main_iou: float = option(
-        0.1, "IoU at which FROC and the headline count a detection as right.", choices=SINGLE
+        0.1,
+        "IoU at which FROC and the headline count a detection as right.",
+        choices=SINGLE,
+        heading="Logging",
     )
-
     log_every: int = option(50, "Steps between two rows of scalars.", low=1)
     checkpoint_every: int = option(500, "Steps between two checkpoints, and two pictures.", low=1)
     validate_every: int = option(500, "Steps between two APs on the validation split.", low=1)
