@@ -40,7 +40,7 @@ from tf_detectorgan import door, progress
 from tf_detectorgan.cluster import fetch as copying
 from tf_detectorgan.cluster import kubernetes, manifests, pod_logs, table_job
 from tf_detectorgan.cluster.answers import Later
-from tf_detectorgan.config import option
+from tf_detectorgan.config import flagfile_lines, option
 from tf_detectorgan.experiments.tables import TABLES
 
 POLL = 2.0  # seconds between two looks
@@ -48,23 +48,35 @@ SAVED = (0, EXIT_INTERRUPTED)
 
 
 @dataclass(frozen=True)
-class Submit:
-    """Options of `submit`."""
+class Where:
+    """Options of every action."""
 
-    manifest: str = option("train-nih", "A manifest of k8s/ by name, or a file with one Job.")
-    train_flags: str = option("", "Flagfile whose lines replace the manifest's flags of the same name.")
-    image: str = option("", "Image of all containers; empty: the manifest's.")
-    gpus: int = option(0, "GPUs of each pod; 0: the manifest's.", low=0)
-    workers: int = option(0, "Pods that train together; 0: the manifest's.", low=0)
-    queue: str = option("", "Queue of Kueue that starts the Job; empty: none.")
     context: str = option("", "Context of kubectl's configuration; empty: the current one.")
     namespace: str = option("", "Namespace; empty: the context's.")
+
+
+@dataclass(frozen=True)
+class Sent(Where):
+    """Options of `submit` and `reproduce`."""
+
+    image: str = option("", "Image of all containers; empty: the manifest's.")
+    gpus: int = option(0, "GPUs of each pod; 0: the manifest's.", low=0)
+    queue: str = option("", "Queue of Kueue that starts the Job; empty: none.")
     wait: int = option(300, "Seconds to wait for pods to run; 0: do not.", low=0)
     dry_run: bool = option(False, "Print the manifest as it would be submitted; no cluster is asked.")
 
 
 @dataclass(frozen=True)
-class Reproduce:
+class Submit(Sent):
+    """Options of `submit`."""
+
+    manifest: str = option("train-nih", "A manifest of k8s/ by name, or a file with one Job.")
+    train_flags: str = option("", "Flagfile whose lines replace the manifest's flags of the same name.")
+    workers: int = option(0, "Pods that train together; 0: the manifest's.", low=0)
+
+
+@dataclass(frozen=True)
+class Reproduce(Sent):
     """Options of `reproduce`."""
 
     table: str = option("1", "The table, as `python -m tf_detectorgan.reproduce` has it.", tuple(TABLES))
@@ -72,25 +84,16 @@ class Reproduce:
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "One training of every arm for each.")
     parallel: int = option(0, "Pods at a time; 0: one a seed, so that pretraining is hardly repeated.", low=0)
     gather: bool = option(False, "When all cells are trained: one pod that writes the table.")
-    image: str = option("", "Image of the pods; empty: the manifest's.")
-    gpus: int = option(0, "GPUs of each pod.", low=0)
     memory: str = option("", "Memory of each pod, such as 16Gi; empty: the manifest's.")
     runs_claim: str = option("", "Claim of a volume for the runs; empty: the manifest's, ReadWriteMany.")
     data_claim: str = option("", "Claim of a volume that is mounted at /data; empty: none.")
-    queue: str = option("", "Queue of Kueue that starts the Job; empty: none.")
-    context: str = option("", "Context of kubectl's configuration; empty: the current one.")
-    namespace: str = option("", "Namespace; empty: the context's.")
-    wait: int = option(300, "Seconds to wait for the first pod to run; 0: do not.", low=0)
-    dry_run: bool = option(False, "Print the manifest as it would be submitted; no cluster is asked.")
 
 
 @dataclass(frozen=True)
-class OneJob:
+class OneJob(Where):
     """Options of `status`, `stop` and `resume`."""
 
     job: str = option("", "The Job's name.")
-    context: str = option("", "Context of kubectl's configuration; empty: the current one.")
-    namespace: str = option("", "Namespace; empty: the context's.")
     wait: int = option(600, "stop: seconds to wait for the pods to save and end.", low=0)
 
 
@@ -102,7 +105,7 @@ class Logs(OneJob):
 
 
 @dataclass(frozen=True)
-class Fetch:
+class Fetch(Where):
     """Options of `fetch`."""
 
     job: str = option("", "The Job's name.")
@@ -112,15 +115,13 @@ class Fetch:
     without: tuple[str, ...] = option((), "Names of files or folders to leave out, such as ckpt-*,phantom.")
     image: str = option("", "Image of the pod that copies, with Python 3; empty: the Job's.")
     claim: str = option("", "Claim of the volume of runs; empty: the Job's.")
-    context: str = option("", "Context of kubectl's configuration; empty: the current one.")
-    namespace: str = option("", "Namespace; empty: the context's.")
     wait: int = option(300, "Seconds to wait for the pod.", low=0)
     limit: int = option(3600, "Seconds after which the cluster ends the pod in any case.", low=1)
 
 
 def submit(options: Submit) -> None:
     """Creates what the manifest holds, the Job last, and waits for its pods."""
-    flags = _text("--train_flags", options.train_flags)
+    flags = _text(options.train_flags)
     manifests.require_absolute("--train_flags", flags, ("data_dir", "run_dir", "images", "out"))
     resources = manifests.fill(
         manifests.read(options.manifest),
@@ -137,19 +138,19 @@ def reproduce(options: Reproduce) -> None:
     """Submits a table, every arm and seed a completion index, or what gathers them."""
     if not options.seeds or len(set(options.seeds)) != len(options.seeds):
         raise InputError(f"--seeds={','.join(map(str, options.seeds))}: one or more different numbers wanted")
-    config = _text("--config", options.config)
+    config = _text(options.config)
     manifests.require_absolute("--config", config, ("data_dir",))
-    resources = table_job.fill(
-        manifests.read(table_job.TEMPLATE),
-        table=options.table,
-        cells=len({row.arm for row in TABLES[options.table].rows}) * len(options.seeds),
-        seeds=options.seeds,
+    arms = {row.arm for row in TABLES[options.table].rows}
+    table = table_job.Table(
+        options.table,
+        config,
+        options.seeds,
+        cells=len(arms) * len(options.seeds),
         parallel=options.parallel or len(options.seeds),
         gather=options.gather,
-        config=config,
-        memory=options.memory,
-        runs_claim=options.runs_claim,
-        data_claim=options.data_claim,
+    )
+    resources = table_job.fill(
+        manifests.read(table_job.TEMPLATE), table, options.memory, options.runs_claim, options.data_claim
     )
     manifests.fill(
         resources, image=options.image, flags="", gpus=options.gpus, workers=0, queue=options.queue
@@ -166,13 +167,12 @@ def reproduce(options: Reproduce) -> None:
     _send(resources, options, one_is_enough=True)
 
 
-def _text(flag: str, file: str) -> str:
-    if file and not Path(file).is_file():
-        raise InputError(f"{flag}={file}: no such file")
-    return Path(file).read_text(encoding="utf-8") if file else ""
+def _text(file: str) -> str:
+    """The lines of a flagfile, those of files that it includes among them; "" without a file."""
+    return "\n".join([*flagfile_lines(Path(file)), ""]) if file else ""
 
 
-def _send(resources: list[manifests.Resource], options: Submit | Reproduce, *, one_is_enough: bool) -> None:
+def _send(resources: list[manifests.Resource], options: Sent, *, one_is_enough: bool) -> None:
     """Creates the resources, the Job last, and waits for its pods, or for one; --dry_run: prints them."""
     manifests.check_devices(resources)
     resources.sort(key=lambda resource: resource["kind"] == "Job")

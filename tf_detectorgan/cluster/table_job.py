@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from tf_detectorgan.cluster.manifests import Resource, job_of
 from tf_detectorgan.errors import InputError
@@ -16,55 +16,65 @@ def name_of(table: str, gather: bool = False) -> str:
     return f"reproduce-table{table.replace('_', '-')}" + ("-gather" if gather else "")
 
 
+class Table(NamedTuple):
+    """What is trained: a completion index for each cell, an arm with a seed.
+
+    Attributes:
+      name: in `reproduce`.
+      config: text of the flagfile of `train`; "": the template's.
+      seeds: of every arm.
+      cells: arms times seeds.
+      parallel: pods at a time.
+      gather: one pod instead, which gathers the cells and writes the table.
+    """
+
+    name: str
+    config: str
+    seeds: tuple[int, ...]
+    cells: int
+    parallel: int
+    gather: bool
+
+
 def fill(
-    resources: list[Resource],
-    *,
-    table: str,
-    cells: int,
-    seeds: tuple[int, ...],
-    parallel: int,
-    gather: bool,
-    config: str,
-    memory: str,
-    runs_claim: str,
-    data_claim: str,
+    resources: list[Resource], table: Table, memory: str, runs_claim: str, data_claim: str
 ) -> list[Resource]:
     """Changes the template's resources and returns them.
 
     Args:
-      table: its name in `reproduce`.
-      cells: arms times seeds; each is one completion index.
-      seeds: of every arm.
-      parallel: pods at a time.
-      gather: one pod instead, which gathers the cells and writes the table.
-      config: text of the flagfile of `train`; "": the template's.
+      resources: the template's.
+      table: what the Job trains.
       memory: of each pod; "": the template's.
       runs_claim: a claim that is there already; "": the template's, which is created.
       data_claim: mounted read-only at DATA; "": none.
 
     Raises:
-      InputError: `config` names data that are not mounted.
+      InputError: the flagfile names data that are not mounted.
     """
     job = job_of(resources)
     configmap = next(resource for resource in resources if resource["kind"] == "ConfigMap")
     pod = job["spec"]["template"]["spec"]
-    _rename((configmap, job, job["spec"]["template"]), name_of(table, gather), name_of(table))
+    _rename((configmap, job, job["spec"]["template"]), name_of(table.name, table.gather), name_of(table.name))
     ((file, text),) = configmap["data"].items()
-    configmap["data"] = {file: config or text}
-    if f"--data_dir={DATA}/" in config and not data_claim:
+    configmap["data"] = {file: table.config or text}
+    if f"--data_dir={DATA}/" in table.config and not data_claim:
         raise InputError(f"--config names data under {DATA}; name the claim of their volume by --data_claim")
     container = pod["containers"][0]
     container["args"] = [
-        f"--table={table}",
+        f"--table={table.name}",
         f"--config=/config/{file}",
-        f"--out=/runs/table{table}",
-        f"--seeds={','.join(map(str, seeds))}",
-        *([] if gather else ["--completion_index=$(CELL)"]),
+        f"--out=/runs/table{table.name}",
+        f"--seeds={','.join(map(str, table.seeds))}",
+        *([] if table.gather else ["--completion_index=$(CELL)"]),
     ]
-    if gather:
+    if table.gather:
         _of_one_pod(job["spec"])
     else:
-        job["spec"] |= {"completions": cells, "parallelism": parallel, "maxFailedIndexes": cells}
+        job["spec"] |= {
+            "completions": table.cells,
+            "parallelism": table.parallel,
+            "maxFailedIndexes": table.cells,
+        }
     if memory:
         container["resources"] = {
             kind: amounts | {"memory": memory} for kind, amounts in container["resources"].items()
