@@ -107,6 +107,7 @@ def test_docker_is_taken_if_its_daemon_answers(tmp_path, daemon):
 
 
 @pytest.mark.image
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_image_trains_as_its_user(image, tmp_path):
     runs = tmp_path / "runs"
