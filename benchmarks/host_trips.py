@@ -19,9 +19,10 @@ import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from tf_detectorgan import config
-from tf_detectorgan.training import phases, run_directory, trial
+from tf_detectorgan.preflight import trial
+from tf_detectorgan.training import phases, run_directory
 from tf_detectorgan.training.host_transfers import host_transfers
-from tf_detectorgan.training.run import Run
+from tf_detectorgan.training.run import Run, build_detector_training, build_gan_training
 from tf_detectorgan.training.settings import Train
 from tf_detectorgan.training.workers import Workers
 
@@ -30,25 +31,22 @@ CALLED = "EagerLocalExecute: "  # the profiler's name for an op or a graph that 
 COPIES = {"MemcpyD2H": "copies to the host", "MemcpyH2D": "copies to the device"}
 
 
-class TracedRun(Run):
-    """A run that traces steps WARM_UP to WARM_UP + STEPS - 1 of each phase into `folder`."""
+def traced(run: Run, name: str, phase, folder: Path) -> dict:
+    """The row of a phase, of which steps WARM_UP to WARM_UP + STEPS - 1 are traced."""
+    place, distributed = folder / name, run.distributed
 
-    folder: Path
-
-    def distributed(self, batches):
-        for number, batch in enumerate(super().distributed(batches)):
+    def batches(given):
+        for number, batch in enumerate(distributed(given)):
             if number == WARM_UP:
-                tf.profiler.experimental.start(str(self.folder))
+                tf.profiler.experimental.start(str(place))
             if number == WARM_UP + STEPS:
                 tf.profiler.experimental.stop()
             yield batch
 
-
-def traced(run: TracedRun, name: str, phase, folder: Path) -> dict:
-    """The row of a phase."""
-    run.folder = folder / name
+    run.distributed = batches
     phase()
-    (file,) = run.folder.rglob("*.xplane.pb")
+    run.distributed = distributed
+    (file,) = place.rglob("*.xplane.pb")
     planes = xplane_pb2.XSpace.FromString(file.read_bytes()).planes
     calls, copies = collections.Counter(), collections.Counter()
     for plane in planes:
@@ -82,15 +80,26 @@ def run(options: argparse.Namespace, folder: Path) -> dict:
     steps = WARM_UP + STEPS + 2
     words = [f"--{name}_steps={steps}" for name in ("gan", "joint", "pretrain_detector", "final")]
     words += [f"--run_dir={folder / 'run'}", f"--data_dir={folder / 'data'}", "--arm=detectorgan"]
-    words += [f"--{name}_every={2 * steps}" for name in ("log", "image", "checkpoint", "validate")]
+    words += [f"--{name}_every={2 * steps}" for name in ("log", "checkpoint", "validate")]
     settings = config.parse(Train, [*options.train, *words])
     trial.draw(settings)
-    begun = run_directory.begin(settings, Workers())
-    traced_run = TracedRun(begun.settings, begun.dataset, begun.stop, begun.workers)
+    began = run_directory.begin(settings, Workers())
+    layout, gan = began.layout, build_gan_training(began, "cyclegan")
+    detector = build_detector_training(began, steps)
     rows = [
-        traced(traced_run, "pretrain_gan", lambda: phases.pretrain_gan(traced_run, "cyclegan"), folder),
-        traced(traced_run, "pretrain_detector", lambda: phases.pretrain_detector(traced_run), folder),
-        traced(traced_run, "joint", lambda: phases.joint(traced_run, "detectorgan"), folder),
+        traced(
+            began,
+            "pretrain_gan",
+            lambda: phases.train_gan(began, layout.pretrain_gan("cyclegan"), gan, range(steps)),
+            folder,
+        ),
+        traced(
+            began,
+            "pretrain_detector",
+            lambda: phases.train_detector(began, layout.pretrain_detector, detector),
+            folder,
+        ),
+        traced(began, "joint", lambda: phases.joint(began, "detectorgan", gan), folder),
     ]
     for row in rows:
         print(f"{row['phase']}, a step:")

@@ -61,7 +61,7 @@ def scripted(monkeypatch, settings):
 
     def scripted(script, finished=0):
         def start(short, environment, log):
-            done = [phase.folder for phase in plan.phases(short, 1)][:finished]
+            done = [str(phase.folder) for phase in plan.phases(short, 1)][:finished]
             with log.open("wb") as out:
                 command = [sys.executable, "-c", FINISH + script, short.run_dir, *done]
                 processes.append(subprocess.Popen(command, stdout=out, stderr=out))
@@ -143,10 +143,10 @@ def test_a_signal_while_the_child_ends_is_not_lost(scripted, settings, monkeypat
 
 
 def test_a_full_disk_is_foreseen(scripted, settings, monkeypatch):
-    scripted("(home / folders[3] / 'ckpt').write_bytes(bytes(1000))", finished=5)
+    scripted("(home / folders[2] / 'synthetic.tfrecord').write_bytes(bytes(1000))", finished=5)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
     with pytest.raises(
-        InputError, match="^preflight: about .* of disk are needed, most of it by cut_paste/final_det"
+        InputError, match="^preflight: about .* of disk are needed, most of it by cut_paste/synth"
     ):
         check.before(settings)
     assert left_behind(settings) == ["preflight.log"]

@@ -1,4 +1,5 @@
 import types
+from pathlib import Path
 
 from tf_detectorgan.preflight import plan
 from tf_detectorgan.preflight.plan import Phase, phases
@@ -10,21 +11,21 @@ STEPS = {"gan_steps": 40, "joint_steps": 30, "pretrain_detector_steps": 20, "fin
 def test_phases_of_a_detector_and_a_generator_come_in_the_runs_order():
     s = Train(arm=("real_only", "pix2pix", "detectorgan"), synthetic_count=7, audit_folds=2, **STEPS)
     assert phases(s, test_images=5) == [
-        Phase("shared/pretrain_pix2pix", "gan", 40),
-        Phase("shared/pretrain_gan", "gan", 40),
-        Phase("shared/pretrain_detector", "detector", 20),
-        Phase("shared/audit_detector_0", "detector", 20),
-        Phase("shared/audit_detector_1", "detector", 20),
-        Phase("arms/real_only/final_detector", "detector", 10),
-        Phase("arms/real_only/evaluation", "evaluation", 5),
-        Phase("arms/pix2pix/joint", "gan", 30),
-        Phase("arms/pix2pix/synthetic", "images", 7),
-        Phase("arms/pix2pix/final_detector", "detector", 10),
-        Phase("arms/pix2pix/evaluation", "evaluation", 5),
-        Phase("arms/detectorgan/joint", "joint", 30),
-        Phase("arms/detectorgan/synthetic", "images", 7),
-        Phase("arms/detectorgan/final_detector", "detector", 10),
-        Phase("arms/detectorgan/evaluation", "evaluation", 5),
+        Phase(Path("shared/pretrain_pix2pix"), "gan", 40),
+        Phase(Path("shared/pretrain_gan"), "gan", 40),
+        Phase(Path("shared/pretrain_detector"), "detector", 20),
+        Phase(Path("shared/audit_detector_0"), "detector", 20),
+        Phase(Path("shared/audit_detector_1"), "detector", 20),
+        Phase(Path("arms/real_only/final_detector"), "detector", 10),
+        Phase(Path("arms/real_only/evaluation"), "evaluation", 5),
+        Phase(Path("arms/pix2pix/joint"), "gan", 30),
+        Phase(Path("arms/pix2pix/synthetic"), "images", 7),
+        Phase(Path("arms/pix2pix/final_detector"), "detector", 10),
+        Phase(Path("arms/pix2pix/evaluation"), "evaluation", 5),
+        Phase(Path("arms/detectorgan/joint"), "joint", 30),
+        Phase(Path("arms/detectorgan/synthetic"), "images", 7),
+        Phase(Path("arms/detectorgan/final_detector"), "detector", 10),
+        Phase(Path("arms/detectorgan/evaluation"), "evaluation", 5),
     ]
     assert [phase.name for phase in phases(s, 5)[3:6]] == [
         "audit_detector_0",
@@ -38,7 +39,7 @@ def test_real_images_alone_need_no_auditors():
 
 
 def test_the_short_run_has_a_workers_share_of_the_batch_and_no_more_steps_than_the_run():
-    s = Train(workers=4, gan_batch=8, detector_batch=16, synthetic_objects=3, gan_steps=1, min_audit=0.5)
+    s = Train(workers=4, gan_batch=8, detector_batch=16, synthetic_objects=3, gan_steps=1)
     short = plan.in_short(s, "elsewhere")
     assert (short.run_dir, short.preflight, short.workers) == ("elsewhere", "false", 1)
     assert (short.gan_batch, short.detector_batch) == (2, 4)
@@ -49,7 +50,6 @@ def test_the_short_run_has_a_workers_share_of_the_batch_and_no_more_steps_than_t
         3,
     )
     assert short.synthetic_count == 2 * (32 // 3)
-    assert short.min_audit == 0
     assert plan.in_short(Train(synthetic_count=5), "x").synthetic_count == 5
 
 

@@ -7,18 +7,18 @@ import pytest
 
 from tf_detectorgan import config, door
 from tf_detectorgan.errors import EXIT_CANNOT_WRITE, InputError, Interrupted
-from tf_detectorgan.preflight import refusal
+from tf_detectorgan.preflight import refusal, table
 from tf_detectorgan.preflight.plan import Phase
 from tf_detectorgan.preflight.refusal import Ended
 from tf_detectorgan.preflight.table import Row
 from tf_detectorgan.training.settings import Train
 
 GIB = 2**30
-JOINT = Phase("arms/detectorgan/joint", "joint", 10)
-FINAL = Phase("arms/real_only/final_detector", "detector", 10)
-IMAGES = Phase("arms/cut_paste/synthetic", "images", 10)
-PRETRAIN = Phase("shared/pretrain_gan", "gan", 10)
-EVALUATION = Phase("arms/real_only/evaluation", "evaluation", 10)
+JOINT = Phase(Path("arms/detectorgan/joint"), "joint", 10)
+FINAL = Phase(Path("arms/real_only/final_detector"), "detector", 10)
+IMAGES = Phase(Path("arms/cut_paste/synthetic"), "images", 10)
+PRETRAIN = Phase(Path("shared/pretrain_gan"), "gan", 10)
+EVALUATION = Phase(Path("arms/real_only/evaluation"), "evaluation", 10)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,12 @@ EVALUATION = Phase("arms/real_only/evaluation", "evaluation", 10)
         ),
         (JOINT, {"gan_batch": 1, "unroll_recompute": True}, (1, True), ["--precision=mixed_bfloat16"]),
         (JOINT, {"workers": 2}, (2, False), ["--unroll_recompute"]),  # one image on each device
-        (JOINT, {"unroll": "finite_difference"}, (1, True), ["a lower --gan_batch than 4"]),
+        (
+            JOINT,
+            {"unroll_steps": 0, "precision": "mixed_bfloat16"},
+            (1, True),
+            ["a lower --gan_batch than 4"],
+        ),
         (PRETRAIN, {}, (1, False), ["a lower --gan_batch than 4"]),
         (FINAL, {}, (1, False), ["a lower --detector_batch than 8"]),
         (IMAGES, {"precision": "mixed_float16"}, (1, True), None),
@@ -181,9 +186,9 @@ def test_what_was_ended_before_the_kernel_did_it_says_so():
 
 def test_several_runs_at_a_time_share_the_memory():
     found = [Row(JOINT, 1.0, 1.0, 9000, 3 * 1024, 0), Row(FINAL, 1.0, 1.0, 1, 1, 0)]
-    assert refusal.of_processes(found, 1, 2 * GIB) is None
-    assert refusal.of_processes(found, 2, 6 * GIB) is None
-    assert refusal.of_processes(found, 3, 8 * GIB) == (
+    assert table.lacks_memory(found, 1, 2 * GIB) is None
+    assert table.lacks_memory(found, 2, 6 * GIB) is None
+    assert table.lacks_memory(found, 3, 8 * GIB) == (
         "preflight: 3 runs at a time need 9.0 GiB of memory in detectorgan/joint, but there are 8.0 GiB; "
         "give a lower --workers"
     )
@@ -191,8 +196,8 @@ def test_several_runs_at_a_time_share_the_memory():
 
 def test_all_runs_share_the_disk():
     found = [Row(JOINT, 1.0, 1.0, 1, 1, GIB), Row(IMAGES, 1.0, 1.0, 1, 1, 3 * GIB)]
-    assert refusal.of_disk(found, 2 * GIB, 2, 12 * GIB, "runs/x") is None
-    assert refusal.of_disk(found, 2 * GIB, 3, 12 * GIB, "runs/x") == (
+    assert table.lacks_disk(found, 2 * GIB, 2, 12 * GIB, "runs/x") is None
+    assert table.lacks_disk(found, 2 * GIB, 3, 12 * GIB, "runs/x") == (
         "preflight: about 18.0 GiB of disk are needed, most of it by cut_paste/synthetic, but 12.0 GiB are "
         "free at runs/x; make room, choose another --run_dir, lower --synthetic_count"
     )

@@ -25,7 +25,7 @@ def settings():
     """The run: one arm, 500 test images, 40 validation images."""
     return Train(
         arm=("cut_paste",), audit_folds=0, final_steps=1000, validate_every=300, checkpoint_every=400,
-        synthetic_count=90, log_every=10, image_every=500,
+        synthetic_count=90, log_every=10,
     )  # fmt: skip
 
 
@@ -57,17 +57,6 @@ def test_a_short_run_that_ended_early_has_the_rows_of_what_it_finished(tmp_path,
     put(tmp_path, "arms/cut_paste/synthetic", {"seconds": 1.0, "image_seconds": 0.1, "peak_memory_mib": 1})
     assert [row.phase.kind for row in table.rows(tmp_path, pairs, settings, 40)] == ["images"]
     assert table.rows(tmp_path / "nowhere", pairs, settings, 40) == []
-
-
-def test_other_files_grow_with_pictures_rows_and_test_images(tmp_path, settings, pairs):
-    put(tmp_path, "tensorboard/cut_paste", {})
-    (tmp_path / "tensorboard" / "cut_paste" / "done.json").write_bytes(b"x" * 700)
-    (tmp_path / "truth.json").write_bytes(b"x" * 30)
-    (tmp_path / "report.html").write_bytes(b"x" * 11)
-    checkpoint = put(tmp_path, "arms/cut_paste/final_detector", {}, ckpt=5000)
-    # Pictures after 500 and 1000 steps; 100 rows; 500 test images for 10; a checkpoint being replaced.
-    expected = 11 + 2 * 700 + 100 * 4096 + 50 * 30 + checkpoint
-    assert table.other_bytes(tmp_path, pairs, settings) == expected
 
 
 def test_the_text_sums_hours_and_disk_and_takes_the_highest_memory(pairs):

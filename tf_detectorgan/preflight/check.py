@@ -16,14 +16,15 @@ from pathlib import Path
 from tf_detectorgan import checkpoints, config, progress
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.preflight import child, estimate, memory, parent, plan, refusal, table
+from tf_detectorgan.preflight import child, memory, parent, plan, refusal, table
 from tf_detectorgan.preflight.plan import Phase
 from tf_detectorgan.preflight.refusal import Ended
+from tf_detectorgan.run_layout import RunLayout
 from tf_detectorgan.training import run_directory
 from tf_detectorgan.training.loop import StopSignal
 from tf_detectorgan.training.settings import Train
 
-PASSED, HOME, LOG = "preflight.json", ".preflight", "preflight.log"  # in the run directory
+HOME, LOG = ".preflight", "preflight.log"  # in the run directory
 LONG = 1.0  # hours of a run that is worth a preflight
 POLL_SECONDS = 0.2
 LITTLE = 0.03  # share of all memory that is left when the child is ended
@@ -55,7 +56,7 @@ def before(
     shutil.rmtree(home, ignore_errors=True)
     if not due(settings, environment, runs):
         return
-    run_directory.same_settings(run_dir / "config.json", settings, run_directory.FREE)
+    run_directory.same_settings(RunLayout(run_dir).config, settings, run_directory.FREE)
     home.mkdir(parents=True)
     print(
         f"preflight: a few steps of each phase in {home}, in a process of its own; its output is in "
@@ -74,14 +75,14 @@ def due(settings: Train, environment: Mapping[str, str], runs: int = 1) -> bool:
     With --preflight=auto: in Kubernetes, or when the steps are estimated to take over an hour, unless every
     chosen arm has been begun.
     """
-    run_dir = Path(settings.run_dir)
-    if settings.preflight == "false" or _passed(run_dir / PASSED, settings):
+    layout = RunLayout(Path(settings.run_dir))
+    if settings.preflight == "false" or _passed(layout.preflight, settings):
         return False
     if settings.preflight == "true":
         return True
-    if all((run_dir / "arms" / name).is_dir() for name in settings.arm):
+    if all(layout.arm(name).path.is_dir() for name in settings.arm):
         return False
-    return "KUBERNETES_SERVICE_HOST" in environment or runs * estimate.hours(settings) > LONG
+    return "KUBERNETES_SERVICE_HOST" in environment or runs * plan.hours(settings) > LONG
 
 
 def _passed(file: Path, settings: Train) -> bool:
@@ -100,7 +101,7 @@ def _checked(settings: Train, home: Path, environment: Mapping[str, str], runs: 
     folders = plan.phases(short, 1)
     ended = watch(start(short, environment, run_dir / LOG), home, folders, run_dir / LOG)
     pairs, found = _results(settings, short, home)
-    others = table.other_bytes(home, pairs, settings) if found else 0
+    others = table.size(home) - sum(table.size(home / phase.folder) for phase in folders)
     if found:
         print(
             table.text(found, others) + (f"\nthe same for each of {runs} runs" if runs > 1 else ""),
@@ -111,14 +112,14 @@ def _checked(settings: Train, home: Path, environment: Mapping[str, str], runs: 
         raise refusal.of_end(ended, phase, settings, *_devices(home), run_dir / LOG)
     free = shutil.disk_usage(run_dir).free + table.size(home)
     for reason in (
-        refusal.of_processes(found, processes, ended.total),
-        refusal.of_disk(found, others, runs, free, settings.run_dir),
+        table.lacks_memory(found, processes, ended.total),
+        table.lacks_disk(found, others, runs, free, settings.run_dir),
     ):
         if reason:
             raise InputError(reason)
     rows = [row._asdict() | {"phase": row.phase.name, "amount": row.phase.amount} for row in found]
     passed = {"settings": json.loads(config.to_json(settings)), "rows": rows, "other_bytes": others}
-    checkpoints.write_text(run_dir / PASSED, json.dumps(passed, indent=1))
+    checkpoints.write_text(RunLayout(run_dir).preflight, json.dumps(passed, indent=1))
 
 
 def start(short: Train, environment: Mapping[str, str], log: Path) -> subprocess.Popen:
@@ -188,14 +189,14 @@ def _show(bar, home: Path, folders: Sequence[Phase]) -> None:
 def _unfinished(home: Path, folders: Sequence[Phase]) -> Phase:
     """Returns the phase that the child is in, or was in when it ended."""
     if not (home / child.DEVICES).exists():
-        return Phase("shared/start-up", "start-up", 0)
+        return Phase(Path("shared/start-up"), "start-up", 0)
     left = (phase for phase in folders if checkpoints.finished(home / phase.folder) is None)
-    return next(left, Phase("shared/report", "report", 0))
+    return next(left, Phase(Path("shared/report"), "report", 0))
 
 
 def _results(settings: Train, short: Train, home: Path) -> tuple[list[tuple[Phase, Phase]], list[table.Row]]:
     """Returns (phase of the whole run, phase of the short run) pairs, and table rows of finished phases."""
-    data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else home / "phantom"
+    data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else RunLayout(home).phantom
     if not records.is_dataset(data_dir):
         return [], []
     dataset = records.open_dataset(data_dir)
@@ -211,6 +212,6 @@ def _devices(home: Path) -> tuple[int, bool]:
     """Returns the number of replicas of the child, and whether they are GPUs."""
     file = home / child.DEVICES
     if not file.exists():
-        return 1, estimate.has_gpu()
+        return 1, plan.has_gpu()
     found = json.loads(file.read_text(encoding="utf-8"))
     return found["replicas"], found["gpu"]

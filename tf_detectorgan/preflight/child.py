@@ -21,8 +21,9 @@ import tensorflow as tf
 from tf_detectorgan import checkpoints, door
 from tf_detectorgan.experiments import report
 from tf_detectorgan.preflight import plan
-from tf_detectorgan.training import before_training, run_directory
+from tf_detectorgan.training import before_training, build, run_directory
 from tf_detectorgan.training.phases import run_arms
+from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import Train
 from tf_detectorgan.training.workers import Workers
 
@@ -31,19 +32,22 @@ DEVICES = "devices.json"  # written before the first phase: replicas, and whethe
 
 def main(settings: Train) -> None:
     """Checks the settings as `train` does, runs every phase in --run_dir, then the report."""
+    run = train_in_short(settings)
+    checkpoints.write_costs(run.layout.path)
+    report.write_report(run.layout.path)
+
+
+def train_in_short(settings: Train) -> Run:
+    """Runs every phase in --run_dir, on a few validation and test images."""
     run = run_directory.begin(settings, Workers())
     run.dataset = run.dataset.limited(plan.limits(settings.detector_batch))
     before_training.layer_report(run)
-    devices = {
-        "replicas": run.strategy.num_replicas_in_sync,
-        "gpu": bool(tf.config.list_logical_devices("GPU")),
-    }
+    devices = {"replicas": run.strategy.num_replicas_in_sync, "gpu": bool(build.gpus())}
     # Traced here, so that the times per image below do not include tracing.
     run.detect(tf.zeros([settings.detector_batch, *run.dataset.image_shape]))
     checkpoints.write_text(run.layout.path / DEVICES, json.dumps(devices))
     run_arms(run)
-    checkpoints.write_costs(run.layout.path)
-    report.write_report(run.layout.path)
+    return run
 
 
 if __name__ == "__main__":

@@ -17,20 +17,18 @@ from tf_detectorgan.errors import (
     Interrupted,
 )
 from tf_detectorgan.preflight.plan import Phase
-from tf_detectorgan.preflight.table import GIB, Row
+from tf_detectorgan.preflight.table import GIB
 from tf_detectorgan.training.settings import ARMS, Train
 
 _NO_MEMORY = re.compile(
     r"ResourceExhausted|RESOURCE_EXHAUSTED|OUT_OF_MEMORY|out of memory|bad_alloc|MemoryError|\bOOM\b"
 )
 _ERROR = re.compile(r"[\w.]*(Error|Exception)(: |:?$)")  # begins the message at the end of a traceback
-# Lines without a message: TensorFlow's places in the graph, counts of errors and hints, and the stacks that
-# faulthandler prints after a signal; after a traceback also the log of TensorFlow and absl.
-_PLACE = re.compile(
-    r"\[\[|\[Op:|File \"|Detected at|Stack|Original stack|<stack|Hint: |\d+ (root|successful|derived) "
-    r"|Fatal Python error|Current thread|Thread 0x|Extension modules"
+# Lines without a message: TensorFlow's places in the graph, its log, and what faulthandler prints.
+_NOISE = re.compile(
+    r"\[\[|\[Op:|File \"|Detected at|Stack|\d{4}-\d\d-\d\d \d\d:\d\d|[IWE]\d{4} |Fatal Python error"
+    r"|Current thread|Thread 0x|Extension modules"
 )
-_LOGGED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d|[IWEF]\d{4} ")
 
 
 class Ended(NamedTuple):
@@ -80,7 +78,7 @@ def of_end(ended: Ended, phase: Phase, settings: Train, replicas: int, gpu: bool
 def remedies(phase: Phase, settings: Train, replicas: int, gpu: bool) -> list[str]:
     """Returns the flags with which a phase needs less memory."""
     s, found = settings, []
-    arm = ARMS.get(phase.folder.split("/")[1])
+    arm = ARMS.get(phase.folder.parent.name)
     if phase.kind in ("gan", "joint") and s.gan_batch > replicas * s.workers:
         found.append(f"a lower --gan_batch than {s.gan_batch}")
     if phase.kind == "detector" and s.detector_batch > replicas * s.workers:
@@ -91,30 +89,6 @@ def remedies(phase: Phase, settings: Train, replicas: int, gpu: bool) -> list[st
     if gpu and s.precision == "float32" and s.detector != "retinanet_kerashub":  # `Train` refuses that
         found.append("--precision=mixed_bfloat16")
     return found or ["smaller images, smaller networks (--generator_filters, --detector), or more memory"]
-
-
-def of_processes(found: list[Row], processes: int, total: int) -> str | None:
-    """Returns why several runs at a time do not fit into `total` bytes of memory; None if they do."""
-    most = max(found, key=lambda row: row.resident)
-    if processes == 1 or processes * most.resident * 2**20 <= total:
-        return None
-    return (
-        f"preflight: {processes} runs at a time need {processes * most.resident / 1024:.1f} GiB of memory in "
-        f"{most.phase.name}, but there are {total / GIB:.1f} GiB; give a lower --workers"
-    )
-
-
-def of_disk(found: list[Row], others: int, runs: int, free: int, run_dir: str) -> str | None:
-    """Returns why `runs` runs do not fit into `free` bytes of disk; None if they do."""
-    needed = runs * (others + sum(row.disk for row in found))
-    if needed <= free:
-        return None
-    most = max(found, key=lambda row: row.disk)
-    fewer = ", lower --synthetic_count" if most.phase.kind == "images" else ""
-    return (
-        f"preflight: about {needed / GIB:.1f} GiB of disk are needed, most of it by {most.phase.name}, but "
-        f"{free / GIB:.1f} GiB are free at {run_dir}; make room, choose another --run_dir{fewer}"
-    )
 
 
 def _error_line(output: str) -> str:
@@ -137,13 +111,11 @@ def _message_lines(output: str) -> list[str]:
     Earlier output does not say why the process ended: TensorFlow's allocator, for one, reports a lack of
     memory that it has found a way around.
     """
-    lines = _lines(output)
-    starts = [i for i, line in enumerate(lines) if line.startswith("Traceback")]
-    if not starts:
-        return [line for line in lines if not _PLACE.match(line)][-1:]
-    lines = lines[starts[-1] + 1 :]
-    first = next((i for i, line in enumerate(lines) if _ERROR.match(line)), 0)
-    return [line for line in lines[first:] if not _PLACE.match(line) and not _LOGGED.match(line)]
+    _, traceback, end = output.rpartition("Traceback")
+    lines = [line for line in _lines(end if traceback else output) if not _NOISE.match(line)]
+    if not traceback:
+        return lines[-1:]
+    return lines[next((i for i, line in enumerate(lines) if _ERROR.match(line)), 0) :]
 
 
 def _message(lines: list[str]) -> str:

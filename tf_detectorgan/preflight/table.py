@@ -10,12 +10,12 @@ from typing import NamedTuple
 from tf_detectorgan import checkpoints
 from tf_detectorgan.experiments.evaluation_table import aligned
 from tf_detectorgan.preflight.plan import Phase
+from tf_detectorgan.run_layout import ANNOTATIONS, AUDIT, IMAGES, SYNTHETIC
 from tf_detectorgan.training.settings import Train
 
 GIB = 2**30
 KEPT = 2  # checkpoints of a phase
-ROW = 4096  # bytes of a row of scalars on disk, at most
-GROWING = ("images", "synthetic.tfrecord", "annotations.json", "audit.json")  # with the synthetic images
+GROWING = (IMAGES, SYNTHETIC, ANNOTATIONS, AUDIT)  # with the synthetic images
 
 
 class Row(NamedTuple):
@@ -75,21 +75,6 @@ def _disk(home: Path, whole: Phase, short: Phase, settings: Train) -> int:
     return size(folder) * min(KEPT, max(1, math.ceil(whole.amount / settings.checkpoint_every)))
 
 
-def other_bytes(home: Path, phases: Sequence[tuple[Phase, Phase]], settings: Train) -> int:
-    """Returns the bytes of TensorBoard, drawn data, report and of a checkpoint while it is replaced."""
-    folders = [home / whole.folder for whole, _ in phases]
-    boards, truth = size(home / "tensorboard"), size(home / "truth.json")
-    fixed = size(home) - sum(map(size, folders)) - boards - truth
-    steps = [whole for whole, _ in phases if whole.kind in ("gan", "joint", "detector")]
-    pictures = max([math.ceil(phase.amount / settings.checkpoint_every) for phase in steps], default=1)
-    lines = sum(phase.amount // settings.log_every for phase in steps)
-    replaced = max((size(home / phase.folder) for phase in steps), default=0)
-    times = max(
-        (whole.amount / max(short.amount, 1) for whole, short in phases if whole.kind == "evaluation")
-    )
-    return round(fixed + boards * max(pictures, 1) + lines * ROW + truth * times + replaced)
-
-
 def size(path: Path) -> int:
     """Returns the bytes of a file, or of all files in a folder; 0 if there is none."""
     files = path.rglob("*") if path.is_dir() else [path]
@@ -108,3 +93,27 @@ def text(found: Sequence[Row], others: int) -> str:
     disk = others + sum(row.disk for row in found)
     lines.append(["together", "", "", f"{hours:.2f}", f"{memory / 1024:.2f} GiB", f"{disk / GIB:.2f} GiB"])
     return aligned(lines)
+
+
+def lacks_memory(found: list[Row], processes: int, total: int) -> str | None:
+    """Returns why several runs at a time do not fit into `total` bytes of memory; None if they do."""
+    most = max(found, key=lambda row: row.resident)
+    if processes == 1 or processes * most.resident * 2**20 <= total:
+        return None
+    return (
+        f"preflight: {processes} runs at a time need {processes * most.resident / 1024:.1f} GiB of memory in "
+        f"{most.phase.name}, but there are {total / GIB:.1f} GiB; give a lower --workers"
+    )
+
+
+def lacks_disk(found: list[Row], others: int, runs: int, free: int, run_dir: str) -> str | None:
+    """Returns why `runs` runs do not fit into `free` bytes of disk; None if they do."""
+    needed = runs * (others + sum(row.disk for row in found))
+    if needed <= free:
+        return None
+    most = max(found, key=lambda row: row.disk)
+    fewer = ", lower --synthetic_count" if most.phase.kind == "images" else ""
+    return (
+        f"preflight: about {needed / GIB:.1f} GiB of disk are needed, most of it by {most.phase.name}, but "
+        f"{free / GIB:.1f} GiB are free at {run_dir}; make room, choose another --run_dir{fewer}"
+    )

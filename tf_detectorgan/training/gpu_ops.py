@@ -14,66 +14,18 @@ from tensorflow.python.framework.kernels import get_registered_kernels_for_op  #
 
 from tf_detectorgan.training.graphs import operations
 
-# What TensorFlow 2.21 says (sentences in its library), and the types of the ops whose GPU kernels say it.
-REFUSALS: dict[str, tuple[str, ...]] = {
-    "A deterministic GPU implementation of AdjustContrast is not currently available.": ("AdjustContrast",),
-    "A deterministic GPU implementation of AdjustContrastv2 is not currently available.": (
-        "AdjustContrastv2",
-    ),
-    "A deterministic GPU implementation of ResizeNearestNeighborGrad is not currently available.": (
-        "ResizeNearestNeighborGrad",
-    ),
-    "A deterministic GPU implementation of SparseTensorDenseMatmulOp is not currently available.": (
-        "SparseTensorDenseMatMul",
-    ),
-    "A deterministic GPU implementation of fused batch-norm backprop, when training is disabled, is not "
-    "currently available.": ("FusedBatchNormGrad", "FusedBatchNormGradV2", "FusedBatchNormGradV3"),
-    "Determinism is not yet supported for DebugNumericSummaryV2 when tensor_debug_mode is "
-    "CONCISE_HEALTH.": ("DebugNumericSummaryV2",),
-    "Determinism is not yet supported for DebugNumericSummaryV2 when tensor_debug_mode is FULL_HEALTH.": (
-        "DebugNumericSummaryV2",
-    ),
-    "Determinism is not yet supported for Dilation2DBackpropFilter.": ("Dilation2DBackpropFilter",),
-    "Determinism is not yet supported for Dilation2DBackpropInput.": ("Dilation2DBackpropInput",),
-    "Determinism is not yet supported for MaxPoolGradWithArgmax.": ("MaxPoolGradWithArgmax",),
-    "Determinism is not yet supported for SVD of matrices with 1 column.": ("Svd",),
-    "Determinism is not yet supported in GPU implementation of Bincount.": ("Bincount",),
-    "Determinism is not yet supported in GPU implementation of DenseBincount.": ("DenseBincount",),
-    "Determinism is not yet supported in GPU implementation of FakeQuantWithMinMaxVarsGradient.": (
-        "FakeQuantWithMinMaxVarsGradient",
-    ),
-    "Determinism is not yet supported in GPU implementation of FakeQuantWithMinMaxVarsPerChannelGradient.": (
-        "FakeQuantWithMinMaxVarsPerChannelGradient",
-    ),
-    "Determinism is not yet supported in GPU implementation of Scatter ops with ref inputs. Consider using "
-    "resource variables instead if you want to run Scatter when op determinism is enabled.": (
-        "ScatterAdd", "ScatterDiv", "ScatterMax", "ScatterMin", "ScatterMul", "ScatterSub", "ScatterUpdate",
-        "ScatterNdAdd", "ScatterNdSub", "ScatterNdUpdate",
-    ),
-    "Deterministic GPU implementation of CropAndResizeBackpropBoxes not available.": (
-        "CropAndResizeGradBoxes",
-    ),
-    "Deterministic GPU implementation of CropAndResizeBackpropImage not available.": (
-        "CropAndResizeGradImage",
-    ),
-    "The GPU implementation of SoftmaxCrossEntropyWithLogits that would have been executed is not "
-    "deterministic. Note that the Python API uses an alternative, deterministic, GPU-accelerated path when "
-    "determinism is enabled.": ("SoftmaxCrossEntropyWithLogits",),
-    "The GPU implementation of SparseSoftmaxCrossEntropyWithLogits that would have been executed is not "
-    "deterministic. Note that the Python API uses an alternative, deterministic, GPU-accelerated path when "
-    "determinsim is enabled.": ("SparseSoftmaxCrossEntropyWithLogits",),
-    "Timestamp cannot be called when determinism is enabled": ("Timestamp",),
-    # Of ResourceScatter ops of some dtypes, which are all in ON_HOST.
-    " do not yet have a deterministic implementation": (),
-    # Not of ops here. Sums of segments, by which a gathered tensor's gradient is made, refuse on Windows
-    # alone, depthwise convolutions with cuDNN before 7.6.3; the last is of XLA, which `train` does not use.
-    "Deterministic GPU implementation of sorted segment reduction op not available.": (),
-    "Deterministic GPU implementation of unsorted segment reduction op not available.": (),
-    "A deterministic GPU implementation of DepthwiseConvBackpropFilter is not available with this version "
-    "of cuDNN. Please build with cuDNN version 7.6.3 or later.": (),
-    "GPU MaxPool gradient ops do not yet have a deterministic XLA implementation.": (),
-}  # fmt: skip
-_REFUSED = {kind: sentence for sentence, kinds in REFUSALS.items() for kind in kinds}
+# Ops whose GPU kernels refuse determinism, by the sentences in TensorFlow 2.21's library. Others of its
+# sentences are not of ops here: sums of segments refuse on Windows alone, depthwise convolutions with cuDNN
+# before 7.6.3, and XLA, which `train` does not use, a max pooling; scatters of resources are all in ON_HOST.
+REFUSED = (
+    "AdjustContrast", "AdjustContrastv2", "ResizeNearestNeighborGrad", "SparseTensorDenseMatMul",
+    "FusedBatchNormGrad", "FusedBatchNormGradV2", "FusedBatchNormGradV3", "DebugNumericSummaryV2",
+    "Dilation2DBackpropFilter", "Dilation2DBackpropInput", "MaxPoolGradWithArgmax", "Svd", "Bincount",
+    "DenseBincount", "FakeQuantWithMinMaxVarsGradient", "FakeQuantWithMinMaxVarsPerChannelGradient",
+    "ScatterAdd", "ScatterDiv", "ScatterMax", "ScatterMin", "ScatterMul", "ScatterSub", "ScatterUpdate",
+    "ScatterNdAdd", "ScatterNdSub", "ScatterNdUpdate", "CropAndResizeGradBoxes", "CropAndResizeGradImage",
+    "SoftmaxCrossEntropyWithLogits", "SparseSoftmaxCrossEntropyWithLogits", "Timestamp",
+)  # fmt: skip
 
 # With determinism GPUs have these computed on the host (TensorFlow's notes on release 2.8).
 ON_HOST = tuple(
@@ -117,8 +69,8 @@ def faults(graph: tf.Graph, largest: int) -> list[Fault]:
 
 
 def _fault(op, largest: int) -> str:
-    if op.type in _REFUSED and not _trains_batch_norm(op):
-        return f"its GPU kernel refuses determinism: {_REFUSED[op.type]}"
+    if op.type in REFUSED and not _trains_batch_norm(op):
+        return "its GPU kernel refuses determinism"
     if op.type in PYTHON:
         return "runs Python on the host"
     if op.type in ON_HOST:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tf_detectorgan.config import parse
-from tf_detectorgan.preflight import check, estimate
+from tf_detectorgan.preflight import check, plan
 from tf_detectorgan.training.settings import Train
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -18,7 +18,7 @@ def sides(monkeypatch):
     """sides[data_dir] = pixels: prepared data sets that are nowhere."""
     found = {}
     opened = lambda data_dir: types.SimpleNamespace(image_shape=(found[data_dir],) * 2)  # noqa: E731
-    monkeypatch.setattr(estimate.records, "open_dataset", opened)
+    monkeypatch.setattr(plan.records, "open_dataset", opened)
     return found
 
 
@@ -33,16 +33,16 @@ def test_hours_by_hand(sides, tmp_path):
     s = dataclasses.replace(s, audit_folds=0)
     macs = 98 * 10 + (45 + 18 * 2) * 10**2  # a pixel
     seconds = (7 + 4) * 3 * 100**2 * (macs * 2.4e-10 + 2.3e-5) + 20 * 5 * 100**2 * 3e-6
-    assert estimate.hours(s, tmp_path, {}) == pytest.approx(seconds / 3600)
-    assert estimate.hours(dataclasses.replace(s, workers=2), tmp_path, {}) == pytest.approx(seconds / 7200)
+    assert plan.hours(s, tmp_path, {}) == pytest.approx(seconds / 3600)
+    assert plan.hours(dataclasses.replace(s, workers=2), tmp_path, {}) == pytest.approx(seconds / 7200)
     (tmp_path / "nvidia0").touch()
-    assert estimate.hours(s, tmp_path, {}) == pytest.approx(seconds / 360000)
-    assert estimate.hours(s, tmp_path, {"CUDA_VISIBLE_DEVICES": "-1"}) == pytest.approx(seconds / 3600)
+    assert plan.hours(s, tmp_path, {}) == pytest.approx(seconds / 360000)
+    assert plan.hours(s, tmp_path, {"CUDA_VISIBLE_DEVICES": "-1"}) == pytest.approx(seconds / 3600)
 
 
 def test_joint_steps_are_near_what_was_measured():
     for name, side, low, high in (("demo", 64, 0.41, 0.5), ("nih", 512, 53, 67)):
-        assert low <= estimate.gan_step_seconds(flags(name), side) <= high
+        assert low <= plan.gan_step_seconds(flags(name), side) <= high
 
 
 def test_a_preflight_is_due_at_the_papers_size_and_not_in_the_demo(sides, tmp_path):
@@ -51,7 +51,7 @@ def test_a_preflight_is_due_at_the_papers_size_and_not_in_the_demo(sides, tmp_pa
     for name in ("demo", "cpu_tiles", "cpu_pennfudan", "nih", "cityscapes"):
         due[name] = check.due(dataclasses.replace(flags(name), run_dir=str(tmp_path)), {})
     assert due == {"demo": False, "cpu_tiles": False, "cpu_pennfudan": False, "nih": True, "cityscapes": True}
-    on_a_gpu = estimate.hours(flags("nih"), tmp_path, {}) / estimate.GPU
+    on_a_gpu = plan.hours(flags("nih"), tmp_path, {}) / plan.GPU
     assert on_a_gpu > check.LONG
 
 

@@ -1,0 +1,109 @@
+"""A short run for gpu_check, and what its graphs ask of a GPU: python -m tf_detectorgan.preflight.trial.
+
+Takes the flags of `train`. Determinism and peaks of memory belong to a process, so what is to be compared
+by them runs in several.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tf_detectorgan.environment import TENSORFLOW
+
+os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
+
+import keras
+import tensorflow as tf
+
+import tf_detectorgan
+from tf_detectorgan import checkpoints, door, run_layout
+from tf_detectorgan.data import phantom, records, shards
+from tf_detectorgan.preflight import child, plan
+from tf_detectorgan.training import gpu_ops
+from tf_detectorgan.training.host_transfers import host_transfers
+from tf_detectorgan.training.run import Run
+from tf_detectorgan.training.settings import Train
+
+RECORD = "trial.json"  # in the run directory
+NAMED = 3  # ops in a record
+FEW = {
+    "clean_images": 8,
+    "unboxed_images": 4,
+    "validation_images": 4,
+    "test_images": 4,
+    "test_clean_images": 4,
+}
+
+
+def main(settings: Train) -> None:
+    """Runs every phase of the first of --arm and writes RECORD; draws --data_dir if nothing is there."""
+    draw(settings)
+    run = child.train_in_short(settings)
+    phases = {phase.folder.name: record(run, phase) for phase in plan.phases(settings, 1)}
+    content = json.dumps({"machine": machine(), "phases": phases})
+    checkpoints.write_text(run.layout.path / RECORD, content)
+
+
+def draw(settings: Train) -> None:
+    """Writes a phantom of a few images to --data_dir unless a data set is there."""
+    directory = Path(settings.data_dir)
+    if not records.is_dataset(directory):
+        few = phantom.PhantomConfig(
+            name="trial", size=settings.phantom_size, train_images=settings.phantom_train_images, **FEW
+        )
+        shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=few), directory)
+
+
+def record(run: Run, phase: plan.Phase) -> dict[str, Any]:
+    """A finished phase: the hash of its result, seconds, memory, and what a GPU would refuse of its graph."""
+    folder = run.layout.path / phase.folder
+    done = checkpoints.finished(folder) or {}
+    files = {"images": folder / run_layout.SYNTHETIC, "evaluation": run_layout.detections(folder)}
+    if phase.kind in files:
+        result = hashlib.sha256(files[phase.kind].read_bytes()).hexdigest()
+    else:
+        result = checkpoints.fingerprint(folder)
+    return {
+        "result": result,
+        "seconds": done.get("step_seconds", done.get("image_seconds")),
+        "memory": done.get("gpu_peak_memory_mib", done["peak_memory_mib"]),
+        **_graph(run, run.functions.get(folder.name, run.detect)),
+    }
+
+
+def _graph(run: Run, function: Callable) -> dict[str, Any]:
+    """What deterministic GPUs would refuse, lack or send to the host in the newest trace of `function`."""
+    graph = function._list_all_concrete_functions()[-1].graph  # type: ignore[attr-defined] # no public name
+    height, width, channels = run.dataset.image_shape
+    faults = gpu_ops.faults(graph, largest=height * width * channels - 1)
+    return {
+        "faults": len(faults),
+        "first_faults": [f"{fault.op} ({fault.kind}) {fault.why}" for fault in faults[:NAMED]],
+        "transfers": len(host_transfers(graph)),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Versions and devices, as TensorFlow sees them."""
+    built = tf.sysconfig.get_build_info()
+    gpus = tf.config.list_physical_devices("GPU")
+    return {
+        "tf_detectorgan": tf_detectorgan.__version__,
+        "Python": platform.python_version(),
+        "TensorFlow": tf.__version__,
+        "CUDA of TensorFlow": str(built.get("cuda_version", "none")),
+        "cuDNN of TensorFlow": str(built.get("cudnn_version", "none")),
+        "Keras": keras.__version__,
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "GPUs": [tf.config.experimental.get_device_details(gpu).get("device_name", "") for gpu in gpus],
+    }
+
+
+if __name__ == "__main__":
+    door.run(Train, main)
