@@ -14,7 +14,6 @@ from tf_detectorgan import disk, synthesis
 from tf_detectorgan.data import records
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.errors import InputError, Interrupted
-from tf_detectorgan.evaluation.looks import Looks
 from tf_detectorgan.models.generators import Composition, paste, reach
 from tf_detectorgan.training.loop import StopSignal
 
@@ -304,15 +303,10 @@ def test_the_gallery_shows_first_best_median_and_worst():
     ]
 
 
-def as_all_others(images, boxes):
-    """To whom everything looks the same."""
-    return Looks(np.array([float(len(images)), 0.0]), np.ones([len(boxes), 4], np.float32))
-
-
 def test_images_that_fail_the_audit_are_left_out_and_counted(tmp_path):
     dataset = Tiles(8, 1)
     every = make(dataset, tmp_path / "every", judges=Judges())
-    good = make(dataset, tmp_path / "good", judges=Judges(), min_audit=0.5, describe=as_all_others)
+    good = make(dataset, tmp_path / "good", judges=Judges(), min_audit=0.5)
     scores = [one["audit"] for record in every for one in objects_of(record)]
     assert sorted(set(scores)) == [0.25, 0.75]
     wanted = [r for r, score in zip(contents(every), scores, strict=True) if score == 0.75]
@@ -321,8 +315,6 @@ def test_images_that_fail_the_audit_are_left_out_and_counted(tmp_path):
     assert (found["made"], found["objects"], found["min_audit"]) == (COUNT, len(wanted), 0.5)
     assert (found["found"], found["found_real"]) == (1.0, 0.5)
     assert found["per_object"]["rank"] == [0.75] * len(wanted)
-    alike = {"value": 0, "low": 0, "high": 0}
-    assert found["looks"] == {"variety": 0, "variety_real": 0, "kid": pytest.approx(alike)}
     assert len(COCO(tmp_path / "good" / "annotations.json").imgs) == len(wanted)
     with pytest.raises(InputError, match=f"none of the {COUNT} images"):
         make(dataset, tmp_path / "none", judges=Judges(), min_audit=0.8)

@@ -28,7 +28,6 @@ from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation import audit
 from tf_detectorgan.evaluation.auditors import Auditors
-from tf_detectorgan.evaluation.looks import Looks
 from tf_detectorgan.models.generators import reach
 
 ROWS = 32  # insertions in one call, unless told
@@ -90,7 +89,6 @@ def synthesize(
     reach: float,
     batch_size: int = 0,
     judges: Auditors | None = None,
-    describe: Callable[[np.ndarray, np.ndarray], Looks] | None = None,
     min_audit: float = 0.0,
     exports: Sequence[str] = (),
     between: Callable[[], None] = lambda: None,
@@ -108,7 +106,6 @@ def synthesize(
       reach: how far beyond a box `insert` may draw, in longer sides of the box.
       judges, min_audit: give each object its "audit" in the provenance, its rank among real ones; objects
         whose rank is below are left out, and images without any other object are not written.
-      describe: of `looks.describer`: the audit then compares objects by a network's features, too.
       exports: further formats of `export.WRITERS`, each into a folder of its name.
       between: called before every batch and after the last; what it raises ends the work, all of it undone.
 
@@ -137,7 +134,7 @@ def synthesize(
 
     with disk.whole_directory(directory) as partial:
         (partial / "images").mkdir()
-        beside = _Beside(partial, dataset, origin, reach, judges, describe, min_audit)
+        beside = _Beside(partial, dataset, origin, reach, judges, min_audit)
         kept = records.write_records(partial / "synthetic.tfrecord", examples(beside), dataset.features)
         if not kept:
             raise InputError(f"min_audit={min_audit}: none of the {count} images of {method} reaches it")
@@ -148,9 +145,9 @@ def synthesize(
 class _Beside:
     """What lies beside the records: PNGs, COCO file, audit and gallery, gathered while images pass by."""
 
-    def __init__(self, directory: Path, dataset: Dataset, origin, reach, judges, describe, min_audit: float):
+    def __init__(self, directory: Path, dataset: Dataset, origin, reach, judges, min_audit: float):
         self._directory, self._dataset, self._origin = directory, dataset, origin
-        self._reach, self._judges, self._describe, self._min_audit = reach, judges, describe, min_audit
+        self._reach, self._judges, self._min_audit = reach, judges, min_audit
         self._coco = _empty_coco(dataset.class_names)
         self._shown = _Shown()
         self._audited: list[audit.Measures] = []
@@ -212,7 +209,7 @@ class _Beside:
         """The audit's measures of the `wanted` ones of images [N, H, W, C]."""
         boxes, content = (v.numpy()[wanted] for v in (batch.insertion.boxes, batch.insertion.content))
         objects = audit.Objects(stored[wanted], boxes, content)
-        found = audit.measure(objects, batch.x.numpy()[wanted], self._reach, self._describe)
+        found = audit.measure(objects, batch.x.numpy()[wanted], self._reach)
         return found._replace(more=found.more | {name: values[wanted] for name, values in verdicts.items()})
 
     def _measured_training(self) -> tuple[audit.Measures, list[bytes]]:
@@ -223,7 +220,7 @@ class _Beside:
             images = np.repeat(record.image.numpy()[None], count, axis=0)
             content = np.repeat(boxes_lib.of_sizes(record.valid_size).numpy()[None], count, axis=0)
             objects = audit.Objects(images, record.boxes.numpy(), content)
-            parts.append(audit.measure(objects, describe=self._describe))
+            parts.append(audit.measure(objects))
             groups += [record.groups[0].numpy()] * count
         return audit.joined(parts), groups
 

@@ -6,7 +6,7 @@ Letters: N synthetic images, M real objects, H, W, C channels, F = CROP * CROP *
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,6 @@ import tensorflow as tf
 from scipy import stats
 
 from tf_detectorgan import boxes as box_ops
-from tf_detectorgan.evaluation import looks
-from tf_detectorgan.evaluation.looks import Looks
 from tf_detectorgan.models.generators import reach
 from tf_detectorgan.resampling import crop
 
@@ -43,23 +41,15 @@ class Measures(NamedTuple):
     contrast: np.ndarray  # [N], see `contrast`
     crops: np.ndarray  # [N, F], see `unit_crops`
     more: dict[str, np.ndarray]  # [N] each, of synthetic ones: see `changes` and `Auditors.judge`
-    looks: Looks | None = None  # to a network, where there is one
 
 
-def measure(
-    objects: Objects,
-    backgrounds: np.ndarray | None = None,
-    margin: float = 0.0,
-    describe: Callable[[np.ndarray, np.ndarray], Looks] | None = None,
-) -> Measures:
+def measure(objects: Objects, backgrounds: np.ndarray | None = None, margin: float = 0.0) -> Measures:
     """Measures objects, and what was changed in `backgrounds` [N, H, W, C] where they were inserted.
 
     `margin`: how far beyond a box the method may draw, in longer sides, and at least 2 pixels.
-    `describe`: of `looks.describer`.
     """
     more = {} if backgrounds is None else changes(objects, backgrounds, margin)
-    seen = describe(objects.images, objects.boxes) if describe else None
-    return Measures(contrast(objects), unit_crops(objects), more, seen)
+    return Measures(contrast(objects), unit_crops(objects), more)
 
 
 def joined(parts: Sequence[Measures]) -> Measures:
@@ -68,7 +58,6 @@ def joined(parts: Sequence[Measures]) -> Measures:
         np.concatenate([part.contrast for part in parts]),
         np.concatenate([part.crops for part in parts]),
         {name: np.concatenate([part.more[name] for part in parts]) for name in parts[0].more},
-        looks.joined([part.looks for part in parts if part.looks]) if parts[0].looks else None,
     )
 
 
@@ -106,23 +95,11 @@ def audit(
         "variety": variety(synthetic.crops),
         "variety_real": variety(real.crops),
         "kid": kid(synthetic.crops, real.crops, PIXEL_SCALE),
-        "looks": None
-        if synthetic.looks is None or real.looks is None
-        else _alike(synthetic.looks, real.looks),
         "found": float(more["found"].mean()) if "found" in more else None,
         "found_before": float(more["found_before"].mean()) if "found_before" in more else None,
         "found_real": found_real,
         "per_object": {name: _rounded(values) for name, values in more.items()}
         | {"contrast": _rounded(synthetic.contrast), "nearest": _rounded(nearest)},
-    }
-
-
-def _alike(synthetic: Looks, real: Looks) -> dict[str, Any]:
-    scale = 1.0 / real.pooled.shape[1]
-    return {
-        "variety": looks.variety(synthetic),
-        "variety_real": looks.variety(real),
-        "kid": kid(synthetic.pooled, real.pooled, scale),
     }
 
 

@@ -20,13 +20,13 @@ def _found(audit: dict) -> str:
     return f"{audit['found']:.0%} ({audit['found_real']:.0%}; {audit['found_before']:.0%})"
 
 
-def _kid(audit: dict, digits: int = 1) -> str:
+def _kid(audit: dict) -> str:
     kid = audit["kid"]
     if kid["value"] is None:
         return "–"
     if kid["low"] is None:
-        return f"{kid['value']:.{digits}f}"
-    return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(kid["value"], kid["low"], kid["high"], d=digits)
+        return f"{kid['value']:.1f}"
+    return f"{kid['value']:.1f} [{kid['low']:.1f}, {kid['high']:.1f}]"
 
 
 COLUMNS = (
@@ -91,31 +91,6 @@ COLUMNS = (
 )
 
 
-# Where the audit asked a network as well (--audit_features).
-BY_FEATURES = (
-    Column(
-        "variety in features",
-        "mean squared distance of a ResNet-50's features over pairs of objects, as LPIPS without learned "
-        "weights; real objects in brackets",
-        lambda a: (
-            "–" if a["looks"] is None else f"{a['looks']['variety']:.2f} ({a['looks']['variety_real']:.2f})"
-        ),
-    ),
-    Column(
-        "kernel distance in features",
-        "KID of those features to real objects' [95 % interval]; 0: alike",
-        lambda a: "–" if a["looks"] is None else _kid(a["looks"], 3),
-    ),
-)
-
-
-def columns(audits: dict[str, dict | None]) -> tuple[Column, ...]:
-    """Those that say something about one of these audits, by arm."""
-    asked = any(audit and audit["looks"] for audit in audits.values())
-    return COLUMNS + BY_FEATURES if asked else COLUMNS
-
-
 def rows(audits: dict[str, dict | None]) -> list[tuple[str, list[str]]]:
-    """(arm, its cells in `columns`) of each arm that has an audit."""
-    chosen = columns(audits)
-    return [(arm, [column.cell(audit) for column in chosen]) for arm, audit in audits.items() if audit]
+    """(arm, its cells in COLUMNS) of each arm that has an audit."""
+    return [(arm, [column.cell(audit) for column in COLUMNS]) for arm, audit in audits.items() if audit]

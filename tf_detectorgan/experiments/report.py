@@ -85,7 +85,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         "galleries": [
             (name, arm.contact_sheet, arm.gallery) for name, arm in run.arms.items() if arm.contact_sheet
         ],
-        "audit_columns": audit_table.columns(audits),
+        "audit_columns": audit_table.COLUMNS,
         "audits": audit_table.rows(audits),
         "directory": run.directory,
     }
