@@ -110,44 +110,6 @@ def test_a_patients_own_objects_are_no_measure_of_copies():
     assert (alone["copies"], alone["nearest_real"]) == (None, None)
 
 
-def test_kid_is_unbiased_and_sees_a_difference():
-    """By hand for two vectors each; around 0 for equal distributions; far from it for others."""
-    a, b = np.eye(4, dtype=np.float32)[:2], np.eye(4, dtype=np.float32)[2:]
-    a[1] = a[0]  # k within a: 11^3, within b: 1, between: 1
-    assert audit.kid(a, b, 10.0)["value"] == pytest.approx(1331 + 1 - 2 * 1)
-    boxes = [[8, 8, 24, 24]] * 100
-    one, other = (audit.unit_crops(objects(noise(100, seed), boxes)) for seed in (1, 2))
-    equal = audit.kid(one, other, audit.PIXEL_SCALE)
-    assert equal["low"] < 0 < equal["high"]
-    ramp = np.broadcast_to(np.linspace(-1, 1, SIDE, dtype=np.float32)[None, :, None], (100, SIDE, SIDE, 1))
-    ramps = audit.unit_crops(objects(0.3 * ramp + noise(100, 3), boxes))
-    assert audit.kid(ramps, one, audit.PIXEL_SCALE)["low"] > 0
-    assert audit.kid(a[:1], b, 10.0) == {"value": None, "low": None, "high": None}
-
-
-def test_the_interval_of_kid_is_that_of_leaving_each_object_out(monkeypatch):
-    monkeypatch.setattr(audit, "KID_ROWS", 3)
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(5, 3)), rng.normal(size=(4, 3)) + 0.5
-    found = audit.kid(a, b, 0.3)
-    without = [
-        [audit.kid(np.delete(a, i, 0), b, 0.3)["value"] for i in range(5)],
-        [audit.kid(a, np.delete(b, i, 0), 0.3)["value"] for i in range(4)],
-    ]
-    variance = sum((len(v) - 1) * np.var(v) for v in without)
-    half = 1.959964 * np.sqrt(variance)
-    assert found["low"] == pytest.approx(found["value"] - half, rel=1e-5)
-    assert found["high"] == pytest.approx(found["value"] + half, rel=1e-5)
-    assert audit.kid(a, b[:2], 0.3)["low"] is None
-
-
-def test_the_interval_of_kid_covers_0_for_equal_distributions():
-    rng = np.random.default_rng(1)
-    pairs = [rng.normal(size=(2, 40, 8)) / np.sqrt(8) for _ in range(200)]
-    found = [audit.kid(a, b, 1.0) for a, b in pairs]
-    assert np.mean([f["low"] < 0 < f["high"] for f in found]) > 0.9
-
-
 def test_audit_of_one_image():
     one = objects(noise(1), [[8, 8, 24, 24]])
     assert audited(one, objects(noise(2), [[8, 8, 24, 24]] * 2))["variety"] == 0

@@ -22,9 +22,6 @@ CONTEXT = 0.25  # surroundings in a crop, in longer sides of the box
 RING = 0.5  # width of what a box is contrasted with, in longer sides
 MEMORISED = 0.95  # quantile of real-to-real similarity above which a synthetic object is a copy
 SSIM_WINDOW = 7
-KID_ROWS = 1024  # of a kernel at a time
-LEVEL = 0.95  # of KID's interval
-PIXEL_SCALE = 10.0  # of products in KID's kernel: crops have length 1, not the root of F
 
 
 class Objects(NamedTuple):
@@ -94,7 +91,6 @@ def audit(
         "copies": float((nearest > np.quantile(nearest_real, MEMORISED)).mean()) if compared else None,
         "variety": variety(synthetic.crops),
         "variety_real": variety(real.crops),
-        "kid": kid(synthetic.crops, real.crops, PIXEL_SCALE),
         "found": float(more["found"].mean()) if "found" in more else None,
         "found_before": float(more["found_before"].mean()) if "found_before" in more else None,
         "found_real": found_real,
@@ -167,42 +163,6 @@ def variety(crops: np.ndarray) -> float:
         return 0.0
     products = crops @ crops.T
     return float(1.0 - (products.sum() - np.trace(products)) / (count * (count - 1)))
-
-
-def kid(a: np.ndarray, b: np.ndarray, scale: float) -> dict[str, float | None]:
-    """Kernel distance (Binkowski et al. 2018) of [N, F] and [M, F], with the 95 % interval of its jackknife.
-
-    Unbiased, so around 0 for equal distributions. The kernel is (scale * a.b + 1)^3; theirs has 1 / F. The
-    jackknife leaves out each object once (Efron & Stein 1981, for two samples); low and high are None if
-    there are fewer than three of a kind, all is None if fewer than two.
-    """
-    n, m = len(a), len(b)
-    if min(n, m) < 2:
-        return {"value": None, "low": None, "high": None}
-    xx, yy = (_kernel_sums(one, one, scale) - (scale * (one * one).sum(1) + 1.0) ** 3 for one in (a, b))
-    xy, yx = _kernel_sums(a, b, scale), _kernel_sums(b, a, scale)
-
-    def distance(xx, n, yy, m, xy):
-        """Of sums over pairs of two, of one kind and of the other, and over pairs of both kinds."""
-        return xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2.0 * xy / (n * m)
-
-    sums = xx.sum(), yy.sum(), xy.sum()
-    value = float(distance(sums[0], n, sums[1], m, sums[2]))
-    if min(n, m) < 3:
-        return {"value": value, "low": None, "high": None}
-    left_out = (
-        distance(sums[0] - 2 * xx, n - 1, sums[1], m, sums[2] - xy),
-        distance(sums[0], n, sums[1] - 2 * yy, m - 1, sums[2] - yx),
-    )
-    variance = sum((len(v) - 1) / len(v) * ((v - v.mean()) ** 2).sum() for v in left_out)
-    half = float(stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(variance))
-    return {"value": value, "low": value - half, "high": value + half}
-
-
-def _kernel_sums(a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
-    """[N]: the kernel of each row of a [N, F] with all rows of b [M, F], summed."""
-    blocks = [a[i : i + KID_ROWS].astype(np.float64) for i in range(0, len(a), KID_ROWS)]
-    return np.concatenate([((scale * block @ b.T + 1.0) ** 3).sum(1) for block in blocks])
 
 
 def _mean(values, weights) -> np.ndarray:

@@ -20,15 +20,6 @@ def _found(audit: dict) -> str:
     return f"{audit['found']:.0%} ({audit['found_real']:.0%}; {audit['found_before']:.0%})"
 
 
-def _kid(audit: dict) -> str:
-    kid = audit["kid"]
-    if kid["value"] is None:
-        return "–"
-    if kid["low"] is None:
-        return f"{kid['value']:.1f}"
-    return f"{kid['value']:.1f} [{kid['low']:.1f}, {kid['high']:.1f}]"
-
-
 COLUMNS = (
     Column(
         "found",
@@ -82,11 +73,6 @@ COLUMNS = (
         "variety",
         "mean of 1 - correlation over pairs of objects; real objects in brackets",
         lambda a: f"{a['variety']:.2f} ({a['variety_real']:.2f})",
-    ),
-    Column(
-        "kernel distance",
-        "KID of object crops to real ones [95 % interval]; 0: alike",
-        _kid,
     ),
 )
 
