@@ -68,12 +68,11 @@ def centerness(logits, target, classes):
 
 
 def adversarial_real(logits, kind: str):
-    """What a discriminator pays for logits [N, h, w, 1] of real images. kind: log (Eqn 4), lsgan, hinge."""
+    """What a discriminator pays for logits [N, h, w, 1] of real images. kind: log (Eqn 4), lsgan."""
     return _per_image(
         {
             "log": lambda: tf.nn.softplus(-logits),
             "lsgan": lambda: (logits - 1.0) ** 2,
-            "hinge": lambda: tf.nn.relu(1.0 - logits),
         }[kind]()
     )
 
@@ -84,15 +83,12 @@ def adversarial_fake(logits, kind: str):
         {
             "log": lambda: tf.nn.softplus(logits),
             "lsgan": lambda: logits**2,
-            "hinge": lambda: tf.nn.relu(1.0 + logits),
         }[kind]()
     )
 
 
 def adversarial_generator(logits, kind: str):
     """What the generator pays for logits [N, h, w, 1] of its images; for "log" the non-saturating form."""
-    if kind == "hinge":
-        return _per_image(-logits)
     return adversarial_real(logits, kind)
 
 
