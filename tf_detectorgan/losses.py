@@ -1,6 +1,6 @@
 """Every loss of the paper, one function each, of tensors only.
 
-Letters: N images, A anchors or points, C classes, M patches, H, W, D channels of an image. Each function
+Letters: N images, A anchors or points, C classes, H, W, D channels of an image. Each function
 returns one value an image, [N], so that the caller divides by the batch of *all* replicas.
 """
 
@@ -10,7 +10,6 @@ import tensorflow as tf
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # Lin et al. 2017, table 1
 BACKGROUND, IGNORED = -1, -2
-LAMBDA_BBOX, MIL_FLOOR = 5.0, 0.98  # Li et al. 2018, section 3
 
 
 def positive(classes, dtype=tf.float32):
@@ -101,43 +100,6 @@ def bbox_loss(synthetic, exemplars, mask):
     """BboxLoss: mean absolute difference of images [N, H, W, D] weighted by mask [N, H, W, 1], the box."""
     difference = tf.reduce_mean(tf.abs(synthetic - exemplars), -1, keepdims=True)
     return tf.math.divide_no_nan(tf.reduce_sum(mask * difference, [1, 2, 3]), tf.reduce_sum(mask, [1, 2, 3]))
-
-
-def weighted_cross_entropy(logits, present):
-    """W-CEL (Wang et al. 2017, eqn 1): both kinds of labels of a batch weigh the same, summed over classes.
-
-    Args:
-      logits: [N, C], whether an image has an object of a class.
-      present: [N, C] in {0, 1}, float.
-    """
-    labels = tf.cast(tf.size(present), logits.dtype)
-    positives = tf.reduce_sum(present)
-    beta_P = tf.math.divide_no_nan(labels, positives)
-    beta_N = tf.math.divide_no_nan(labels, labels - positives)
-    losses = beta_P * present * tf.nn.softplus(-logits) + beta_N * (1 - present) * tf.nn.softplus(logits)
-    return tf.reduce_sum(losses, -1)
-
-
-def multiple_instance(p, inside, present):
-    """Multiple-instance loss of Li et al. 2018 (section 3), summed over classes.
-
-    With a box its patches shall all be positive and all others negative, weighted by LAMBDA_BBOX; an image
-    whose object has no box shall have some positive patch, an image without the object none.
-
-    Args:
-      p: [N, M, C] in [0, 1], whether patch m holds an object of a class.
-      inside: [N, M, C] in {0, 1}, whether patch m belongs to a box of the class; all 0 where none is known.
-      present: [N, C] in {0, 1}, whether the image has an object of the class.
-    """
-    # As in the paper, factors are moved from [0, 1] to [0.98, 1], lest a product of hundreds vanish.
-    log_p, log_not_p = (tf.math.log(MIL_FLOOR + (1 - MIL_FLOOR) * factor) for factor in (p, 1 - p))
-    log_p_box = tf.reduce_sum(inside * log_p + (1 - inside) * log_not_p, 1)
-    log_none = tf.reduce_sum(log_not_p, 1)
-    # log(1 - product); the small number as an image with no positive patch at all would cost infinity
-    log_some = tf.math.log(1e-7 - tf.math.expm1(log_none))
-    eta = tf.reduce_max(inside, 1)
-    losses = -LAMBDA_BBOX * eta * log_p_box - (1 - eta) * (present * log_some + (1 - present) * log_none)
-    return tf.reduce_sum(losses, -1)
 
 
 def _per_image(loss):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_detectorgan.data import pipeline, records, streams
+from tf_detectorgan.data import pipeline, streams
 from tf_detectorgan.data.augmentation import IDENTITY, Augmentation
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.errors import InputError
@@ -373,28 +373,3 @@ def test_a_host_decodes_its_own_rows_alone(dataset, monkeypatch):
     decoded.clear()
     labelled(dataset, steps=20, host=streams.Host(1, 2))
     assert len(decoded) < 0.7 * alone  # half, and what is read ahead
-
-
-def test_presence_batches_are_half_clean_and_unboxed_images_are_present_without_boxes(tiny_phantom):
-    dataset = records.open_dataset(tiny_phantom("presence", unboxed_images=4))
-    batches = list(
-        pipeline.presence_batches(dataset, batch_size=4, seed=0, start_step=0, steps=4, augment=IDENTITY)
-    )
-    assert len(batches) == 4
-    boxed = 0
-    for labelled, present in batches:
-        np.testing.assert_array_equal(present, [[1], [1], [0], [0]])
-        has_box = tf.reduce_any(labelled.labels >= 0, 1).numpy()
-        assert not has_box[2:].any()
-        boxed += has_box[:2].sum()
-    assert boxed == 4  # 8 images are one epoch of 4 labelled and 4 unboxed ones
-
-
-def test_with_several_classes_presence_is_told_by_the_boxes(dataset):
-    batches = pipeline.presence_batches(
-        dataset, batch_size=4, seed=0, start_step=0, steps=5, augment=IDENTITY
-    )
-    for labelled, present in batches:
-        for labels, row in zip(labelled.labels.numpy(), present.numpy(), strict=True):
-            assert row.tolist() == [float(0 in labels), float(1 in labels)]
-        assert present[:2].numpy().any(1).all()

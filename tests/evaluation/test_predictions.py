@@ -227,7 +227,7 @@ def test_names_that_are_numbers(numbered, tmp_path, capsys, results, options):
 
 
 def test_ids_of_images_whose_names_are_numbers(numbered, tmp_path):
-    """What `localize` writes: ids of records."""
+    """As in the detections that a run writes."""
     ids = list(listed(numbered).values())
     found, elsewhere, by = read(numbered, tmp_path, [result(i) for i in ids], image_ids="id")
     assert [len(f.labels) for f in found] == [1, 1, 1]

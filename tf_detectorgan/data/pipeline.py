@@ -215,42 +215,6 @@ def _mixed(counts: Mapping[str, int], rows: np.ndarray) -> tuple[dict[str, np.nd
     return wanted, np.searchsorted(np.sort(mine), mine)
 
 
-def presence_batches(
-    dataset: Dataset, *, batch_size: int, seed: int, start_step: int, steps: int, augment: Augmentation
-) -> tf.data.Dataset:
-    """(`Labelled`, present) of each step from `start_step` to `steps` - 1: has an image the object?
-
-    Half of each batch are labelled and, if there is one class only, unboxed images; half are clean. (A record
-    does not say which of several classes an unboxed image has.) present: [N, C classes] float32, 1 where the
-    image has the class; an unboxed image has present 1 and no box.
-
-    Raises:
-      InputError: train_labelled or train_clean is missing.
-    """
-    classes = len(dataset.class_names)
-    positive = dataset.serialized("train_labelled")
-    if classes == 1:
-        positive = positive.concatenate(dataset.serialized("train_unboxed"))
-    sources = {
-        "real": _open(dataset, "train_labelled", positive),
-        "clean": _open(dataset, "train_clean"),
-    }
-    counts = {"real": (batch_size + 1) // 2, "clean": batch_size // 2}
-
-    def assemble(drawn: dict[str, _Drawn]) -> tuple[Labelled, tf.Tensor]:
-        yes, no = (drawn[kind].augmented(augment).labelled for kind in counts)
-        boxed = tf.reduce_max(tf.one_hot(yes.labels, classes), 1)
-        present = tf.ones_like(boxed) if classes == 1 else boxed
-        labelled = Labelled(*(tf.concat(pair, 0) for pair in zip(yes, no, strict=True)))
-        return labelled, tf.concat([present, tf.zeros([counts["clean"], classes])], 0)
-
-    drawn = {
-        kind: _drawn(dataset, sources[kind], seed, kind, np.ones(count, bool), start_step * count)
-        for kind, count in counts.items()
-    }
-    return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
-
-
 def evaluation_batches(dataset: Dataset, splits: Sequence[str], batch_size: int) -> tf.data.Dataset:
     """`EvaluationBatch`es with each image of `splits` ("test_labelled", "test_clean", ...) once, in order.
 
