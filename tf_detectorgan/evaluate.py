@@ -7,8 +7,8 @@ computed again.
 `--predictions=results.json --data_dir=data/mine` scores what any other framework found in the images of a
 data set made by `prepare`: COCO's results list, [{"image_id", "category_id", "bbox": [x, y, width, height],
 "score"}, ...]. `image_id` is the id in the annotation file that the set was made of, or the file's name; a
-number that may be either, of two images, is an error until --image_ids says which. A "segmentation" (run
-lengths) counts for localization accuracy.
+number that may be either, of two images, is an error until --image_ids says which. A "segmentation" is not
+read: what is scored is the box.
 """
 
 from __future__ import annotations

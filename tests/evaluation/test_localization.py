@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 from scipy import stats
 
 from tf_detectorgan.evaluation import Found, Truth
 from tf_detectorgan.evaluation.localization import best_overlaps, localization, pool
-from tf_detectorgan.evaluation.records import Region
 
 
 def one(image_id, truth_boxes, boxes, scores, truth_labels=None, labels=None):
@@ -34,31 +32,6 @@ def test_iou_divides_by_the_union_and_iobb_by_the_detected_box():
 def test_a_tiny_box_inside_a_large_truth_has_iobb_1():
     truth, found = one(1, [[0, 0, 40, 40]], [[5, 5, 9, 9]], [0.9])
     assert best_overlaps(truth, found, 0) == (pytest.approx(16 / 1600), pytest.approx(1.0))
-
-
-def test_a_region_is_measured_by_its_pixels_and_not_by_its_box():
-    """An L of 3 pixels in a mask with two pixels per pixel of the boxes.
-
-    There the truth is 1.5 x 1 pixels, all of them in the L: IoU and IoBB 1.5/3 (of the box around it 1.5/4).
-    """
-    cells = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]], np.uint8, order="F")
-    truth, found = one(1, [[0, 0, 0.75, 0.5]], [[0, 0, 1, 1]], [0.9])
-    found = found._replace(regions=[Region(coco_mask.encode(cells), (2.0, 2.0))])
-    assert best_overlaps(truth, found, 0) == (pytest.approx(1.5 / 3), pytest.approx(1.5 / 3))
-    outside = truth._replace(boxes=np.array([[0.5, 0.5, 2.0, 1.0]]))  # in the box around, in no pixel
-    assert best_overlaps(outside, found, 0) == (0.0, 0.0)
-
-
-def test_a_rectangular_region_has_the_overlaps_of_its_box():
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        left, top, right, bottom = (int(v) for v in (*rng.integers(0, 8, 2), *rng.integers(9, 16, 2)))
-        cells = np.zeros([16, 16], np.uint8, order="F")
-        cells[top:bottom, left:right] = 1
-        corners = np.sort(rng.uniform(0, 16, [3, 2, 2]), 1).reshape(3, 4)
-        truth, found = one(1, corners, [[left, top, right, bottom]], [0.9])
-        region = found._replace(regions=[Region(coco_mask.encode(cells))])
-        np.testing.assert_allclose(best_overlaps(truth, region, 0), best_overlaps(truth, found, 0), rtol=1e-6)
 
 
 def test_only_the_top_scoring_detection_counts():

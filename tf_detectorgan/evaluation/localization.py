@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from tf_detectorgan import boxes as box_ops
-from tf_detectorgan.evaluation.records import Found, Region, Truth, paired, xywh
+from tf_detectorgan.evaluation.records import Found, Truth, paired
 from tf_detectorgan.evaluation.statistics import exact_interval
 
 IOU_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -18,39 +17,19 @@ IOBB_THRESHOLDS = (0.1, 0.25, 0.5, 0.75, 0.9)
 def best_overlaps(truth: Truth, found: Found, label: int) -> tuple[float, float]:
     """Largest (IoU, IoBB) of a class's top-scoring detection with a truth box of that class.
 
-    Zeros without a detection. IoU divides by the union, IoBB by the *detected* box, or its region where there
-    is one. Of equal scores the first in the list is taken.
+    Zeros without a detection. IoU divides by the union, IoBB by the *detected* box. Of equal scores the first
+    in the list is taken.
     """
     candidates = np.flatnonzero(np.asarray(found.labels) == label)
     if not len(candidates):
         return 0.0, 0.0
     top = candidates[np.argmax(np.asarray(found.scores)[candidates])]
     objects = np.asarray(truth.boxes, np.float64)[np.asarray(truth.labels) == label]
-    if found.regions and (region := found.regions[top]):
-        return region_overlaps(region, objects)
     detected = np.asarray(found.boxes, np.float64)[top : top + 1]
     return (
         float(box_ops.iou(detected, objects).numpy().max()),
         float(box_ops.iobb(detected, objects).numpy().max()),
     )
-
-
-def region_overlaps(region: Region, objects: np.ndarray) -> tuple[float, float]:
-    """Largest (IoU, IoBB) of a region with one of the boxes [k, 4]; a pixel may be inside by a part of it."""
-    pixels = coco_mask.decode(region.code).astype(np.float64)
-    x, y, width, height = (xywh(objects) * np.tile(region.scale, 2)).T[..., None]
-    shared = np.einsum(
-        "kh,hw,kw->k", _inside(y, height, pixels.shape[0]), pixels, _inside(x, width, pixels.shape[1])
-    )
-    area = pixels.sum()
-    union = area + (width * height)[:, 0] - shared
-    return float((shared / union).max()), float((shared / area).max())
-
-
-def _inside(start: np.ndarray, length: np.ndarray, count: int) -> np.ndarray:
-    """[k, count]: how much of each of `count` pixels in a row lies in `length` from `start`, both [k, 1]."""
-    pixel = np.arange(count)
-    return np.clip(np.minimum(start + length, pixel + 1) - np.maximum(start, pixel), 0, None)
 
 
 def localization(truth: Sequence[Truth], found: Sequence[Found], class_names: Sequence[str]) -> list[dict]:

@@ -1,27 +1,24 @@
 """Detections of any other framework, COCO's results list, as answers to a prepared data set's images.
 
-A result is {"image_id", "category_id", "bbox": [x, y, width, height], "score"}; with a "segmentation", COCO's
-run lengths, localization accuracy is that of the region, and all else that of the box.
+A result is {"image_id", "category_id", "bbox": [x, y, width, height], "score"}. A "segmentation" is not read.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from tf_detectorgan import boxes as box_ops
 from tf_detectorgan.data.records import SPLITS, STREAMS, Dataset, Listed
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation.detect import EVALUATED
-from tf_detectorgan.evaluation.records import Found, Region
+from tf_detectorgan.evaluation.records import Found
 
 PIXELS = ("original", "prepared")
 IMAGE_IDS = ("auto", "id", "name")
@@ -60,13 +57,12 @@ def read_predictions(
 
     Raises:
       InputError: the file is no results list; a detection is of an unknown image, of one of two images, or
-        of an unknown category, has a box or score that is not finite, or lies outside its image; a
-        segmentation has a wrong size or no pixel, or cannot be decoded.
+        of an unknown category, has a box or score that is not finite, or lies outside its image.
     """
     labels = _labels(dataset.class_names, categories)
     known = _Names(image for part in SPLITS for s in STREAMS for image in dataset.listed(f"{part}_{s}"))
     wanted = [image.image_id for s in EVALUATED for image in dataset.listed(f"{split}_{s}")]
-    rows: dict[int, list[tuple[Any, float, int, Region | None]]] = {image_id: [] for image_id in wanted}
+    rows: dict[int, list[tuple[Any, float, int]]] = {image_id: [] for image_id in wanted}
     elsewhere = 0
     results = _results(path)
     images, by = known.meant(results, image_ids, str(path))
@@ -80,17 +76,15 @@ def read_predictions(
             )
         box = _stored(result["bbox"], image, dataset.image_shape, pixels, where)
         if image.image_id in rows:
-            region = _region(result.get("segmentation"), image, dataset.image_shape, pixels, where)
-            rows[image.image_id].append((box, float(result["score"]), labels[result["category_id"]], region))
+            rows[image.image_id].append((box, float(result["score"]), labels[result["category_id"]]))
         else:
             elsewhere += 1
     found = [
         Found(
             image_id,
             np.array([box for box, *_ in row], np.float64).reshape(-1, 4),
-            np.array([score for _, score, *_ in row], np.float64),
-            np.array([label for _, _, label, _ in row], np.int64),
-            [region for *_, region in row],
+            np.array([score for _, score, _ in row], np.float64),
+            np.array([label for _, _, label in row], np.int64),
         )
         for image_id, row in rows.items()
     ]
@@ -256,40 +250,3 @@ def _stored(box: Sequence[float], image: Listed, shape: Sequence[int], pixels: s
     if pixels == "original":
         scale = np.tile(np.divide(image.valid_size, image.source_size)[::-1], 2)
     return box_ops.from_xywh(np.array(box, np.float64) * scale).numpy()
-
-
-def _region(segmentation: Any, image: Listed, shape: Sequence[int], pixels: str, where: str) -> Region | None:
-    """COCO's run lengths, compressed or not.
-
-    They are checked here: pycocotools reads past the end of a text that breaks off within a number, and fills
-    the pixels after runs that end too early with whatever is in memory.
-    """
-    if segmentation is None:
-        return None
-    size = tuple(image.source_size) if pixels == "original" else tuple(shape[:2])
-    where = f"{where}: segmentation"
-    if not isinstance(segmentation, dict) or segmentation.keys() != {"size", "counts"}:
-        raise InputError(f"{where} must be COCO's run lengths, {{'size', 'counts'}}; leave polygons out")
-    if segmentation["size"] != list(size):
-        raise InputError(
-            f"{where} is of size {segmentation['size']}, but the {pixels} image {image.image_id} is of "
-            f"[height, width] {list(size)}"
-        )
-    try:
-        code = segmentation
-        if isinstance(code["counts"], list):
-            code = coco_mask.frPyObjects(code, *size)
-        elif not _COMPRESSED.fullmatch(code["counts"]):
-            raise ValueError("no run lengths")
-        again = coco_mask.encode(coco_mask.decode(code))
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{where}: its counts are damaged ({error})") from error
-    if again["counts"] != (code["counts"].encode() if isinstance(code["counts"], str) else code["counts"]):
-        raise InputError(f"{where}: its counts do not cover the image, or have empty runs")
-    if not coco_mask.area(again):
-        raise InputError(f"{where} has no pixel; leave the detection out")
-    scale = np.divide(size, image.valid_size)[::-1] if pixels == "original" else (1.0, 1.0)
-    return Region(again | {"counts": again["counts"].decode("ascii")}, tuple(scale))
-
-
-_COMPRESSED = re.compile("([P-o]{0,6}[0-O])+")  # numbers of digits of 5 bits; 0x20 says that one more follows

@@ -26,13 +26,6 @@ class Truth(NamedTuple):
     size: tuple[int, int]  # height, width in pixels without padding
 
 
-class Region(NamedTuple):
-    """The pixels of a detection that is no rectangle."""
-
-    code: dict[str, Any]  # {"size": [height, width], "counts"}: COCO's run lengths, for pycocotools
-    scale: tuple[float, float] = (1.0, 1.0)  # the mask's pixels per pixel of the boxes, (x, y)
-
-
 class Found(NamedTuple):
     """A detector's answer for one image, in any order; d = 0 when it found nothing."""
 
@@ -40,7 +33,6 @@ class Found(NamedTuple):
     boxes: np.ndarray  # [d, 4] float, as in boxes.py
     scores: np.ndarray  # [d] float
     labels: np.ndarray  # [d] int
-    regions: Sequence[Region | None] = ()  # [d] where detections have a shape of their own, else empty
 
 
 def found_of(image_ids: Iterable[int], detections: Detections) -> list[Found]:
@@ -106,8 +98,6 @@ def _check(side: str, item: Truth | Found, classes: int) -> None:
             raise InputError(
                 f"{where}: scores of shape {scores.shape} for {len(labels)} boxes, or not finite"
             )
-        if len(item.regions) not in (0, len(labels)):
-            raise InputError(f"{where}: {len(item.regions)} regions for {len(labels)} boxes")
 
 
 def xywh(boxes: np.ndarray) -> np.ndarray:
@@ -116,26 +106,16 @@ def xywh(boxes: np.ndarray) -> np.ndarray:
 
 
 def to_coco_results(found: Sequence[Found]) -> list[dict]:
-    """COCO's results list: bbox is [x, y, width, height] in pixels, category_id is the label + 1.
-
-    A region in the pixels of the boxes becomes "segmentation".
-    """
+    """COCO's results list: bbox is [x, y, width, height] in pixels, category_id is the label + 1."""
     return [
         {"image_id": int(item.image_id), "category_id": int(label) + 1, "bbox": box, "score": float(score)}
-        | ({"segmentation": region.code} if region else {})
         for item in found
-        for box, score, label, region in zip(
-            xywh(item.boxes).tolist(),
-            item.scores,
-            item.labels,
-            item.regions or [None] * len(item.labels),
-            strict=True,
-        )
+        for box, score, label in zip(xywh(item.boxes).tolist(), item.scores, item.labels, strict=True)
     ]
 
 
 def from_coco_results(results: Sequence[dict], image_ids: Iterable[int]) -> list[Found]:
-    """Inverse of `to_coco_results`, but for regions. `image_ids`: of all images looked at.
+    """Inverse of `to_coco_results`. `image_ids`: of all images looked at.
 
     Raises:
       InputError: a result of an image that is not among `image_ids`, or without one of COCO's four keys.
