@@ -3,6 +3,7 @@
 import keras
 
 from tf_detectorgan.models.detectors import backbone as parts
+from tf_detectorgan.models.detectors.anchors import Layout
 from tf_detectorgan.models.detectors.retinanet import SMALL_MATCH_IOU, RetinaNet
 
 STRIDE = 4
@@ -21,9 +22,6 @@ def tiny(image_shape, classes, *, sizes=(6.0,)):
         image_shape,
         network=network,
         backbone=network,
-        strides=(STRIDE,),
-        sizes=sizes,
-        scales=(1.0,),
-        ratios=(1.0,),
+        layout=Layout((STRIDE,), sizes, ratios=(1.0,), scales=(1.0,)),
         match_iou=SMALL_MATCH_IOU,
     )

@@ -19,7 +19,7 @@ def boxes_of(*rows):
 
 def test_layout_by_hand():
     """8 x 16 pixels, strides 4 and 8: 2 x 4 and 1 x 2 cells, two scales times two ratios (width/height)."""
-    anchors = lib.make_anchors(8, 16, [4, 8], [2.0, 8.0], [1.0, 2.0], [1.0, 4.0]).numpy()
+    anchors = lib.make_anchors(8, 16, lib.Layout((4, 8), (2.0, 8.0), (1.0, 4.0), (1.0, 2.0))).numpy()
     assert anchors.shape == ((8 + 2) * 4, 4)
     # The first cell's centre is (2, 2): 2x2; width 4, height 1; then all that twice as large.
     np.testing.assert_allclose(
@@ -90,7 +90,7 @@ def test_thresholds(width, expected):
 def test_other_thresholds(width, expected):
     """From IoU 0.3 on positive, below 0.2 background: 5 / 16.67 and 5 / 25."""
     anchors, box = boxes_of([0, 0, width, 1], [0, 0, 5, 1]), boxes_of([0, 0, 5, 1])
-    targets = lib.match(anchors, box[None], tf.constant([[0]]), positive_iou=0.3, negative_iou=0.2)
+    targets = lib.match(anchors, box[None], tf.constant([[0]]), match_iou=(0.3, 0.2))
     np.testing.assert_array_equal(targets.classes, [[expected, 0]])
 
 
@@ -127,13 +127,9 @@ def test_targets_carry_no_gradient():
 
 def test_equals_keras_cv_where_nothing_is_forced():
     """Two boxes far apart, each a jittered anchor, so that its best anchor is above the threshold anyway."""
-    height, width, strides, sizes = 64, 96, [4, 8], [10.0, 20.0]
-    scales, ratios = [1.0, 1.26], [0.5, 1.0, 2.0]
-    generator = keras_cv.layers.AnchorGenerator(
-        bounding_box_format="xyxy", sizes=sizes, scales=scales, aspect_ratios=ratios, strides=strides
-    )
-    encoder = keras_cv.models.retinanet.LabelEncoder(bounding_box_format="xyxy", anchor_generator=generator)
-    anchors = lib.make_anchors(height, width, strides, sizes, scales, ratios)
+    height, width, layout = 64, 96, lib.Layout((4, 8), (10.0, 20.0), scales=(1.0, 1.26))
+    encoder = keras_cv.models.retinanet.LabelEncoder("xyxy", layout.generator())
+    anchors = lib.make_anchors(height, width, layout)
     rng = np.random.default_rng(0)
     centre = (anchors[:, 0] + anchors[:, 2]).numpy() / 2
     left, right = (np.flatnonzero(side) for side in (centre < 30, centre > 66))

@@ -36,12 +36,8 @@ def coordinate_detector(classes=2):
         classes,
         backbone=backbone,
         pyramid=pyramid,
-        head_filters=2,
-        head_layers=0,
-        strides=STRIDES,
-        sizes=(1.0, 2.0, 4.0),
-        scales=(1.0, 1.5),
-        ratios=(0.5, 1.0, 2.0),
+        head=(2, 0),
+        layout=anchors_lib.Layout(STRIDES, (1.0, 2.0, 4.0), (0.5, 1.0, 2.0), (1.0, 1.5)),
     )
 
 
@@ -236,8 +232,8 @@ def test_kerashub_is_an_extra(monkeypatch):
 
 
 def test_build_passes_anchors_on():
-    DET = detectors.build("retinanet_small", (32, 32, 1), 1, sizes=(4.0, 6.0, 10.0), ratios=(1.0,), scales=())
-    expected = anchors_lib.make_anchors(32, 32, [4, 8, 16], [4.0, 6.0, 10.0], [1.0, 1.26, 1.59], [1.0])
+    DET = detectors.build("retinanet_small", (32, 32, 1), 1, sizes=(4.0, 6.0, 10.0), ratios=(1.0,))
+    expected = anchors_lib.make_anchors(32, 32, anchors_lib.Layout((4, 8, 16), (4.0, 6.0, 10.0), (1.0,)))
     np.testing.assert_array_equal(DET.anchors, expected)
 
 

@@ -5,6 +5,7 @@ Letters: N images, K boxes, A anchors.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import keras_cv
@@ -12,10 +13,53 @@ import numpy as np
 import tensorflow as tf
 
 from tf_detectorgan import boxes as boxes_lib
+from tf_detectorgan.errors import InputError
 from tf_detectorgan.losses import BACKGROUND, IGNORED
 
 VARIANCE = (0.1, 0.1, 0.2, 0.2)  # KerasCV's RetinaNet, so that its own decoder reads our network
-POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4  # Lin et al. 2017, section 4.1
+MATCH_IOU = (0.5, 0.4)  # positive from the first on, background below the second; Lin et al. 2017, 4.1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Anchors of every cell of every level: one for each pair of scale and ratio.
+
+    Attributes:
+      strides: sides of a cell in pixels, one a level.
+      sizes: sides of the anchors in pixels, one a level.
+      ratios: their widths over heights.
+      scales: multiples of the sizes.
+
+    Raises:
+      InputError: there is not one size a stride.
+    """
+
+    strides: tuple[int, ...]
+    sizes: tuple[float, ...]
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    scales: tuple[float, ...] = (1.0, 1.26, 1.59)
+
+    def __post_init__(self):
+        if len(self.strides) != len(self.sizes):
+            raise InputError(
+                f"anchor sizes {self.sizes} must be {len(self.strides)} numbers, "
+                f"one a stride of {self.strides}"
+            )
+
+    @property
+    def per_cell(self) -> int:
+        """Number of anchors in a cell."""
+        return len(self.scales) * len(self.ratios)
+
+    def generator(self) -> keras_cv.layers.AnchorGenerator:
+        """KerasCV's layer that lays them out."""
+        return keras_cv.layers.AnchorGenerator(
+            bounding_box_format="xyxy",
+            sizes=list(self.sizes),
+            scales=list(self.scales),
+            aspect_ratios=list(self.ratios),
+            strides=list(self.strides),
+        )
 
 
 class Targets(NamedTuple):
@@ -25,28 +69,20 @@ class Targets(NamedTuple):
     offsets: tf.Tensor  # [N, A, 4] (dy, dx, dh, dw) in units of VARIANCE
 
 
-def make_anchors(
-    height: int, width: int, strides: list[int], sizes: list[float], scales: list[float], ratios: list[float]
-) -> tf.Tensor:
-    """All anchors [A, 4] of an image, levels in order, then rows, columns, (scale, ratio).
-
-    `sizes` are the anchors' sides in pixels, one a stride; ratio is width over height.
-    """
-    levels = keras_cv.layers.AnchorGenerator(
-        bounding_box_format="xyxy", sizes=sizes, scales=scales, aspect_ratios=ratios, strides=strides
-    )(image_shape=(height, width, 1))
+def make_anchors(height: int, width: int, layout: Layout) -> tf.Tensor:
+    """All anchors [A, 4] of an image, levels in order, then rows, columns, (scale, ratio)."""
+    levels = layout.generator()(image_shape=(height, width, 1))
     return tf.concat([tf.cast(level, tf.float32) for level in levels.values()], 0)
 
 
-def match(
-    anchors, boxes, labels, positive_iou: float = POSITIVE_IOU, negative_iou: float = NEGATIVE_IOU
-) -> Targets:
+def match(anchors, boxes, labels, match_iou: tuple[float, float] = MATCH_IOU) -> Targets:
     """Targets of boxes [N, K, 4] with labels [N, K] (-1: padding) at anchors [A, 4].
 
-    An anchor takes the class of the box that it overlaps most, from `positive_iou` on; from `negative_iou` to
+    An anchor takes the class of the box that it overlaps most, from `match_iou[0]` on; from `match_iou[1]` to
     there it is ignored. The best anchor of a box is always positive: small objects would otherwise teach
     nothing.
     """
+    positive_iou, negative_iou = match_iou
     anchors, boxes = tf.stop_gradient(anchors), tf.stop_gradient(boxes)
     real = labels >= 0
     overlap = tf.where(real[:, None, :], boxes_lib.iou(anchors[None], boxes), -1.0)  # [N, A, K]
@@ -84,6 +120,4 @@ def decode(anchors, offsets):
 
 def coverage(anchors, boxes) -> np.ndarray:
     """Best IoU with any anchor, one value for each of boxes [M, 4]."""
-    if len(boxes) == 0:
-        return np.zeros(0, np.float32)
     return tf.reduce_max(boxes_lib.iou(tf.cast(boxes, tf.float32), anchors), -1).numpy()

@@ -7,6 +7,7 @@ import keras
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.models.detectors import backbone as parts
 from tf_detectorgan.models.detectors import retinanet
+from tf_detectorgan.models.detectors.anchors import Layout
 
 LEVELS = (3, 7)  # P3 to P7, as the strides of `retinanet.RESNET50_STRIDES`
 
@@ -16,8 +17,7 @@ def resnet50(
     classes: int,
     *,
     sizes: tuple[float, ...] = retinanet.RESNET50_SIZES,
-    scales: tuple[float, ...] = (1.0, 1.26, 1.59),
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+    ratios: tuple[float, ...] = Layout.ratios,
     pretrained: bool = False,
 ) -> retinanet.RetinaNet:
     """KerasHub's pyramid and heads (four convolutions, no norm) on the ResNet-50 of `retinanet_resnet50`.
@@ -26,21 +26,13 @@ def resnet50(
       InputError: KerasHub is not installed, or an argument does not fit.
     """
     hub = _keras_hub()
-    retinanet.check_sizes(sizes, retinanet.RESNET50_STRIDES)
+    layout = Layout(retinanet.RESNET50_STRIDES, sizes, ratios)
     backbone = parts.resnet50(image_shape, pretrained)
-    network = _network(hub, image_shape, classes, backbone, len(scales), ratios)
-    return retinanet.RetinaNet(
-        image_shape,
-        network=network,
-        backbone=backbone,
-        strides=retinanet.RESNET50_STRIDES,
-        sizes=sizes,
-        scales=scales,
-        ratios=ratios,
-    )
+    network = _network(hub, image_shape, classes, backbone, layout)
+    return retinanet.RetinaNet(image_shape, network=network, backbone=backbone, layout=layout)
 
 
-def _network(hub, image_shape, classes: int, backbone, scales: int, ratios) -> keras.Model:
+def _network(hub, image_shape, classes: int, backbone, layout: Layout) -> keras.Model:
     backbone.pyramid_outputs = {
         level: backbone.get_layer(name).output for level, name in backbone.pyramid_level_inputs.items()
     }
@@ -53,7 +45,12 @@ def _network(hub, image_shape, classes: int, backbone, scales: int, ratios) -> k
         bounding_box_format="xyxy",
         # Only counted, to size the heads.
         anchor_generator=hub.layers.AnchorGenerator(
-            "xyxy", lowest, highest, num_scales=scales, aspect_ratios=list(ratios), anchor_size=4.0
+            "xyxy",
+            lowest,
+            highest,
+            num_scales=len(layout.scales),
+            aspect_ratios=list(layout.ratios),
+            anchor_size=4.0,
         ),
     )
     _initialise(detector.classification_head, parts.PRIOR_BIAS)

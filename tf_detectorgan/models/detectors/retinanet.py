@@ -12,9 +12,9 @@ import tensorflow as tf
 
 from tf_detectorgan import losses
 from tf_detectorgan.batch import Detections, Labelled
-from tf_detectorgan.errors import InputError
 from tf_detectorgan.models.detectors import anchors as anchors_lib
 from tf_detectorgan.models.detectors import backbone as parts
+from tf_detectorgan.models.detectors.anchors import Layout
 from tf_detectorgan.models.detectors.detector import Coverage, Detector, suppress
 from tf_detectorgan.models.layers import dtype_policy, weights_dtype
 
@@ -41,17 +41,12 @@ class RetinaNet(Detector):
         *,
         network: keras.Model,
         backbone: keras.Model,
-        strides: tuple[int, ...],
-        sizes: tuple[float, ...],
-        scales: tuple[float, ...],
-        ratios: tuple[float, ...],
-        match_iou: tuple[float, float] = (anchors_lib.POSITIVE_IOU, anchors_lib.NEGATIVE_IOU),
+        layout: Layout,
+        match_iou: tuple[float, float] = anchors_lib.MATCH_IOU,
     ):
         self._height, self._width, _ = image_shape
         self.network, self.backbone = network, backbone
-        self.anchors = anchors_lib.make_anchors(
-            self._height, self._width, list(strides), list(sizes), list(scales), list(ratios)
-        )
+        self.anchors = anchors_lib.make_anchors(self._height, self._width, layout)
         self._match_iou = match_iou
 
     def outputs(self, W, images) -> tuple[tf.Tensor, tf.Tensor]:
@@ -60,7 +55,7 @@ class RetinaNet(Detector):
         return out["classification"], out["box"]
 
     def targets(self, labelled: Labelled) -> anchors_lib.Targets:
-        return anchors_lib.match(self.anchors, labelled.boxes, labelled.labels, *self._match_iou)
+        return anchors_lib.match(self.anchors, labelled.boxes, labelled.labels, self._match_iou)
 
     def positives(self, targets: anchors_lib.Targets) -> tf.Tensor:
         """Number of positive anchors."""
@@ -84,58 +79,34 @@ class RetinaNet(Detector):
         return Coverage(best >= COVERED, f"overlap one of {len(self.anchors)} anchors by IoU >= {COVERED}")
 
 
-def check_sizes(sizes: tuple[float, ...], strides: tuple[int, ...]) -> None:
-    """Raises InputError unless there is one anchor size a stride."""
-    if len(strides) != len(sizes):
-        raise InputError(f"anchor sizes {sizes} must be {len(strides)} numbers, one a stride of {strides}")
-
-
 def from_keras_cv(
     image_shape: tuple[int, int, int],
     classes: int,
     *,
     backbone: keras.Model,
     pyramid: keras.Model | keras.layers.Layer | None,
-    head_filters: int,
-    head_layers: int,
-    strides: tuple[int, ...],
-    sizes: tuple[float, ...],
-    scales: tuple[float, ...],
-    ratios: tuple[float, ...],
-    match_iou: tuple[float, float] = (anchors_lib.POSITIVE_IOU, anchors_lib.NEGATIVE_IOU),
+    head: tuple[int, int],
+    layout: Layout,
+    match_iou: tuple[float, float] = anchors_lib.MATCH_IOU,
 ) -> RetinaNet:
-    """KerasCV's RetinaNet on a backbone, with our heads; `pyramid` None: KerasCV's of levels P3 to P7."""
-    check_sizes(sizes, strides)
-    per_cell = len(scales) * len(ratios)
-    class_head = parts.head(per_cell * classes, head_filters, head_layers, parts.PRIOR_BIAS)
-    box_head = parts.head(per_cell * 4, head_filters, head_layers, 0.0)
+    """KerasCV's RetinaNet on a backbone, with our heads; `pyramid` None: KerasCV's of levels P3 to P7.
+
+    `head`: filters and hidden layers of each.
+    """
+    class_head = parts.head(layout.per_cell * classes, *head, parts.PRIOR_BIAS)
+    box_head = parts.head(layout.per_cell * 4, *head, 0.0)
     pyramid = pyramid or keras_cv.models.retinanet.FeaturePyramid()
     with dtype_policy(weights_dtype()):  # what joins the levels' answers must not round them
         network = keras_cv.models.RetinaNet(
             backbone=backbone,
             num_classes=classes,
             bounding_box_format="xyxy",
-            anchor_generator=keras_cv.layers.AnchorGenerator(
-                bounding_box_format="xyxy",
-                sizes=list(sizes),
-                scales=list(scales),
-                aspect_ratios=list(ratios),
-                strides=list(strides),
-            ),
+            anchor_generator=layout.generator(),
             feature_pyramid=pyramid,
             classification_head=class_head,
             box_head=box_head,
         )
-    return RetinaNet(
-        image_shape,
-        network=network,
-        backbone=backbone,
-        strides=strides,
-        sizes=sizes,
-        scales=scales,
-        ratios=ratios,
-        match_iou=match_iou,
-    )
+    return RetinaNet(image_shape, network=network, backbone=backbone, layout=layout, match_iou=match_iou)
 
 
 def small(
@@ -143,23 +114,19 @@ def small(
     classes: int,
     *,
     sizes: tuple[float, ...] = (8.0, 16.0, 32.0),
-    scales: tuple[float, ...] = (1.0, 1.26, 1.59),
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+    ratios: tuple[float, ...] = Layout.ratios,
     width: int = 32,
 ) -> RetinaNet:
     """About a million weights with `width` 32: for 64 to 256 pixels on a CPU, strides 4, 8 and 16."""
+    layout = Layout(parts.SMALL_STRIDES, sizes, ratios)
     backbone = parts.small(image_shape, width)
     return from_keras_cv(
         image_shape,
         classes,
         backbone=backbone,
         pyramid=parts.small_pyramid(backbone, 2 * width),
-        head_filters=2 * width,
-        head_layers=2,
-        strides=parts.SMALL_STRIDES,
-        sizes=sizes,
-        scales=scales,
-        ratios=ratios,
+        head=(2 * width, 2),
+        layout=layout,
         match_iou=SMALL_MATCH_IOU,
     )
 
@@ -169,8 +136,7 @@ def resnet50(
     classes: int,
     *,
     sizes: tuple[float, ...] = RESNET50_SIZES,
-    scales: tuple[float, ...] = (1.0, 1.26, 1.59),
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+    ratios: tuple[float, ...] = Layout.ratios,
     pretrained: bool = False,
 ) -> RetinaNet:
     """The paper's size: ResNet-50, KerasCV's feature pyramid P3 to P7 and heads of 256 channels.
@@ -182,10 +148,6 @@ def resnet50(
         classes,
         backbone=parts.resnet50(image_shape, pretrained),
         pyramid=None,
-        head_filters=256,
-        head_layers=3,
-        strides=RESNET50_STRIDES,
-        sizes=sizes,
-        scales=scales,
-        ratios=ratios,
+        head=(256, 3),
+        layout=Layout(RESNET50_STRIDES, sizes, ratios),
     )
