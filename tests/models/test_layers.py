@@ -115,7 +115,6 @@ def test_reflection_padding_is_undone_by_slicing(size):
     np.testing.assert_array_equal(padded[:, size:-size, size:-size], x)
     mirrored = np.pad(x, [(0, 0), (size, size), (size, size), (0, 0)], mode="reflect")
     np.testing.assert_array_equal(padded, mirrored)
-    assert layer.compute_output_shape(x.shape) == padded.shape
 
 
 def test_doubling_equals_keras_with_its_derivative():
@@ -126,7 +125,6 @@ def test_doubling_equals_keras_with_its_derivative():
             tape.watch(x)
             y = layer(x)
         found.append((y, tape.gradient(y, x, upstream)))
-        assert layer.compute_output_shape(x.shape) == y.shape
     np.testing.assert_array_equal(found[0][0], found[1][0])
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
 
@@ -156,8 +154,6 @@ def test_convolutions_by_phases_equal_kerass_with_their_derivatives(float64, whi
 def test_convolutions_by_phases_refuse_what_they_cannot():
     with pytest.raises(ValueError, match="output of 14x12 is not divisible by 4"):
         NarrowConv2D(1, 3)(tf.zeros([1, 16, 14, 2]))
-    with pytest.raises(ValueError, match="strides"):
-        DoublingConv2D(1, strides=2)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ class DoublingConv2D(keras.layers.Conv2D):
 
     def __init__(self, filters: int, **kwargs):
         super().__init__(filters, **{**kwargs, "kernel_size": 3, "padding": "same"})
-        _require_plain(self, "same")
 
     def convolution_op(self, inputs, kernel):
         _, height, width, _ = inputs.shape
@@ -54,10 +53,6 @@ class NarrowConv2D(keras.layers.Conv2D):
       ValueError: they are not.
     """
 
-    def __init__(self, filters: int, kernel_size, **kwargs):
-        super().__init__(filters, kernel_size, **kwargs)
-        _require_plain(self, "valid")
-
     def convolution_op(self, inputs, kernel):
         count, side = 4 if self.filters == 1 else 2, kernel.shape[0]
         _, height, width, _ = self.compute_output_shape(inputs.shape)
@@ -66,14 +61,6 @@ class NarrowConv2D(keras.layers.Conv2D):
         shifted = np.stack([np.eye(side + count - 1, side, -phase) for phase in range(count)])
         phases = tf.nn.conv2d(inputs, _by_phases(kernel, shifted), count, "VALID")
         return tf.nn.depth_to_space(phases, count)
-
-
-def _require_plain(layer: keras.layers.Conv2D, padding: str) -> None:
-    given = (layer.padding, layer.strides, layer.dilation_rate, layer.groups, len(set(layer.kernel_size)))
-    if given != (padding, (1, 1), (1, 1), 1, 1):
-        raise ValueError(
-            f"{layer.name}: padding {padding}, strides, dilation and groups of 1, square kernels"
-        )
 
 
 def _by_phases(kernel, of_phase: np.ndarray):

@@ -135,10 +135,6 @@ class ReflectionPadding(keras.layers.Layer):
         border = [self.size, self.size]
         return tf.pad(inputs, [[0, 0], border, border, [0, 0]], mode="REFLECT")
 
-    def compute_output_shape(self, input_shape):
-        n, h, w, c = input_shape
-        return n, h + 2 * self.size, w + 2 * self.size, c
-
     def get_config(self):
         return {**super().get_config(), "size": self.size}
 
@@ -156,10 +152,6 @@ class Doubling(keras.layers.Layer):
         rows = tf.concat([inputs, inputs], -1)  # a pixel's copy follows it
         rows = tf.reshape(rows, [-1, height, 2 * width * channels])
         return tf.reshape(tf.concat([rows, rows], -1), [-1, 2 * height, 2 * width, channels])
-
-    def compute_output_shape(self, input_shape):
-        n, h, w, c = input_shape
-        return n, 2 * h, 2 * w, c
 
 
 @keras.saving.register_keras_serializable(package="tf_detectorgan")
