@@ -12,7 +12,6 @@ from tf_detectorgan.evaluation.statistics import (
     holm,
     independent_units,
     over_seeds,
-    paired_difference,
     percentile_interval,
     seeds_difference,
     seeds_sentence,
@@ -72,6 +71,7 @@ def test_groups_are_drawn_whole():
     assert width[0] / width[1] == pytest.approx(2.0, rel=0.15)
 
 
+@pytest.mark.nightly
 def test_coverage_of_the_bootstrap():
     """The true recall 0.6 lies in about 95 % of the intervals: of 100 sets at least 86 (less: p < 0.001)."""
     rng, inside = np.random.default_rng(5), 0
@@ -98,25 +98,25 @@ def test_paired_difference_sees_what_two_intervals_hide():
     better[np.flatnonzero(~hits)[:6]] = True
     a, b = (bootstrap_ap(images(h), seed=0) for h in (better, hits))
     assert a.interval("recall", "0.1").low < b.interval("recall", "0.1").high
-    difference = paired_difference(a, b, "recall", "0.1")
+    difference = seeds_difference([a], [b], "recall", "0.1")
     assert difference.interval.value == pytest.approx(0.1)
     assert 0 < difference.interval.low < 0.1 < difference.interval.high
     rows = mean_over_classes(a.recall["0.1"]) - mean_over_classes(b.recall["0.1"])
     assert difference.interval == percentile_interval(rows)
-    back = paired_difference(b, a, "recall", "0.1").interval
+    back = seeds_difference([b], [a], "recall", "0.1").interval
     np.testing.assert_allclose(back, [-difference.interval[i] for i in (0, 2, 1)])
 
 
 def test_an_arm_against_itself_differs_by_exactly_nothing():
     arm = bootstrap_ap(images(np.arange(30) % 2 == 0))
-    assert paired_difference(arm, arm).interval == (0.0, 0.0, 0.0)
-    assert sentence("a", "a", paired_difference(arm, arm)).endswith("30 groups: not shown")
+    assert seeds_difference([arm], [arm]).interval == (0.0, 0.0, 0.0)
+    assert sentence("a", "a", seeds_difference([arm], [arm])).endswith("30 groups: not shown")
 
 
 def test_different_images_cannot_be_paired():
     one, two = bootstrap_ap(images([True] * 5)), bootstrap_ap(images([True] * 6))
     with pytest.raises(InputError, match="same test images"):
-        paired_difference(one, two)
+        seeds_difference([one], [two])
 
 
 def test_resamples_without_any_object_are_left_out():
@@ -131,7 +131,8 @@ def test_resamples_without_any_object_are_left_out():
 
 def test_sentences():
     def text(value, low, high, groups=80):
-        return sentence("detectorgan", "cut_paste", Difference(Interval(value, low, high), groups, groups))
+        interval = Interval(value, low, high)
+        return sentence("detectorgan", "cut_paste", Difference(interval, 0.5, 0.002, 1, groups, groups))
 
     assert text(0.03, -0.01, 0.07) == "detectorgan − cut_paste = +0.03 [−0.01, +0.07], 80 groups: not shown"
     assert text(0.03, 0.01, 0.07).endswith("80 groups: detectorgan is better")

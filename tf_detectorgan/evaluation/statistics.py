@@ -50,9 +50,12 @@ class Bootstrap(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """First arm minus second arm on the same images."""
+    """First arm minus second arm, mean over seeds, on the same images."""
 
     interval: Interval
+    p: float | None  # two-sided
+    least_p: float  # that so many resamples can give
+    seeds: int
     groups: int
     groups_with_truth: int
 
@@ -128,20 +131,6 @@ def bootstrap_ap(matches: Matches, resamples: int = 1000, seed: int = 0) -> Boot
     )
 
 
-def paired_difference(
-    first: Bootstrap, second: Bootstrap, measure: str = "ap", iou: str = "0.1"
-) -> Difference:
-    """Mean over classes of the first arm minus the second, resampled together.
-
-    Raises:
-      InputError: the arms were not evaluated on the same images and resamples.
-    """
-    a, b = (mean_over_classes(getattr(arm, measure)[iou]) for arm in (first, second))
-    if first.image_ids != second.image_ids or first.seed != second.seed or len(a) != len(b):
-        raise InputError("a paired comparison needs the same test images, seed and number of resamples")
-    return Difference(percentile_interval(a - b), first.groups, first.groups_with_truth)
-
-
 def sentence(first: str, second: str, difference: Difference) -> str:
     """Such as "detectorgan − cut_paste = +0.03 [−0.01, +0.07], 80 groups: not shown"."""
     value, low, high = difference.interval
@@ -163,17 +152,6 @@ def small_note(groups_with_truth: int) -> str:
     if groups_with_truth >= SMALL:
         return ""
     return f"only {groups_with_truth} groups with objects: too few, the true interval is wider"
-
-
-class SeedsDifference(NamedTuple):
-    """First arm minus second, mean over seeds, on the same images."""
-
-    interval: Interval
-    p: float | None  # two-sided
-    least_p: float  # that so many resamples can give
-    seeds: int
-    groups: int
-    groups_with_truth: int
 
 
 def over_seeds(runs: Sequence[Bootstrap], measure: str, iou: str) -> np.ndarray:
@@ -198,17 +176,17 @@ def over_seeds(runs: Sequence[Bootstrap], measure: str, iou: str) -> np.ndarray:
 
 def seeds_difference(
     first: Sequence[Bootstrap], second: Sequence[Bootstrap], measure: str = "ap", iou: str = "0.1"
-) -> SeedsDifference:
+) -> Difference:
     """First arm minus second, both trained with the same seeds, resampled over seeds and groups together.
 
     Raises:
-      InputError: the numbers of seeds or the test images differ.
+      InputError: the numbers of seeds, the test images or their resamples differ.
     """
-    if len(first) != len(second) or first[0].image_ids != second[0].image_ids:
-        raise InputError("a paired comparison needs the same seeds and the same test images")
+    one, other = first[0], second[0]
+    if len(first) != len(second) or (one.image_ids, one.seed) != (other.image_ids, other.seed):
+        raise InputError("a paired comparison needs the same seeds and the same test images and resamples")
     draws = over_seeds(first, measure, iou) - over_seeds(second, measure, iou)
-    one = first[0]
-    return SeedsDifference(
+    return Difference(
         percentile_interval(draws),
         two_sided_p(draws),
         2 / len(draws),
@@ -237,7 +215,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def seeds_sentence(first: str, second: str, difference: SeedsDifference, adjusted_p: float | None) -> str:
+def seeds_sentence(first: str, second: str, difference: Difference, adjusted_p: float | None) -> str:
     """Such as "a − b = +0.030 [−0.010, +0.070], 5 seeds, 80 groups, p 0.12 (Holm): not shown; ..."."""
     value, low, high = difference.interval
     if value is None or low is None or high is None or adjusted_p is None:

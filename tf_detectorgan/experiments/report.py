@@ -21,7 +21,7 @@ from tf_detectorgan import checkpoints
 from tf_detectorgan.evaluation import curves
 from tf_detectorgan.evaluation.average_precision import RANGE_NAME, Matches, match
 from tf_detectorgan.evaluation.records import Found
-from tf_detectorgan.evaluation.statistics import bootstrap_ap, paired_difference, sentence
+from tf_detectorgan.evaluation.statistics import bootstrap_ap, seeds_difference, sentence
 from tf_detectorgan.experiments import audit_table, figures, training_curves
 from tf_detectorgan.experiments.evaluation_table import aligned
 from tf_detectorgan.experiments.run_results import Run, read_run
@@ -185,12 +185,12 @@ def comparisons(run: Run, found: dict[str, Matches]) -> list[tuple[str, list[str
     first = run.arms[next(iter(found))].metrics
     ious = tuple(dict.fromkeys([first["main_iou"], 0.5]))
     resamples = first["bootstrap"]["resamples"], first["bootstrap"]["seed"]
-    draws = {name: bootstrap_ap(matches, *resamples) for name, matches in found.items()}
+    draws = {name: [bootstrap_ap(matches, *resamples)] for name, matches in found.items()}
     pairs = list(itertools.combinations(reversed(found), 2))
     return [
         (
             f"AP@{iou:g}",
-            [sentence(a, b, paired_difference(draws[a], draws[b], "ap", _name(iou))) for a, b in pairs],
+            [sentence(a, b, seeds_difference(draws[a], draws[b], "ap", _name(iou))) for a, b in pairs],
         )
         for iou in ious
     ]
