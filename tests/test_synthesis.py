@@ -1,6 +1,8 @@
 """The three forms of a synthetic set, record file, COCO file and PNGs, say the same; provenance is true."""
 
 import json
+import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from tf_detectorgan.errors import InputError, Interrupted
 from tf_detectorgan.models.generators import Composition, paste, reach
 from tf_detectorgan.training.loop import StopSignal
 
-SIDE, COUNT = 32, 7
+SIDE, COUNT, SEVERAL = 32, 7, 12
 NAMES = ("blowhole", "crack")
 
 
@@ -76,30 +78,51 @@ def cut_and_paste(batch):
     return paste(x, insertion.exemplars, COMPOSITION.blend(insertion.boxes, insertion.content, SIDE, SIDE))
 
 
-def make(dataset, directory, insert=cut_and_paste, *, count=COUNT, batch_size=3, seed=0, objects=1, **more):
-    synthesis.synthesize(
-        insert,
-        dataset,
-        directory,
-        count=count,
-        batch_size=batch_size,
-        seed=seed,
-        placement=Placement(top_k=3, exemplar_flip=True, max_shift=1.0, objects=objects),
-        method="cut_paste",
-        checkpoint="abc",
-        reach=0.25,
-        **more,
-    )
+def make(
+    dataset,
+    directory,
+    insert=cut_and_paste,
+    *,
+    count=COUNT,
+    batch_size=3,
+    seed=0,
+    objects=1,
+    judges=None,
+    min_audit=0.0,
+    **more,
+):
+    placement = Placement(top_k=3, exemplar_flip=True, max_shift=1.0, objects=objects)
+    inserter = synthesis.Inserter("cut_paste", insert, placement, 0.25, "abc")
+    screening = synthesis.Screening(judges, min_audit)
+    with mock.patch.object(synthesis, "ROWS", batch_size * objects):
+        synthesis.synthesize(
+            inserter, dataset, directory, count=count, seed=seed, screening=screening, **more
+        )
     strings = records.read_records(directory / "synthetic.tfrecord")
     schema = records.read_features(directory)
     return [records.decode(schema, string) for string in strings]
 
 
-@pytest.fixture(scope="module", params=[(8, 1), (16, 1), (8, 3), (16, 3)], ids=lambda p: f"{p[0]}bit-{p[1]}")
-def made(request, tmp_path_factory):
-    dataset = Tiles(*request.param)
-    directory = tmp_path_factory.mktemp("run") / "synthetic"
-    return dataset, directory, make(dataset, directory)
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """sets(bit depth, channels, objects): (data set, directory, records) of one made once."""
+    finished = {}
+
+    def once(bit_depth=8, channels=1, objects=1):
+        key = bit_depth, channels, objects
+        if key not in finished:
+            dataset = Tiles(bit_depth, channels)
+            directory = tmp_path_factory.mktemp("run") / "synthetic"
+            count = COUNT if objects == 1 else SEVERAL
+            finished[key] = dataset, directory, make(dataset, directory, objects=objects, count=count)
+        return finished[key]
+
+    return once
+
+
+@pytest.fixture(params=[(8, 1), (16, 1), (8, 3), (16, 3)], ids=lambda p: f"{p[0]}bit-{p[1]}")
+def made(request, sets):
+    return sets(*request.param)
 
 
 def test_a_full_disk_leaves_what_was_there(small_disk):
@@ -221,24 +244,22 @@ def contents(records_of_a_set):
     return [[np.asarray(v).tolist() for v in record] for record in records_of_a_set]
 
 
-def test_image_i_is_a_function_of_seed_and_i(tmp_path):
+def test_image_i_is_a_function_of_seed_and_i(sets, tmp_path):
     """7 images are not divisible by 3 or 4; the first 5 of 7 are those of a set of 5."""
-    dataset = Tiles(8, 1)
-    first = contents(make(dataset, tmp_path / "a", batch_size=3))
-    assert contents(make(dataset, tmp_path / "b", batch_size=4)) == first
-    assert contents(make(dataset, tmp_path / "c", batch_size=7, count=5)) == first[:5]
-    other = contents(make(dataset, tmp_path / "d", seed=1))
+    dataset, _, found = sets()
+    first = contents(found)
+    assert contents(make(dataset, tmp_path / "b", batch_size=4, count=5)) == first[:5]
+    other = contents(make(dataset, tmp_path / "c", seed=1))
     assert all(a != b for a, b in zip(first, other, strict=True))
 
 
-def test_several_objects_share_an_image_and_do_not_touch(tmp_path):
+def test_several_objects_share_an_image_and_do_not_touch(sets):
     """Each looks as it does alone; the first is the one that an image of one object has."""
-    dataset = Tiles(8, 1)
-    several = make(dataset, tmp_path / "several", objects=3, count=12)
-    alone = make(dataset, tmp_path / "alone", count=12)
+    dataset, directory, several = sets(objects=3)
+    _, _, alone = sets()
     counts = [len(record.boxes) for record in several]
     assert set(counts) == {1, 2, 3}  # some would touch: images are small here
-    for record, single in zip(several, alone, strict=True):
+    for record, single in zip(several[:COUNT], alone, strict=True):
         assert objects_of(record)[0] == objects_of(single)[0]
         background = dataset.by_id(json.loads(record.provenance.numpy())["background_id"])
         grown = boxes_lib.dilate(record.boxes, reach(record.boxes, COMPOSITION.feather))
@@ -257,9 +278,9 @@ def test_several_objects_share_an_image_and_do_not_touch(tmp_path):
         groups = {g.decode() for g in record.groups.numpy()}
         parents = [background, *(dataset.by_id(said["matched_id"]) for said in objects_of(record))]
         assert groups == {group for parent in parents for group in parent["groups"]}
-    coco = COCO(str(tmp_path / "several" / "annotations.json"))
+    coco = COCO(str(directory / "annotations.json"))
     assert [len(coco.getAnnIds([int(record.image_id)])) for record in several] == counts
-    found = json.loads((tmp_path / "several" / "audit.json").read_text())
+    found = json.loads((directory / "audit.json").read_text())
     assert found["made"] == found["objects"] == sum(counts)
     assert found["change_outside_worst"] < 0.5 / 255  # each is measured alone
 
@@ -303,67 +324,57 @@ def test_the_gallery_shows_first_best_median_and_worst():
     ]
 
 
-def test_images_that_fail_the_audit_are_left_out_and_counted(tmp_path):
-    dataset = Tiles(8, 1)
-    every = make(dataset, tmp_path / "every", judges=Judges())
-    good = make(dataset, tmp_path / "good", judges=Judges(), min_audit=0.5)
-    scores = [one["audit"] for record in every for one in objects_of(record)]
-    assert sorted(set(scores)) == [0.25, 0.75]
-    wanted = [r for r, score in zip(contents(every), scores, strict=True) if score == 0.75]
-    assert contents(good) == wanted
+def test_objects_that_fail_the_audit_are_left_out_and_counted(sets, tmp_path):
+    dataset, _, every = sets(objects=3)
+    options = {"judges": Judges(), "objects": 3, "count": SEVERAL}
+    good = make(dataset, tmp_path / "good", min_audit=0.5, **options)
+    wanted = {int(r.image_id): [one for one in objects_of(r) if one["matched_id"] % 2] for r in every}
+    wanted = {i: [one | {"audit": 0.75, "found": True} for one in kept] for i, kept in wanted.items() if kept}
+    assert {int(r.image_id): objects_of(r) for r in good} == wanted
+    assert 0 < len(wanted) < SEVERAL
+    assert max(map(len, wanted.values())) > 1
+    count = sum(map(len, wanted.values()))
     found = json.loads((tmp_path / "good" / "audit.json").read_text())
-    assert (found["made"], found["objects"], found["min_audit"]) == (COUNT, len(wanted), 0.5)
-    assert (found["found"], found["found_real"]) == (1.0, 0.5)
-    assert found["per_object"]["rank"] == [0.75] * len(wanted)
+    assert (found["made"], found["objects"]) == (sum(len(r.boxes) for r in every), count)
+    assert (found["found"], found["found_real"], found["min_audit"]) == (1.0, 0.5, 0.5)
+    assert found["per_object"]["rank"] == [0.75] * count
     assert len(COCO(tmp_path / "good" / "annotations.json").imgs) == len(wanted)
-    with pytest.raises(InputError, match=f"none of the {COUNT} images"):
-        make(dataset, tmp_path / "none", judges=Judges(), min_audit=0.8)
+    with pytest.raises(InputError, match=f"none of the {SEVERAL} images"):
+        make(dataset, tmp_path / "none", min_audit=0.8, **options)
     assert not (tmp_path / "none").exists()
 
 
-def test_of_several_objects_those_that_fail_the_audit_are_left_out(tmp_path):
-    dataset, options = Tiles(8, 1), {"judges": Judges(), "objects": 3, "count": 12}
-    every = make(dataset, tmp_path / "every", **options)
-    good = make(dataset, tmp_path / "good", min_audit=0.5, **options)
-    wanted = {int(r.image_id): [one for one in objects_of(r) if one["audit"] > 0.5] for r in every}
-    assert {int(r.image_id): objects_of(r) for r in good} == {i: kept for i, kept in wanted.items() if kept}
-    assert 0 < sum(map(bool, wanted.values())) < 12
-    assert max(map(len, wanted.values())) > 1
-    found = json.loads((tmp_path / "good" / "audit.json").read_text())
-    assert (found["made"], found["objects"]) == (
-        sum(len(r.boxes) for r in every),
-        sum(map(len, wanted.values())),
-    )
+def test_a_failing_insertion_leaves_the_set_that_was_there(sets, tmp_path):
+    dataset, made, _ = sets()
+    directory, calls = shutil.copytree(made, tmp_path / "synthetic"), []
 
-
-def test_nothing_appears_when_the_insertion_fails(tmp_path):
-    dataset, directory = Tiles(8, 1), tmp_path / "synthetic"
-
-    def fail_at_second(batch, calls=[]):  # noqa: B006
+    def fail_at_second(batch):
         calls.append(batch)
         if len(calls) == 2:
             raise RuntimeError("out of memory")
         return cut_and_paste(batch)
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        make(dataset, directory, fail_at_second)
-    assert not directory.exists()
-    assert len(make(dataset, directory)) == COUNT  # whatever was left behind is not in the way
-    before = {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()}
-    with pytest.raises(RuntimeError, match="out of memory"):
-        make(dataset, directory, lambda batch: fail_at_second(batch, [0]), seed=1)
-    assert {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()} == before
+        make(dataset, directory, fail_at_second, seed=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["synthetic"]
+    before, after = (
+        {file.relative_to(place): file.read_bytes() for file in place.rglob("*") if file.is_file()}
+        for place in (made, directory)
+    )
+    assert before == after
 
 
 def test_values_out_of_range_are_clipped(tmp_path):
     """A generator in `full` mode stays within [-1, 1]; rounding must not wrap around at the ends."""
     dataset = Tiles(8, 1)
-    for value, level in ((1.001, 255), (-1.001, 0)):
-        found = make(
-            dataset, tmp_path / str(level), lambda batch, value=value: tf.fill(batch.x.shape, value), count=2
-        )
-        for record in found:
-            np.testing.assert_array_equal(records.to_stored(record.image.numpy(), 8), level)
+
+    def beyond(batch):
+        above = (batch.seeds % 2 == 0)[:, None, None, None]
+        return tf.where(above, tf.fill(batch.x.shape, 1.001), -1.001)
+
+    for record in make(dataset, tmp_path / "made", beyond, count=2):
+        level = 255 * (json.loads(record.provenance.numpy())["number"] == 0)
+        np.testing.assert_array_equal(records.to_stored(record.image.numpy(), 8), level)
 
 
 def test_an_interruption_between_batches_leaves_nothing(tmp_path):
@@ -375,5 +386,4 @@ def test_an_interruption_between_batches_leaves_nothing(tmp_path):
 
     with pytest.raises(Interrupted, match="SIGTERM in cut_paste/synthetic"):
         make(Tiles(8, 1), tmp_path / "made", insert, between=lambda: stop.check("cut_paste/synthetic"))
-    assert not (tmp_path / "made").exists()
-    assert len(make(Tiles(8, 1), tmp_path / "made")) == COUNT  # what was left behind is in nobody's way
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -21,7 +21,6 @@ from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import disk, gallery, progress
 from tf_detectorgan.batch import Synthesis
 from tf_detectorgan.data import records
-from tf_detectorgan.data.formats import export
 from tf_detectorgan.data.pipeline import synthesis_batches
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.data.records import Dataset
@@ -30,7 +29,7 @@ from tf_detectorgan.evaluation import audit
 from tf_detectorgan.evaluation.auditors import Auditors
 from tf_detectorgan.models.generators import reach
 
-ROWS = 32  # insertions in one call, unless told
+ROWS = 32  # insertions in one call
 FIRST, FEW = 24, 8  # images shown: the first ones made; with judges also the best, the median, the worst
 
 
@@ -76,79 +75,93 @@ def _picked(sections: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]
     return first[:8] + named
 
 
+class Inserter(NamedTuple):
+    """How an arm inserts objects, and what the provenance says of it."""
+
+    method: str  # the arm's name
+    insert: Callable[
+        [Synthesis], tf.Tensor
+    ]  # to images [N, H, W, C] in [-1, 1], a row's object alone in each
+    placement: Placement
+    reach: float  # how far beyond a box `insert` may draw, in longer sides of the box
+    checkpoint: str = ""  # hash of the weights, if there are any
+
+
+class Screening(NamedTuple):
+    """Whose audit objects get, their rank among real ones, and the lowest rank that is kept."""
+
+    judges: Auditors | None = None
+    min_audit: float = 0.0
+
+
 def synthesize(
-    insert: Callable[[Synthesis], tf.Tensor],
+    inserter: Inserter,
     dataset: Dataset,
     directory: Path,
     *,
     count: int,
     seed: int,
-    placement: Placement,
-    method: str,
-    checkpoint: str,
-    reach: float,
-    batch_size: int = 0,
-    judges: Auditors | None = None,
-    min_audit: float = 0.0,
-    exports: Sequence[str] = (),
+    screening: Screening,
     between: Callable[[], None] = lambda: None,
 ) -> int:
     """Writes synthetic images to `directory`, which appears when all are finished; returns their number.
 
     Args:
-      insert: Synthesis -> images [N, H, W, C] in [-1, 1], each with its row's object alone.
+      inserter: of the arm. Objects that would touch another one of their image are left out.
       dataset: where backgrounds and matched objects come from (training split).
       directory: gets synthetic.tfrecord, annotations.json (COCO), images/*.png, gallery.html,
         contact_sheet.png, audit.json.
-      count, batch_size: images in all, and in one call of `insert`; 0: as many as make ROWS rows.
-      seed, placement: image i is a function of (seed, i); objects that would touch another are left out.
-      method, checkpoint: written into each image's provenance.
-      reach: how far beyond a box `insert` may draw, in longer sides of the box.
-      judges, min_audit: give each object its "audit" in the provenance, its rank among real ones; objects
-        whose rank is below are left out, and images without any other object are not written.
-      exports: further formats of `export.WRITERS`, each into a folder of its name.
+      count: images in all.
+      seed: image i is a function of (seed, i) and of the placement.
+      screening: objects that fail are left out, and images without any other object are not written.
       between: called before every batch and after the last; what it raises ends the work, all of it undone.
 
     Raises:
-      InputError: no image reaches `min_audit`.
+      InputError: no image passes `screening`.
     """
-    batch_size = batch_size or min(max(ROWS // placement.objects, 1), count)
+    placement, method = inserter.placement, inserter.method
+    batch_size = min(max(ROWS // placement.objects, 1), count)
     batches = synthesis_batches(
         dataset, count=count, batch_size=batch_size, seed=seed, start=0, placement=placement
     )
-    origin = {
-        "method": method,
-        "checkpoint": checkpoint,
-        "seed": seed,
-        "deterministic": is_op_determinism_enabled(),
-    }
 
-    def examples(beside: _Beside) -> Iterator[dict[str, Any]]:
+    def examples(made: _SyntheticSet) -> Iterator[dict[str, Any]]:
         with progress.bar(total=count, desc=f"synthesize {method}", unit="image", dynamic_ncols=True) as bar:
             for batch in batches:
                 between()
-                made = batch.seeds.numpy() < count
-                yield from beside.examples(batch, insert(batch).numpy(), made)
-                bar.update(int(made.sum()) // placement.objects)
+                wanted = batch.seeds.numpy() < count
+                yield from made.examples(batch, inserter.insert(batch).numpy(), wanted)
+                bar.update(int(wanted.sum()) // placement.objects)
             between()
 
     with disk.whole_directory(directory) as partial:
         (partial / "images").mkdir()
-        beside = _Beside(partial, dataset, origin, reach, judges, min_audit)
-        kept = records.write_records(partial / "synthetic.tfrecord", examples(beside), dataset.features)
+        made = _SyntheticSet(partial, dataset, inserter, screening, seed)
+        kept = records.write_records(partial / "synthetic.tfrecord", examples(made), dataset.features)
         if not kept:
-            raise InputError(f"min_audit={min_audit}: none of the {count} images of {method} reaches it")
-        beside.write(exports)
+            raise InputError(
+                f"min_audit={screening.min_audit}: none of the {count} images of {method} reaches it"
+            )
+        made.finish()
     return kept
 
 
-class _Beside:
-    """What lies beside the records: PNGs, COCO file, audit and gallery, gathered while images pass by."""
+class _SyntheticSet:
+    """Turns insertions into records; PNGs, COCO file, audit and gallery are gathered as they pass by."""
 
-    def __init__(self, directory: Path, dataset: Dataset, origin, reach, judges, min_audit: float):
-        self._directory, self._dataset, self._origin = directory, dataset, origin
-        self._reach, self._judges, self._min_audit = reach, judges, min_audit
-        self._coco = _empty_coco(dataset.class_names)
+    def __init__(
+        self, directory: Path, dataset: Dataset, inserter: Inserter, screening: Screening, seed: int
+    ):
+        self._directory, self._dataset, self._inserter = directory, dataset, inserter
+        self._judges, self._min_audit = screening
+        self._origin = {
+            "method": inserter.method,
+            "checkpoint": inserter.checkpoint,
+            "seed": seed,
+            "deterministic": is_op_determinism_enabled(),
+        }
+        categories = [{"id": i + 1, "name": name} for i, name in enumerate(dataset.class_names)]
+        self._coco: dict[str, list] = {"images": [], "annotations": [], "categories": categories}
         self._shown = _Shown()
         self._audited: list[audit.Measures] = []
         self._objects = 0  # made, also those that fail the audit
@@ -158,7 +171,7 @@ class _Beside:
         images = records.to_stored(inserted, self._dataset.bit_depth)
         stored = records.to_float(tf.constant(images), self._dataset.bit_depth).numpy()
         verdicts = self._judged(batch, stored)
-        wanted = made & _apart(batch, self._reach)
+        wanted = made & _apart(batch, self._inserter.reach)
         self._objects += int(wanted.sum())
         if verdicts:
             wanted &= verdicts["rank"] >= self._min_audit
@@ -168,6 +181,21 @@ class _Beside:
         numbers = batch.seeds.numpy()
         for _, same in itertools.groupby(rows.tolist(), lambda row: numbers[row]):
             yield self._image(batch, list(same), images, verdicts)
+
+    def _judged(self, batch: Synthesis, stored: np.ndarray) -> dict[str, np.ndarray]:
+        """What the judges say of images [N, H, W, C], and "found_before", of their backgrounds."""
+        if self._judges is None:
+            return {}
+        what = batch.insertion.boxes, batch.insertion.labels, batch.matched_ids.numpy()
+        before = self._judges.judge(batch.x, *what)["found"]
+        return self._judges.judge(stored, *what) | {"found_before": before}
+
+    def _measured(self, batch: Synthesis, stored: np.ndarray, rows: np.ndarray, verdicts) -> audit.Measures:
+        """The audit's measures of the `rows` of images [N, H, W, C]."""
+        boxes, content = (v.numpy()[rows] for v in (batch.insertion.boxes, batch.insertion.content))
+        objects = audit.Objects(stored[rows], boxes, content)
+        found = audit.measure(objects, batch.x.numpy()[rows], self._inserter.reach)
+        return found._replace(more=found.more | {name: values[rows] for name, values in verdicts.items()})
 
     def _image(self, batch: Synthesis, rows: list[int], images: np.ndarray, verdicts) -> dict[str, Any]:
         """The record of one image with the objects of `rows`; COCO file, PNG and gallery get it as well."""
@@ -184,45 +212,28 @@ class _Beside:
             self._shown.offer(int(batch.seeds[row]), rank, entry)
         return example
 
-    def write(self, exports: Sequence[str]) -> None:
-        """Writes what was gathered of all images, and all of it again in the formats `exports`."""
+    def finish(self) -> None:
+        """Writes what was gathered of all images."""
         found_real = self._judges.found_real() if self._judges else None
-        found = audit.audit(audit.joined(self._audited), *self._measured_training(), found_real)
+        found = audit.audit(audit.joined(self._audited), *_measured_training(self._dataset), found_real)
         found |= {"made": self._objects, "min_audit": self._min_audit}
         for name, content in {"annotations.json": self._coco, "audit.json": found}.items():
             (self._directory / name).write_text(json.dumps(content), encoding="utf-8")
         sections = self._shown.sections()
-        gallery.write_gallery(self._directory, sections, f"Synthetic images: {self._origin['method']}")
+        gallery.write_gallery(self._directory, sections, f"Synthetic images: {self._inserter.method}")
         gallery.contact_sheet(_picked(sections), self._directory / "contact_sheet.png")
-        for kind in exports:
-            export.write(kind, self._directory)
 
-    def _judged(self, batch: Synthesis, stored: np.ndarray) -> dict[str, np.ndarray]:
-        """What the judges say of images [N, H, W, C], and "found_before", of their backgrounds."""
-        if self._judges is None:
-            return {}
-        what = batch.insertion.boxes, batch.insertion.labels, batch.matched_ids.numpy()
-        before = self._judges.judge(batch.x, *what)["found"]
-        return self._judges.judge(stored, *what) | {"found_before": before}
 
-    def _measured(self, batch: Synthesis, stored: np.ndarray, wanted: np.ndarray, verdicts) -> audit.Measures:
-        """The audit's measures of the `wanted` ones of images [N, H, W, C]."""
-        boxes, content = (v.numpy()[wanted] for v in (batch.insertion.boxes, batch.insertion.content))
-        objects = audit.Objects(stored[wanted], boxes, content)
-        found = audit.measure(objects, batch.x.numpy()[wanted], self._reach)
-        return found._replace(more=found.more | {name: values[wanted] for name, values in verdicts.items()})
-
-    def _measured_training(self) -> tuple[audit.Measures, list[bytes]]:
-        """The audit's measures of every object of the labelled training images, and its group."""
-        parts, groups = [], list[bytes]()
-        for record in self._dataset.serialized("train_labelled").map(self._dataset.decode):
-            count = len(record.boxes)
-            images = np.repeat(record.image.numpy()[None], count, axis=0)
-            content = np.repeat(boxes_lib.of_sizes(record.valid_size).numpy()[None], count, axis=0)
-            objects = audit.Objects(images, record.boxes.numpy(), content)
-            parts.append(audit.measure(objects))
-            groups += [record.groups[0].numpy()] * count
-        return audit.joined(parts), groups
+def _measured_training(dataset: Dataset) -> tuple[audit.Measures, list[bytes]]:
+    """The audit's measures of every object of the labelled training images, and its group."""
+    parts, groups = [], list[bytes]()
+    for record in dataset.serialized("train_labelled").map(dataset.decode):
+        count = len(record.boxes)
+        images = np.repeat(record.image.numpy()[None], count, axis=0)
+        content = np.repeat(boxes_lib.of_sizes(record.valid_size).numpy()[None], count, axis=0)
+        parts.append(audit.measure(audit.Objects(images, record.boxes.numpy(), content)))
+        groups += [record.groups[0].numpy()] * count
+    return audit.joined(parts), groups
 
 
 def _apart(batch: Synthesis, margin: float) -> np.ndarray:
@@ -270,11 +281,6 @@ def _example(
         "source_size": size,
         "provenance": json.dumps(provenance, sort_keys=True),
     }
-
-
-def _empty_coco(class_names) -> dict[str, list]:
-    categories = [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
-    return {"images": [], "annotations": [], "categories": categories}
 
 
 def _add_to_coco(coco: dict[str, list], example: dict[str, Any]) -> None:

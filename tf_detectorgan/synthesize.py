@@ -21,7 +21,7 @@ from tf_detectorgan import checkpoints, door
 from tf_detectorgan.config import option
 from tf_detectorgan.data.formats import export
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.synthesis import synthesize
+from tf_detectorgan.synthesis import Inserter, Screening, synthesize
 from tf_detectorgan.training import build, phases, run_directory
 from tf_detectorgan.training.run import Run, build_detector_training
 from tf_detectorgan.training.settings import ARMS
@@ -90,19 +90,15 @@ def main(options: Synthesize) -> None:
     gan = build.gan(settings, arm.gan, run.dataset, run.strategy) if arm.gan else None
     insert, checkpoint = phases.insertion_of(run, options.arm, gan)
     kept = synthesize(
-        insert,
+        Inserter(options.arm, insert, placement, build.FEATHER, checkpoint),
         run.dataset,
         out.absolute(),
         count=options.count,
         seed=settings.seed + 1 if options.seed < 0 else options.seed,
-        placement=placement,
-        method=options.arm,
-        checkpoint=checkpoint,
-        reach=build.FEATHER,
-        judges=judges,
-        min_audit=options.min_audit,
-        exports=options.export,
+        screening=Screening(judges, options.min_audit),
     )
+    for kind in options.export:
+        export.write(kind, out)
     weights = f" (weights {checkpoint})" if checkpoint else ""
     dropped = f", {options.count - kept} without an object above --min_audit" if options.min_audit else ""
     print(
