@@ -215,7 +215,7 @@ def test_ids_of_images_whose_names_are_numbers(numbered, tmp_path):
         ),
         (
             ultralytics((2, 12, 6)),
-            "detection 1: image_id 12 is no image's id, and detection 2: image_id 6 no file's name",
+            "detection 1: image_id 12 is no image of the data set.*--image_ids says which",
         ),
         (ultralytics(file_name="{:d}.jpg"), "detection 0: file_name '2.jpg' is no image of the data set"),
     ],

@@ -6,7 +6,7 @@ A result is {"image_id", "category_id", "bbox": [x, y, width, height], "score"}.
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -128,33 +128,26 @@ class _Names:
         return images, by if first else ""
 
     def _reading(self, first: Mapping[int, int], path: str) -> str:
-        """What all whole numbers of a file can be, "id" or "name"; "id" where both are the same images.
+        """What all whole numbers of a file can be, "id" or "name"; "id" where neither or both are possible.
 
         Raises:
-          InputError: they can be both, and are not the same images; or neither.
+          InputError: they can be both, and are not the same images.
         """
-        no_ids = [n for n in first if n not in self._by_id]
-        no_names = [n for n in first if n not in self._by_name]
-        if len(no_names) == len(first):
+        if any(number not in self._by_name for number in first):
             return "id"
-        if no_ids and no_names and len(no_ids) < len(first):
-            a, b = no_ids[0], no_names[0]
-            raise InputError(
-                f"{path}: detection {first[a]}: image_id {a} is no image's id, and detection {first[b]}: "
-                f"image_id {b} no file's name; leave out what is no image of the data set, or say what the "
-                "numbers are by --image_ids=id or --image_ids=name"
-            )
-        two = [n for n in first if n in self._by_name and self._by_name[n] != {n}]
-        if two and not no_ids and not no_names:
-            n = two[0]
-            by_id, by_name = (
-                " or ".join(self._by_id[i].file_name for i in sorted(ids)) for ids in ({n}, self._by_name[n])
-            )
-            raise InputError(
-                f"{path}: detection {first[n]}: image_id {n} may be {by_id} by id or {by_name} by name; say "
-                "which by --image_ids=id or --image_ids=name"
-            )
-        return "name" if no_ids else "id"
+        if any(number not in self._by_id for number in first):
+            return "name"
+        for number, index in first.items():
+            if self._by_name[number] != {number}:
+                by_id, by_name = (
+                    " or ".join(self._by_id[i].file_name for i in sorted(ids))
+                    for ids in ({number}, self._by_name[number])
+                )
+                raise InputError(
+                    f"{path}: detection {index}: image_id {number} may be {by_id} by id or {by_name} by "
+                    "name; say which by --image_ids=id or --image_ids=name"
+                )
+        return "id"
 
     def _find(self, name: Any, by: str, where: str) -> Listed:
         """The image of a name or number; `by`: what a number is, "id" or "name".
@@ -221,19 +214,12 @@ def _check(result: Mapping[str, Any], where: str) -> None:
             f"{where}: bbox {result['bbox']!r}, score {result['score']!r}; they must be "
             "[x, y, width, height] and a number"
         )
-    if not all(map(_finite, numbers)):
+    if not all(abs(v) <= sys.float_info.max for v in numbers):  # a whole number may have hundreds of digits
         raise InputError(
             f"{where}: bbox {result['bbox']}, score {result['score']}: not finite; leave it out or correct it"
         )
     if min(result["bbox"][2:]) < 0:
         raise InputError(f"{where}: bbox {result['bbox']} has a negative width or height; give [x, y, w, h]")
-
-
-def _finite(number: float) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:  # a whole number of hundreds of digits is no float64
-        return False
 
 
 def _stored(box: Sequence[float], image: Listed, shape: Sequence[int], pixels: str, where: str) -> np.ndarray:
