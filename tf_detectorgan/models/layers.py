@@ -63,9 +63,6 @@ class ExactGroupNormalization(keras.layers.Layer):
         size = 1 if self.groups == -1 else x.shape[-1] // self.groups
         return tf.cast(_normalized(x, size, self.epsilon) * self.gamma + self.beta, inputs.dtype)
 
-    def get_config(self):
-        return {**super().get_config(), "groups": self.groups, "epsilon": self.epsilon}
-
 
 def _normalized(x, size: int, epsilon: float):
     """x^ = r (x - mean) [N, H, W, C], r = (variance + epsilon)^-1/2 of each image and `size` channels.
@@ -135,9 +132,6 @@ class ReflectionPadding(keras.layers.Layer):
         border = [self.size, self.size]
         return tf.pad(inputs, [[0, 0], border, border, [0, 0]], mode="REFLECT")
 
-    def get_config(self):
-        return {**super().get_config(), "size": self.size}
-
 
 @keras.saving.register_keras_serializable(package="tf_detectorgan")
 class Doubling(keras.layers.Layer):
@@ -164,7 +158,6 @@ class InstanceNormalization(ExactGroupNormalization):
     """
 
     def __init__(self, epsilon: float = 1e-5, **kwargs):
-        kwargs.pop("groups", None)  # of a configuration
         super().__init__(groups=-1, epsilon=epsilon, **kwargs)
 
     def call(self, inputs):
