@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tf_detectorgan.evaluation.records import Found, Truth, paired, xywh
+from tf_detectorgan.evaluation.records import Found, Truth, paired, to_coco_results
 
 COCO_RANGE = tuple(np.linspace(0.5, 0.95, 10))  # pycocotools' own ten values, bit for bit
 THRESHOLDS = (0.1, 0.2, 0.3, *COCO_RANGE)
@@ -80,9 +80,10 @@ def _run_coco(pairs, class_names, thresholds) -> COCOeval:
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(class_names)]
     with contextlib.redirect_stdout(io.StringIO()):
         sides = []
-        for annotations in (_annotations(t for t, _ in pairs), _annotations(f for _, f in pairs)):
+        sure = (Found(t.image_id, t.boxes, np.ones(len(t.labels)), t.labels) for t, _ in pairs)
+        for found in (sure, (f for _, f in pairs)):
             side = COCO()  # built in memory: COCO.loadRes fails on an empty list
-            side.dataset = {"images": images, "categories": categories, "annotations": annotations}
+            side.dataset = {"images": images, "categories": categories, "annotations": _annotations(found)}
             side.createIndex()
             sides.append(side)
         coco = COCOeval(*sides, iouType="bbox")
@@ -94,23 +95,13 @@ def _run_coco(pairs, class_names, thresholds) -> COCOeval:
     return coco
 
 
-def _annotations(items) -> list[dict]:
-    result: list[dict] = []
-    for item in items:
-        scores = item.scores if isinstance(item, Found) else np.ones(len(item.labels))
-        for (x, y, w, h), label, score in zip(xywh(item.boxes).tolist(), item.labels, scores, strict=True):
-            result.append(
-                {
-                    "id": len(result) + 1,  # COCOeval takes a match with id 0 for no match
-                    "image_id": int(item.image_id),
-                    "category_id": int(label) + 1,
-                    "bbox": [x, y, w, h],
-                    "area": w * h,
-                    "iscrowd": 0,
-                    "score": float(score),
-                }
-            )
-    return result
+def _annotations(found: Iterable[Found]) -> list[dict]:
+    return [
+        one | {"id": index, "area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0}
+        for index, one in enumerate(
+            to_coco_results(found), 1
+        )  # COCOeval takes a match with id 0 for no match
+    ]
 
 
 def _class_matches(per_image: list, thresholds: int) -> ClassMatches:

@@ -105,7 +105,7 @@ def xywh(boxes: np.ndarray) -> np.ndarray:
     return box_ops.to_xywh(np.asarray(boxes, np.float64).reshape(-1, 4)).numpy()
 
 
-def to_coco_results(found: Sequence[Found]) -> list[dict]:
+def to_coco_results(found: Iterable[Found]) -> list[dict]:
     """COCO's results list: bbox is [x, y, width, height] in pixels, category_id is the label + 1."""
     return [
         {"image_id": int(item.image_id), "category_id": int(label) + 1, "bbox": box, "score": float(score)}
