@@ -233,7 +233,6 @@ def test_audit_of_pastes(made):
     assert found["real_objects"] == sum(len(e["boxes"]) for e in dataset.examples["train_labelled"])
     assert found["change_inside"] > 0.01
     assert found["change_outside_worst"] < 0.5 / 255
-    assert found["ssim_outside"] > 0.99
 
 
 def objects_of(record):
@@ -299,14 +298,9 @@ class Judges:
 
 def test_the_gallery_shows_first_best_median_and_worst():
     """30 images whose audit is their number's last digit; ties are for the earlier one."""
-    shown, asked = synthesis._Shown(), []
-
-    def entry(number):
-        asked.append(number)
-        return number
-
+    shown = synthesis._Shown()
     for number in range(30):
-        shown.offer(number, number % 10 / 16, lambda number=number: entry(number))
+        shown.offer(number, number % 10 / 16, number)
     first, best, median, worst = shown.sections().values()
     assert first == list(range(24))
     assert best == [9, 19, 29, 8, 18, 28, 7, 17]

@@ -5,7 +5,6 @@ Letters: N rows of a batch, each an insertion; those of one image follow one ano
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,17 +40,14 @@ class _Shown:
         self._ranks: list[float] = []
         self._ranked: dict[int, list[tuple[float, int, dict[str, Any]]]] = {1: [], -1: []}
 
-    def offer(self, number: int, rank: float | None, entry: Callable[[], dict[str, Any]]) -> None:
-        """Image `number` with its audit; `entry` is called if it is to be shown."""
+    def offer(self, number: int, rank: float | None, entry: dict[str, Any]) -> None:
+        """An object of image `number` with its audit."""
         if len(self._first) < FIRST:
-            self._first.append(entry())
-        if rank is None:
-            return
-        self._ranks.append(rank)
-        for sign, best in self._ranked.items():
-            key = (-sign * rank, number)
-            if len(best) < FEW or key < best[-1][:2]:
-                best[:] = sorted([*best, (*key, entry())], key=lambda one: one[:2])[:FEW]
+            self._first.append(entry)
+        if rank is not None:
+            self._ranks.append(rank)
+            for sign, best in self._ranked.items():
+                best[:] = sorted([*best, (-sign * rank, number, entry)], key=lambda one: one[:2])[:FEW]
 
     def sections(self) -> dict[str, list[dict[str, Any]]]:
         """Heading -> entries. Those about the median are the nearest to it among the first ones."""
@@ -208,7 +204,7 @@ class _SyntheticSet:
         _save_png(self._directory / example["file_name"], image)
         for place, row in enumerate(rows):
             rank = float(verdicts["rank"][row]) if verdicts else None
-            entry = functools.partial(_gallery_entry, batch, row, images[row], example, place)
+            entry = _gallery_entry(batch, row, images[row], example, place)
             self._shown.offer(int(batch.seeds[row]), rank, entry)
         return example
 
