@@ -21,7 +21,6 @@ CROP = 16  # side of the crops that objects are compared on
 CONTEXT = 0.25  # surroundings in a crop, in longer sides of the box
 RING = 0.5  # width of what a box is contrasted with, in longer sides
 MEMORISED = 0.95  # quantile of real-to-real similarity above which a synthetic object is a copy
-SSIM_WINDOW = 7
 
 
 class Objects(NamedTuple):
@@ -82,7 +81,6 @@ def audit(
         "change_inside": float(more["inside"].mean()),
         "change_outside": float(more["outside"].mean()),
         "change_outside_worst": float(more["outside"].max()),
-        "ssim_outside": float(more["ssim_outside"].mean()),
         "contrast": _median(synthetic.contrast),
         "contrast_real": _median(real.contrast),
         "contrast_distance": float(stats.ks_2samp(synthetic.contrast, real.contrast).statistic),
@@ -104,26 +102,14 @@ def changes(synthetic: Objects, backgrounds: np.ndarray, margin: float) -> dict[
 
     "inside": mean absolute difference in the box, as a share of the grey range; 0: nothing was inserted.
     "outside": the same beyond the dilated box; should be 0 but for the rounding of stored grey levels.
-    "ssim_outside": mean structural similarity (Wang et al. 2004) there; 1: no change, or no window fits.
     """
     height, width = synthetic.images.shape[1:3]
     content = box_ops.mask(synthetic.content, height, width)
     box = box_ops.mask(synthetic.boxes, height, width) * content
-    margins = reach(synthetic.boxes, margin)
-    beyond, far = (
-        (1.0 - box_ops.mask(box_ops.dilate(synthetic.boxes, margins + more), height, width)) * content
-        for more in (0.0, SSIM_WINDOW // 2)  # a window that touches the blend says nothing
-    )
+    drawn = box_ops.dilate(synthetic.boxes, reach(synthetic.boxes, margin))
+    beyond = (1.0 - box_ops.mask(drawn, height, width)) * content
     difference = tf.reduce_mean(tf.abs(synthetic.images - backgrounds), -1) / 2.0
-    pair = tf.constant(synthetic.images), tf.constant(backgrounds)
-    similarity = tf.image.ssim(*pair, max_val=2.0, filter_size=SSIM_WINDOW, return_index_map=True)
-    edge = SSIM_WINDOW // 2  # no window's middle lies there
-    far = far[:, edge:-edge, edge:-edge]
-    return {
-        "inside": _mean(difference, box),
-        "outside": _mean(difference, beyond),
-        "ssim_outside": np.where(tf.reduce_sum(far, [1, 2]) > 0, _mean(similarity, far), 1.0),
-    }
+    return {"inside": _mean(difference, box), "outside": _mean(difference, beyond)}
 
 
 def contrast(objects: Objects) -> np.ndarray:

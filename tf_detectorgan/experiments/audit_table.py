@@ -43,11 +43,6 @@ COLUMNS = (
         lambda a: f"{255 * a['change_outside']:.2f} ({255 * a['change_outside_worst']:.2f})",
     ),
     Column(
-        "SSIM elsewhere",
-        "structural similarity to the background there; should be 1",
-        lambda a: f"{a['ssim_outside']:.3f}",
-    ),
-    Column(
         "contrast",
         "median of (mean in box - mean around it) / spread around it; real objects in brackets",
         lambda a: f"{a['contrast']:.2f} ({a['contrast_real']:.2f})",
