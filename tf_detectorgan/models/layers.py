@@ -174,17 +174,13 @@ def _normalized_alone(x, gamma, beta, epsilon: float):
     options = {"epsilon": epsilon, "is_training": True}
 
     def as_channels(v):
-        if x.shape[0] == 1:
-            return v
         return tf.reshape(tf.transpose(v, [1, 2, 0, 3]), [1, height, width, count * channels])
 
     def as_images(v):
-        if x.shape[0] == 1:
-            return v
         return tf.transpose(tf.reshape(v, [height, width, count, channels]), [2, 0, 1, 3])
 
     def of_each(v):
-        return v if x.shape[0] == 1 else tf.tile(v, [count])
+        return tf.tile(v, [count])
 
     @tf.custom_gradient
     def forward(x, gamma, beta):
