@@ -31,12 +31,7 @@ def froc(matches: Matches, iou: float = 0.1) -> dict:
       {"iou", "sensitivity": {"0.125": s, ...}, "mean", "curve": {"fp_per_image", "sensitivity", "score"}}.
       A rate's s is the best among thresholds with at most that many false positives per image; None without
       any truth box.
-
-    Raises:
-      ValueError: `iou` is none of the matches' thresholds.
     """
-    if iou not in matches.thresholds:
-        raise ValueError(f"IoU {iou} was not matched; there are {matches.thresholds}")
     truths = int(sum(found.truths.sum() for found in matches.classes))
     empty: dict[str, list] = {"fp_per_image": [], "sensitivity": [], "score": []}
     if truths == 0:

@@ -69,7 +69,7 @@ def read_predictions(
     for index, (result, image) in enumerate(zip(results, images, strict=True)):
         where = f"{path}: detection {index}"
         _check(result, where)
-        if result["category_id"] not in labels:
+        if type(result["category_id"]) is not int or result["category_id"] not in labels:
             raise InputError(
                 f"{where}: category_id {result['category_id']!r} is none of {sorted(labels)}; say what the "
                 "numbers mean by --prediction_categories=ANNOTATIONS.json, or leave other classes out"
@@ -206,20 +206,14 @@ def _labels(class_names: Sequence[str], categories: str) -> dict[int, int]:
 
 
 def _check(result: Mapping[str, Any], where: str) -> None:
-    if type(result["category_id"]) is not int:
-        raise InputError(f"{where}: category_id {result['category_id']!r}; it must be a whole number")
     numbers = [result["score"], *(result["bbox"] if isinstance(result["bbox"], list) else [])]
-    if len(numbers) != 5 or any(type(v) not in (int, float) for v in numbers):
+    known = len(numbers) == 5 and all(type(v) in (int, float) for v in numbers)
+    # A whole number may have hundreds of digits, which no float has.
+    if not known or not all(abs(v) <= sys.float_info.max for v in numbers) or min(numbers[3:]) < 0:
         raise InputError(
-            f"{where}: bbox {result['bbox']!r}, score {result['score']!r}; they must be "
-            "[x, y, width, height] and a number"
+            f"{where}: bbox {result['bbox']!r}, score {result['score']!r}; they must be [x, y, width, "
+            "height] with no negative width or height, and a number, all finite; leave it out or correct it"
         )
-    if not all(abs(v) <= sys.float_info.max for v in numbers):  # a whole number may have hundreds of digits
-        raise InputError(
-            f"{where}: bbox {result['bbox']}, score {result['score']}: not finite; leave it out or correct it"
-        )
-    if min(result["bbox"][2:]) < 0:
-        raise InputError(f"{where}: bbox {result['bbox']} has a negative width or height; give [x, y, w, h]")
 
 
 def _stored(box: Sequence[float], image: Listed, shape: Sequence[int], pixels: str, where: str) -> np.ndarray:

@@ -62,8 +62,6 @@ class Difference(NamedTuple):
 
 def exact_interval(k: int, n: int) -> Interval:
     """Clopper-Pearson interval of the share k of n: covers at least 95 % of the time if independent."""
-    if not 0 <= k <= n:
-        raise ValueError(f"k of n needs 0 <= k <= n, got {k} of {n}")
     if n == 0:
         return Interval(None, None, None)
     tail = (1 - LEVEL) / 2
