@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan.batch import Detections, Labelled
+from tf_detectorgan.losses import positive
 
 NMS_IOU = 0.5
 MAX_DETECTIONS = 100
@@ -30,8 +31,8 @@ class Coverage(NamedTuple):
 class Detector(abc.ABC):
     """A detector that Eqn 3 can be differentiated through.
 
-    A subclass sets `network` and writes the five methods below. `loss` must be a function of the W that it is
-    given: use `call`, never the network itself. `targets` may be any nest of tensors.
+    A subclass sets `network` and writes the four abstract methods below. `loss` must be a function of the W
+    that it is given: use `call`, never the network itself. `targets` may be any nest of tensors.
 
     Attributes:
       network: maps {"images": [N, H, W, C] in [-1, 1]} to its raw answers. It has no state that changes in a
@@ -64,9 +65,12 @@ class Detector(abc.ABC):
     def targets(self, labelled: Labelled) -> Any:
         """What the network should answer to these boxes, a nest of tensors; no gradient."""
 
-    @abc.abstractmethod
     def positives(self, targets) -> tf.Tensor:
-        """What L_d of a batch is divided by, before it is summed over replicas: float32 scalar."""
+        """What L_d of a batch is divided by, before it is summed over replicas: float32 scalar.
+
+        Unless overridden the number of places whose `targets.classes` [N, P] is a class.
+        """
+        return tf.reduce_sum(positive(targets.classes))
 
     @abc.abstractmethod
     def loss(self, W, images, targets, normalizer) -> tf.Tensor:

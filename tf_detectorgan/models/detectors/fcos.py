@@ -51,10 +51,6 @@ class FCOS(Detector):
     def targets(self, labelled: Labelled) -> points_lib.Targets:
         return points_lib.match(self.points, labelled.boxes, labelled.labels, RADIUS)
 
-    def positives(self, targets: points_lib.Targets) -> tf.Tensor:
-        """Number of points in boxes."""
-        return tf.reduce_sum(losses.positive(targets.classes))
-
     def loss(self, W, images, targets: points_lib.Targets, normalizer) -> tf.Tensor:
         """L_d: focal + GIoU + centre-ness, summed, divided by `normalizer` points in boxes (scalar)."""
         out = self.call(W, images)

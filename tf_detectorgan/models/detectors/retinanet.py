@@ -57,10 +57,6 @@ class RetinaNet(Detector):
     def targets(self, labelled: Labelled) -> anchors_lib.Targets:
         return anchors_lib.match(self.anchors, labelled.boxes, labelled.labels, self._match_iou)
 
-    def positives(self, targets: anchors_lib.Targets) -> tf.Tensor:
-        """Number of positive anchors."""
-        return tf.reduce_sum(losses.positive(targets.classes))
-
     def loss(self, W, images, targets: anchors_lib.Targets, normalizer) -> tf.Tensor:
         """L_d: focal + BOX_WEIGHT smooth L1, summed, divided by `normalizer` positive anchors (scalar)."""
         logits, offsets = self.outputs(W, images)
