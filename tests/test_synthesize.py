@@ -10,7 +10,7 @@ from tf_detectorgan.data import coco as data_coco
 from tf_detectorgan.data import formats, records, resize
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.synthesize import Synthesize
-from tf_detectorgan.training import phases, run_directory
+from tf_detectorgan.training import build, phases, run_directory
 
 
 @pytest.fixture
@@ -87,7 +87,8 @@ def test_by_default_other_images_than_the_run_s_and_the_audit_can_leave_some_out
 
 def test_a_generator_is_loaded_from_its_checkpoint(run_dir, tmp_path):
     """A residual generator that is zero inserts what cut-and-paste does; one that adds 0.5 a share of it."""
-    gan = run_directory.reopen(str(run_dir)).players("cyclegan").gan
+    run = run_directory.reopen(str(run_dir))
+    gan = build.gan(run.settings, "cyclegan", run.dataset, run.strategy)
     gan.G_X.layers[-1].bias.assign([0.5])  # not what a fresh one has
     phase = checkpoints.PhaseDirectory(run_dir / "arms" / "cyclegan_bbox" / "joint", gan.parts)
     phase.save(1)
@@ -127,8 +128,7 @@ def test_the_control_has_the_boxes_of_layers_and_no_objects(run_dir, tmp_path):
     "options, message",
     [
         ({"arm": "detectorgan"}, "the generator of detectorgan is not trained to its end"),
-        ({"placement_file": "boxes.csv"}, "needs --placement=file"),
-        ({"placement": "file"}, "'file' needs one"),
+        ({"placement": "file"}, "--placement=file is none of auto"),
         ({"export": ("vco",)}, "'vco' is none of voc, yolo, node21"),
         ({"out": "strange", "overwrite": True}, "holds no synthetic images"),
         ({"out": "run/arms/cut_paste/synthetic", "overwrite": True}, "a run was trained on these images"),
@@ -155,5 +155,5 @@ def test_no_detector_is_trained_on_what_was_made_of_a_test_image(run_dir):
     records.write_records(file, made, schema)
     shutil.rmtree(run_dir / "arms/cut_paste/final_detector")
     with pytest.raises(InputError, match=rf"{file}: images/000001.png .*, which is in test"):
-        phases.final_detector(run, "cut_paste")
+        phases.final_detector(run, "cut_paste", None)
     assert not (run_dir / "arms/cut_paste/final_detector").exists()

@@ -21,7 +21,7 @@ from tf_detectorgan import checkpoints, door
 from tf_detectorgan.config import option
 from tf_detectorgan.data.formats import export
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.synthesis import Inserter, Screening, synthesize
+from tf_detectorgan.synthesis import Screening, synthesize
 from tf_detectorgan.training import build, phases, run_directory
 from tf_detectorgan.training.run import Run, build_detector_training
 from tf_detectorgan.training.settings import ARMS
@@ -88,9 +88,9 @@ def main(options: Synthesize) -> None:
             f"--min_audit={options.min_audit}: not with --audit_folds=0, nor with other --data_dir"
         )
     gan = build.gan(settings, arm.gan, run.dataset, run.strategy) if arm.gan else None
-    insert, checkpoint = phases.insertion_of(run, options.arm, gan)
+    inserter = phases.inserter_of(run, options.arm, gan)._replace(placement=placement)
     kept = synthesize(
-        Inserter(options.arm, insert, placement, build.FEATHER, checkpoint),
+        inserter,
         run.dataset,
         out.absolute(),
         count=options.count,
@@ -99,7 +99,7 @@ def main(options: Synthesize) -> None:
     )
     for kind in options.export:
         export.write(kind, out)
-    weights = f" (weights {checkpoint})" if checkpoint else ""
+    weights = f" (weights {inserter.checkpoint})" if inserter.checkpoint else ""
     dropped = f", {options.count - kept} without an object above --min_audit" if options.min_audit else ""
     print(
         f"{kept} images of {options.arm}{weights}{dropped} in {out}: "

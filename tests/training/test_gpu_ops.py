@@ -91,7 +91,7 @@ def using_graphs(run: Run) -> dict[str, tf.Graph]:
             run.dataset, count=2, batch_size=2, seed=0, start=0, placement=placed
         )
         gan = build.gan(s, arm.gan, run.dataset, run.strategy) if arm.gan else None
-        insert, _ = phases.insertion_of(run, name, gan)
+        insert = phases.inserter_of(run, name, gan).insert
         graphs[f"{name}/synthetic"] = insert.get_concrete_function(batches.element_spec).graph
     return graphs
 

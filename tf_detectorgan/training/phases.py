@@ -26,7 +26,7 @@ from tf_detectorgan.evaluation.auditors import Auditors
 from tf_detectorgan.evaluation.detect import detect_split, quick_ap
 from tf_detectorgan.models.generators import paste
 from tf_detectorgan.poisson import poisson_blend
-from tf_detectorgan.synthesis import synthesize
+from tf_detectorgan.synthesis import Inserter, Screening, synthesize
 from tf_detectorgan.training import build, peak_memory, summaries
 from tf_detectorgan.training.base_gan import BaseGAN
 from tf_detectorgan.training.joint_step import Players
@@ -118,19 +118,15 @@ def make_images(run: Run, name: str, gan: GANTraining | None, judges: Auditors |
         batches_began.append(time.monotonic())
 
     peak_memory.reset()
-    method, checkpoint = insertion_of(run, name, gan.players.gan if gan else None)
-    run.functions[directory.name] = method
+    inserter = inserter_of(run, name, gan.players.gan if gan else None)
+    run.functions[directory.name] = inserter.insert
     kept = synthesize(
-        method,
+        inserter,
         run.dataset,
         directory,
         count=s.synthetic_count,
         seed=s.seed,
-        placement=build.placement(s, arm.images, arm.gan),
-        method=name,
-        checkpoint=checkpoint,
-        reach=build.FEATHER,
-        judges=judges,
+        screening=Screening(judges),
         between=between,
     )
     record = {"count": kept, "seconds": round(time.monotonic() - began, 1)} | peak_memory.read()
@@ -138,16 +134,23 @@ def make_images(run: Run, name: str, gan: GANTraining | None, judges: Auditors |
     checkpoints.finish(directory, record)
 
 
-def insertion_of(run: Run, name: str, gan: BaseGAN | None) -> tuple[Callable[[Synthesis], tf.Tensor], str]:
-    """How the arm inserts an object, as a graph, and the hash of the weights it uses ("" for none).
+def inserter_of(run: Run, name: str, gan: BaseGAN | None) -> Inserter:
+    """How the arm inserts an object. `gan`: of an arm with a generator; its weights are loaded."""
+    arm, directory = ARMS[name], run.layout.arm(name).joint
+    placement = build.placement(run.settings, arm.images, arm.gan)
+    insert = _insertion(run, arm.images, gan)
+    if gan is None:
+        return Inserter(name, insert, placement, build.FEATHER)
+    checkpoints.load(directory, gan.parts)
+    return Inserter(name, insert, placement, build.FEATHER, checkpoints.fingerprint(directory))
 
-    `gan`: of an arm with a generator; its weights are loaded.
-    """
-    images, directory = ARMS[name].images, run.layout.arm(name).joint
+
+def _insertion(run: Run, images: str, gan: BaseGAN | None) -> Callable[[Synthesis], tf.Tensor]:
+    """Draws the objects of a batch: by a graph, but for poisson_blend; `images`: of the arm."""
     if images == "clean":
-        return lambda batch: batch.x, ""
+        return lambda batch: batch.x
     if images == "poisson":
-        return lambda batch: poisson_blend(batch.x, batch.insertion), ""
+        return lambda batch: poisson_blend(batch.x, batch.insertion)
     if gan is None:  # where layers are laid over x, the exemplar is the result
         composed = build.composition(run.settings, len(run.dataset.class_names))
 
@@ -157,14 +160,13 @@ def insertion_of(run: Run, name: str, gan: BaseGAN | None) -> tuple[Callable[[Sy
             alpha = composed.blend(insertion.boxes, insertion.content, *x.shape[1:3])
             return paste(x, insertion.exemplars, alpha)
 
-        return cut_and_paste, ""
-    checkpoints.load(directory, gan.parts)
+        return cut_and_paste
 
     @tf.function(autograph=False)
     def generator(batch):
         return gan.insert(batch.x, batch.insertion, batch.strength)
 
-    return generator, checkpoints.fingerprint(directory)
+    return generator
 
 
 def final_detector(run: Run, name: str, training: DetectorTraining) -> None:
