@@ -49,12 +49,6 @@ class Reproduce:
     test_data: str = option(
         "", "Another prepared data set to score all runs on: more test images than the runs' own, say."
     )
-    beside: tuple[str, ...] = option(
-        (),
-        "title=FILE of metrics that `evaluate --predictions` wrote, shown below the rows: those of a "
-        "localizer in tables 2 and 3, say. Repeatable.",
-        repeated=True,
-    )
     completion_index: int = option(
         -1,
         "For one pod of an Indexed Job: train the cell of this number under --out/cells, with pretraining "
@@ -83,9 +77,8 @@ def main(options: Reproduce) -> None:
         raise InputError(f"--config={options.config}: no such file; name a flagfile of train")
     if not options.seeds or len(set(options.seeds)) != len(options.seeds):
         raise InputError(f"--seeds={','.join(map(str, options.seeds))}: one or more different numbers wanted")
-    if table.phantom_only and "--data_dir=" in flagfile.read_text(encoding="utf-8"):
+    if table.phantom_only and parse(Train, [f"--flagfile={flagfile}"]).data_dir:
         raise InputError(f"{flagfile}: names --data_dir, but table {options.table} draws its own data")
-    beside = [table_report.read_beside(item) for item in options.beside]
     stop = StopSignal().install()
     if options.completion_index >= 0:
         _one_cell(options, table, stop)
@@ -102,9 +95,8 @@ def main(options: Reproduce) -> None:
     command = ["python", "-m", "tf_detectorgan.reproduce", f"--table={options.table}", f"--config={flagfile}"]
     command += [f"--out={out}", f"--seeds={seeds}"]
     command += [f"--test_data={options.test_data}"] if options.test_data else []
-    command += [f"--beside={item}" for item in options.beside]
     page, text = table_report.write_table(
-        options.table, table, options.seeds, out, shlex.join(command), elsewhere, beside
+        options.table, table, options.seeds, out, shlex.join(command), elsewhere
     )
     print(text)
     print(f"table: {page}, {page.with_suffix('.md').name}, {page.with_suffix('.json').name}; runs: {out}")

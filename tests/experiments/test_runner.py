@@ -15,13 +15,13 @@ from tf_detectorgan import reproduce
 from tf_detectorgan.errors import InputError, Interrupted
 from tf_detectorgan.experiments import figures, runner
 from tf_detectorgan.experiments.runner import Cell, Job, parse_only, plan
-from tf_detectorgan.experiments.table_report import distinct, read_beside, write_table
+from tf_detectorgan.experiments.table_report import distinct, write_table
 from tf_detectorgan.experiments.tables import BASE, TABLES, Column, Row, Table, Variant
 from tf_detectorgan.reproduce import Reproduce
 
 ROOT = Path(__file__).resolve().parents[2]
 
-MORE = Variant("more", ("--synthetic_count=9",), continues=True)
+MORE = Variant("more", ("--synthetic_count=9",))
 OTHER = Variant("other", ("--phantom_train_images=9",))
 TABLE = Table(
     "t",
@@ -124,14 +124,6 @@ def test_plan_has_what_is_not_done_base_first(tmp_path):
     assert left == [Job(BASE, 1, ("a",)), Job(MORE, 1, ("b",)), Job(OTHER, 0, ("a",))]
 
 
-def test_a_continuing_variant_brings_its_base(tmp_path):
-    alone = TABLE._replace(rows=TABLE.rows[2:3])
-    assert plan(alone, [3], {Cell("b", 3)}, tmp_path) == [Job(BASE, 3, ("b",)), Job(MORE, 3, ("b",))]
-    both = TABLE._replace(rows=(TABLE.rows[0], TABLE.rows[2]))
-    cells = {Cell("a", 3), Cell("b", 3)}
-    assert plan(both, [3], cells, tmp_path) == [Job(BASE, 3, ("a", "b")), Job(MORE, 3, ("b",))]
-
-
 def test_every_table_is_consistent():
     for table in TABLES.values():
         titles = [row.title for row in table.rows]
@@ -168,16 +160,6 @@ for folder in map(pathlib.Path, sys.argv[1:]):
 
 def run(jobs, out, workers=2, stopped=lambda: None):
     runner.run_jobs(jobs, Path("x.flags"), out, workers, stopped)
-
-
-def test_a_variant_waits_for_its_base(monkeypatch, tmp_path):
-    began = scripted(monkeypatch, "import time; time.sleep(0.5)" + WORK)
-    base, more = Job(BASE, 0, ("b",)), Job(MORE, 0, ("b",))
-    run([base, more, Job(OTHER, 0, ("a",))], tmp_path)
-    assert [job for job, _ in began] == [base, Job(OTHER, 0, ("a",)), more]
-    times = dict(began)
-    assert times[more] - times[base] > 0.5
-    assert plan(TABLE, [0], {Cell("b", 0)}, tmp_path) == []
 
 
 def test_a_failed_run_is_named_after_the_others_are_finished(monkeypatch, tmp_path):
@@ -317,10 +299,7 @@ def test_a_cell_trained_apart_is_gathered_into_the_table(tmp_path, tiny_phantom,
     assert "0 trainings to do" in capsys.readouterr().out
     assert [row["title"] for row in json.loads((out / "table_1.json").read_text())["rows"]] == ["cut_paste"]
     metrics = out / "base" / "seed0" / "arms" / "cut_paste" / "evaluation" / "metrics.json"
-    cam = read_beside(f"cam={metrics}")
-    page, text = write_table("3", TABLES["3"], [0], out, command="", beside=[cam])
-    (own, same) = [line.split() for line in text.splitlines() if line.startswith(("cut_paste", "cam"))]
-    assert (same[0], same[1], same[-1]) == ("cam", own[1], "–")
+    page, text = write_table("3", TABLES["3"], [0], out, command="")
     (row,), found = json.loads((out / "table_3.json").read_text())["rows"], json.loads(metrics.read_text())
     first, share = row["cells"][0], found["localization"]["iobb"]["0.1"]
     assert (first["low"], first["high"], first["counts"]) == (
@@ -328,28 +307,12 @@ def test_a_cell_trained_apart_is_gathered_into_the_table(tmp_path, tiny_phantom,
         share["high"],
         [[share["k"], share["n"]]],
     )
-    elsewhere = cam._replace(metrics=cam.metrics | {"counts": cam.metrics["counts"] | {"images": 7}})
-    with pytest.raises(InputError, match=r"scored on other images than the table \(\{'images': 7\} there\)"):
-        write_table("3", TABLES["3"], [0], out, command="", beside=[elsewhere])
     (published,) = [
         line.split("  ") for line in text.splitlines() if line.startswith("Wang et al. 2017, pub")
     ]
     assert [cell.strip() for cell in published if cell][1:] == ["0.165", "0.051", *["0.013"] * 3]
     for file in (page, page.with_suffix(".md")):
         assert "Wang et al. 2017, published: their table 4, Nodule" in file.read_text("utf-8")
-        assert "cam: not trained by this table" in file.read_text("utf-8")
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", "no JSON"])
-def test_what_is_shown_beside_a_table_is_read_before_it_is_trained(tmp_path, content):
-    flagfile, file = tmp_path / "tiny.flags", tmp_path / "metrics.json"
-    flagfile.write_text(FLAGS)
-    file.write_text(content)
-    for item in (f"cam={file}", f"cam={tmp_path / 'gone.json'}", str(file)):
-        with pytest.raises(
-            InputError, match="wanted title=FILE with metrics that evaluate --predictions wrote"
-        ):
-            reproduce.main(Reproduce(config=str(flagfile), out=str(tmp_path / "out"), beside=(item,)))
 
 
 def test_a_column_that_repeats_the_main_iou_is_shown_once():

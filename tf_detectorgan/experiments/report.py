@@ -26,6 +26,7 @@ from tf_detectorgan.experiments import audit_table, figures, training_curves
 from tf_detectorgan.experiments.evaluation_table import aligned
 from tf_detectorgan.experiments.run_results import Run, read_run
 from tf_detectorgan.gallery import environment, image_uri
+from tf_detectorgan.run_layout import RunLayout
 from tf_detectorgan.training.settings import ARMS
 
 PACKAGES = ("keras", "keras-cv", "numpy", "opencv-python-headless", "pycocotools", "scipy")
@@ -96,12 +97,12 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         "training": [
             figures.training(title, curves)
             for title, curves in training_curves.read(
-                run.directory / "tensorboard", run.arms, content["main_iou"]
+                RunLayout(run.directory).tensorboard, run.arms, content["main_iou"]
             )
         ],
         "examples": examples(run),
     }
-    page = run.directory / "report.html"
+    page = RunLayout(run.directory).report
     checkpoints.write_text(page, templates.get_template("report.html").render(content | pictures))
     for name in ("report.md", "cards.md"):
         checkpoints.write_text(run.directory / name, templates.get_template(name).render(content))
@@ -109,20 +110,12 @@ def write_report(run_dir: str | os.PathLike) -> Path:
 
 
 def looks_ahead(run: Run) -> list[str]:
-    """A sentence for each arm with Eqn 3: how it was computed."""
-    c, sentences = run.config, []
-    for name, arm in run.arms.items():
-        if name not in ARMS or not ARMS[name].real_sign or "unroll" not in c:
-            continue
-        how = {
-            "exact": "Eqn 3 exactly, through one step",
-            "k_steps": f"Eqn 3 exactly, through {c['unroll_steps']} steps",
-            "finite_difference": "Eqn 3 by a finite difference, through one step",
-            "none": "without Eqn 3 (--unroll=none), beside steps",
-        }[c["unroll"]]
-        measured = "" if arm.cosine is None else f"; cosine to the exact gradient at first: {arm.cosine:.2f}"
-        sentences.append(f"{name}: {how} of {c['joint_detector_optimizer']}{measured}.")
-    return sentences
+    """A sentence for each arm with Eqn 3: through how many steps, of which optimizer."""
+    steps, optimizer = (run.config.get(key) for key in ("unroll_steps", "joint_detector_optimizer"))
+    names = [name for name in run.arms if name in ARMS and ARMS[name].real_sign and steps is not None]
+    exactly = f"Eqn 3 exactly, through {'one step' if steps == 1 else f'{steps} steps'}"
+    how = exactly if steps else "without Eqn 3, beside steps"
+    return [f"{name}: {how} of {optimizer}." for name in names]
 
 
 def result_table(run_dir: str | os.PathLike) -> str:

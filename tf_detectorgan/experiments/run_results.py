@@ -10,20 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tf_detectorgan import run_layout
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation.records import Found, Truth, from_coco_results, truth_from_json
-
-ARM_ORDER = (
-    "real_only",
-    "boxes_only",
-    "cut_paste",
-    "poisson_blend",
-    "superpose",
-    "cyclegan_bbox",
-    "acgan",
-    "detectorgan_no_unroll",
-    "detectorgan",
-)  # baseline first
+from tf_detectorgan.run_layout import RunLayout
+from tf_detectorgan.training.settings import ARMS
 
 
 class Arm(NamedTuple):
@@ -34,14 +25,13 @@ class Arm(NamedTuple):
     contact_sheet: Path | None
     gallery: Path | None
     audit: dict | None  # of its synthetic images, as of evaluation.audit
-    cosine: float | None = None  # of Eqn 3's gradient by finite difference to the exact one
 
 
 class Run(NamedTuple):
     """A run directory, read."""
 
     directory: Path
-    arms: dict[str, Arm]  # those with metrics, in ARM_ORDER, others by name after them
+    arms: dict[str, Arm]  # those with metrics, in the order of ARMS, others by name after them
     missing: list[str]  # arms that were asked for or begun, without metrics
     truth: list[Truth]
     config: dict
@@ -56,51 +46,46 @@ def read_run(run_dir: str | os.PathLike, elsewhere: str = "") -> Run:
     Raises:
       InputError: no arm has metrics, or a file is not JSON.
     """
-    directory = Path(run_dir)
-    config = _json(directory / "config.json", {})
-    begun = sorted(path.name for path in directory.glob("arms/*") if path.is_dir())
-    names = sorted({*begun, *_asked_for(config)}, key=_order)
+    directory, layout = Path(run_dir), RunLayout(Path(run_dir))
+    config = _json(layout.config, {})
+    begun = [path.name for path in layout.arms.glob("*") if path.is_dir()]
+    names = sorted({*begun, *config.get("arm", ())}, key=_order)
     arms = {}
-    truth = truth_from_json(_json(directory / "truth.json", []))
+    truth = truth_from_json(_json(run_layout.truth(directory), []))
     for name in names:
-        scores = directory / "arms" / name / "evaluation" / elsewhere
-        metrics = _json(scores / "metrics.json", None)
+        scores = layout.arm(name).evaluation(elsewhere)
+        metrics = _json(run_layout.metrics(scores), None)
         if metrics is not None:
-            truth = truth_from_json(_json(scores / "truth.json", [])) if elsewhere else truth
-            arms[name] = _arm(directory / "arms" / name, scores, metrics, truth)
+            truth = truth_from_json(_json(run_layout.truth(scores), [])) if elsewhere else truth
+            arms[name] = _arm(layout.arm(name).synthetic, scores, metrics, truth)
     if not arms:
-        raise InputError(f"{directory}: no arm has been evaluated (arms/*/evaluation/metrics.json)")
+        raise InputError(f"{directory}: no arm has been evaluated ({layout.arms} holds no metrics)")
     return Run(
         directory,
         arms,
         [name for name in names if name not in arms],
         truth,
         config,
-        _json(directory / "data_card.json", {}),
-        _json(directory / "costs.json", {}),
-        _samples(directory / "evaluation_samples.npz", truth),
+        _json(layout.data_card, {}),
+        _json(layout.costs, {}),
+        _samples(layout.samples, truth),
     )
 
 
-def _asked_for(config: dict) -> Sequence[str]:
-    arms = config.get("arms", config.get("arm", ()))
-    return [arms] if isinstance(arms, str) else list(arms or ())
-
-
 def _order(name: str) -> tuple[int, str]:
-    return (ARM_ORDER.index(name) if name in ARM_ORDER else len(ARM_ORDER), name)
+    known = list(ARMS)
+    return (known.index(name) if name in known else len(known), name)
 
 
-def _arm(directory: Path, scores: Path, metrics: dict, truth: Sequence[Truth]) -> Arm:
-    results = _json(scores / "detections.json", None)
-    sheet, gallery = (directory / "synthetic" / name for name in ("contact_sheet.png", "gallery.html"))
+def _arm(synthetic: Path, scores: Path, metrics: dict, truth: Sequence[Truth]) -> Arm:
+    results = _json(run_layout.detections(scores), None)
+    sheet, gallery = synthetic / run_layout.CONTACT_SHEET, synthetic / run_layout.GALLERY
     return Arm(
         metrics,
         from_coco_results(results, [t.image_id for t in truth]) if truth and results is not None else None,
         sheet if sheet.exists() else None,
         gallery if gallery.exists() else None,
-        _json(directory / "synthetic" / "audit.json", None),
-        _json(directory / "joint" / "finite_difference.json", {}).get("cosine_to_exact"),
+        _json(synthetic / run_layout.AUDIT, None),
     )
 
 

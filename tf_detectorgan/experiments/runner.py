@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tf_detectorgan import checkpoints, disk, progress
+from tf_detectorgan import checkpoints, disk, progress, run_layout
 from tf_detectorgan.errors import EXIT_BAD_INPUT, InputError, Interrupted
 from tf_detectorgan.experiments.tables import BASE, Row, Table, Variant
+from tf_detectorgan.run_layout import RunLayout
 
 POLL_SECONDS = 1.0
 
@@ -44,8 +45,8 @@ def run_directory(out: Path, variant: Variant, seed: int) -> Path:
 
 def metrics_file(out: Path, row: Row, seed: int, elsewhere: str = "") -> Path:
     """What says that a cell is done; `elsewhere` names another data set that it is scored on."""
-    arm = run_directory(out, row.variant, seed) / "arms" / row.arm
-    return arm / "evaluation" / elsewhere / "metrics.json"
+    arm = RunLayout(run_directory(out, row.variant, seed)).arm(row.arm)
+    return run_layout.metrics(arm.evaluation(elsewhere))
 
 
 def parse_only(items: Iterable[str], table: Table, seeds: Sequence[int]) -> set[Cell]:
@@ -100,24 +101,24 @@ def take_pretraining(table: Table, cell: Cell, out: Path) -> list[Path]:
     arms = dict.fromkeys(row.arm for row in table.rows if row.arm != cell.arm)
     others = [out, *(cell_directory(out, Cell(arm, cell.seed)) for arm in arms)]
     for variant in sorted({row.variant for row in table.rows if row.arm == cell.arm}):
-        target = run_directory(apart, variant, cell.seed)
-        sources = [run_directory(other, variant, cell.seed) for other in others]
+        target = RunLayout(run_directory(apart, variant, cell.seed))
+        sources = [RunLayout(run_directory(other, variant, cell.seed)) for other in others]
         source = max(sources, key=lambda run: len(_finished(run)))
-        if not _finished(source) or (target / "config.json").exists():
+        if not _finished(source) or target.config.exists():
             continue
         for name in _finished(source):
-            _copy_missing(source / "shared" / name, target / "shared" / name)
-            taken.append(target / "shared" / name)
-        if (source / "phantom").is_dir():
-            _copy_missing(source / "phantom", target / "phantom")
-        for file in ("data_card.json", "config.json"):
-            checkpoints.write_text(target / file, (source / file).read_text(encoding="utf-8"))
+            _copy_missing(source.shared / name, target.shared / name)
+            taken.append(target.shared / name)
+        if source.phantom.is_dir():
+            _copy_missing(source.phantom, target.phantom)
+        for theirs, ours in ((source.data_card, target.data_card), (source.config, target.config)):
+            checkpoints.write_text(ours, theirs.read_text(encoding="utf-8"))
     return taken
 
 
-def _finished(run: Path) -> list[str]:
+def _finished(run: RunLayout) -> list[str]:
     """Names of the phases of pretraining that a run has finished."""
-    return sorted(done.parent.name for done in run.glob("shared/*/done.json"))
+    return sorted(done.parent.name for done in run.shared.glob(f"*/{run_layout.DONE}"))
 
 
 def gather(table: Table, seeds: Sequence[int], out: Path) -> None:
@@ -126,13 +127,15 @@ def gather(table: Table, seeds: Sequence[int], out: Path) -> None:
         for seed in seeds:
             apart = cell_directory(out, Cell(row.arm, seed))
             if metrics_file(apart, row, seed).exists() and not metrics_file(out, row, seed).exists():
-                source, target = (run_directory(parent, row.variant, seed) for parent in (apart, out))
-                _move_missing(source, target, but="arms")
-                shutil.rmtree(target / "arms" / row.arm, ignore_errors=True)
-                checkpoints.write_costs(target, source)
+                source, target = (
+                    RunLayout(run_directory(parent, row.variant, seed)) for parent in (apart, out)
+                )
+                _move_missing(source.path, target.path, but=source.arms.name)
+                shutil.rmtree(target.arm(row.arm).path, ignore_errors=True)
+                checkpoints.write_costs(target.path, source.path)
                 # The metrics come last: with them the cell counts as done.
-                (target / "arms").mkdir(exist_ok=True)
-                (source / "arms" / row.arm).rename(target / "arms" / row.arm)
+                target.arms.mkdir(exist_ok=True)
+                source.arm(row.arm).path.rename(target.arm(row.arm).path)
 
 
 def _move_missing(source: Path, target: Path, but: str) -> None:
@@ -143,12 +146,12 @@ def _move_missing(source: Path, target: Path, but: str) -> None:
             continue
         if not (target / path.name).exists():
             path.rename(target / path.name)
-        elif path.name in ("tensorboard", "shared"):
+        elif path in (RunLayout(source).tensorboard, RunLayout(source).shared):
             _move_missing(path, target / path.name, but)
 
 
 def plan(table: Table, seeds: Sequence[int], cells: set[Cell], out: Path) -> list[Job]:
-    """The jobs that are not done, base first: variants that continue it begin from its checkpoints."""
+    """The jobs that are not done, the base's first."""
     jobs = []
     for variant in sorted({row.variant for row in table.rows}, key=lambda v: (v != BASE, v.name)):
         for seed in seeds:
@@ -156,24 +159,6 @@ def plan(table: Table, seeds: Sequence[int], cells: set[Cell], out: Path) -> lis
             arms = tuple(r.arm for r in rows if not metrics_file(out, r, seed).exists())
             if arms:
                 jobs.append(Job(variant, seed, arms))
-    needed = {(job.seed, arm) for job in jobs if job.variant.continues for arm in job.arms}
-    return _with_base(jobs, needed, out)
-
-
-def _with_base(jobs: list[Job], needed: set[tuple[int, str]], out: Path) -> list[Job]:
-    """Adds the base's arms that continuing variants begin from, unless they are there or in `jobs`."""
-    for seed in sorted({seed for seed, _ in needed}):
-        wanted = [arm for s, arm in sorted(needed) if s == seed]
-        base = next((job for job in jobs if job.variant == BASE and job.seed == seed), None)
-        have = base.arms if base else ()
-        missing = tuple(
-            arm
-            for arm in wanted
-            if arm not in have and not metrics_file(out, Row(arm, arm, BASE), seed).exists()
-        )
-        if missing:
-            jobs = [job for job in jobs if job is not base]
-            jobs.insert(0, Job(BASE, seed, have + missing))
     return jobs
 
 
@@ -200,9 +185,9 @@ def run_jobs(
     bar = progress.bar(total=total, desc="reproduce", unit="arm", dynamic_ncols=True, smoothing=0)
     with _ended_with_us(running), bar:
         while waiting or running:
-            while len(running) < workers and (ready := _first_ready(waiting, [*waiting, *running])):
-                waiting.remove(ready)
-                running[ready] = _start(ready, flagfile, out, workers)
+            while waiting and len(running) < workers:
+                job = waiting.pop(0)
+                running[job] = _start(job, flagfile, out, workers)
                 bar.set_postfix_str(", ".join(_name(job) for job in running))
             time.sleep(POLL_SECONDS)
             done = total - sum(len(_open_arms(job, out)) for job in [*waiting, *running, *failed])
@@ -219,16 +204,8 @@ def run_jobs(
         raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed ({logs})")
 
 
-def _first_ready(waiting: Sequence[Job], unfinished: Sequence[Job]) -> Job | None:
-    """The first job that may begin: a continuing variant waits for its base."""
-    bases = {job.seed for job in unfinished if job.variant == BASE}
-    return next((job for job in waiting if not (job.variant.continues and job.seed in bases)), None)
-
-
 def _start(job: Job, flagfile: Path, out: Path, workers: int) -> subprocess.Popen:
     directory = run_directory(out, job.variant, job.seed)
-    if job.variant.continues:
-        _take_over(run_directory(out, BASE, job.seed), directory, job.arms)
     directory.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tf_detectorgan.train", f"--flagfile={flagfile}", *job.variant.flags]
     command += [f"--run_dir={directory}", f"--seed={job.seed}", f"--arm={','.join(job.arms)}"]
@@ -245,13 +222,6 @@ def environment(workers: int) -> dict[str, str]:
     shares = {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
     # Seconds between lines of a progress bar that goes to a file.
     return os.environ | shares | {"TQDM_MININTERVAL": "30"}
-
-
-def _take_over(base: Path, directory: Path, arms: Sequence[str]) -> None:
-    """Copies the base's finished pretraining and joint phases, which are the same in this variant."""
-    for part in ("shared", "phantom", *(f"arms/{arm}/joint" for arm in arms)):
-        if (base / part).is_dir():
-            _copy_missing(base / part, directory / part)
 
 
 def _copy_missing(source: Path, target: Path) -> None:

@@ -83,49 +83,6 @@ def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str =
     )
 
 
-class Beside(NamedTuple):
-    """Detections of a localizer or another program, as `evaluate --predictions` scored them."""
-
-    title: str
-    file: str
-    metrics: dict
-
-
-def read_beside(item: str) -> Beside:
-    """An item of --beside, "title=FILE".
-
-    Raises:
-      InputError: there is no title, or FILE holds no metrics.
-    """
-    title, _, file = item.partition("=")
-    try:
-        metrics = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
-        return Beside(title, file, {key: metrics[key] for key in ("ap", "recall", "localization", "counts")})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"--beside={item}: wanted title=FILE with metrics that evaluate --predictions wrote ({error!r})"
-        ) from error
-
-
-def _beside_row(one: Beside, columns: Sequence[Column], results: Results, counts: Mapping) -> dict[str, Any]:
-    """A line below the table's; one training or none of ours, so with the interval over test images alone.
-
-    Raises:
-      InputError: it was scored on other images.
-    """
-    other = {k: v for k, v in one.metrics["counts"].items() if k != "detections" and v != counts[k]}
-    if other:
-        raise InputError(
-            f"--beside={one.title}={one.file}: scored on other images than the table ({other} there); score "
-            "it on the table's test images"
-        )
-    found = [_entry(one.metrics, column, results.main_iou) for column in columns]
-    cells = [
-        {"mean": e["value"], "sd": None, "low": e["low"], "high": e["high"], "paper": None} for e in found
-    ]
-    return {"title": one.title, "cells": cells, "file": one.file}
-
-
 def write_table(
     name: str,
     table: Table,
@@ -133,7 +90,6 @@ def write_table(
     out: Path,
     command: str,
     elsewhere: str = "",
-    beside: Sequence[Beside] = (),
 ) -> tuple[Path, str]:
     """Writes `table_<name>.html`, `.md` and `.json` to `out`; the set `elsewhere` gets pages of its own.
 
@@ -141,10 +97,9 @@ def write_table(
       The page, and the table as plain text.
 
     Raises:
-      InputError: as `read_results`; something of `beside` was scored on other images.
+      InputError: as `read_results`.
     """
     results = read_results(table, seeds, out, elsewhere)
-    counts = next(iter(next(iter(results.metrics.values())).values()))["counts"]
     table = table._replace(columns=distinct(table.columns, results.main_iou))
     numbers = {
         "table": name,
@@ -158,7 +113,6 @@ def write_table(
             {"title": p.title, "cells": [p.numbers.get(c.title) for c in table.columns], "note": p.note}
             for p in table.published
         ],
-        "beside": [_beside_row(one, table.columns, results, counts) for one in beside],
         "comparisons": {c.title: comparisons(table, c, results) for c in table.columns if _has_draws(c)},
         "unfinished": [
             f"{row.title}:{seed}"
@@ -166,7 +120,7 @@ def write_table(
             for seed in seeds
             if seed not in results.metrics.get(row.title, {})
         ],
-        "counts": counts,
+        "counts": next(iter(next(iter(results.metrics.values())).values()))["counts"],
         "seconds": round(results.seconds, 1),
         "config": results.config,
         "data": results.data,
@@ -203,8 +157,6 @@ def _text(content: Mapping[str, Any]) -> str:
     lines = [["", *content["columns"], "seeds"]]
     for row in content["rows"]:
         lines.append([row["title"], *(cell(c) for c in row["cells"]), str(row["seeds"])])
-    for row in content["beside"]:
-        lines.append([row["title"], *(cell(c) for c in row["cells"]), "–"])
     for row in content["published"]:
         lines.append([f"{row['title']}, published", *map(published_cell, row["cells"]), ""])
     sentences = [s for _, group in content["comparisons"] for s in group]

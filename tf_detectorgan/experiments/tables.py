@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 
 class Variant(NamedTuple):
-    """Flags added to the flagfile. `continues`: nothing before the synthetic images changes by them."""
+    """Flags added to the flagfile."""
 
     name: str
     flags: tuple[str, ...] = ()
-    continues: bool = False
 
 
 class Row(NamedTuple):
@@ -95,16 +94,6 @@ CLAIMS = (
 # No published number: Table 5's are of Cityscapes at the paper's size, and none was at hand to copy from.
 TABLE_5 = tuple(Row(arm, arm, BASE) for arm in ("real_only", "pix2pix", "psgan", "psgan_detectorgan"))
 REAL_1000 = Variant("real_1000", ("--phantom_train_images=1000",))
-DOSES = {n: Variant(f"synthetic_{n}", (f"--synthetic_count={n}",), continues=True) for n in (100, 300, 1000)}
-# The same settings for every arm; to be scored on images that no test set has (--test_data).
-TRIALS = {
-    (objects, share): Variant(
-        f"objects_{objects}_share_{share}",
-        (f"--synthetic_objects={objects}", f"--synthetic_fraction={share}"),
-        continues=True,
-    )
-    for objects, share in ((1, 0.5), (3, 0.5), (3, 0.75))
-}
 SIZES = {n: Variant(f"labelled_{n}", (f"--phantom_train_images={n}",)) for n in (19, 57, 171)}
 IOBB = ("0.1", "0.25", "0.5", "0.75", "0.9")
 LEARNED = ("cut_paste", "cyclegan_bbox", "detectorgan")
@@ -173,27 +162,6 @@ TABLES = {
             ("detectorgan", "cut_paste"),
         ),
         phantom_only=True,
-    ),
-    "dose": Table(
-        "By number of synthetic images",
-        "ours",
-        (
-            Row("real_only, 0", "real_only", BASE, number=0),
-            *(Row(f"{arm}, {n}", arm, v, number=n) for arm in LEARNED for n, v in DOSES.items()),
-        ),
-        AP,
-        tuple((f"detectorgan, {n}", f"cut_paste, {n}") for n in DOSES),
-    ),
-    "trials": Table(
-        "Settings of the synthetic images, the same trials for every arm",
-        "ours",
-        tuple(
-            Row(f"{row.arm}, objects {objects}, share {share}", row.arm, variant)
-            for row in TABLE_1
-            if row.arm != "real_only"
-            for (objects, share), variant in TRIALS.items()
-        ),
-        AP,
     ),
     "small_data": Table(
         "By number of labelled images",
