@@ -11,29 +11,32 @@ python -m tf_detectorgan.prepare --inspect=data/phantom
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os.path import exists
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan import door
 from tf_detectorgan.config import option
 from tf_detectorgan.data import (
     cityscapes,
     coco,
     coco_builder,
+    contents,
     formats,
     nih_chestxray,
     nih_tables,
     phantom,
     records,
     shards,
+    split_guard,
     splits,
 )
-from tf_detectorgan.data.image_files import Source
 from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
+
+Make = Callable[[str], shards.Builder]  # the builder for a directory
 
 _SMALL_BOX = 2.0  # stored pixels: below this side no network of ours can see the object
 
@@ -143,10 +146,11 @@ def prepare(options: Prepare) -> None:
     options = dataclasses.replace(
         options, **{k: v for k, v in defaults.items() if getattr(options, k) in _NOT_GIVEN}
     )
-    notes = _BUILD[options.dataset](options)
+    make, notes = _READERS[options.dataset](options)
+    shards.build(make, options.out, overwrite=options.overwrite, beam_options=options.beam_options)
     dataset = records.open_dataset(options.out)
-    print(summary(dataset))
-    for note in notes + _warnings(dataset):
+    notes += _report(dataset)
+    for note in notes:
         print(f"note: {note}")
 
 
@@ -170,9 +174,10 @@ def _refuse_unused(options: Prepare) -> None:
             )
 
 
-def _build_phantom(options: Prepare) -> list[str]:
-    if not 64 <= options.image_size <= 512:
-        raise InputError(f"--image_size={options.image_size}: the phantom is drawn at 64 to 512 pixels")
+def _phantom(options: Prepare) -> tuple[Make, list[str]]:
+    low, high = phantom.SIZES
+    if not low <= options.image_size <= high:
+        raise InputError(f"--image_size={options.image_size}: the phantom is drawn at {low} to {high} pixels")
     config = phantom.PhantomConfig(
         name="prepared",
         size=options.image_size,
@@ -184,16 +189,10 @@ def _build_phantom(options: Prepare) -> list[str]:
         test_images=options.phantom_test_images,
         test_clean_images=options.phantom_test_clean_images,
     )
-    shards.build(
-        lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config),
-        options.out,
-        overwrite=options.overwrite,
-        beam_options=options.beam_options,
-    )
-    return []
+    return lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), []
 
 
-def _build_images(options: Prepare) -> list[str]:
+def _annotated(options: Prepare) -> tuple[Make, list[str]]:
     """Images with annotations in one of `formats.FORMATS`."""
     splits.check_shares(options.splits)
     given = (Path(p).expanduser() if p else None for p in (options.annotations, options.images))
@@ -213,129 +212,110 @@ def _build_images(options: Prepare) -> list[str]:
         folder.sources, options.splits, options.seed, options.train_images, options.split_key
     )
     grey = all(source.grey for source in folder.sources)
-    notes = folder.notes + left_out
-    notes += coco_builder.write(
-        coco_builder.Coco,
-        plan,
-        options.out,
+    config = coco_builder.CocoConfig(
+        plan=plan,
         class_names=folder.class_names,
         image_size=options.image_size,
         channels={"auto": 1 if grey else 3, "1": 1, "3": 3}[options.channels],
         white=folder.white,
         citation=document.citation,
-        overwrite=options.overwrite,
-        allow_duplicates=options.allow_duplicates,
-        beam_options=options.beam_options,
     )
-    notes += [f"skipped {count} x {reason}" for reason, count in sorted(folder.skipped.items())]
-    return notes
+    return _guarded(coco_builder.Coco, config, folder.notes + left_out, options)
 
 
-def _build_nih(options: Prepare) -> list[str]:
-    if not options.images:
-        raise InputError("--images= is missing: the folder with NIH's tables and images_001 to images_012")
-    splits.check_shares(options.splits)
+def _nih(options: Prepare) -> tuple[Make, list[str]]:
     extra = options.extra_annotations
     plan, notes = nih_chestxray.plan(
-        Path(options.images).expanduser(),
+        _folder(options, "NIH's tables and images_001 to images_012"),
         options.finding,
-        shares=options.splits,
-        seed=options.seed,
-        train_images=options.train_images,
         extra_annotations=Path(extra).expanduser() if extra else None,
         allow_missing=options.allow_missing,
-        skip_bad=options.skip_bad,
+        **_division(options),
     )
     _say_found("NIH ChestX-ray", options.images, plan)
-    return notes + coco_builder.write(
-        nih_chestxray.NihChestXray,
-        plan,
-        options.out,
-        class_names=[options.finding],
-        image_size=options.image_size,
-        overwrite=options.overwrite,
-        allow_duplicates=options.allow_duplicates,
-        beam_options=options.beam_options,
-    )
+    config = coco_builder.CocoConfig(plan=plan, class_names=[options.finding], image_size=options.image_size)
+    return _guarded(nih_chestxray.NihChestXray, config, notes, options)
 
 
-def _build_cityscapes(options: Prepare) -> list[str]:
-    if not options.images:
-        raise InputError("--images= is missing: the folder with leftImg8bit and gtBboxCityPersons or gtFine")
-    splits.check_shares(options.splits)
+def _cityscapes(options: Prepare) -> tuple[Make, list[str]]:
     plan, notes = cityscapes.plan(
-        Path(options.images).expanduser(),
-        shares=options.splits,
-        seed=options.seed,
-        train_images=options.train_images,
-        skip_bad=options.skip_bad,
+        _folder(options, "leftImg8bit and gtBboxCityPersons or gtFine"), **_division(options)
     )
     _say_found("Cityscapes", options.images, plan)
-    return notes + coco_builder.write(
-        cityscapes.Cityscapes,
-        plan,
-        options.out,
-        class_names=["pedestrian"],
-        image_size=options.image_size,
-        channels=3,
-        overwrite=options.overwrite,
-        allow_duplicates=options.allow_duplicates,
-        beam_options=options.beam_options,
+    config = coco_builder.CocoConfig(
+        plan=plan, class_names=["pedestrian"], image_size=options.image_size, channels=3
     )
+    return _guarded(cityscapes.Cityscapes, config, notes, options)
 
 
-def _say_found(title: str, folder: str, plan: Mapping[str, Sequence[Source]]) -> None:
+def _say_found(title: str, folder: str, plan: Mapping[str, list]) -> None:
     print(f"found {title} in {folder}: {', '.join(f'{split} {len(rows)}' for split, rows in plan.items())}")
 
 
-_BUILD = dict.fromkeys(_FORMATS, _build_images)
-_BUILD |= {"cityscapes": _build_cityscapes, "nih": _build_nih, "phantom": _build_phantom}
+def _guarded(
+    builder: type[coco_builder.Coco], config: coco_builder.CocoConfig, notes: list[str], options: Prepare
+) -> tuple[Make, list[str]]:
+    """The builder of checked images; raises InputError if a picture is in two splits."""
+    prints = {
+        split: [(source.file_name, source.fingerprint) for source in rows if source.fingerprint]
+        for split, rows in config.plan.items()
+    }
+    twice = split_guard.check(prints, options.allow_duplicates)
+    return lambda data_dir: builder(data_dir=data_dir, config=config), notes + twice
 
 
-def _contents(dataset: records.Dataset, split: str) -> tuple[np.ndarray, list[int], set[str]]:
-    """Boxes [n, 4], labels and groups of a split, read without decoding an image."""
-    boxes, labels, groups = [np.zeros([0, 4])], list[int](), set[str]()
-    for image in dataset.listed(split):
-        boxes.append(image.boxes)
-        labels += image.labels
-        groups |= set(image.groups)
-    return np.concatenate(boxes), labels, groups
+def _folder(options: Prepare, contents: str) -> Path:
+    if not options.images:
+        raise InputError(f"--images= is missing: the folder with {contents}")
+    return Path(options.images).expanduser()
 
 
-def summary(dataset: records.Dataset) -> str:
-    """A table of what every split holds; box sizes are the root of the area, in stored pixels."""
+def _division(options: Prepare) -> dict[str, Any]:
+    """The options that a publisher's data sets share."""
+    splits.check_shares(options.splits)
+    names = ("shares", "seed", "train_images", "skip_bad")
+    return dict(
+        zip(names, (options.splits, options.seed, options.train_images, options.skip_bad), strict=True)
+    )
+
+
+_READERS = dict.fromkeys(_FORMATS, _annotated) | {"cityscapes": _cityscapes, "nih": _nih, "phantom": _phantom}
+
+
+def _report(dataset: records.Dataset) -> list[str]:
+    """Prints what every split holds, box sizes in stored pixels; returns what the user should think about."""
     height, width, channels = dataset.image_shape
-    rows = [f"{'split':<22}{'images':>8}{'groups':>8}{'boxes':>8}   box size 5% / 50% / 95%, boxes per class"]
-    for split in (f"{part}_{stream}" for part in records.SPLITS for stream in records.STREAMS):
-        if not dataset.count(split):
-            continue
-        boxes, labels, groups = _contents(dataset, split)
-        row = f"{split:<22}{dataset.count(split):>8}{len(groups):>8}{len(boxes):>8}"
-        if len(boxes):
-            sizes = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
-            row += "   " + " / ".join(f"{q:.1f}" for q in np.quantile(sizes, (0.05, 0.5, 0.95)))
-            row += ", " + ", ".join(f"{n} {labels.count(i)}" for i, n in enumerate(dataset.class_names))
-        rows.append(row)
-    form = f"{height} x {width} x {channels}, {dataset.bit_depth} bit"
-    return "\n".join(rows + [f"{dataset.directory}: images of {form}"])
-
-
-def _warnings(dataset: records.Dataset) -> list[str]:
-    """What the user should think about before training on this set."""
+    print(f"{'split':<22}{'images':>8}{'groups':>8}{'boxes':>8}   box size 5% / 50% / 95%, boxes per class")
     notes = []
-    for split in (f"{part}_labelled" for part in records.SPLITS):
-        boxes, labels, _ = _contents(dataset, split)
-        small = int((np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) < _SMALL_BOX).sum())
-        if small:
-            notes.append(
-                f"{split}: {small} of {len(boxes)} boxes are under {_SMALL_BOX:g} px wide or high: "
-                "use a larger --image_size"
-            )
-        missing = [name for i, name in enumerate(dataset.class_names) if i not in labels]
-        if missing and dataset.count(split):
-            notes.append(f"{split}: no box of {', '.join(missing)}")
-        if not dataset.count(split):
-            notes.append(f"{split}: no images")
+    for split in (f"{part}_{stream}" for part in records.SPLITS for stream in records.STREAMS):
+        held = contents.read(dataset, split)
+        row = held.summary(dataset.class_names)
+        if held.names:
+            text = f"{split:<22}{row['images']:>8}{row['groups']:>8}{row['boxes']:>8}"
+            if held.labels:
+                text += "   " + " / ".join(f"{size:.1f}" for size in row["sizes"])
+                text += "".join(f", {name} {count}" for name, count in row["classes"].items())
+            print(text)
+        if split.endswith("_labelled"):
+            notes += _warnings(split, held, row["classes"])
+    print(f"{dataset.directory}: images of {height} x {width} x {channels}, {dataset.bit_depth} bit")
+    return notes
+
+
+def _warnings(split: str, held: contents.Contents, classes: Mapping[str, int]) -> list[str]:
+    """What the user should think about before training on a labelled split."""
+    if not held.names:
+        return [f"{split}: no images"]
+    notes = []
+    sides = boxes_lib.to_xywh(held.boxes).numpy()[:, 2:]
+    small = int((sides.min(axis=1) < _SMALL_BOX).sum())
+    if small:
+        notes.append(
+            f"{split}: {small} of {len(held.boxes)} boxes are under {_SMALL_BOX:g} px wide or high: "
+            "use a larger --image_size"
+        )
+    if missing := [name for name, count in classes.items() if not count]:
+        notes.append(f"{split}: no box of {', '.join(missing)}")
     return notes
 
 

@@ -70,7 +70,7 @@ def add_everything_else(directory, arm):
     contact_sheet([one], directory / "arms" / arm / "synthetic" / "contact_sheet.png")
     (directory / "arms" / arm / "synthetic" / "gallery.html").write_text("page")
     write_json(directory / "arms" / arm / "synthetic" / "audit.json", AUDITED)
-    write_json(directory / "config.json", {"arms": ["real_only", "acgan"], "note": WEIRD, "steps": 300})
+    write_json(directory / "config.json", {"arm": ["real_only", "acgan"], "note": WEIRD, "steps": 300})
     write_json(directory / "data_card.json", {"test": {"images": 24, "boxes": 23}})
     whole = {"seconds": 59.6, "steps": 120, "resumed_at": 0, "peak_memory_mib": 1536}
     resumed = {"seconds": 3700, "steps": 500, "resumed_at": 130, "peak_memory_mib": 2048}
@@ -178,7 +178,7 @@ def test_equal_arms_are_both_marked_and_not_told_apart(tmp_path):
 
 def test_table_for_the_terminal(tmp_path):
     make_run(tmp_path, ["real_only", "detectorgan"], samples=False)
-    write_json(tmp_path / "config.json", {"arm": "acgan"})
+    write_json(tmp_path / "config.json", {"arm": ["acgan"]})
     lines = result_table(tmp_path).splitlines()
     assert lines[0].split()[:3] == ["arm", "AP@0.1", "AP@0.5"]
     assert lines[2].startswith("real_only")

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from tf_detectorgan import progress
 from tf_detectorgan.data import coco_builder, resize, split_guard, splits
@@ -63,8 +62,6 @@ class Crop(Source):
 class Cityscapes(coco_builder.Coco, skip_registration=True):  # type: ignore[call-arg]
     """Crops with pedestrians and without; the plan comes from `plan`."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
     DESCRIPTION = f"""Crops of {SIDE} x {SIDE} pixels of Cityscapes street scenes. Labelled: pedestrians of at
 least {MIN_HEIGHT} x {MIN_WIDTH} pixels; smaller ones, riders and people who sit may be there without a box.
 Clean: nobody is annotated. Groups are cities; the official validation cities are the test."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tf_detectorgan.data import records, resize, shards, split_guard, splits
+from tf_detectorgan.data import records, resize, shards, splits
 from tf_detectorgan.data.image_files import Source
 from tf_detectorgan.errors import InputError
 
@@ -81,69 +81,13 @@ def check_trainable(plan: Mapping[str, Sequence[Source]]) -> None:
 class CocoConfig(tfds.core.BuilderConfig):
     """What to write: the sources of every split, and the form of the images."""
 
+    name: str = "prepared"
     plan: dict[str, list[Source]] = dataclasses.field(default_factory=dict, repr=False)
-    class_names: Sequence[str] = ()
+    class_names: Sequence[str] = ()  # in the order of the labels
     image_size: int = 0  # longer side after resizing; 0: the files' own sizes
     channels: int = 1
     white: int = 65535  # stored value of white in 16-bit files
-    citation: str = ""  # empty: the builder's own
-
-
-def write(
-    builder: type[Coco],
-    plan: dict[str, list[Source]],
-    out,
-    *,
-    class_names: Sequence[str],
-    image_size: int,
-    channels: int = 1,
-    white: int = 65535,
-    citation: str = "",
-    overwrite: bool = False,
-    allow_duplicates: bool = False,
-    beam_options: Sequence[str] = (),
-) -> list[str]:
-    """Writes inspected sources as the data set `out`, unless a picture is in two splits.
-
-    Args:
-      builder: `Coco`, or its subclass that says where the images come from.
-      plan: the sources of every split.
-      out: the directory.
-      class_names: in the order of the labels.
-      image_size: longer side after resizing; 0: the files' own sizes.
-      channels: 1 or 3.
-      white: stored value of white in 16-bit files.
-      citation: what the publisher says of source and licence; empty: the builder's own.
-      overwrite: replace a prepared data set.
-      allow_duplicates: go on, with a note, when a picture is in two splits.
-      beam_options: see `shards.build`.
-
-    Returns:
-      Notes for the user.
-
-    Raises:
-      InputError: a picture is in two splits, or `out` is not to be written to.
-    """
-    prints = {
-        split: [(s.file_name, s.fingerprint) for s in rows if s.fingerprint] for split, rows in plan.items()
-    }
-    notes = split_guard.check(prints, allow_duplicates)
-    config = CocoConfig(
-        name="prepared",
-        plan=plan,
-        class_names=class_names,
-        image_size=image_size,
-        channels=channels,
-        white=white,
-        citation=citation,
-    )
-    shards.build(
-        lambda data_dir: builder(data_dir=data_dir, config=config),
-        out,
-        overwrite=overwrite,
-        beam_options=beam_options,
-    )
-    return notes
+    citation: str = ""  # what the publisher says of source and licence; empty: the builder's own
 
 
 class Coco(shards.Builder, skip_registration=True):  # type: ignore[call-arg]

@@ -12,6 +12,7 @@ from tf_detectorgan.data import records, shards
 from tf_detectorgan.data.chest_film import draw, patient
 
 CLASS_NAMES = ("nodule",)
+SIZES = (32, 1024)  # the smallest and the largest side that it is drawn at, pixels
 
 
 @dataclasses.dataclass

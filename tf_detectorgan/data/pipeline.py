@@ -73,12 +73,10 @@ def joint_batches(
     start_step: int,
     steps: int,
     placement: Placement,
-    unroll_real: str = "fresh",
     unroll_steps: int = 1,
-    augment: Mapping[str, Augmentation] | None = None,
     host: Host = ALONE,
 ) -> tf.data.Dataset:
-    """The `Batch` of each step from `start_step` to `steps` - 1.
+    """The `Batch` of each step from `start_step` to `steps` - 1; half of the images are mirrored.
 
     Args:
       dataset: with train_clean, train_labelled and, if there is one, train_unboxed; without it, u is y.
@@ -86,35 +84,33 @@ def joint_batches(
       seed: of everything drawn here.
       start_step, steps: the first step wanted, and the number of the whole run's.
       placement: where objects go into x, and whether as noise; if so, y has noise in y_boxes as well.
-      unroll_real: "fresh" draws y2 by another seed, "same" makes it y.
       unroll_steps: virtual steps of Eqn 3; each after the first has a draw of its own in y_later.
-      augment: of the streams x, y, u, y2, y_later, before a reference of x is chosen; the default is a flip.
       host: whose rows of the batches are wanted.
 
     Raises:
       InputError: a split is missing or `placement.file` is bad.
-      ValueError: `unroll_real` or a stream in `augment` is unknown, or hosts cannot share a batch.
+      ValueError: hosts cannot share a batch.
     """
-    chosen = dict.fromkeys(("x", "y", "u", "y2", "y_later"), augmentation.FLIP)
-    unknown = set(augment or {}) - set(chosen)
-    if unknown or unroll_real not in ("fresh", "same"):
-        raise ValueError(
-            f"unroll_real={unroll_real!r} is not fresh or same, or no streams: {sorted(unknown)}"
-        )
-    chosen.update(augment or {})
-    sources = _joint_sources(dataset, unroll_real, unroll_steps)
+    labelled = _open(dataset, "train_labelled")
+    sources = {"x": _open(dataset, "train_clean"), "y": labelled, "y2": labelled}
+    if dataset.count("train_unboxed"):
+        sources["u"] = _open(dataset, "train_unboxed")
+    if unroll_steps > 1:
+        sources["y_later"] = labelled
     place = _Placer(dataset, placement)
 
     def assemble(drawn: dict[str, _Drawn]) -> Batch:
         drawn["x"] = place.with_given_boxes(drawn["x"])
-        drawn = {name: stream.augmented(chosen[name]) for name, stream in drawn.items()}
+        drawn = {name: stream.augmented(augmentation.FLIP) for name, stream in drawn.items()}
         insertion = place(drawn["x"]).insertion
-        y = drawn["y"]
+        y, y2 = drawn["y"], drawn["y2"]
         y_boxes = tf.gather(y.boxes, draws.pick_true(y.draws[:, -1], y.labels >= 0), batch_dims=1)
-        u, y2 = drawn.get("u", y), drawn.get("y2", y)
+        u = drawn.get("u", y)
         batch = Batch(drawn["x"].images, insertion, y.labelled, y.content, y_boxes, u.images, y2.labelled)
-        batch = batch._replace(y_later=_parts(drawn.get("y_later"), unroll_steps - 1))
-        if place.options.noise:
+        if unroll_steps > 1:
+            columns = (tf.split(column, unroll_steps - 1) for column in drawn["y_later"].labelled)
+            batch = batch._replace(y_later=tuple(map(Labelled, *columns)))
+        if placement.noise:
             batch = batch._replace(y_noised=noise.fill(y.images, y_boxes, y.draws[:, :2]))
         return batch
 
@@ -125,19 +121,6 @@ def joint_batches(
         for name, source in sources.items()
     }
     return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
-
-
-def _joint_sources(dataset: Dataset, unroll_real: str, unroll_steps: int) -> dict[str, streams.Source]:
-    """The streams of `joint_batches` that are drawn, by name; u and y2 may be y itself."""
-    labelled = _open(dataset, "train_labelled")
-    sources = {"x": _open(dataset, "train_clean"), "y": labelled}
-    if dataset.count("train_unboxed"):
-        sources["u"] = _open(dataset, "train_unboxed")
-    if unroll_real == "fresh":
-        sources["y2"] = labelled
-    if unroll_steps > 1:
-        sources["y_later"] = labelled
-    return sources
 
 
 def labelled_batches(
@@ -283,13 +266,6 @@ def _rows_of_objects(x: _Drawn, seed: int, objects: int) -> tuple[_Drawn, tf.Ten
     own = tf.reshape(tf.stack([first, *others], axis=1), [-1, _DRAWS + 1])
     rows = _Drawn(*(tf.repeat(field, objects, axis=0) for field in x))
     return rows._replace(draws=own[:, :-1]), own[:, -1]
-
-
-def _parts(drawn: _Drawn | None, count: int) -> tuple[Labelled, ...]:
-    """The labelled images of `drawn` in `count` equal parts."""
-    if drawn is None:
-        return ()
-    return tuple(Labelled(*part) for part in zip(*(tf.split(v, count) for v in drawn.labelled), strict=True))
 
 
 class _Placer:

@@ -44,11 +44,10 @@ class Placement:
     """
 
     mode: str = "matched_shift"
-    max_shift: float = 0.15  # of the content's side, for matched_shift
-    top_k: int = 1  # the reference is drawn among the k most similar; 1 is the paper
-    exemplar_flip: bool = False  # the reference is mirrored (left, right) in half of the cases
-    exemplar_scale: tuple[float, float] = (1.0, 1.0)  # size of the inserted object; (1, 1) copies its pixels
-    keep_edges: bool = False  # an object cut off by its image's edge stays at that edge (decision 0104)
+    max_shift: float = 0.05  # of the content's side, for matched_shift
+    top_k: int = 5  # the reference is drawn among the k most similar; 1 is the paper
+    exemplar_flip: bool = True  # the reference is mirrored (left, right) in half of the cases
+    keep_edges: bool = True  # an object cut off by its image's edge stays at that edge (decision 0104)
     file: str = ""
     layer: bool = False  # the exemplar is x with the object laid over (object_layers.py), not the moved image
     noise: bool = False  # the exemplar is x with noise in the box (noise.py)
@@ -56,16 +55,8 @@ class Placement:
     objects: int = 1  # insertions into each image of `synthesis_batches`
 
     def __post_init__(self):
-        if self.mode not in MODES:
-            raise InputError(f"placement {self.mode!r} is none of {', '.join(MODES)}")
         if (self.mode == "file") != bool(self.file):
             raise InputError(f"placement {self.mode} with file {self.file!r}: 'file' needs one, others none")
-        if not 0.0 <= self.max_shift <= 1.0:
-            raise InputError(f"max_shift={self.max_shift}: a fraction of the image side is within 0 and 1")
-        if self.top_k < 1:
-            raise InputError(f"top_k={self.top_k}: at least 1 reference is needed")
-        if len(self.exemplar_scale) != 2 or not 0.0 < self.exemplar_scale[0] <= self.exemplar_scale[1]:
-            raise InputError(f"exemplar_scale={self.exemplar_scale}: must be two positive numbers low,high")
 
 
 class Given(NamedTuple):
@@ -178,10 +169,8 @@ def insertions(
       options: how.
       given: the boxes, in mode "file".
     """
-    low, high = options.exemplar_scale
-    zoom = low + (high - low) * draws[:, 0]
     flip = (draws[:, 1] < 0.5) & options.exemplar_flip
-    candidates = _candidates(references, valid_sizes, zoom, given)
+    candidates = _candidates(references, valid_sizes, given)
     chosen = _choose(images, valid_sizes, references, candidates, draws[:, 2], options)
     box_index = random.pick_true(draws[:, 3], tf.gather(candidates, chosen, batch_dims=1))
     boxes = own_boxes = tf.gather(tf.gather(references.boxes, chosen), box_index, batch_dims=1)
@@ -192,17 +181,24 @@ def insertions(
     boxes = box_ops.affine(boxes, scale, offset)
     if given is None:
         limits = tf.cast(valid_sizes, tf.float32)
-        zoom = _fitting(boxes, limits, zoom)
-        shifts = _shifts(boxes, limits, zoom)
+        start, extent = _starts_and_extents(boxes)
+        zoom = tf.minimum(1.0, tf.reduce_min((limits - 1.0) / extent, axis=1, keepdims=True))  # until it fits
+        extent *= zoom
+        # The first and last whole-pixel shift of the top-left corner that keep the box inside.
+        shifts = tf.math.ceil(-start), tf.floor(limits - start - extent)
         if options.keep_edges:
-            shifts = _at_edges(boxes, tf.cast(sizes, tf.float32), limits, zoom, shifts)
+            shifts = _at_edges(boxes, tf.cast(sizes, tf.float32), limits, extent, shifts)
         if references.context is None:
             shift = _random(shifts, limits, draws[:, 4:6], options)
         else:
-            shift = _in_context(
-                references.context, images, valid_sizes, boxes, labels, zoom, shifts, draws[:, 4]
+            middle = start + extent / 2
+            bounds = middle + shifts[0], middle + shifts[1]
+            wanted = context.choose(
+                references.context, images, valid_sizes, extent, labels, bounds, draws[:, 4]
             )
-        zoom, move = _map(boxes, zoom, shift)
+            shift = tf.clip_by_value(tf.round(wanted - middle), *shifts)
+        move = shift + (1.0 - zoom) * start  # the top-left corner keeps its place under the zoom
+        zoom = tf.repeat(zoom, 2, axis=1)
         target = box_ops.affine(boxes, zoom, move)
         target = box_ops.clip(target, limits[:, 0], limits[:, 1])  # by rounding errors at most
     else:
@@ -221,15 +217,13 @@ def insertions(
     return Placed(Insertion(target, labels, exemplars, box_ops.of_sizes(valid_sizes)), chosen, moved)
 
 
-def _candidates(references, valid_sizes, zoom, given):
+def _candidates(references, valid_sizes, given):
     """Which boxes may be used for which clean image: bool [N, L, K], at least one for each image."""
     usable = references.labels >= 0
     if given is None:
         # One pixel of room, so that a whole-pixel shift exists whatever the box's fraction.
-        room = tf.cast(valid_sizes, tf.float32) - 1.0
-        sides = box_ops.to_xywh(references.boxes)[..., 2:]
-        width, height = (zoom[:, None, None] * sides[None, :, :, axis] for axis in (0, 1))
-        fits = (height <= room[:, 0, None, None]) & (width <= room[:, 1, None, None])
+        room = tf.cast(valid_sizes[:, None, None, ::-1], tf.float32) - 1.0
+        fits = tf.reduce_all(box_ops.to_xywh(references.boxes)[..., 2:] <= room, axis=-1)
     else:
         fits = references.labels == given.labels[:, None, None]
     fits &= usable
@@ -254,27 +248,16 @@ def _mirror(flip, sizes):
     return tf.where(flips, -1.0, 1.0), tf.where(flips, sizes, 0.0)
 
 
-def _fitting(boxes, limits, zoom):
-    """`zoom` [N], smaller where the box [N, 4] would not fit into the valid content."""
-    _, extent = _starts_and_extents(boxes)
-    return tf.minimum(zoom, tf.reduce_min((limits - 1.0) / extent, axis=1))
-
-
-def _shifts(boxes, limits, zoom):
-    """First and last whole-pixel shift [N, 2] of the top-left corner that keep zoomed boxes inside."""
-    start, extent = _starts_and_extents(boxes)
-    return tf.math.ceil(-start), tf.floor(limits - start - zoom[:, None] * extent)
-
-
-def _at_edges(boxes, sizes, limits, zoom, shifts):
+def _at_edges(boxes, sizes, limits, extent, shifts):
     """Of `shifts` the one that keeps the distance to the edge, along axes where the box [N, 4] is at one.
 
     Edges are those of the box's own content, of `sizes` [N, 2]; the upper or left one if it is at both.
+    `extent` [N, 2] is the box's where it is inserted.
     """
-    start, extent = _starts_and_extents(boxes)
-    beyond = sizes - start - extent
+    start, own_extent = _starts_and_extents(boxes)
+    beyond = sizes - start - own_extent
     at_first, at_last = start <= EDGE * sizes, beyond <= EDGE * sizes
-    only = tf.where(at_first, 0.0, tf.round(limits - beyond - start - zoom[:, None] * extent))
+    only = tf.where(at_first, 0.0, tf.round(limits - beyond - start - extent))
     only = tf.clip_by_value(only, *shifts)
     first, last = (tf.where(at_first | at_last, only, one) for one in shifts)
     return first, last
@@ -286,23 +269,6 @@ def _random(shifts, limits, draws, options):
     # Where the reach ends before the content begins: the nearest place inside.
     first, last = tf.clip_by_value(-reach, *shifts), tf.clip_by_value(reach, *shifts)
     return first + tf.cast(random.pick(draws, last - first + 1.0), tf.float32)
-
-
-def _in_context(learned, images, valid_sizes, boxes, labels, zoom, shifts, draw):
-    """One of `shifts` [N, 2], to where the surroundings are like those of objects of the class."""
-    start, extent = _starts_and_extents(boxes)
-    extent *= zoom[:, None]
-    middle = start + extent / 2
-    bounds = middle + shifts[0], middle + shifts[1]
-    wanted = context.choose(learned, images, valid_sizes, extent, labels, bounds, draw)
-    return tf.clip_by_value(tf.round(wanted - middle), *shifts)
-
-
-def _map(boxes, zoom, shift):
-    """The box keeps its top-left corner under the zoom, then is shifted; exactly `shift` where zoom is 1."""
-    start, _ = _starts_and_extents(boxes)
-    zoom = zoom[:, None]
-    return tf.repeat(zoom, 2, axis=1), shift + (1.0 - zoom) * start
 
 
 def _starts_and_extents(boxes):

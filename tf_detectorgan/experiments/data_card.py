@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from tf_detectorgan import boxes as boxes_lib
-from tf_detectorgan import checkpoints, gallery, progress
-from tf_detectorgan.data import records, split_guard
+from tf_detectorgan import checkpoints, gallery
+from tf_detectorgan.data import contents, records, split_guard
+from tf_detectorgan.data.contents import Contents
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.experiments import figures
 from tf_detectorgan.models import detectors
@@ -22,32 +23,6 @@ LISTED = 10  # pairs of equal pictures
 _STREAMS = {"labelled": "with boxes", "clean": "without the object", "unboxed": "whose boxes are not given"}
 
 
-class Contents(NamedTuple):
-    """What one split holds, images undecoded."""
-
-    names: list[str]
-    groups: list[tuple[str, ...]]
-    marks: list[split_guard.Fingerprint]  # of the stored pictures without their padding
-    boxes: np.ndarray  # [n, 4], see boxes.py
-    labels: list[int]
-
-
-def contents(dataset: records.Dataset, split: str) -> Contents:
-    """Reads a split through once, and decodes its images for their fingerprints."""
-    found = Contents([], [], [], np.zeros([0, 4]), [])
-    boxes = [found.boxes]
-    for image in progress.bar(
-        dataset.listed(split), desc=f"reading {split}", total=dataset.count(split), unit="image"
-    ):
-        found.names.append(image.file_name)
-        found.groups.append(image.groups)
-        height, width = image.valid_size
-        found.marks.append(split_guard.fingerprint(dataset.pixels(image)[:height, :width]))
-        boxes.append(image.boxes)
-        found.labels.extend(image.labels)
-    return found._replace(boxes=np.concatenate(boxes))
-
-
 def write(dataset: records.Dataset) -> Path:
     """Writes `data_card.html`, which needs no other file, into the data set's directory; returns its path.
 
@@ -56,8 +31,8 @@ def write(dataset: records.Dataset) -> Path:
     """
     dataset.fingerprint()  # reads every record, so that damage is found before anything is shown
     names = [f"{part}_{stream}" for part in records.SPLITS for stream in records.STREAMS]
-    splits = {name: contents(dataset, name) for name in names if dataset.count(name)}
-    sizes = {name: _sizes(held.boxes) for name, held in splits.items() if len(held.boxes)}
+    splits = {name: contents.read(dataset, name, marked=True) for name in names if dataset.count(name)}
+    sizes = {name: contents.sizes(held.boxes) for name, held in splits.items() if len(held.boxes)}
     train = splits["train_labelled"].boxes if "train_labelled" in splits else np.zeros([0, 4])
     coverage, refusal = _coverage(dataset, train)
     page = gallery.environment().get_template("data_card.html")
@@ -65,7 +40,9 @@ def write(dataset: records.Dataset) -> Path:
         title=f"Data card: {dataset.directory.name}",
         dataset=dataset,
         rows=[_row(dataset, name, held) for name, held in splits.items()],
-        histogram=figures.box_sizes(sizes, _sizes(train), coverage and coverage.covered) if sizes else None,
+        histogram=figures.box_sizes(sizes, contents.sizes(train), coverage and coverage.covered)
+        if sizes
+        else None,
         detector=Train.detector,
         covered=float(coverage.covered.mean()) if coverage and len(train) else None,
         rule=coverage.rule if coverage else "",
@@ -90,21 +67,8 @@ def _coverage(dataset: records.Dataset, boxes: np.ndarray) -> tuple[Coverage | N
     return detector.coverage(boxes), ""
 
 
-def _sizes(boxes: np.ndarray) -> np.ndarray:
-    """Root of the area of boxes [n, 4], stored pixels."""
-    return np.sqrt(np.prod(boxes_lib.to_xywh(boxes.astype(np.float32)).numpy()[:, 2:], axis=1))
-
-
 def _row(dataset: records.Dataset, split: str, held: Contents) -> dict[str, Any]:
-    counts = Counter(held.labels)
-    return {
-        "split": split.replace("_", ", "),
-        "images": len(held.names),
-        "groups": len({group for groups in held.groups for group in groups}),
-        "boxes": len(held.boxes),
-        "classes": [counts[number] for number in range(len(dataset.class_names))],
-        "sizes": np.quantile(_sizes(held.boxes), (0.05, 0.5, 0.95)).tolist() if len(held.boxes) else None,
-    }
+    return {"split": split.replace("_", ", "), **held.summary(dataset.class_names)}
 
 
 def _groups(splits: dict[str, Contents]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from tf_detectorgan.config import option
-from tf_detectorgan.data.placement import MODES
+from tf_detectorgan.data import phantom
+from tf_detectorgan.data.placement import MODES, Placement
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation.average_precision import SINGLE
 from tf_detectorgan.models.detectors import DETECTORS, maker
@@ -85,7 +86,9 @@ class Train:
     data_dir: str = option(
         "", "A data set made by tf_detectorgan.prepare; empty: the built-in phantom.", heading="Data"
     )
-    phantom_size: int = option(64, "Side of the built-in phantom's images.", low=32, high=1024)
+    phantom_size: int = option(
+        64, "Side of the built-in phantom's images.", low=phantom.SIZES[0], high=phantom.SIZES[1]
+    )
     phantom_train_images: int = option(57, "Labelled training images of the built-in phantom.", low=1)
 
     precision: str = option(
@@ -168,9 +171,11 @@ class Train:
         f"Where to insert: {', '.join(PLACEMENTS)}, or a file of boxes (.csv, .json). auto: context for what "
         "is laid over x, matched_shift for objects cut out.",
     )
-    match_top_k: int = option(5, "Draw the matched image among this many best ones.", low=1)
-    exemplar_flip: bool = option(True, "Insert objects mirrored half of the time.")
-    keep_edges: bool = option(True, "An object cut off by its image's edge is inserted at that edge.")
+    match_top_k: int = option(Placement.top_k, "Draw the matched image among this many best ones.", low=1)
+    exemplar_flip: bool = option(Placement.exemplar_flip, "Insert objects mirrored half of the time.")
+    keep_edges: bool = option(
+        Placement.keep_edges, "An object cut off by its image's edge is inserted at that edge."
+    )
 
     gan_steps: int = option(20000, "Steps of pretrain_gan.", low=0, heading="Schedule")
     joint_steps: int = option(10000, "Steps of the joint phase.", low=0)
