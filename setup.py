@@ -81,9 +81,6 @@ EXTRAS = {
         "setuptools>=70",
         "types-tqdm",
     ],
-    # Writes prepared sets on several processes or machines; wants older protobuf and pyarrow than the lock:
-    # an environment of its own (docs/beam.md).
-    "beam": ["apache-beam>=2.77"],
     # PyTorch beside which benchmarks/ measures our step time.
     "bench": ["torch>=2.6"],
 }

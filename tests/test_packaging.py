@@ -68,7 +68,7 @@ def names(requirements):
 
 
 def test_every_import_is_declared(arguments):
-    extras = ("k8s", "kerashub", "study", "beam")
+    extras = ("k8s", "kerashub", "study")
     optional = names(line for extra in extras for line in arguments["extras_require"][extra])
     declared = names(arguments["install_requires"]) | optional
     found = third_party(SOURCES)

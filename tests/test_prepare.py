@@ -205,7 +205,7 @@ def test_help_lists_every_option_of_the_command_with_its_default():
     done = subprocess.run([*COMMAND, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     for field in dataclasses.fields(Prepare):
         assert re.search(rf"^  --{field.name}=", done.stdout, re.MULTILINE), field.name
-    assert "  --split_key=split_group\n" in done.stdout
+    assert "  --group_key=split_group\n" in done.stdout
     assert done.returncode == 0
 
 

@@ -82,11 +82,6 @@ class Prepare:
     channels: str = option("auto", "auto is 1 if all images are grey", choices=("auto", "1", "3"))
     skip_bad: bool = option(False, "leave out bad images and boxes, with a counted summary")
     allow_duplicates: bool = option(False, "go on although a picture is in two splits")
-    beam_options: tuple[str, ...] = option(
-        (),
-        "write the records under Apache Beam, with these pipeline options (without their --), e.g. "
-        "runner=DirectRunner,direct_num_workers=2,direct_running_mode=multi_processing; docs/beam.md",
-    )
 
     finding: str = option("Nodule", "nih: what the boxes are around", choices=nih_tables.FINDINGS)
     allow_missing: bool = option(False, "nih: go on without the images that are not there")
@@ -139,7 +134,6 @@ def prepare(options: Prepare) -> None:
     if not options.out:
         raise InputError("--out= is missing: the directory to write")
     shards.check_target(options.out, options.overwrite)
-    shards.check_beam(options.beam_options)
     options = dataclasses.replace(options, dataset=_recognised(options))
     _refuse_unused(options)
     defaults = _COMMON | _OWN.get(options.dataset, {})
@@ -147,7 +141,7 @@ def prepare(options: Prepare) -> None:
         options, **{k: v for k, v in defaults.items() if getattr(options, k) in _NOT_GIVEN}
     )
     make, notes = _READERS[options.dataset](options)
-    shards.build(make, options.out, overwrite=options.overwrite, beam_options=options.beam_options)
+    shards.build(make, options.out, options.overwrite)
     dataset = records.open_dataset(options.out)
     notes += _report(dataset)
     for note in notes:

@@ -20,6 +20,7 @@ os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 from tf_detectorgan import checkpoints, door
 from tf_detectorgan.config import option
 from tf_detectorgan.data.formats import export
+from tf_detectorgan.data.placement import MODES
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.synthesis import Screening, synthesize
 from tf_detectorgan.training import build, phases, run_directory
@@ -41,7 +42,7 @@ class Synthesize:
     seed: int = option(
         -1, "Images follow from it; -1: the run's seed + 1, unlike the run's own images.", low=-1
     )
-    placement: str = option("run", "Where to insert, as of `train`; run: as in training.")
+    placement: str = option("run", "As of `train`; run: as in training.", ("run", "auto", *MODES))
     strength: tuple[float, ...] = option(
         (), "Share of what the generator adds, between two numbers; 1,1: all of it; empty: as in the run."
     )

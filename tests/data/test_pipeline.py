@@ -308,25 +308,6 @@ def test_synthesis_names_the_parents(dataset, synthesized):
         assert int(row.insertion.labels) in dataset.examples["train_labelled"][parents[1] - 100]["labels"]
 
 
-def test_boxes_of_a_file_follow_the_flipped_image(dataset, plain, tmp_path):
-    path = tmp_path / "boxes.csv"
-    rows = [f"{i}.png,2,4,12,8,nodule" for i in range(7)]
-    path.write_text("file_name,x,y,w,h,label\n" + "\n".join(rows))
-    options = Placement("file", file=str(path))
-    flipped = joint(dataset, placement=options)
-    seen = set()
-    for before, after in zip(plain, flipped, strict=True):
-        ids = identify(dataset, before.x, "train_clean")
-        mirrored = (before.x.numpy() != after.x.numpy()).any(axis=(1, 2, 3))
-        for i, box, is_mirrored in zip(ids, after.insertion.boxes, mirrored, strict=True):
-            width = dataset.examples["train_clean"][i]["valid_size"][1]
-            # Half of the original's pixels.
-            np.testing.assert_allclose(box, [width - 7, 2, width - 1, 6] if is_mirrored else [1, 2, 7, 6])
-            seen.add(bool(is_mirrored))
-        assert not after.insertion.labels.numpy().any()
-    assert seen == {True, False}
-
-
 def test_a_joint_batch_splits_among_replicas(dataset, uninterrupted):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     batches = pipeline.joint_batches(

@@ -272,37 +272,8 @@ def test_where_no_box_fits_it_is_shrunk_in_proportion(square):
         assert abs(exemplar[y0:y1, x0:x1].mean() - decoded[4:24, 4:28].mean()) < 0.03
 
 
-def test_given_boxes_get_an_object_of_their_class_and_size(square):
-    given = placement.Given(tf.constant([[3.0, 4.0, 13.0, 12.0]] * N), tf.constant([0, 1] * (N // 2)))
-    options = dataclasses.replace(PAPER, mode="file", file="any", top_k=2)
-    boxes, labels, exemplars, chosen = square.place(options, given=given)
-    np.testing.assert_array_equal(boxes, given.boxes)
-    np.testing.assert_array_equal(labels, given.labels)
-    for exemplar, index, label in zip(exemplars, chosen, labels, strict=True):
-        reference = square.labelled[index]
-        decoded = square.decoded[index]
-        means = [
-            decoded[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))].mean()
-            for (x0, y0, x1, y1), kind in zip(reference["boxes"], reference["labels"], strict=True)
-            if kind == label
-        ]
-        assert min(abs(exemplar[4:12, 3:13].mean() - mean) for mean in means) < 0.05
-
-
 def test_labelled_images_without_boxes_and_an_empty_split_are_errors(make_dataset):
     with pytest.raises(InputError, match="train_labelled"):
         reference_table(make_dataset(labelled=0))
     with pytest.raises(InputError, match=r"\[0, 1, 2"):
         reference_table(make_dataset(), split="train_clean")
-
-
-@pytest.mark.parametrize(
-    "arguments, named",
-    [
-        ({"mode": "file"}, "file"),
-        ({"file": "boxes.csv"}, "boxes.csv"),
-    ],
-)
-def test_impossible_options_are_refused_by_name(arguments, named):
-    with pytest.raises(InputError, match=named):
-        Placement(**arguments)

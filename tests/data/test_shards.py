@@ -1,8 +1,5 @@
 """Files of a few records each: the same data set, whoever writes them."""
 
-import os
-import sys
-
 import pytest
 
 from tf_detectorgan.data import phantom, records, shards
@@ -56,20 +53,3 @@ def test_a_failure_at_the_last_moment_leaves_the_old_set(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--overwrite"):
         build(tmp_path / "set")
     assert records.open_dataset(tmp_path / "set").fingerprint() == before
-
-
-def test_without_beam_it_is_asked_for_and_nothing_is_left(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "apache_beam", None)  # as if it were not installed
-    with pytest.raises(InputError, match="Apache Beam is not installed"):
-        build(tmp_path / "set", beam_options=["runner=DirectRunner"])
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("mode", ["in_memory", "multi_processing"])
-def test_beam_writes_the_same_records(tmp_path, monkeypatch, mode):
-    pytest.importorskip("apache_beam", reason="needs an environment with the extra [beam]")
-    monkeypatch.setattr(shards, "_SHARD_BYTES", 2 * 32 * 32)
-    options = ["runner=DirectRunner", f"direct_running_mode={mode}", "direct_num_workers=2"]
-    found = build(tmp_path / "beam", beam_options=options)
-    assert contents(found) == contents(build(tmp_path / "here"))
-    assert sorted(os.listdir(tmp_path)) == ["beam", "here"]

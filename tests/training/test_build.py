@@ -138,13 +138,6 @@ def test_places_by_arm():
     placed = build.placement(cut, "generator", "cyclegan")
     assert (placed.mode, placed.layer) == ("matched_shift", False)
     assert build.placement(Train(placement="uniform"), "generator", "cyclegan").mode == "uniform"
-    listed = build.placement(Train(placement="boxes.csv"), "generator", "cyclegan")
-    assert (listed.mode, listed.file, listed.layer) == ("file", "boxes.csv", True)
-    for wrong in ("file", "boxes.txt"):
-        with pytest.raises(
-            InputError, match=f"--placement={wrong} is none of auto, .*, and no .csv or .json"
-        ):
-            Train(placement=wrong)
 
 
 def test_images_keep_a_share_of_what_a_generator_adds_to_an_object():

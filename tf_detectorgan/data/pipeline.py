@@ -16,14 +16,14 @@ import tensorflow as tf
 
 from tf_detectorgan import boxes as box_ops
 from tf_detectorgan.batch import Batch, Labelled, Synthesis
-from tf_detectorgan.data import augmentation, draws, noise, placement, placement_file, streams
+from tf_detectorgan.data import augmentation, draws, noise, placement, streams
 from tf_detectorgan.data.augmentation import Augmentation
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.data.streams import ALONE, Host
 from tf_detectorgan.errors import InputError
 
-# One draw chooses a box: of a labelled image (y_boxes), or of a clean image's rows in a placement file.
+# One draw chooses a box of a labelled image (y_boxes).
 _DRAWS = augmentation.DRAWS + placement.DRAWS + 1
 
 
@@ -88,7 +88,7 @@ def joint_batches(
       host: whose rows of the batches are wanted.
 
     Raises:
-      InputError: a split is missing or `placement.file` is bad.
+      InputError: a split is missing.
       ValueError: hosts cannot share a batch.
     """
     labelled = _open(dataset, "train_labelled")
@@ -100,7 +100,6 @@ def joint_batches(
     place = _Placer(dataset, placement)
 
     def assemble(drawn: dict[str, _Drawn]) -> Batch:
-        drawn["x"] = place.with_given_boxes(drawn["x"])
         drawn = {name: stream.augmented(augmentation.FLIP) for name, stream in drawn.items()}
         insertion = place(drawn["x"]).insertion
         y, y2 = drawn["y"], drawn["y2"]
@@ -230,7 +229,7 @@ def synthesis_batches(
     in random order, each once before any comes again; none is augmented.
 
     Raises:
-      InputError: a split is missing or `placement.file` is bad.
+      InputError: a split is missing.
     """
     source = _open(dataset, "train_clean")
     place = _Placer(dataset, placement)
@@ -238,7 +237,7 @@ def synthesis_batches(
 
     def assemble(x: _Drawn) -> Synthesis:
         x, strength = _rows_of_objects(x, seed, placement.objects)
-        insertion, chosen, moved = place(place.with_given_boxes(x))
+        insertion, chosen, moved = place(x)
         matched_groups = tf.gather(place.references.groups, chosen)
         return Synthesis(
             x.images,
@@ -269,25 +268,14 @@ def _rows_of_objects(x: _Drawn, seed: int, objects: int) -> tuple[_Drawn, tf.Ten
 
 
 class _Placer:
-    """`placement.insertions` with its references and, in mode "file", its rows."""
+    """`placement.insertions` with its references."""
 
     def __init__(self, dataset: Dataset, options: Placement):
-        self.options = options
-        self.references = placement.reference_table(dataset, options)
-        self.table = placement_file.read_placements(options.file, dataset) if options.file else None
-
-    def with_given_boxes(self, x: _Drawn) -> _Drawn:
-        """In mode "file": x with its box, so that augmentation moves it along."""
-        if self.table is None:
-            return x
-        given = placement_file.look_up(self.table, x.image_ids, x.draws[:, -1])
-        boxes = tf.concat([given.boxes[:, None], x.boxes[:, 1:]], axis=1)
-        return x._replace(boxes=boxes, labels=tf.concat([given.labels[:, None], x.labels[:, 1:]], axis=1))
+        self.references, self.options = placement.reference_table(dataset, options), options
 
     def __call__(self, x: _Drawn):
-        given = None if self.table is None else placement.Given(x.boxes[:, 0], x.labels[:, 0])
         mine = x.draws[:, augmentation.DRAWS : augmentation.DRAWS + placement.DRAWS]
-        return placement.insertions(x.images, x.valid_sizes, self.references, mine, self.options, given)
+        return placement.insertions(x.images, x.valid_sizes, self.references, mine, self.options)
 
 
 def _open(dataset, split, some=None):

@@ -25,7 +25,7 @@ from tf_detectorgan.data.records import Dataset, Record
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.resampling import resample, valid_mask
 
-MODES = ("matched_shift", "uniform", "context", "file")
+MODES = ("matched_shift", "uniform", "context")
 DRAWS = 6  # random numbers that one insertion needs
 DESCRIPTOR_SIDE = 16
 CONTEXT_OBJECTS = 128
@@ -39,8 +39,6 @@ class Placement:
     matched_shift: the most similar reference, its box shifted at random (the paper).
     uniform: any reference, its box anywhere in the image.
     context: any reference, its box where the surroundings are like those of its class's objects (context.py).
-    file: the box is read from `file` (see placement_file.py); the most similar reference with an object of
-      that class, the object resampled to the box's size.
     """
 
     mode: str = "matched_shift"
@@ -48,22 +46,10 @@ class Placement:
     top_k: int = 5  # the reference is drawn among the k most similar; 1 is the paper
     exemplar_flip: bool = True  # the reference is mirrored (left, right) in half of the cases
     keep_edges: bool = True  # an object cut off by its image's edge stays at that edge (decision 0104)
-    file: str = ""
     layer: bool = False  # the exemplar is x with the object laid over (object_layers.py), not the moved image
     noise: bool = False  # the exemplar is x with noise in the box (noise.py)
     strength: tuple[float, float] = (1.0, 1.0)  # range of `Synthesis.strength`
     objects: int = 1  # insertions into each image of `synthesis_batches`
-
-    def __post_init__(self):
-        if (self.mode == "file") != bool(self.file):
-            raise InputError(f"placement {self.mode} with file {self.file!r}: 'file' needs one, others none")
-
-
-class Given(NamedTuple):
-    """Boxes that were decided elsewhere, one per clean image."""
-
-    boxes: tf.Tensor  # [N, 4]
-    labels: tf.Tensor  # [N] int32
 
 
 class Placed(NamedTuple):
@@ -156,9 +142,7 @@ def _context(references: References, dataset: Dataset, options: Placement) -> Co
     return context.learn(images, sizes, boxes, tf.constant(labels[rows, columns]), options.exemplar_flip)
 
 
-def insertions(
-    images, valid_sizes, references: References, draws, options: Placement, given: Given | None = None
-) -> Placed:
+def insertions(images, valid_sizes, references: References, draws, options: Placement) -> Placed:
     """Chooses a reference for each clean image and moves it there; every box lies inside the valid content.
 
     Args:
@@ -167,10 +151,9 @@ def insertions(
       references: what to choose from, read with the same options.
       draws: [N, DRAWS] float32 in [0, 1).
       options: how.
-      given: the boxes, in mode "file".
     """
     flip = (draws[:, 1] < 0.5) & options.exemplar_flip
-    candidates = _candidates(references, valid_sizes, given)
+    candidates = _candidates(references, valid_sizes)
     chosen = _choose(images, valid_sizes, references, candidates, draws[:, 2], options)
     box_index = random.pick_true(draws[:, 3], tf.gather(candidates, chosen, batch_dims=1))
     boxes = own_boxes = tf.gather(tf.gather(references.boxes, chosen), box_index, batch_dims=1)
@@ -179,31 +162,25 @@ def insertions(
     sizes = tf.gather(references.valid_sizes, chosen)
     scale, offset = _mirror(flip, tf.cast(sizes, tf.float32))
     boxes = box_ops.affine(boxes, scale, offset)
-    if given is None:
-        limits = tf.cast(valid_sizes, tf.float32)
-        start, extent = _starts_and_extents(boxes)
-        zoom = tf.minimum(1.0, tf.reduce_min((limits - 1.0) / extent, axis=1, keepdims=True))  # until it fits
-        extent *= zoom
-        # The first and last whole-pixel shift of the top-left corner that keep the box inside.
-        shifts = tf.math.ceil(-start), tf.floor(limits - start - extent)
-        if options.keep_edges:
-            shifts = _at_edges(boxes, tf.cast(sizes, tf.float32), limits, extent, shifts)
-        if references.context is None:
-            shift = _random(shifts, limits, draws[:, 4:6], options)
-        else:
-            middle = start + extent / 2
-            bounds = middle + shifts[0], middle + shifts[1]
-            wanted = context.choose(
-                references.context, images, valid_sizes, extent, labels, bounds, draws[:, 4]
-            )
-            shift = tf.clip_by_value(tf.round(wanted - middle), *shifts)
-        move = shift + (1.0 - zoom) * start  # the top-left corner keeps its place under the zoom
-        zoom = tf.repeat(zoom, 2, axis=1)
-        target = box_ops.affine(boxes, zoom, move)
-        target = box_ops.clip(target, limits[:, 0], limits[:, 1])  # by rounding errors at most
+    limits = tf.cast(valid_sizes, tf.float32)
+    start, extent = _starts_and_extents(boxes)
+    zoom = tf.minimum(1.0, tf.reduce_min((limits - 1.0) / extent, axis=1, keepdims=True))  # until it fits
+    extent *= zoom
+    # The first and last whole-pixel shift of the top-left corner that keep the box inside.
+    shifts = tf.math.ceil(-start), tf.floor(limits - start - extent)
+    if options.keep_edges:
+        shifts = _at_edges(boxes, tf.cast(sizes, tf.float32), limits, extent, shifts)
+    if references.context is None:
+        shift = _random(shifts, limits, draws[:, 4:6], options)
     else:
-        zoom, move = _onto(boxes, given.boxes)
-        target = given.boxes
+        middle = start + extent / 2
+        bounds = middle + shifts[0], middle + shifts[1]
+        wanted = context.choose(references.context, images, valid_sizes, extent, labels, bounds, draws[:, 4])
+        shift = tf.clip_by_value(tf.round(wanted - middle), *shifts)
+    move = shift + (1.0 - zoom) * start  # the top-left corner keeps its place under the zoom
+    zoom = tf.repeat(zoom, 2, axis=1)
+    target = box_ops.affine(boxes, zoom, move)
+    target = box_ops.clip(target, limits[:, 0], limits[:, 1])  # by rounding errors at most
     total = zoom * scale, zoom * offset + move, sizes
     decoded = _decoded(references, chosen, images.shape)
     exemplars = moved = resample(decoded, *total)
@@ -217,16 +194,12 @@ def insertions(
     return Placed(Insertion(target, labels, exemplars, box_ops.of_sizes(valid_sizes)), chosen, moved)
 
 
-def _candidates(references, valid_sizes, given):
+def _candidates(references, valid_sizes):
     """Which boxes may be used for which clean image: bool [N, L, K], at least one for each image."""
     usable = references.labels >= 0
-    if given is None:
-        # One pixel of room, so that a whole-pixel shift exists whatever the box's fraction.
-        room = tf.cast(valid_sizes[:, None, None, ::-1], tf.float32) - 1.0
-        fits = tf.reduce_all(box_ops.to_xywh(references.boxes)[..., 2:] <= room, axis=-1)
-    else:
-        fits = references.labels == given.labels[:, None, None]
-    fits &= usable
+    # One pixel of room, so that a whole-pixel shift exists whatever the box's fraction.
+    room = tf.cast(valid_sizes[:, None, None, ::-1], tf.float32) - 1.0
+    fits = tf.reduce_all(box_ops.to_xywh(references.boxes)[..., 2:] <= room, axis=-1) & usable
     return tf.where(tf.reduce_any(fits, axis=(1, 2), keepdims=True), fits, usable)
 
 
@@ -274,14 +247,6 @@ def _random(shifts, limits, draws, options):
 def _starts_and_extents(boxes):
     x, y, width, height = tf.unstack(box_ops.to_xywh(boxes), axis=1)
     return tf.stack([y, x], axis=1), tf.stack([height, width], axis=1)
-
-
-def _onto(boxes, targets):
-    """The map [N, 2], [N, 2] of boxes [N, 4] onto targets [N, 4]."""
-    x, y, width, height = tf.unstack(box_ops.to_xywh(boxes), axis=1)
-    to_x, to_y, to_width, to_height = tf.unstack(box_ops.to_xywh(targets), axis=1)
-    zoom = tf.stack([to_height / height, to_width / width], axis=1)
-    return zoom, tf.stack([to_y, to_x], axis=1) - zoom * tf.stack([y, x], axis=1)
 
 
 def _decoded(references, chosen, shape):

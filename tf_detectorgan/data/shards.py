@@ -1,4 +1,4 @@
-"""Writes a data set shard by shard, each a file of its own: in bounded memory, resumable, on many machines.
+"""Writes a data set shard by shard, each a file of its own: in bounded memory, and resumable.
 
 TFDS describes and names the files; it does not write them, because its writers hold what they write in memory
 and begin anew after an interruption (docs/decisions/0083).
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib.util
 import io
 import os
 import shutil
@@ -35,7 +34,7 @@ _SHARD_BYTES = 64 << 20  # of decoded images: 256 grey ones of 512 pixels, some 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The examples of one shard; Beam pickles it, and its text decides whether a finished shard is kept."""
+    """The examples of one shard; its text decides whether a finished shard is kept."""
 
     example: Callable[[Any], dict[str, Any]]  # an item to an example, see `records.encode`
     items: Sequence[Any]
@@ -104,9 +103,7 @@ class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
         self.info.set_splits(tfds.core.SplitDict(infos))
 
 
-def build(
-    make: Callable[[str], Builder], out, *, overwrite: bool = False, beam_options: Sequence[str] = ()
-) -> None:
+def build(make: Callable[[str], Builder], out, overwrite: bool = False) -> None:
     """Runs the builder `make(data_dir)` and puts its directory at `out`, whole or not at all.
 
     The work happens in a hidden directory beside `out`. After an interruption only finished shards are left
@@ -116,23 +113,20 @@ def build(
       make: the builder for a directory.
       out: where to put the data set.
       overwrite: replace the data set that is there.
-      beam_options: of an Apache Beam pipeline that writes the shards, such as "runner=FlinkRunner"; empty:
-        this process writes them. All machines need the images and `out` under the same paths.
 
     Raises:
-      InputError: `out` exists and is not to be overwritten, or is no prepared data set; Beam is not there.
+      InputError: `out` exists and is not to be overwritten, or is no prepared data set.
     """
     out = Path(out).expanduser().absolute()
     work = out.with_name(f".{out.name}.partial")
     _put_back(work, out)
     check_target(out, overwrite)
-    check_beam(beam_options)
     with _quiet():
         builder = make(str(work / "new"))
     shards = builder.shards(work / "shards")
     try:
         _keep_own(work, shards)
-        _write(shards, beam_options)
+        _write(shards)
         builder.written = shards
         with _quiet():
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
@@ -180,38 +174,14 @@ def _clear(work: Path, shards: Sequence[Shard]) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _write(shards: Sequence[Shard], beam_options: Sequence[str]) -> None:
+def _write(shards: Sequence[Shard]) -> None:
     missing = [shard for shard in shards if not shard.path.is_file()]
     if len(missing) < len(shards):
         print(f"{len(shards) - len(missing)} of {len(shards)} record files were finished before")
-    if beam_options and missing:
-        _write_under_beam(missing, beam_options)
-        return
     with progress.bar(total=sum(len(shard.part.items) for shard in missing), unit="image") as bar:
         for shard in missing:
             bar.set_description(f"writing {shard.split}")
             shard.write(bar.update)
-
-
-def _write_under_beam(shards: Sequence[Shard], options: Sequence[str]) -> None:
-    import apache_beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    settings = PipelineOptions([f"--{option}" for option in options])
-    with apache_beam.Pipeline(options=settings) as pipeline:
-        pipeline | apache_beam.Create(shards) | apache_beam.Map(Shard.write)
-
-
-def check_beam(options: Sequence[str]) -> None:
-    """Whether Apache Beam is there, if it is wanted.
-
-    Raises:
-      InputError: it is not.
-    """
-    if options and importlib.util.find_spec("apache_beam") is None:
-        raise InputError(
-            f"--beam_options={','.join(options)}: Apache Beam is not installed; docs/beam.md says how"
-        )
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from tf_detectorgan.training.joint_step import Objective
 from tf_detectorgan.training.loss_scale import LossScale
 from tf_detectorgan.training.psgan import PSGAN, AlignedObjective
 from tf_detectorgan.training.schedules import ConstantThenLinear, WarmUpThenCosine
-from tf_detectorgan.training.settings import ARMS, PLACEMENTS, Arm, Train
+from tf_detectorgan.training.settings import ARMS, Arm, Train
 
 LOCAL_LAYERS = 2  # of DIS_localX: its crops are smaller than 70 pixels
 JOINT_RATE = {"sgd": 0.01, "nesterov": 0.01, "adam": 1e-4, "adamw": 1e-4}
@@ -132,11 +132,9 @@ def objective(settings: Train, arm: Arm) -> Objective:
 def placement(settings: Train, images: str, gan: str) -> Placement:
     """Where and as what objects are inserted, by `Arm.images` and `Arm.gan`."""
     layer = images == "layer" or (gan == "cyclegan" and settings.exemplar == "layer")
-    mode, file = settings.placement, ""
+    mode = settings.placement
     if mode == "auto":
         mode = "context" if layer or images == "clean" else "matched_shift"
-    elif mode not in PLACEMENTS:
-        mode, file = "file", mode
     starts_from_object = gan == "cyclegan" and settings.condition == "exemplar"
     low, high = settings.strength if starts_from_object else (1.0, 1.0)
     return Placement(
@@ -144,7 +142,6 @@ def placement(settings: Train, images: str, gan: str) -> Placement:
         top_k=settings.match_top_k,
         exemplar_flip=settings.exemplar_flip,
         keep_edges=settings.keep_edges,
-        file=file,
         layer=layer,
         noise=gan in ("pix2pix", "psgan"),
         strength=(low, high),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from tf_detectorgan.config import option
@@ -25,7 +24,6 @@ class Arm(NamedTuple):
 
 
 GANS = ("cyclegan", "pix2pix", "psgan")
-PLACEMENTS = ("auto", *(mode for mode in MODES if mode != "file"))
 ARMS = {
     "real_only": Arm("none", False, 0, 0),
     "boxes_only": Arm("clean", False, 0, 0),  # a control: boxes on clean images, no objects
@@ -168,8 +166,8 @@ class Train:
     )
     placement: str = option(
         "auto",
-        f"Where to insert: {', '.join(PLACEMENTS)}, or a file of boxes (.csv, .json). auto: context for what "
-        "is laid over x, matched_shift for objects cut out.",
+        "Where to insert. auto: context for what is laid over x, matched_shift for objects cut out.",
+        ("auto", *MODES),
     )
     match_top_k: int = option(Placement.top_k, "Draw the matched image among this many best ones.", low=1)
     exemplar_flip: bool = option(Placement.exemplar_flip, "Insert objects mirrored half of the time.")
@@ -228,10 +226,6 @@ class Train:
         if len(self.strength) != 2 or not 0.0 <= self.strength[0] <= self.strength[1] <= 1.0:
             raise InputError(
                 f"--strength={','.join(map(str, self.strength))}: two shares within 0 and 1, the lower first"
-            )
-        if self.placement not in PLACEMENTS and Path(self.placement).suffix not in (".csv", ".json"):
-            raise InputError(
-                f"--placement={self.placement} is none of {', '.join(PLACEMENTS)}, and no .csv or .json file"
             )
         if self.unroll_recompute and not self.unroll_steps:
             raise InputError("--unroll_recompute: --unroll_steps=0 keeps nothing to be recomputed")
