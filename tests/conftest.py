@@ -164,6 +164,9 @@ def _train(run_dir, data_dir):
     from tf_detectorgan import train
     from tf_detectorgan.training.settings import Train
 
+    # What is made once for all comes before `seed`, after any test.
+    keras.config.set_floatx("float32")
+    keras.utils.clear_session(free_memory=False)
     with _handlers_kept():
         train.main(
             Train(
