@@ -93,8 +93,8 @@ OOM when allocating tensor
 HELPS = "; try a lower --detector_batch than 8"
 
 
-def error(code, output, gpu=False, ended_by_watch=False):
-    ended = Ended(code, output, 3 * GIB, 4 * GIB, ended_by_watch)
+def error(code, output, gpu=False):
+    ended = Ended(code, output, 3 * GIB, 4 * GIB)
     return refusal.of_end(ended, FINAL, Train(), 1, gpu, Path("log"))
 
 
@@ -131,7 +131,6 @@ def test_a_lack_of_memory_is_bad_input(code, output, sentence):
         (
             1,
             NO_OP,
-            "tensorflow.python.framework.errors_impl.UnimplementedError: "
             "Deterministic GPU implementation of CropAndResize is not available.",
         ),
         (-11, HARMLESS + CRASH, "ended by SIGSEGV: F cuda_dnn.cc:7] Check failed: status == 0"),
@@ -173,15 +172,6 @@ def test_a_full_disk_keeps_its_exit_code(monkeypatch, capsys, number, file):
 
 def test_a_signal_to_the_short_run_is_an_interruption():
     assert type(error(75, "interrupted: SIGTERM in joint")) is Interrupted
-
-
-def test_what_was_ended_before_the_kernel_did_it_says_so():
-    refused = error(-signal.SIGKILL, "", ended_by_watch=True)
-    assert type(refused) is InputError
-    assert str(refused) == (
-        "preflight: real_only/final_detector needs more memory than there is "
-        "(3.0 GiB of 4.0 GiB of memory held)" + HELPS
-    )
 
 
 def test_several_runs_at_a_time_share_the_memory():

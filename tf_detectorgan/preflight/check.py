@@ -142,7 +142,7 @@ def watch(process: subprocess.Popen, home: Path, folders: Sequence[Phase], log: 
     Raises:
       Interrupted: a signal came; the child is ended.
     """
-    peak, ended_by_watch, room = 0, False, memory.room()
+    peak, room = 0, memory.room()
     try:
         with (
             _signals() as stop,
@@ -154,7 +154,6 @@ def watch(process: subprocess.Popen, home: Path, folders: Sequence[Phase], log: 
                 stop.check("preflight")
                 peak, room = max(peak, memory.resident(process.pid)), memory.room()
                 if room.left < LITTLE * room.total:
-                    ended_by_watch = True
                     process.kill()
                     process.wait()
                 _show(bar, home, folders)
@@ -165,7 +164,7 @@ def watch(process: subprocess.Popen, home: Path, folders: Sequence[Phase], log: 
         process.kill()
         process.wait()
     output = log.read_text(encoding="utf-8", errors="replace")
-    return Ended(process.returncode, output, peak, room.total, ended_by_watch)
+    return Ended(process.returncode, output, peak, room.total)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ from tf_detectorgan.training.settings import ARMS, Train
 _NO_MEMORY = re.compile(
     r"ResourceExhausted|RESOURCE_EXHAUSTED|OUT_OF_MEMORY|out of memory|bad_alloc|MemoryError|\bOOM\b"
 )
-_ERROR = re.compile(r"[\w.]*(Error|Exception)(: |:?$)")  # begins the message at the end of a traceback
 # Lines without a message: TensorFlow's places in the graph, its log, and what faulthandler prints.
 _NOISE = re.compile(
     r"\[\[|\[Op:|File \"|Detected at|Stack|\d{4}-\d\d-\d\d \d\d:\d\d|[IWE]\d{4} |Fatal Python error"
@@ -38,7 +37,6 @@ class Ended(NamedTuple):
     output: str  # standard output and standard error
     peak_resident: int  # bytes
     total: int  # bytes of memory that there are
-    ended_by_watch: bool  # whether `check.watch` ended it because little memory was left
 
 
 def of_end(ended: Ended, phase: Phase, settings: Train, replicas: int, gpu: bool, log: Path) -> Exception:
@@ -61,18 +59,16 @@ def of_end(ended: Ended, phase: Phase, settings: Train, replicas: int, gpu: bool
     if ended.code == EXIT_CANNOT_WRITE:
         return _disk_error(_error_line(ended.output))
     lines = _message_lines(ended.output)
-    memory = f"{ended.peak_resident / GIB:.1f} GiB of {ended.total / GIB:.1f} GiB of memory held"
     helps = "; try " + ", ".join(remedies(phase, settings, replicas, gpu))
-    if ended.ended_by_watch:
-        return InputError(f"preflight: {phase.name} needs more memory than there is ({memory}){helps}")
-    if ended.code == -signal.SIGKILL:
+    if ended.code == -signal.SIGKILL:  # by the kernel or by `check.watch`
+        held = f"{ended.peak_resident / GIB:.1f} GiB of {ended.total / GIB:.1f} GiB of memory held"
         why = "was killed, probably because memory ran out"
-        return InputError(f"preflight: {phase.name} {why} ({memory}){helps}")
+        return InputError(f"preflight: {phase.name} {why} ({held}){helps}")
     if _NO_MEMORY.search("\n".join(lines)):
         where = "the GPU has" if gpu else "there is"
         return InputError(f"preflight: {phase.name} needs more memory than {where}{helps}")
     by = f"ended by {signal.Signals(-ended.code).name}: " if ended.code < 0 else ""
-    return RuntimeError(f"preflight: {phase.name} failed: {by}{_message(lines)[:500]} (full log: {log})")
+    return RuntimeError(f"preflight: {phase.name} failed: {by}{lines[-1][:500]} (full log: {log})")
 
 
 def remedies(phase: Phase, settings: Train, replicas: int, gpu: bool) -> list[str]:
@@ -106,24 +102,13 @@ def _disk_error(line: str) -> OSError:
 
 
 def _message_lines(output: str) -> list[str]:
-    """Returns the last traceback's lines from its error on, without places; without one, the last line.
+    """Returns the lines of the last traceback, or of all output if there is none, without noise.
 
-    Earlier output does not say why the process ended: TensorFlow's allocator, for one, reports a lack of
-    memory that it has found a way around.
+    Output before a traceback does not say why the process ended: TensorFlow's allocator, for one, reports a
+    lack of memory that it has found a way around.
     """
-    _, traceback, end = output.rpartition("Traceback")
-    lines = [line for line in _lines(end if traceback else output) if not _NOISE.match(line)]
-    if not traceback:
-        return lines[-1:]
-    return lines[next((i for i, line in enumerate(lines) if _ERROR.match(line)), 0) :]
-
-
-def _message(lines: list[str]) -> str:
-    """Returns an error in one line: its type, and the last line of a message that has several."""
-    if not lines:
-        return "no output"
-    kind, colon, _ = lines[0].partition(": ")
-    return f"{kind}: {lines[-1]}" if len(lines) > 1 and colon else lines[-1]
+    lines = _lines(output.rpartition("Traceback")[2])
+    return [line for line in lines if not _NOISE.match(line)] or ["no output"]
 
 
 def _lines(output: str) -> list[str]:
