@@ -42,8 +42,8 @@ def room(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> R
         for folder in (cgroup / mount / group for group in dict.fromkeys((path, *path.parents))):
             text = _read(folder / limit)
             if text.isdecimal():
-                statistics = _read(folder / "memory.stat")
-                files = sum(_number(statistics, name) for name in cached)
+                lines = (line.split() for line in _read(folder / "memory.stat").splitlines())
+                files = sum(int(number) for name, number in lines if name in cached)
                 rooms.append(Room(int(text), int(text) - int(_read(folder / use)) + files))
     return min(rooms, key=lambda one: one.left)
 
@@ -59,8 +59,3 @@ def _read(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
-
-
-def _number(text: str, name: str) -> int:
-    found = re.search(rf"^{name} (\d+)$", text, re.MULTILINE)
-    return int(found[1]) if found else 0
