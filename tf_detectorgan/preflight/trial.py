@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,11 @@ def draw(settings: Train) -> None:
 
 
 def record(run: Run, phase: plan.Phase) -> dict[str, Any]:
-    """A finished phase: the hash of its result, seconds, memory, and what a GPU would refuse of its graph."""
+    """Returns a finished phase's facts: the hash of its result, seconds, memory, and what a GPU would refuse.
+
+    The ops that deterministic GPUs would refuse, lack or send to the host are those of its function's newest
+    trace.
+    """
     folder = run.layout.path / phase.folder
     done = checkpoints.finished(folder) or {}
     files = {"images": folder / run_layout.SYNTHETIC, "evaluation": run_layout.detections(folder)}
@@ -69,20 +73,13 @@ def record(run: Run, phase: plan.Phase) -> dict[str, Any]:
         result = hashlib.sha256(files[phase.kind].read_bytes()).hexdigest()
     else:
         result = checkpoints.fingerprint(folder)
+    function: Any = run.functions.get(folder.name, run.detect)
+    graph = function._list_all_concrete_functions()[-1].graph  # no public name
+    faults = gpu_ops.faults(graph, largest=math.prod(run.dataset.image_shape) - 1)
     return {
         "result": result,
         "seconds": done.get("step_seconds", done.get("image_seconds")),
         "memory": done.get("gpu_peak_memory_mib", done["peak_memory_mib"]),
-        **_graph(run, run.functions.get(folder.name, run.detect)),
-    }
-
-
-def _graph(run: Run, function: Callable) -> dict[str, Any]:
-    """What deterministic GPUs would refuse, lack or send to the host in the newest trace of `function`."""
-    graph = function._list_all_concrete_functions()[-1].graph  # type: ignore[attr-defined] # no public name
-    height, width, channels = run.dataset.image_shape
-    faults = gpu_ops.faults(graph, largest=height * width * channels - 1)
-    return {
         "faults": len(faults),
         "first_faults": [f"{fault.op} ({fault.kind}) {fault.why}" for fault in faults[:NAMED]],
         "transfers": len(host_transfers(graph)),
