@@ -8,8 +8,9 @@ discriminators, (b) the joint step, Eqn 3 included. Before anything is timed, al
 and every optimizer's moments after a step (that is, every gradient) must be equal. Both sides run in turns in
 one process. Wanted: our time at most 0.9 of PyTorch's in (a), 0.7 in (b), our peak memory at most 0.8.
 
-Recipe: --recipe=paper with the least-squares loss, and no image pool. PyTorch's side is given DET's targets,
-which ours computes in the step. PyTorch runs as it comes (eagerly): torch.compile has no double backward.
+Settings: configs/paper.flags with the least-squares loss, and no image pool. PyTorch's side is given DET's
+targets, which ours computes in the step. PyTorch runs as it comes (eagerly): torch.compile has no double
+backward.
 """
 
 import argparse
@@ -65,10 +66,10 @@ def theirs(p: Players, s: Train, size: int) -> Trainer:
         s.lambda_real,
         s.lambda_syn,
         build.objective(s, ARMS["detectorgan"]).syn_cap,
-        s.clipnorm,
+        build.CLIP_NORM,
         retinanet.BOX_WEIGHT,
         s.crop_size,
-        s.joint_detector_learning_rate,
+        build.JOINT_RATE[s.joint_detector_optimizer],
     )
     return Trainer(nets, weights, s.gan_learning_rate)
 
@@ -174,6 +175,7 @@ def table(rows: list[dict]) -> str:
 
 def run(options: argparse.Namespace) -> dict:
     """Checks, measures, prints and writes."""
+    build.POOL_SIZE = 0
     s = stage.settings(
         "retinanet_small",
         options.batch,
@@ -181,10 +183,8 @@ def run(options: argparse.Namespace) -> dict:
         compose="full",
         condition="mask",
         gan_loss="lsgan",
-        pool_size=0,
         generator_blocks=options.blocks,
         gan_learning_rate=1e-5,
-        joint_detector_learning_rate=0.01,
     )
     p, b = stage.players(s, options.size), stage.batch(options.size, options.batch)
     t, given, objective = theirs(p, s, options.size), scene(p.DET, b), build.objective(s, ARMS["detectorgan"])

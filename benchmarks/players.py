@@ -33,7 +33,6 @@ def settings(detector: str, batch: int, filters: int, **changes: Any) -> Train:
         "generator_filters": filters,
         "discriminator_filters": filters,
         "gan_learning_rate": 1e-6,
-        "joint_detector_learning_rate": 1e-6,
     }
     return Train(**(common | changes))
 

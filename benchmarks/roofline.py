@@ -5,6 +5,9 @@
 The roof is the best rate of any single convolution tried, forward or backward, in FLOP a core second. Each
 phase's rate is the FLOPs of the convolutions in its graph over its time, so all that is not a convolution
 (norms, padding, losses, optimizers) lowers the share. Wanted: 60 % of the roof in the joint step.
+
+`--paper` counts the phases at the paper's size without running them: FLOPs of their graphs over a GPU's peak
+times the share of it that is assumed. An estimate, nothing measured.
 """
 
 import argparse
@@ -18,7 +21,7 @@ from tf_detectorgan.batch import Labelled
 from tf_detectorgan.training import build
 from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.joint_step import ALONE, joint_step
-from tf_detectorgan.training.settings import ARMS
+from tf_detectorgan.training.settings import ARMS, Train
 
 WANTED = 0.6  # of the joint phase
 SIDES, CHANNELS, KERNEL, IMAGES = (16, 32, 64), (32, 64, 128, 256), 3, 4  # of the convolutions tried
@@ -70,11 +73,48 @@ def phases(options: argparse.Namespace) -> dict:
     optimizer = build.alone_detector_optimizer(s, p.DET, s.final_steps, here)
     made = {
         "pretrain_gan": lambda: joint_step(alone, ALONE, b, seed),
-        "pretrain_detector, final_detector": lambda: detector_step(p.DET, optimizer, labelled, s.clipnorm),
+        "pretrain_detector, final_detector": lambda: detector_step(
+            p.DET, optimizer, labelled, build.CLIP_NORM
+        ),
         "joint": lambda: joint_step(p, objective, b, seed),
         "synthesize": lambda: p.gan.insert(double.x, double.insertion),
     }
     return {name: tf.function(f, autograph=False).get_concrete_function() for name, f in made.items()}
+
+
+def paper(options: argparse.Namespace) -> dict:
+    """Hours of phases of `train` by default, at the paper's size, by FLOPs alone."""
+    setting = {"detector": "retinanet_resnet50", "size": 512, "batch": 4, "filters": 64}
+    s, rate = Train(), options.gpu_tflops * 1e12 * options.gpu_share
+    alone = s.pretrain_detector_steps
+    steps = {
+        "pretrain_gan": {"pretrain_gan": s.gan_steps},
+        "pretrain_detector, final_detector": {
+            "pretrain_detector": alone,
+            "audit_detectors": s.audit_folds * alone,
+            "final_detector": s.final_steps,
+        },
+        "joint": {"joint": s.joint_steps},
+    }
+    rows = []
+    for name, step in phases(argparse.Namespace(**setting)).items():
+        flops = measuring.convolution_flops(step) if name in steps else 0
+        for phase, count in steps.get(name, {}).items():
+            row = {"phase": phase, "TFLOP a step": round(flops / 1e12, 2), "steps": count}
+            rows.append(row | {"hours, estimated": round(flops * count / rate / 3600, 1)})
+    assumed = {"TFLOP/s": options.gpu_tflops, "share reached": options.gpu_share}
+    return {"setting": setting, "assumed": assumed, "rows": rows}
+
+
+def estimate(options: argparse.Namespace) -> dict:
+    """Prints and writes `paper`."""
+    content = paper(options)
+    print(f"estimated by FLOPs, not measured, {content['setting']}:")
+    for row in content["rows"]:
+        print(row)
+    if options.out:
+        measuring.write(options.out, content)
+    return content
 
 
 def run(options: argparse.Namespace) -> dict:
@@ -121,6 +161,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--profile", action="store_true", help="also print which ops take the time")
+    parser.add_argument("--paper", action="store_true", help="only estimate the paper's setting")
+    parser.add_argument("--gpu_tflops", type=float, default=15.7, help="peak; 15.7: float32 of a Tesla V100")
+    parser.add_argument("--gpu_share", type=float, default=0.4, help="of the peak, assumed")
     parser.add_argument("--out", type=Path, help="JSON to write")
     return parser.parse_args(argv)
 
@@ -128,4 +171,4 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     chosen = parse()
     stage.prepare(chosen.threads)
-    run(chosen)
+    estimate(chosen) if chosen.paper else run(chosen)

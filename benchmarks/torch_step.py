@@ -1,4 +1,4 @@
-"""The joint step with `--recipe=paper --gan_loss=lsgan` as one would write it in PyTorch.
+"""The joint step with `configs/paper.flags` and `--gan_loss=lsgan` as one would write it in PyTorch.
 
 Eqn 3 by `torch.func.functional_call` and `create_graph=True`, one objective and one backward pass for the
 generators. Images [N, C, H, W]; boxes [N, 4] in pixels; targets of DET are given, ours matches in the step.

@@ -16,10 +16,9 @@ backward pass two, to its weights and to its input, so an ordinary step on two s
                                                             on a (2); both go on to the layers before (2)
 
 together 13 / 6 = 2.17. Without Eqn 3 (`none`) it is 1. Recomputing runs the synthetic pass again but for its
-weights' derivatives, 2 more: 2.5. A finite difference needs no derivative to W, two times 2 in place of the
-4: 2.17 as well. Of K steps each after the first adds 18 / 6 = 3: both gradients, and both differentiated to W
-also, 6 each. The column `arithmetic` counts the convolutions in the graphs, so it must show this floor, but
-for the first layer, whose input's derivative an ordinary step does not need.
+weights' derivatives, 2 more: 2.5. Of K steps each after the first adds 18 / 6 = 3: both gradients, and both
+differentiated to W also, 6 each. The column `arithmetic` counts the convolutions in the graphs, so it must
+show this floor, but for the first layer, whose input's derivative an ordinary step does not need.
 """
 
 import argparse
@@ -37,11 +36,10 @@ from tf_detectorgan.training.settings import ARMS, Train
 
 # Flags of `train`.
 MODES = {
-    "none": {"unroll": "none"},
+    "none": {"unroll_steps": 0},
     "exact": {},
     "exact, recomputed": {"unroll_recompute": True},
-    "k_steps": {"unroll": "k_steps"},
-    "finite_difference": {"unroll": "finite_difference"},
+    "two steps": {"unroll_steps": 2},
 }
 WANTED = {"detector part": 2.2, "joint step": 1.25}
 
@@ -50,11 +48,10 @@ def graphs(detector: str, size: int, modes: list[str], options: argparse.Namespa
     """Concrete functions without arguments, by name, each with its start-up in core seconds."""
 
     def settings(mode: str) -> Train:
-        flags = MODES[mode] | ({"unroll_steps": options.steps} if mode == "k_steps" else {})
-        return stage.settings(detector, options.batch, options.filters, **flags)
+        return stage.settings(detector, options.batch, options.filters, **MODES[mode])
 
     p = stage.players(settings("none"), size)
-    batch = stage.batch(size, options.batch, later=options.steps - 1)
+    batch = stage.batch(size, options.batch, later=1)
     where = batch.insertion
     synthetic = Labelled(batch.x, where.boxes[:, None], where.labels[:, None])
     both = Labelled(*(tf.concat(pair, 0) for pair in zip(batch.y, synthetic, strict=True)))
@@ -68,7 +65,6 @@ def graphs(detector: str, size: int, modes: list[str], options: argparse.Namespa
             synthetic,
             batch.y2 if o.lambda_real else None,
             later=later,
-            mode=o.unroll,
             recompute=o.recompute,
         )
         update_rules.commit(p.detector_optimizer, look.update)
@@ -76,7 +72,7 @@ def graphs(detector: str, size: int, modes: list[str], options: argparse.Namespa
 
     def of_mode(mode: str) -> dict:
         o = build.objective(settings(mode), ARMS["detectorgan"])
-        later = batch.y_later if mode == "k_steps" else ()
+        later = batch.y_later if mode == "two steps" else ()
         whole = batch._replace(y_later=later)
         return {
             f"detector part, {mode}": measuring.started(lambda: of_detector(o, later)),
@@ -85,7 +81,9 @@ def graphs(detector: str, size: int, modes: list[str], options: argparse.Namespa
 
     alone = stage.without_detector(p)
     made = {
-        "ordinary": measuring.started(lambda: detector_step(p.DET, p.detector_optimizer, both, 10.0)),
+        "ordinary": measuring.started(
+            lambda: detector_step(p.DET, p.detector_optimizer, both, build.CLIP_NORM)
+        ),
         "CycleGAN": measuring.started(lambda: joint_step(alone, ALONE, batch, seed)),
     }
     for mode in modes:
@@ -162,7 +160,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--detectors", nargs="+", default=["retinanet_small", "players:wide"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
-    parser.add_argument("--steps", type=int, default=2, help="of k_steps")
     parser.add_argument("--batch", type=int, default=2, help="images of each stream")
     parser.add_argument("--filters", type=int, default=16, help="of generators and discriminators")
     parser.add_argument("--rounds", type=int, default=9)

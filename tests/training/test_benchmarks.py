@@ -118,33 +118,6 @@ def test_unroll_cost(tiny, monkeypatch, tmp_path, capsys):
     assert "exact" in capsys.readouterr().out
 
 
-def test_scaling(monkeypatch, tmp_path):
-    import measuring
-    import scaling
-
-    def graph(detector, filters, size, batch, steps):
-        return tf.function(small_convolution(size, batch, 64)[2], autograph=False).get_concrete_function()
-
-    monkeypatch.setattr(scaling, "graph", graph)
-    monkeypatch.setattr(measuring, "peak_mib", lambda step: 8.0)
-    flags = [
-        "--sweeps",
-        "size",
-        "batch",
-        "--sizes",
-        "16",
-        "64",
-        "--rounds=1",
-        f"--out={tmp_path / 'grows.json'}",
-    ]
-    scaling.run(scaling.parse(flags))
-    found = json.loads((tmp_path / "grows.json").read_text())["sweeps"]
-    assert [s["exponents"]["GFLOP"]["exponent"] for s in found] == pytest.approx([2, 1], abs=1e-3)
-    assert [s["exponents"]["MiB"]["exponent"] for s in found] == [0.0, 0.0]
-    assert scaling.fit([1, 2, 4], [3, 12, 48]) == {"exponent": 2.0, "off": 1.0}
-    assert scaling.fit([1, 4, 16], [1, 8, 16])["off"] == pytest.approx(4 ** (1 / 3), abs=1e-3)
-
-
 def test_roofline(monkeypatch, tmp_path):
     import measuring
     import roofline
@@ -185,21 +158,6 @@ def test_host_trips_counts_what_python_calls_in_a_step(tmp_path):
     assert {called[kind] for kind in ("IteratorGetNext", "the step's graph", "Sqrt")} == {1.0}
     (copied,) = row["copies to the host by the graph"]
     assert (copied["kind"], copied["elements"]) == ("AddV2", 2)
-
-
-def test_what_prepare_is_measured_on_can_be_prepared(tmp_path):
-    import prepare as benchmark
-
-    from tf_detectorgan import prepare
-    from tf_detectorgan.data import records
-
-    benchmark.draw(tmp_path, 24, 64, 1)
-    (tmp_path / "boxes.json").write_text(json.dumps(benchmark.annotations(24, 64)))
-    options = prepare.Prepare(
-        annotations=str(tmp_path / "boxes.json"), out=str(tmp_path / "set"), image_size=64
-    )
-    prepare.prepare(options)
-    assert records.open_dataset(tmp_path / "set").count("train_labelled") == 12  # 0.7 of three quarters
 
 
 def test_residual_memory(tmp_path, monkeypatch):
@@ -262,12 +220,11 @@ def test_the_estimate_has_every_phase_that_trains(monkeypatch):
     """Steps of 3.6 PFLOP at 1 PFLOP/s take an hour in a thousand."""
     import measuring
     import roofline
-    import scaling
 
     names = ("pretrain_gan", "pretrain_detector, final_detector", "joint", "synthesize")
     monkeypatch.setattr(roofline, "phases", lambda options: dict.fromkeys(names))
     monkeypatch.setattr(measuring, "convolution_flops", lambda step: 3.6e15)
-    rows = scaling.paper(scaling.parse(["--gpu_tflops", "2000", "--gpu_share", "0.5"]))["rows"]
+    rows = roofline.paper(roofline.parse(["--gpu_tflops", "2000", "--gpu_share", "0.5"]))["rows"]
     steps = {row["phase"]: row["steps"] for row in rows}
     assert steps == {
         "pretrain_gan": 20000,
