@@ -151,7 +151,7 @@ def test_all_phases_leave_their_results(runs):
         assert (run / name).is_file()
     assert str(run / "report.html") in out
     done = {str(file.parent.relative_to(run)) for file in run.glob("*/**/done.json")}
-    assert done == {phase.folder for phase in plan.phases(Train(arm=ARMS), 1)}
+    assert done == {str(phase.folder) for phase in plan.phases(Train(arm=ARMS), 1)}
 
 
 @pytest.mark.slow
