@@ -172,7 +172,7 @@ def test_k_steps_judges_the_weights_that_keras_would_reach(float64, tiny, rule):
 def test_eager_graph_and_xla_agree(tiny, form):
     *_, look, x_syn = _toy(tiny, "adamw", form, tf.float32)
     eager = look()
-    # XLA takes half a minute for three steps (decision 0074).
+    # XLA takes half a minute for three steps (decision 0073).
     for compiled in (False, True) if form[0] == 1 else (False,):
         found = tf.function(look, autograph=False, jit_compile=compiled)(x_syn)
         for a, b in zip(found, eager, strict=True):

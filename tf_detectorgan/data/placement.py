@@ -45,7 +45,7 @@ class Placement:
     max_shift: float = 0.05  # of the content's side, for matched_shift
     top_k: int = 5  # the reference is drawn among the k most similar; 1 is the paper
     exemplar_flip: bool = True  # the reference is mirrored (left, right) in half of the cases
-    keep_edges: bool = True  # an object cut off by its image's edge stays at that edge (decision 0104)
+    keep_edges: bool = True  # an object cut off by its image's edge stays at that edge (decision 0033)
     layer: bool = False  # the exemplar is x with the object laid over (object_layers.py), not the moved image
     noise: bool = False  # the exemplar is x with noise in the box (noise.py)
     strength: tuple[float, float] = (1.0, 1.0)  # range of `Synthesis.strength`

@@ -30,7 +30,7 @@ BATCHES = 2  # of synthetic images, each as large as the run's: the first is tra
 # for all else. The two steps above determine both.
 SECONDS_PER_MAC, SECONDS_PER_PIXEL = 2.4e-10, 2.3e-5
 # A detector's step, seconds per pixel of its batch. Small ones: demo.flags' 0.1 s for 8 images of 64 px.
-# ResNet-50: in proportion to the joint step of nih.flags, by the FLOPs that benchmarks/scaling.py counts.
+# ResNet-50: in proportion to the joint step of nih.flags, by the FLOPs that benchmarks/roofline.py counts.
 SMALL_DETECTOR, RESNET50 = 3e-6, 5.7e-6
 SMALL = ("retinanet_small", "fcos_small")
 GPU = 100  # times as fast: a guess, and no more is needed

@@ -47,7 +47,7 @@ def coverage_report(run: Run) -> None:
 def looks_report(run: Run) -> None:
     """Says how often the final detector sees each labelled image: more counts for more than synthetic images.
 
-    Source: decision 0124.
+    Source: docs/experiments/tiles.md.
     """
     s, labelled = run.settings, run.dataset.count("train_labelled")
     synthetic = round(s.synthetic_fraction * s.detector_batch)

@@ -101,7 +101,7 @@ def precision(settings: Train) -> contextlib.AbstractContextManager:
 
 
 def detector_precision(settings: Train) -> contextlib.AbstractContextManager:
-    """A detector made inside computes in --precision but for float16, where Eqn 3 vanishes (0122)."""
+    """A detector made inside computes in --precision but for float16, where Eqn 3 vanishes (0120)."""
     return precision(settings) if settings.precision == "mixed_bfloat16" else contextlib.nullcontext()
 
 

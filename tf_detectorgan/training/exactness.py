@@ -80,7 +80,7 @@ def check_steps(
             found = unroll.lookahead(DET, optimizer, y, there, y2, extra, recompute)
             return found.L_real_ahead, found.d_L_real_ahead
 
-        # Without what only the derivative needs (decision 0114).
+        # Without what only the derivative needs (decision 0075).
         value = tf.function(lambda images, look=look: look(images)[0], autograph=False)
         derivative = look(x)[1]
         worst = max(_error(value, x, derivative, _uphill(derivative, draw)) for draw in draws)

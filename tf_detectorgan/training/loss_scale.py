@@ -21,7 +21,7 @@ FIRST, GOOD_STEPS = 2.0**15, 2000  # of keras.optimizers.LossScaleOptimizer, who
 class LossScale(tf.Module):
     """S: halved at a step whose gradients are not finite, doubled after GOOD_STEPS others in a row.
 
-    One for all players of a step (decision 0121).
+    One for all players of a step (decision 0120).
 
     Attributes:
       scale: S, float32 scalar, mirrored.

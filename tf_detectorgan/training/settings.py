@@ -189,7 +189,7 @@ class Train:
     synthetic_objects: int = option(
         1,
         "Objects that a synthetic image gets, fewer where they would meet. Try 3 where synthetic images help "
-        "(decision 0125).",
+        "(docs/experiments/phantom.md).",
         low=1,
     )
     synthetic_fraction: float = option(0.5, "Share of them in a batch of final_detector.", low=0.0, high=1.0)
@@ -232,7 +232,7 @@ class Train:
         if self.detector == "retinanet_kerashub" and self.precision == "mixed_bfloat16":
             raise InputError(
                 f"--precision={self.precision}: rounding spoils Eqn 3 through --detector=retinanet_kerashub "
-                "(decision 0122); use float32"
+                "(decision 0120); use float32"
             )
 
     @property

@@ -114,7 +114,7 @@ def _dense(gradient):
 def _recomputed(loss: Callable, W, images):
     """`_loss_and_gradients`, of which an outer tape remembers the inputs only: it runs again when needed.
 
-    dL_d/dW alone may be differentiated. `tf.recompute_grad` stops the inner tape as well (decision 0074).
+    dL_d/dW alone may be differentiated. `tf.recompute_grad` stops the inner tape as well (decision 0073).
     """
 
     @tf.custom_gradient

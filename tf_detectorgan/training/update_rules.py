@@ -193,7 +193,7 @@ def _sqrt(v, at_zero=0.0):
     """The root, with derivative 0 at 0 instead of infinity.
 
     Adam's v is 0 only where every gradient so far was 0, and with it m: then W' = W - alpha m / epsilon near
-    g = 0, in which the root has no part. So the derivative stays exact (decision 0072).
+    g = 0, in which the root has no part. So the derivative stays exact (decision 0049).
     """
     rooted = v != 0  # not v > 0: NaN stays NaN
     return tf.where(rooted, tf.sqrt(tf.where(rooted, v, 1)), at_zero)
