@@ -28,6 +28,7 @@ from tf_detectorgan.experiments import runner, table_report
 from tf_detectorgan.experiments.runner import Job
 from tf_detectorgan.experiments.tables import BASE, TABLES, Row, Table, Variant
 from tf_detectorgan.preflight import check
+from tf_detectorgan.run_layout import RunLayout
 from tf_detectorgan.training import phases, run_directory
 from tf_detectorgan.training.loop import StopSignal
 from tf_detectorgan.training.settings import Train
@@ -107,7 +108,7 @@ def _require_same_settings(options: Reproduce, table: Table) -> None:
     for variant in sorted({BASE, *(row.variant for row in table.rows)}):
         settings = parse(Train, [f"--flagfile={options.config}", *variant.flags])
         for seed in options.seeds:
-            file = runner.run_directory(Path(options.out), variant, seed) / "config.json"
+            file = RunLayout(runner.run_directory(Path(options.out), variant, seed)).config
             run_directory.same_settings(file, replace(settings, seed=seed), run_directory.FREE, "--out")
 
 

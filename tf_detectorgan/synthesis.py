@@ -17,7 +17,7 @@ from PIL import Image
 from tensorflow.python.framework.config import is_op_determinism_enabled  # no public name
 
 from tf_detectorgan import boxes as boxes_lib
-from tf_detectorgan import disk, gallery, progress
+from tf_detectorgan import disk, gallery, progress, run_layout
 from tf_detectorgan.batch import Synthesis
 from tf_detectorgan.data import records
 from tf_detectorgan.data.pipeline import synthesis_batches
@@ -213,7 +213,7 @@ class _SyntheticSet:
         found_real = self._judges.found_real() if self._judges else None
         found = audit.audit(audit.joined(self._audited), *_measured_training(self._dataset), found_real)
         found |= {"made": self._objects, "min_audit": self._min_audit}
-        for name, content in {"annotations.json": self._coco, "audit.json": found}.items():
+        for name, content in {run_layout.ANNOTATIONS: self._coco, run_layout.AUDIT: found}.items():
             (self._directory / name).write_text(json.dumps(content), encoding="utf-8")
         sections = self._shown.sections()
         gallery.write_gallery(self._directory, sections, f"Synthetic images: {self._inserter.method}")

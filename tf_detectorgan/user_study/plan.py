@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from tf_detectorgan.errors import InputError
+from tf_detectorgan.run_layout import ANNOTATIONS, ArmLayout
 
 SIDES = ("A", "B")
 PLAN = "study.json"
@@ -84,14 +85,15 @@ def synthetic_images(directory: Path) -> list[Candidate]:
     Raises:
       InputError: there are none, or the COCO file cannot be read.
     """
-    home = next((d for d in (directory, directory / "synthetic") if (d / "annotations.json").is_file()), None)
+    folders = (directory, ArmLayout(directory).synthetic)
+    home = next((d for d in folders if (d / ANNOTATIONS).is_file()), None)
     if home is None:
         raise InputError(
             f"--run={directory}: no annotations.json there; name an arm (runs/mine/arms/detectorgan) or a "
             "directory that tf_detectorgan.synthesize wrote"
         )
     try:
-        document = json.loads((home / "annotations.json").read_text("utf-8"))
+        document = json.loads((home / ANNOTATIONS).read_text("utf-8"))
         boxes: dict[int, list[tuple[float, ...]]] = {}
         for row in document["annotations"]:
             boxes.setdefault(row["image_id"], []).append(tuple(row["bbox"]))

@@ -14,6 +14,7 @@ from tf_detectorgan.data import medical_images, resize
 from tf_detectorgan.data.document import Document
 from tf_detectorgan.data.formats import coco_file, node21
 from tf_detectorgan.errors import InputError
+from tf_detectorgan.run_layout import ANNOTATIONS
 
 
 def check(kinds: Sequence[str], class_names: Sequence[str], channels: int) -> None:
@@ -41,7 +42,7 @@ def write(kind: str, directory: Path) -> None:
 
     Boxes keep their fractions of a pixel, images their values.
     """
-    WRITERS[kind](coco_file.document(directory / "annotations.json"), directory, directory / kind)
+    WRITERS[kind](coco_file.document(directory / ANNOTATIONS), directory, directory / kind)
 
 
 def _boxes(document: Document) -> dict[int, list[tuple[int, list[float]]]]:
