@@ -75,9 +75,8 @@ class Inserter(NamedTuple):
     """How an arm inserts objects, and what the provenance says of it."""
 
     method: str  # the arm's name
-    insert: Callable[
-        [Synthesis], tf.Tensor
-    ]  # to images [N, H, W, C] in [-1, 1], a row's object alone in each
+    # To images [N, H, W, C] in [-1, 1], a row's object alone in each.
+    insert: Callable[[Synthesis], tf.Tensor]
     placement: Placement
     reach: float  # how far beyond a box `insert` may draw, in longer sides of the box
     checkpoint: str = ""  # hash of the weights, if there are any
