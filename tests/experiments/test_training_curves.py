@@ -16,8 +16,13 @@ def write(directory, arm, losses):
 
 
 def test_what_was_written_twice_counts_as_written_last(tmp_path):
-    """A run that was killed after step 3 and went on from its checkpoint of step 2."""
+    """A run that was killed after step 3 and went on from its checkpoint of step 2.
+
+    The names of two files of one second need not sort as they were written: here they do not.
+    """
     write(tmp_path, "a", [(1, 4.0), (2, 3.0), (3, 2.5)])
+    (first,) = (tmp_path / "tensorboard" / "a").iterdir()
+    first.rename(first.with_name("events.out.tfevents.9999999999.x"))
     write(tmp_path, "a", [(3, 2.0), (4, 1.0)])
     write(tmp_path, "b", [(1, 5.0)])
     (loss, curves), (ap, _) = training_curves.read(tmp_path / "tensorboard", ["a", "b", "none"], "0.1")

@@ -48,7 +48,9 @@ def _scalars(directory: Path) -> dict[str, Curve]:
     curves = {}
     for tag in events.Tags()[TENSORS]:
         if events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars":
-            points = {e.step: float(tf.make_ndarray(e.tensor_proto)) for e in events.Tensors(tag)}
+            # By time: the names of two files of one second do not sort as they were written.
+            written = sorted(events.Tensors(tag), key=lambda event: event.wall_time)
+            points = {event.step: float(tf.make_ndarray(event.tensor_proto)) for event in written}
             steps = sorted(points)
             curves[tag] = Curve(np.array(steps), np.array([points[step] for step in steps]))
     return curves
