@@ -140,12 +140,11 @@ def reproduce(options: Reproduce) -> None:
         raise InputError(f"--seeds={','.join(map(str, options.seeds))}: one or more different numbers wanted")
     config = _text(options.config)
     manifests.require_absolute("--config", config, ("data_dir",))
-    arms = {row.arm for row in TABLES[options.table].rows}
     table = table_job.Table(
         options.table,
         config,
         options.seeds,
-        cells=len(arms) * len(options.seeds),
+        cells=len(TABLES[options.table].rows) * len(options.seeds),
         parallel=options.parallel or len(options.seeds),
         gather=options.gather,
     )

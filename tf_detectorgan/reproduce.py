@@ -25,8 +25,8 @@ if __name__ == "__main__":  # and that takes seconds, in which process 1 of a po
 from tf_detectorgan import door
 from tf_detectorgan.config import option, parse
 from tf_detectorgan.experiments import runner, table_report
-from tf_detectorgan.experiments.runner import Job
-from tf_detectorgan.experiments.tables import BASE, TABLES, Row, Table, Variant
+from tf_detectorgan.experiments.runner import Cell, Job
+from tf_detectorgan.experiments.tables import TABLES, Table
 from tf_detectorgan.preflight import check
 from tf_detectorgan.run_layout import RunLayout
 from tf_detectorgan.training import phases, run_directory
@@ -58,34 +58,25 @@ class Reproduce:
         low=-1,
     )
     workers: int = option(1, "Training processes at a time; each gets its share of the cores.", low=1)
-    preflight: str = option(
-        "auto",
-        "That of `train`, for the first cell alone. auto: where all cells are estimated to take over an "
-        "hour, and in Kubernetes, unless --config says otherwise.",
-        ("auto", "true", "false"),
-    )
 
 
 def main(options: Reproduce) -> None:
     """Trains what is not done, then writes and prints the table.
 
     Raises:
-      InputError: the flagfile is missing, has other flags than what is trained in --out, or names data where
-        the table changes the drawn data.
+      InputError: the flagfile is missing, or has other flags than what is trained in --out.
     """
     table, out, flagfile = TABLES[options.table], Path(options.out), Path(options.config)
     if not options.config or not flagfile.is_file():
         raise InputError(f"--config={options.config}: no such file; name a flagfile of train")
     if not options.seeds or len(set(options.seeds)) != len(options.seeds):
         raise InputError(f"--seeds={','.join(map(str, options.seeds))}: one or more different numbers wanted")
-    if table.phantom_only and parse(Train, [f"--flagfile={flagfile}"]).data_dir:
-        raise InputError(f"{flagfile}: names --data_dir, but table {options.table} draws its own data")
     stop = StopSignal().install()
     if options.completion_index >= 0:
         _one_cell(options, table, stop)
         return
     runner.gather(table, options.seeds, out)
-    _require_same_settings(options, table)
+    _require_same_settings(options)
     cells = runner.parse_only(options.only, table, options.seeds)
     jobs = runner.plan(table, options.seeds, cells, out)
     print(f"table {options.table}: {sum(len(job.arms) for job in jobs)} trainings to do in {len(jobs)} runs")
@@ -103,42 +94,33 @@ def main(options: Reproduce) -> None:
     print(f"table: {page}, {page.with_suffix('.md').name}, {page.with_suffix('.json').name}; runs: {out}")
 
 
-def _require_same_settings(options: Reproduce, table: Table) -> None:
+def _require_same_settings(options: Reproduce) -> None:
     """What is trained already was trained by --config: a mean over seeds mixes no settings."""
-    for variant in sorted({BASE, *(row.variant for row in table.rows)}):
-        settings = parse(Train, [f"--flagfile={options.config}", *variant.flags])
-        for seed in options.seeds:
-            file = RunLayout(runner.run_directory(Path(options.out), variant, seed)).config
-            run_directory.same_settings(file, replace(settings, seed=seed), run_directory.FREE, "--out")
+    settings = parse(Train, [f"--flagfile={options.config}"])
+    for seed in options.seeds:
+        file = RunLayout(runner.run_directory(Path(options.out), seed)).config
+        run_directory.same_settings(file, replace(settings, seed=seed), run_directory.FREE, "--out")
 
 
 def _preflight(options: Reproduce, jobs: Sequence[Job], out: Path) -> None:
-    """The preflight of the first job, if it is due."""
-    if not jobs:
-        return
-    job = jobs[0]
-    settings = parse(Train, [f"--flagfile={options.config}", *job.variant.flags])
-    run_dir = str(runner.run_directory(out, job.variant, job.seed))
-    settings = replace(settings, run_dir=run_dir, seed=job.seed, arm=job.arms)
-    if options.preflight != "auto":
-        settings = replace(settings, preflight=options.preflight)
-    environment = runner.environment(options.workers)
-    check.before(settings, environment, runs=len(jobs), processes=min(options.workers, len(jobs)))
+    """The preflight of the first job, if --preflight of the flagfile calls for it for all jobs together."""
+    for job in jobs[:1]:
+        settings = parse(Train, [f"--flagfile={options.config}"])
+        run_dir = str(runner.run_directory(out, job.seed))
+        settings = replace(settings, run_dir=run_dir, seed=job.seed, arm=job.arms)
+        environment = runner.environment(options.workers)
+        check.before(settings, environment, runs=len(jobs), processes=min(options.workers, len(jobs)))
 
 
 def _score(options: Reproduce, table: Table, stop: StopSignal) -> str:
     """Scores every finished cell on --test_data, unless that is done. Returns that set's name in runs."""
-    out, elsewhere, variants = Path(options.out), "", dict[Variant, list[Row]]()
-    for row in table.rows:
-        variants.setdefault(row.variant, []).append(row)
-    cells = [(rows, seed) for rows in variants.values() for seed in options.seeds]
-    for rows, seed in progress.bar(
-        cells, desc=f"scoring on {options.test_data}", unit="run", dynamic_ncols=True
+    out, elsewhere = Path(options.out), ""
+    for seed in progress.bar(
+        options.seeds, desc=f"scoring on {options.test_data}", unit="run", dynamic_ncols=True
     ):
-        arms = [row.arm for row in rows if runner.metrics_file(out, row, seed).exists()]
+        arms = [arm for arm in table.arms if runner.metrics_file(out, Cell(arm, seed)).exists()]
         if arms:
-            directory = runner.run_directory(out, rows[0].variant, seed)
-            run = run_directory.reopen(str(directory), options.test_data)
+            run = run_directory.reopen(str(runner.run_directory(out, seed)), options.test_data)
             run.stop, elsewhere = stop, run.elsewhere
             for arm in arms:
                 phases.evaluate(run, arm, "test")

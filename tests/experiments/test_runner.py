@@ -16,24 +16,18 @@ from tf_detectorgan.errors import InputError, Interrupted
 from tf_detectorgan.experiments import figures, runner
 from tf_detectorgan.experiments.runner import Cell, Job, parse_only, plan
 from tf_detectorgan.experiments.table_report import distinct, write_table
-from tf_detectorgan.experiments.tables import BASE, TABLES, Column, Row, Table, Variant
+from tf_detectorgan.experiments.tables import TABLES, Column, Row, Table
 from tf_detectorgan.reproduce import Reproduce
+from tf_detectorgan.training.settings import ARMS
 
 ROOT = Path(__file__).resolve().parents[2]
 
-MORE = Variant("more", ("--synthetic_count=9",))
-OTHER = Variant("other", ("--phantom_train_images=9",))
-TABLE = Table(
-    "t",
-    "s",
-    (Row("a", "a", BASE), Row("b", "b", BASE), Row("b, 9", "b", MORE), Row("a, other", "a", OTHER)),
-    (Column("AP", ("ap", "main")),),
-)
+TABLE = Table("t", "s", (Row("a"), Row("b")), (Column("AP", ("ap", "main")),))
 
 
-def finish(out, variant, seed, *arms):
+def finish(out, seed, *arms):
     for arm in arms:
-        file = runner.metrics_file(out, Row(arm, arm, variant), seed)
+        file = runner.metrics_file(out, Cell(arm, seed))
         file.parent.mkdir(parents=True)
         file.write_text("{}")
 
@@ -57,36 +51,34 @@ def test_every_completion_index_is_another_cell():
 def test_cells_are_gathered_with_their_costs_and_curves(tmp_path):
     for arm, seconds in (("a", 5), ("b", 7)):
         apart = runner.cell_directory(tmp_path, Cell(arm, 0))
-        finish(apart, BASE, 0, arm)
-        run = runner.run_directory(apart, BASE, 0)
+        finish(apart, 0, arm)
+        run = runner.run_directory(apart, 0)
         for phase, cost in ((f"arms/{arm}/joint", seconds), ("shared/x", 1)):
             (run / phase).mkdir(parents=True)
             (run / phase / "done.json").write_text(json.dumps({"seconds": cost}))
         (run / "truth.json").write_text(arm)
         for folder in ("tensorboard", "shared"):
             (run / folder / arm).mkdir(parents=True)
-    (runner.run_directory(runner.cell_directory(tmp_path, Cell("a", 1)), BASE, 1) / "arms/a").mkdir(
-        parents=True
-    )
+    (runner.run_directory(runner.cell_directory(tmp_path, Cell("a", 1)), 1) / "arms/a").mkdir(parents=True)
     runner.gather(TABLE, [0, 1], tmp_path)
-    target = runner.run_directory(tmp_path, BASE, 0)
+    target = runner.run_directory(tmp_path, 0)
     costs = {"shared/x": {"seconds": 1}, "arms/a/joint": {"seconds": 5}, "arms/b/joint": {"seconds": 7}}
     assert json.loads((target / "costs.json").read_text()) == costs
     assert (target / "truth.json").read_text() == "a"
     for folder, names in (("tensorboard", ["a", "b"]), ("shared", ["a", "b", "x"])):
         assert sorted(path.name for path in (target / folder).iterdir()) == names
-    assert not runner.run_directory(tmp_path, BASE, 1).exists()  # it is not finished
-    assert Job(BASE, 0, ("a", "b")) not in plan(TABLE, [0], parse_only([], TABLE, [0]), tmp_path)
+    assert not runner.run_directory(tmp_path, 1).exists()  # it is not finished
+    assert plan(TABLE, [0], parse_only([], TABLE, [0]), tmp_path) == []
     runner.gather(TABLE, [0, 1], tmp_path)
     assert json.loads((target / "costs.json").read_text()) == costs
 
 
 def test_a_cell_takes_the_pretraining_that_another_of_its_seed_has_finished(tmp_path):
     """From who has the most, with what it was done by and on; nothing half done, nothing of another seed."""
-    arms = Table("t", "s", tuple(Row(arm, arm, BASE) for arm in "abc"), ())
+    arms = Table("t", "s", tuple(Row(arm) for arm in "abc"), ())
 
     def write(cell, **phases):
-        run = runner.run_directory(runner.cell_directory(tmp_path, cell), BASE, cell.seed)
+        run = runner.run_directory(runner.cell_directory(tmp_path, cell), cell.seed)
         files = [f"shared/{phase}/{file}" for phase, written in phases.items() for file in written.split()]
         for file in (*files, "phantom/records", "config.json", "data_card.json", "truth.json"):
             (run / file).parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +88,7 @@ def test_a_cell_takes_the_pretraining_that_another_of_its_seed_has_finished(tmp_
     write(Cell("a", 0), gan="done.json ckpt-1.data", detector="done.json", audit="ckpt-1.data")
     write(Cell("b", 0), gan="done.json", audit="ckpt-1.data")
     write(Cell("b", 1), gan="done.json", detector="done.json", audit="done.json")
-    own = runner.run_directory(runner.cell_directory(tmp_path, Cell("c", 0)), BASE, 0)
+    own = runner.run_directory(runner.cell_directory(tmp_path, Cell("c", 0)), 0)
     taken = runner.take_pretraining(arms, Cell("c", 0), tmp_path)
     assert taken == [own / "shared/detector", own / "shared/gan"]
     found = {str(path.relative_to(own)): path.read_text() for path in own.rglob("*") if path.is_file()}
@@ -106,32 +98,21 @@ def test_a_cell_takes_the_pretraining_that_another_of_its_seed_has_finished(tmp_
     assert runner.take_pretraining(arms, Cell("c", 0), tmp_path) == []  # it has begun
 
 
-def test_plan_has_what_is_not_done_base_first(tmp_path):
+def test_plan_has_what_is_wanted_and_not_done(tmp_path):
     everything = parse_only([], TABLE, [0, 1])
-    assert plan(TABLE, [0, 1], everything, tmp_path) == [
-        Job(BASE, 0, ("a", "b")),
-        Job(BASE, 1, ("a", "b")),
-        Job(MORE, 0, ("b",)),
-        Job(MORE, 1, ("b",)),
-        Job(OTHER, 0, ("a",)),
-        Job(OTHER, 1, ("a",)),
-    ]
-    finish(tmp_path, BASE, 0, "a", "b")
-    finish(tmp_path, BASE, 1, "b")
-    finish(tmp_path, OTHER, 1, "a")
-    finish(tmp_path, MORE, 0, "b")
-    left = plan(TABLE, [0, 1], everything, tmp_path)
-    assert left == [Job(BASE, 1, ("a",)), Job(MORE, 1, ("b",)), Job(OTHER, 0, ("a",))]
+    assert plan(TABLE, [0, 1], everything, tmp_path) == [Job(0, ("a", "b")), Job(1, ("a", "b"))]
+    assert plan(TABLE, [0, 1], {Cell("b", 1)}, tmp_path) == [Job(1, ("b",))]
+    finish(tmp_path, 0, "a", "b")
+    finish(tmp_path, 1, "b")
+    assert plan(TABLE, [0, 1], everything, tmp_path) == [Job(1, ("a",))]
 
 
 def test_every_table_is_consistent():
     for table in TABLES.values():
-        titles = [row.title for row in table.rows]
-        assert len(set(titles)) == len(titles)
-        assert {title for pair in table.comparisons for title in pair} <= set(titles)
+        assert len(set(table.arms)) == len(table.arms)
+        assert set(table.arms) <= set(ARMS)
+        assert {arm for pair in table.comparisons for arm in pair} <= set(table.arms)
         assert all(set(row.paper) <= {column.title for column in table.columns} for row in table.rows)
-        drawn = any("--phantom" in flag for row in table.rows for flag in row.variant.flags)
-        assert table.phantom_only == drawn
 
 
 def scripted(monkeypatch, script):
@@ -141,7 +122,7 @@ def scripted(monkeypatch, script):
 
     def start(job, flagfile, out, workers):
         began.append((job, time.monotonic()))
-        folders = [str(runner.metrics_file(out, Row(a, a, job.variant), job.seed).parent) for a in job.arms]
+        folders = [str(runner.metrics_file(out, Cell(a, job.seed)).parent) for a in job.arms]
         runner._log(job, out).parent.mkdir(parents=True, exist_ok=True)
         with open(runner._log(job, out), "ab") as log:
             return subprocess.Popen([sys.executable, "-c", script, *folders], stdout=log, stderr=log)
@@ -163,19 +144,19 @@ def run(jobs, out, workers=2, stopped=lambda: None):
 
 
 def test_a_failed_run_is_named_after_the_others_are_finished(monkeypatch, tmp_path):
-    scripted(monkeypatch, "import sys; 'other' in sys.argv[1] and sys.exit('out of memory')" + WORK)
+    scripted(monkeypatch, "import sys; 'seed1' in sys.argv[1] and sys.exit('out of memory')" + WORK)
     with pytest.raises(RuntimeError, match="1 of 2 runs failed .*out of memory"):
-        run([Job(OTHER, 0, ("a",)), Job(BASE, 0, ("a", "b"))], tmp_path, workers=1)
-    assert plan(TABLE, [0], {Cell("b", 0)}, tmp_path) == [Job(MORE, 0, ("b",))]
+        run([Job(1, ("a",)), Job(0, ("a", "b"))], tmp_path, workers=1)
+    assert plan(TABLE, [0, 1], {Cell("b", 0), Cell("a", 1)}, tmp_path) == [Job(1, ("a",))]
 
 
 def test_bad_input_ends_all(monkeypatch, tmp_path):
     script = "import sys, time; print('error: --x is bad'); "
-    script += "sys.exit(78) if 'other' in sys.argv[1] else time.sleep(60)"
+    script += "sys.exit(78) if 'seed1' in sys.argv[1] else time.sleep(60)"
     scripted(monkeypatch, script)
     before = time.monotonic()
-    with pytest.raises(InputError, match="^other/seed0: --x is bad$"):
-        run([Job(BASE, 0, ("a",)), Job(OTHER, 0, ("a",))], tmp_path)
+    with pytest.raises(InputError, match="^base/seed1: --x is bad$"):
+        run([Job(0, ("a",)), Job(1, ("a",))], tmp_path)
     assert time.monotonic() - before < 30  # the sleeping one was ended
 
 
@@ -183,7 +164,7 @@ def test_a_signal_ends_the_processes(monkeypatch, tmp_path):
     scripted(monkeypatch, "import time; time.sleep(60)")
     stop = iter([None, None, None])
     with pytest.raises(Interrupted, match=r"SIGTERM: 0 of 1 arms are done"):
-        run([Job(BASE, 0, ("a",))], tmp_path, stopped=lambda: next(stop, "SIGTERM"))
+        run([Job(0, ("a",))], tmp_path, stopped=lambda: next(stop, "SIGTERM"))
 
 
 def test_the_first_job_alone_gets_a_preflight(monkeypatch, tmp_path):
@@ -194,15 +175,13 @@ def test_the_first_job_alone_gets_a_preflight(monkeypatch, tmp_path):
         reproduce.check, "before", lambda settings, *given, **more: calls.append((settings, more))
     )
     options = Reproduce(config=str(flagfile), workers=3)
-    jobs = [Job(OTHER, 5, ("real_only",)), Job(BASE, 0, ("superpose",))]
+    jobs = [Job(5, ("real_only",)), Job(0, ("superpose",))]
     reproduce._preflight(options, jobs, tmp_path)
-    reproduce._preflight(dataclasses.replace(options, preflight="false"), jobs, tmp_path)
     reproduce._preflight(options, [], tmp_path)
-    (first, more), (second, _) = calls
+    ((first, more),) = calls
     assert more == {"runs": 2, "processes": 2}
-    assert (first.run_dir, first.seed, first.arm) == (str(tmp_path / "other/seed5"), 5, ("real_only",))
-    assert (first.phantom_train_images, first.gan_steps) == (9, 1)  # the variant's, the flagfile's
-    assert (first.preflight, second.preflight) == ("true", "false")
+    assert (first.run_dir, first.seed, first.arm) == (str(tmp_path / "base/seed5"), 5, ("real_only",))
+    assert (first.gan_steps, first.preflight) == (1, "true")  # the flagfile's
     monkeypatch.setattr(runner.subprocess, "Popen", lambda command, **options: commands.append(command))
     runner._start(jobs[0], flagfile, tmp_path, 3)
     assert commands[0][-1] == "--preflight=false"  # wins over the flagfile's
@@ -213,7 +192,7 @@ def test_an_error_of_ours_ends_the_processes(monkeypatch, tmp_path):
     processes, start = [], runner._start
     monkeypatch.setattr(runner, "_start", lambda *given: processes.append(start(*given)) or processes[-1])
     with pytest.raises(OSError, match="the disk is gone"):
-        run([Job(BASE, 0, ("a",))], tmp_path, stopped=fail)
+        run([Job(0, ("a",))], tmp_path, stopped=fail)
     assert [process.poll() is None for process in processes] == [False]
 
 
@@ -280,8 +259,6 @@ def test_the_command_trains_a_table_and_then_finds_it_done(tmp_path, tiny_phanto
     reproduce.main(dataclasses.replace(everything, completion_index=3))
     assert "cut_paste, seed 1: done" in capsys.readouterr().out
     assert not (out / "cells").exists()
-    with pytest.raises(InputError, match="draws its own data"):
-        reproduce.main(dataclasses.replace(everything, table="bound"))
     flagfile.write_text(flagfile.read_text() + "--final_steps=3\n")
     with pytest.raises(InputError, match="other settings .--final_steps was 2, is 3.; use a new --out"):
         reproduce.main(options)
@@ -322,13 +299,11 @@ def test_a_column_that_repeats_the_main_iou_is_shown_once():
 
 
 def test_pictures_of_a_table_show_every_row_and_number():
-    """As text in the SVG: rows by name where rows are compared, numbers of images where they are a curve."""
+    """As text in the SVG."""
     one = {"mean": 0.3, "low": 0.2, "high": None, "by_seed": {0: 0.3, 1: None}}
     nothing = {"mean": None, "low": None, "high": None, "by_seed": {0: None}}
     rows = [{**one, "title": "cut_paste", "high": 0.4}, {**nothing, "title": "real_only"}]
     assert {"cut_paste", "real_only", "AP@0.1"} <= words(figures.seeds_and_intervals("AP@0.1", rows))
-    rows = [{**one, "arm": "real_only", "number": 0, "high": 0.4}, {**nothing, "arm": "acgan", "number": 300}]
-    assert {"real_only", "acgan", "0", "300"} <= words(figures.by_number("AP@0.1", "images", rows))
 
 
 def words(uri):

@@ -89,25 +89,6 @@ def seeds_and_intervals(title: str, rows: Sequence[Mapping]) -> str:
     return _svg(figure)
 
 
-def by_number(title: str, x: str, rows: Sequence[Mapping]) -> str:
-    """A curve per arm: mean and 95 % interval against the "number" of images; rows as above with "arm"."""
-    figure, axes = _axes("", x, title)
-    for n, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
-        mine = [row for row in rows if row["arm"] == arm and row["mean"] is not None]
-        numbers, means = [row["number"] for row in mine], [row["mean"] for row in mine]
-        axes.plot(numbers, means, marker="o", markersize=4, label=_label(arm), **_line(n))
-        known = [row for row in mine if row["low"] is not None]
-        for row in known:
-            axes.plot(
-                [row["number"]] * 2, [row["low"], row["high"]], color=COLORS[n % len(COLORS)], alpha=0.4
-            )
-    axes.set_xscale("symlog", linthresh=10)  # 0 images have a place
-    numbers = sorted({row["number"] for row in rows})
-    axes.set_xticks(numbers, list(map(str, numbers)))
-    axes.minorticks_off()
-    return _svg(figure, legend=True)
-
-
 def box_sizes(sizes: Mapping[str, np.ndarray], train: np.ndarray, covered: np.ndarray | None) -> str:
     """Histogram of box sizes a split, and the share of training boxes in each bin that a detector covers.
 

@@ -1,6 +1,6 @@
-"""Trains the cells of tables: one `train` process a (variant, seed), which skips what is done and resumes.
+"""Trains the cells of tables: one `train` process a seed, which skips what is done and resumes.
 
-A run directory is `<out>/<variant>/seed<k>`. Its arms share pretraining; tables share run directories.
+A run directory is `<out>/base/seed<k>`. Its arms share pretraining; tables share run directories.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from tf_detectorgan import checkpoints, disk, progress, run_layout
 from tf_detectorgan.errors import EXIT_BAD_INPUT, InputError, Interrupted
-from tf_detectorgan.experiments.tables import BASE, Row, Table, Variant
+from tf_detectorgan.experiments.tables import Table
 from tf_detectorgan.run_layout import RunLayout
 
 POLL_SECONDS = 1.0
@@ -31,21 +31,20 @@ class Cell(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One `train` process: all wanted arms of a variant and seed."""
+    """One `train` process: all wanted arms of a seed."""
 
-    variant: Variant
     seed: int
     arms: tuple[str, ...]
 
 
-def run_directory(out: Path, variant: Variant, seed: int) -> Path:
-    """Where the runs of a variant and seed are."""
-    return out / variant.name / f"seed{seed}"
+def run_directory(out: Path, seed: int) -> Path:
+    """Returns the run directory of a seed."""
+    return out / "base" / f"seed{seed}"
 
 
-def metrics_file(out: Path, row: Row, seed: int, elsewhere: str = "") -> Path:
+def metrics_file(out: Path, cell: Cell, elsewhere: str = "") -> Path:
     """What says that a cell is done; `elsewhere` names another data set that it is scored on."""
-    arm = RunLayout(run_directory(out, row.variant, seed)).arm(row.arm)
+    arm = RunLayout(run_directory(out, cell.seed)).arm(cell.arm)
     return run_layout.metrics(arm.evaluation(elsewhere))
 
 
@@ -55,7 +54,7 @@ def parse_only(items: Iterable[str], table: Table, seeds: Sequence[int]) -> set[
     Raises:
       InputError: no row of the table has this arm, or the seed is not among `seeds`.
     """
-    arms = {row.arm for row in table.rows}
+    arms = table.arms
     cells: set[Cell] = set()
     for item in items:
         arm, _, seed = item.partition(":")
@@ -73,7 +72,7 @@ def indexed_cell(index: int, table: Table, seeds: Sequence[int]) -> Cell:
     Raises:
       InputError: there is no such cell.
     """
-    cells = [Cell(arm, seed) for arm in dict.fromkeys(row.arm for row in table.rows) for seed in seeds]
+    cells = [Cell(arm, seed) for arm in table.arms for seed in seeds]
     if index >= len(cells):
         raise InputError(
             f"--completion_index={index}: the table has {len(cells)} cells, 0 to {len(cells) - 1}"
@@ -97,23 +96,21 @@ def take_pretraining(table: Table, cell: Cell, out: Path) -> list[Path]:
     Returns:
       The phases' folders in the cell's directory.
     """
-    taken, apart = list[Path](), cell_directory(out, cell)
-    arms = dict.fromkeys(row.arm for row in table.rows if row.arm != cell.arm)
-    others = [out, *(cell_directory(out, Cell(arm, cell.seed)) for arm in arms)]
-    for variant in sorted({row.variant for row in table.rows if row.arm == cell.arm}):
-        target = RunLayout(run_directory(apart, variant, cell.seed))
-        sources = [RunLayout(run_directory(other, variant, cell.seed)) for other in others]
-        source = max(sources, key=lambda run: len(_finished(run)))
-        if not _finished(source) or target.config.exists():
-            continue
-        for name in _finished(source):
-            _copy_missing(source.shared / name, target.shared / name)
-            taken.append(target.shared / name)
-        if source.phantom.is_dir():
-            _copy_missing(source.phantom, target.phantom)
-        for theirs, ours in ((source.data_card, target.data_card), (source.config, target.config)):
-            checkpoints.write_text(ours, theirs.read_text(encoding="utf-8"))
-    return taken
+    others = [out, *(cell_directory(out, Cell(arm, cell.seed)) for arm in table.arms if arm != cell.arm)]
+    target = RunLayout(run_directory(cell_directory(out, cell), cell.seed))
+    source = max(
+        (RunLayout(run_directory(other, cell.seed)) for other in others), key=lambda r: len(_finished(r))
+    )
+    names = _finished(source)
+    if not names or target.config.exists():
+        return []
+    for name in names:
+        _copy_missing(source.shared / name, target.shared / name)
+    if source.phantom.is_dir():
+        _copy_missing(source.phantom, target.phantom)
+    for theirs, ours in ((source.data_card, target.data_card), (source.config, target.config)):
+        checkpoints.write_text(ours, theirs.read_text(encoding="utf-8"))
+    return [target.shared / name for name in names]
 
 
 def _finished(run: RunLayout) -> list[str]:
@@ -123,19 +120,16 @@ def _finished(run: RunLayout) -> list[str]:
 
 def gather(table: Table, seeds: Sequence[int], out: Path) -> None:
     """Moves what is finished in `cell_directory`s to where the table looks for it."""
-    for row in table.rows:
-        for seed in seeds:
-            apart = cell_directory(out, Cell(row.arm, seed))
-            if metrics_file(apart, row, seed).exists() and not metrics_file(out, row, seed).exists():
-                source, target = (
-                    RunLayout(run_directory(parent, row.variant, seed)) for parent in (apart, out)
-                )
-                _move_missing(source.path, target.path, but=source.arms.name)
-                shutil.rmtree(target.arm(row.arm).path, ignore_errors=True)
-                checkpoints.write_costs(target.path, source.path)
-                # The metrics come last: with them the cell counts as done.
-                target.arms.mkdir(exist_ok=True)
-                source.arm(row.arm).path.rename(target.arm(row.arm).path)
+    for cell in (Cell(arm, seed) for arm in table.arms for seed in seeds):
+        apart = cell_directory(out, cell)
+        if metrics_file(apart, cell).exists() and not metrics_file(out, cell).exists():
+            source, target = (RunLayout(run_directory(parent, cell.seed)) for parent in (apart, out))
+            _move_missing(source.path, target.path, but=source.arms.name)
+            shutil.rmtree(target.arm(cell.arm).path, ignore_errors=True)
+            checkpoints.write_costs(target.path, source.path)
+            # The metrics come last: with them the cell counts as done.
+            target.arms.mkdir(exist_ok=True)
+            source.arm(cell.arm).path.rename(target.arm(cell.arm).path)
 
 
 def _move_missing(source: Path, target: Path, but: str) -> None:
@@ -151,15 +145,10 @@ def _move_missing(source: Path, target: Path, but: str) -> None:
 
 
 def plan(table: Table, seeds: Sequence[int], cells: set[Cell], out: Path) -> list[Job]:
-    """The jobs that are not done, the base's first."""
-    jobs = []
-    for variant in sorted({row.variant for row in table.rows}, key=lambda v: (v != BASE, v.name)):
-        for seed in seeds:
-            rows = [r for r in table.rows if r.variant == variant and Cell(r.arm, seed) in cells]
-            arms = tuple(r.arm for r in rows if not metrics_file(out, r, seed).exists())
-            if arms:
-                jobs.append(Job(variant, seed, arms))
-    return jobs
+    """The jobs that are not done."""
+    wanted = [Job(seed, tuple(a for a in table.arms if Cell(a, seed) in cells)) for seed in seeds]
+    jobs = [job._replace(arms=tuple(_open_arms(job, out))) for job in wanted]
+    return [job for job in jobs if job.arms]
 
 
 def run_jobs(
@@ -205,9 +194,9 @@ def run_jobs(
 
 
 def _start(job: Job, flagfile: Path, out: Path, workers: int) -> subprocess.Popen:
-    directory = run_directory(out, job.variant, job.seed)
+    directory = run_directory(out, job.seed)
     directory.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tf_detectorgan.train", f"--flagfile={flagfile}", *job.variant.flags]
+    command = [sys.executable, "-m", "tf_detectorgan.train", f"--flagfile={flagfile}"]
     command += [f"--run_dir={directory}", f"--seed={job.seed}", f"--arm={','.join(job.arms)}"]
     command += ["--preflight=false"]  # `reproduce` has run it for all
     with open(_log(job, out), "ab") as log:
@@ -232,7 +221,7 @@ def _copy_missing(source: Path, target: Path) -> None:
 
 
 def _open_arms(job: Job, out: Path) -> list[str]:
-    return [arm for arm in job.arms if not metrics_file(out, Row(arm, arm, job.variant), job.seed).exists()]
+    return [arm for arm in job.arms if not metrics_file(out, Cell(arm, job.seed)).exists()]
 
 
 @contextlib.contextmanager
@@ -253,11 +242,11 @@ def _end(processes: Iterable[subprocess.Popen]) -> None:
 
 
 def _name(job: Job) -> str:
-    return f"{job.variant.name}/seed{job.seed}"
+    return f"base/seed{job.seed}"
 
 
 def _log(job: Job, out: Path) -> Path:
-    return run_directory(out, job.variant, job.seed) / "train.log"
+    return run_directory(out, job.seed) / "train.log"
 
 
 def _last_line(log: Path) -> str:

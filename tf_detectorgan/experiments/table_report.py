@@ -29,7 +29,7 @@ from tf_detectorgan.experiments import figures
 from tf_detectorgan.experiments.evaluation_table import aligned
 from tf_detectorgan.experiments.report import duration, markdown_text, versions
 from tf_detectorgan.experiments.run_results import read_run
-from tf_detectorgan.experiments.runner import metrics_file, run_directory
+from tf_detectorgan.experiments.runner import Cell, metrics_file, run_directory
 from tf_detectorgan.experiments.tables import Column, Row, Table
 from tf_detectorgan.gallery import environment
 
@@ -40,7 +40,7 @@ PLOTTED = 2  # columns of a table
 class Results(NamedTuple):
     """What is finished of a table; rows without any finished seed are absent."""
 
-    metrics: dict[str, dict[int, dict]]  # row's title -> seed -> metrics
+    metrics: dict[str, dict[int, dict]]  # arm -> seed -> metrics
     draws: dict[str, dict[int, Bootstrap]]
     main_iou: str
     seconds: float  # of all phases of all runs
@@ -56,31 +56,29 @@ def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str =
     """
     metrics: dict[str, dict[int, dict]] = {}
     draws: dict[str, dict[int, Bootstrap]] = {}
-    seconds: set[tuple[int, str, float]] = set()
+    seconds: dict[tuple[int, str], float] = {}
     config: dict = {}
     data: set[str] = set()
-    cells = [(r, s) for r in table.rows for s in seeds if metrics_file(out, r, s, elsewhere).exists()]
-    for row, seed in progress.bar(cells, desc="intervals", unit="cell", dynamic_ncols=True):
-        directory = run_directory(out, row.variant, seed)
+    cells = [Cell(arm, seed) for arm in table.arms for seed in seeds]
+    cells = [cell for cell in cells if metrics_file(out, cell, elsewhere).exists()]
+    for name, seed in progress.bar(cells, desc="intervals", unit="cell", dynamic_ncols=True):
+        directory = run_directory(out, seed)
         run = read_run(directory, elsewhere)
-        arm = run.arms[row.arm]
+        arm = run.arms[name]
         if arm.found is None:
-            raise InputError(f"{directory}: the detections of {row.arm} are missing")
+            raise InputError(f"{directory}: the detections of {name} are missing")
         config = config or {k: v for k, v in run.config.items() if k not in ("arm", "run_dir", "seed")}
         data.add(run.data_card.get("fingerprint", ""))
-        # A variant that continues another has copies of its phases.
-        seconds |= {(seed, phase, cost["seconds"]) for phase, cost in run.costs.items()}
-        metrics.setdefault(row.title, {})[seed] = arm.metrics
+        seconds |= {(seed, phase): cost["seconds"] for phase, cost in run.costs.items()}
+        metrics.setdefault(name, {})[seed] = arm.metrics
         matches = match(run.truth, arm.found, arm.metrics["class_names"])
-        draws.setdefault(row.title, {})[seed] = bootstrap_ap(matches, RESAMPLES, seed=0)
+        draws.setdefault(name, {})[seed] = bootstrap_ap(matches, RESAMPLES, seed=0)
     if not metrics:
         raise InputError(f"{out}: no cell of this table is finished")
     mains = {m["main_iou"] for by_seed in metrics.values() for m in by_seed.values()}
     if len(mains) > 1:
         raise InputError(f"{out}: runs with different --main_iou: {sorted(mains)}")
-    return Results(
-        metrics, draws, f"{mains.pop():g}", sum(s for _, _, s in seconds), config, sorted(data - {""})
-    )
+    return Results(metrics, draws, f"{mains.pop():g}", sum(seconds.values()), config, sorted(data - {""}))
 
 
 def write_table(
@@ -108,17 +106,17 @@ def write_table(
         "command": command,
         "seeds": list(seeds),
         "main_iou": results.main_iou,
-        "rows": [_row(row, table.columns, results) for row in table.rows if row.title in results.metrics],
+        "rows": [_row(row, table.columns, results) for row in table.rows if row.arm in results.metrics],
         "published": [
             {"title": p.title, "cells": [p.numbers.get(c.title) for c in table.columns], "note": p.note}
             for p in table.published
         ],
         "comparisons": {c.title: comparisons(table, c, results) for c in table.columns if _has_draws(c)},
         "unfinished": [
-            f"{row.title}:{seed}"
-            for row in table.rows
+            f"{arm}:{seed}"
+            for arm in table.arms
             for seed in seeds
-            if seed not in results.metrics.get(row.title, {})
+            if seed not in results.metrics.get(arm, {})
         ],
         "counts": next(iter(next(iter(results.metrics.values())).values()))["counts"],
         "seconds": round(results.seconds, 1),
@@ -146,8 +144,11 @@ def _pages(numbers: dict[str, Any], table: Table, main_iou: str, page: Path) -> 
         for title, compared in numbers["comparisons"].items()
         if compared
     ]
-    pictures = {"plots": _plots(table, content["columns"], numbers["rows"])}
-    checkpoints.write_text(page, templates.get_template("table.html").render(content | pictures))
+    plots = [
+        figures.seeds_and_intervals(title, [{"title": r["title"], **r["cells"][i]} for r in numbers["rows"]])
+        for i, title in enumerate(content["columns"][:PLOTTED])
+    ]
+    checkpoints.write_text(page, templates.get_template("table.html").render(content | {"plots": plots}))
     checkpoints.write_text(page.with_suffix(".md"), templates.get_template("table.md").render(content))
     return page, _text(content)
 
@@ -161,22 +162,6 @@ def _text(content: Mapping[str, Any]) -> str:
         lines.append([f"{row['title']}, published", *map(published_cell, row["cells"]), ""])
     sentences = [s for _, group in content["comparisons"] for s in group]
     return "\n".join([aligned(lines), *sentences])
-
-
-def _plots(table: Table, titles: Sequence[str], rows: Sequence[dict]) -> list[str]:
-    """A picture of each of the first PLOTTED columns."""
-    numbers = {row.title: row.number for row in table.rows}
-    plots = []
-    for i, title in enumerate(titles[:PLOTTED]):
-        cells = [
-            {**row["cells"][i], "title": row["title"], "arm": row["arm"], "number": numbers[row["title"]]}
-            for row in rows
-        ]
-        if None in (cell["number"] for cell in cells):
-            plots.append(figures.seeds_and_intervals(title, cells))
-        else:
-            plots.append(figures.by_number(title, "images", cells))
-    return plots
 
 
 def comparisons(table: Table, column: Column, results: Results) -> list[dict[str, Any]]:
@@ -226,7 +211,7 @@ def published_cell(value: float | None) -> str:
 
 
 def _row(row: Row, columns: Sequence[Column], results: Results) -> dict[str, Any]:
-    by_seed = results.metrics[row.title]
+    by_seed = results.metrics[row.arm]
     cells = []
     for column in columns:
         entries = [_entry(m, column, results.main_iou) for m in by_seed.values()]
@@ -235,7 +220,7 @@ def _row(row: Row, columns: Sequence[Column], results: Results) -> dict[str, Any
         if not _has_draws(column):  # k of n images; each seed's n are the same images
             _, low, high = exact_interval(round(np.mean([e["k"] for e in entries])), entries[0]["n"])
         else:
-            runs = list(results.draws[row.title].values())
+            runs = list(results.draws[row.arm].values())
             drawn = over_seeds(runs, column.path[0], _iou(column, results.main_iou))
             _, low, high = percentile_interval(drawn)
         cells.append(
@@ -250,10 +235,8 @@ def _row(row: Row, columns: Sequence[Column], results: Results) -> dict[str, Any
             }
         )
     return {
-        "title": row.title,
+        "title": row.arm,
         "arm": row.arm,
-        "variant": row.variant.name,
-        "flags": list(row.variant.flags),
         "seeds": len(by_seed),
         "cells": cells,
     }
