@@ -1,12 +1,16 @@
 """`gpu_check` with processes of its own, and its verdict on records that are given."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import tensorflow as tf
 
-from tf_detectorgan import config, gpu_check
+from tf_detectorgan import config, door, gpu_check
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.gpu_check import GRADCHECK, RUNS, GpuCheck
 from tf_detectorgan.training.settings import Train
@@ -74,6 +78,29 @@ def test_processes_that_die_leave_their_last_line(monkeypatch, tmp_path):
     text = gpu_check.table(1, "", records)
     assert "- deterministic: exit code 1: InternalError: no kernel image\n" in text
     assert "| Eqn 3, float64 | failed |" in text
+
+
+def test_sigterm_ends_the_running_process_too(monkeypatch, tmp_path, handlers):
+    """By the handler that `door` sets; `timeit` stands for a process that takes long."""
+    file = tmp_path / "pid"
+    work = f"open({str(file)!r}, 'w').write(f'{{os.getpid()}}\\n'); time.sleep(60)"
+    monkeypatch.setattr(config, "read_flags", lambda options: None)
+    children = []
+
+    def end_this_process():
+        while not file.exists() or not file.read_text().endswith("\n"):
+            time.sleep(0.02)
+        children.append(int(file.read_text()))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=end_this_process, daemon=True)
+    thread.start()
+    with pytest.raises(SystemExit) as left:
+        door.guard(GpuCheck, lambda _: gpu_check._run("timeit", "-n1", "-r1", "-s", "import os, time", work))
+    thread.join()
+    assert left.value.code == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(children[0], 0)
 
 
 def test_precision_that_a_detector_refuses_is_said_and_not_run(tmp_path):
