@@ -28,6 +28,7 @@ from tf_detectorgan import config, disk, door, progress
 from tf_detectorgan.config import option
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.preflight import trial
+from tf_detectorgan.run_layout import RunLayout
 from tf_detectorgan.training.settings import Train
 
 # Runs by name, and how they differ: each is a process, as determinism and peaks of memory are a process's.
@@ -107,7 +108,7 @@ def run_trial(words: Sequence[str], run_dir: Path) -> dict[str, Any]:
     done = _run(trial.__name__, *words, f"--run_dir={run_dir}")
     if done.returncode:
         return {"error": _failed(done.returncode, done.stderr)}
-    return json.loads((run_dir / trial.RECORD).read_text(encoding="utf-8"))
+    return json.loads(RunLayout(run_dir).trial.read_text(encoding="utf-8"))
 
 
 def run_gradcheck(words: Sequence[str], run_dir: Path) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def _run(module: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 def _failed(code: int, output: str) -> str:
     """Why a process ended with exit code `code`, in one line."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    lines = progress.lines(output)
     lack = " (a lack of memory does that)" if code < 0 else ""
     return f"exit code {code}{lack}: {lines[-1] if lines else 'it said nothing'}"
 

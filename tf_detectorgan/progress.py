@@ -35,3 +35,8 @@ def bar(*given: Any, **options: Any) -> tqdm:
         options["file"] = Lines(sys.stderr)
         options.setdefault("mininterval", float(os.environ.get("TQDM_MININTERVAL", SECONDS)))
     return tqdm(*given, **options)
+
+
+def lines(log: str) -> list[str]:
+    """Returns the lines that are not empty, without the space around them; each state of a bar is one."""
+    return [line.strip() for line in log.replace("\r", "\n").split("\n") if line.strip()]

@@ -74,7 +74,12 @@ class RunLayout:
     data_card = _Inside("data_card.json")
     phantom = _Inside("phantom")
     backbone_weights = _Inside("backbone.weights.h5")
+    log = _Inside("train.log")  # of `train` as a process of `reproduce`
     preflight = _Inside("preflight.json")
+    preflight_log = _Inside("preflight.log")
+    short_run = _Inside(".preflight")  # the run directory of a preflight, while it runs
+    devices = _Inside("devices.json")  # of a short run, before its first phase
+    trial = _Inside("trial.json")  # of a process of gpu_check
     shared = _Inside("shared")
     pretrain_detector = _Inside("shared/pretrain_detector")
     arms = _Inside("arms")

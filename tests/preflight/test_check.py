@@ -19,8 +19,8 @@ from tf_detectorgan.config import from_json
 from tf_detectorgan.errors import InputError, Interrupted
 from tf_detectorgan.experiments import runner
 from tf_detectorgan.experiments.tables import TABLES
-from tf_detectorgan.preflight import check, memory, plan
-from tf_detectorgan.preflight.memory import Room
+from tf_detectorgan.preflight import check, kernel, plan
+from tf_detectorgan.preflight.kernel import Room
 from tf_detectorgan.reproduce import Reproduce
 from tf_detectorgan.training.loop import StopSignal
 from tf_detectorgan.training.settings import Train
@@ -56,7 +56,7 @@ def settings(tmp_path, data):
 def scripted(monkeypatch, settings):
     """scripted(script, finished): a script in place of the child, with so many phases finished."""
     monkeypatch.setattr(check, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(memory, "room", lambda: Room(100 * GIB, 50 * GIB))
+    monkeypatch.setattr(kernel, "room", lambda: Room(100 * GIB, 50 * GIB))
     processes = []
 
     def scripted(script, finished=0):
@@ -97,8 +97,8 @@ def test_a_killed_child_leaves_the_phase_the_finished_ones_and_what_helps(script
 def test_a_child_that_takes_nearly_all_memory_is_ended(scripted, settings, monkeypatch):
     limit = 300 * MIB
     processes = scripted("held = bytearray(400 << 20); time.sleep(60)")
-    room = lambda: Room(limit, limit - (memory.resident(processes[-1].pid) if processes else 0))  # noqa: E731
-    monkeypatch.setattr(memory, "room", room)
+    room = lambda: Room(limit, limit - (kernel.resident(processes[-1].pid) if processes else 0))  # noqa: E731
+    monkeypatch.setattr(kernel, "room", room)
     with pytest.raises(
         InputError, match=r"^preflight: audit_detector_0 was killed, .* memory ran out \(0.[3-9] GiB"
     ):
@@ -120,7 +120,7 @@ def test_an_error_of_the_child_is_shown_and_its_input_errors_keep_their_text(scr
 def test_a_signal_ends_the_child_and_gives_the_handlers_back(scripted, settings, monkeypatch, handlers):
     processes = scripted("time.sleep(60)")
     mine = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(memory, "resident", lambda pid: os.kill(os.getpid(), signal.SIGTERM) or 0)
+    monkeypatch.setattr(kernel, "resident", lambda pid: os.kill(os.getpid(), signal.SIGTERM) or 0)
     with pytest.raises(Interrupted, match="SIGTERM in preflight: begins again with the next call"):
         check.before(settings)
     assert processes[0].returncode == -signal.SIGKILL

@@ -13,4 +13,4 @@ def test_the_short_run_refuses_what_train_refuses_before_its_first_phase(
     settings = Train(run_dir=str(tmp_path), data_dir=str(data), arm=("superpose",), deterministic=False)
     with pytest.raises(InputError, match="need clean and labelled training images"):
         child.main(settings)
-    assert not (tmp_path / child.DEVICES).exists()
+    assert not (tmp_path / "devices.json").exists()

@@ -6,21 +6,21 @@ import sys
 from pathlib import Path
 
 from tf_detectorgan.errors import EXIT_INTERRUPTED
-from tf_detectorgan.preflight import child, parent
+from tf_detectorgan.preflight import child, kernel
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
 import time
-from tf_detectorgan.preflight import parent
-parent.end_with_parent()
+from tf_detectorgan.preflight import kernel
+kernel.end_with_parent()
 print("began", flush=True)
 time.sleep(60)
 print("outlived its parent", flush=True)
 """
 PARENT = f"""
 import os, subprocess, sys
-from tf_detectorgan.preflight import parent
-subprocess.run([sys.executable, "-c", {CHILD!r}], env=os.environ | parent.variable())
+from tf_detectorgan.preflight import kernel
+subprocess.run([sys.executable, "-c", {CHILD!r}], env=os.environ | kernel.variable())
 """
 
 
@@ -37,7 +37,7 @@ def test_a_process_is_killed_with_its_parent():
 
 
 def test_a_child_whose_parent_has_ended_ends_before_it_imports_tensorflow(tmp_path):
-    (name,) = parent.variable()
+    (name,) = kernel.variable()
     command = [sys.executable, "-X", "importtime", "-m", child.__name__]
     changed = environment(**{name: str(os.getppid())})
     ended = subprocess.run(command, cwd=tmp_path, env=changed, capture_output=True, text=True)

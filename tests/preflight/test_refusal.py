@@ -7,10 +7,9 @@ import pytest
 
 from tf_detectorgan import config, door
 from tf_detectorgan.errors import EXIT_CANNOT_WRITE, InputError, Interrupted
-from tf_detectorgan.preflight import refusal, table
+from tf_detectorgan.preflight import outcome
+from tf_detectorgan.preflight.outcome import Ended, Row
 from tf_detectorgan.preflight.plan import Phase
-from tf_detectorgan.preflight.refusal import Ended
-from tf_detectorgan.preflight.table import Row
 from tf_detectorgan.training.settings import Train
 
 GIB = 2**30
@@ -46,7 +45,7 @@ EVALUATION = Phase(Path("arms/real_only/evaluation"), "evaluation", 10)
 )
 def test_remedies_are_flags_that_the_phase_feels(phase, changes, devices, expected):
     other = ["smaller images, smaller networks (--generator_filters, --detector), or more memory"]
-    assert refusal.remedies(phase, Train(**changes), *devices) == (expected or other)
+    assert outcome.remedies(phase, Train(**changes), *devices) == (expected or other)
 
 
 TRACEBACK = """Traceback (most recent call last):
@@ -95,7 +94,7 @@ HELPS = "; try a lower --detector_batch than 8"
 
 def error(code, output, gpu=False):
     ended = Ended(code, output, 3 * GIB, 4 * GIB)
-    return refusal.of_end(ended, FINAL, Train(), 1, gpu, Path("log"))
+    return outcome.of_end(ended, FINAL, Train(), 1, gpu, Path("log"))
 
 
 @pytest.mark.parametrize(
@@ -176,9 +175,9 @@ def test_a_signal_to_the_short_run_is_an_interruption():
 
 def test_several_runs_at_a_time_share_the_memory():
     found = [Row(JOINT, 1.0, 1.0, 9000, 3 * 1024, 0), Row(FINAL, 1.0, 1.0, 1, 1, 0)]
-    assert table.lacks_memory(found, 1, 2 * GIB) is None
-    assert table.lacks_memory(found, 2, 6 * GIB) is None
-    assert table.lacks_memory(found, 3, 8 * GIB) == (
+    assert outcome.lacks_memory(found, 1, 2 * GIB) is None
+    assert outcome.lacks_memory(found, 2, 6 * GIB) is None
+    assert outcome.lacks_memory(found, 3, 8 * GIB) == (
         "preflight: 3 runs at a time need 9.0 GiB of memory in detectorgan/joint, but there are 8.0 GiB; "
         "give a lower --workers"
     )
@@ -186,8 +185,8 @@ def test_several_runs_at_a_time_share_the_memory():
 
 def test_all_runs_share_the_disk():
     found = [Row(JOINT, 1.0, 1.0, 1, 1, GIB), Row(IMAGES, 1.0, 1.0, 1, 1, 3 * GIB)]
-    assert table.lacks_disk(found, 2 * GIB, 2, 12 * GIB, "runs/x") is None
-    assert table.lacks_disk(found, 2 * GIB, 3, 12 * GIB, "runs/x") == (
+    assert outcome.lacks_disk(found, 2 * GIB, 2, 12 * GIB, "runs/x") is None
+    assert outcome.lacks_disk(found, 2 * GIB, 3, 12 * GIB, "runs/x") == (
         "preflight: about 18.0 GiB of disk are needed, most of it by cut_paste/synthetic, but 12.0 GiB are "
         "free at runs/x; make room, choose another --run_dir, lower --synthetic_count"
     )

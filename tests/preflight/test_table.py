@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tf_detectorgan.preflight import table
+from tf_detectorgan.preflight import outcome
+from tf_detectorgan.preflight.outcome import Row
 from tf_detectorgan.preflight.plan import phases
-from tf_detectorgan.preflight.table import Row
 from tf_detectorgan.training.settings import Train
 
 
@@ -46,7 +46,7 @@ def test_hours_memory_and_disk_of_each_phase(tmp_path, settings, pairs):
     scores = put(tmp_path, evaluation.folder, record, detections__json=60)
     # Four validations of 40 images: after 300, 600, 900 and 1000 steps. Three checkpoints, of which two stay.
     trained = 30 + 997 * 2.0 + 4 * 40 * 0.25
-    assert table.rows(tmp_path, pairs, settings, 40) == [
+    assert outcome.rows(tmp_path, pairs, settings, 40) == [
         Row(images, 0.5, (20 + 60 * 0.5) / 3600, 100, 100, fixed + 2 * 200),
         Row(final, 2.0, trained / 3600, 700, 300, 2 * checkpoint),
         Row(evaluation, 0.25, (4 + 490 * 0.25) / 3600, 50, 50, 50 * scores),
@@ -55,14 +55,14 @@ def test_hours_memory_and_disk_of_each_phase(tmp_path, settings, pairs):
 
 def test_a_short_run_that_ended_early_has_the_rows_of_what_it_finished(tmp_path, settings, pairs):
     put(tmp_path, "arms/cut_paste/synthetic", {"seconds": 1.0, "image_seconds": 0.1, "peak_memory_mib": 1})
-    assert [row.phase.kind for row in table.rows(tmp_path, pairs, settings, 40)] == ["images"]
-    assert table.rows(tmp_path / "nowhere", pairs, settings, 40) == []
+    assert [row.phase.kind for row in outcome.rows(tmp_path, pairs, settings, 40)] == ["images"]
+    assert outcome.rows(tmp_path / "nowhere", pairs, settings, 40) == []
 
 
 def test_the_text_sums_hours_and_disk_and_takes_the_highest_memory(pairs):
     (images, _), (final, _), _ = pairs
     found = [Row(images, 0.5, 0.25, 512, 512, 2**30), Row(final, None, 1.5, 2048, 512, 2**29)]
-    lines = table.text(found, others=2**28).splitlines()
+    lines = outcome.text(found, others=2**28).splitlines()
     assert lines[2].split() == ["cut_paste/synthetic", "0.5", "90", "0.25", *"0.50 GiB 1.00 GiB".split()]
     assert lines[3].split() == ["cut_paste/final_detector", "–", "1000", "1.50", *"2.00 GiB 0.50 GiB".split()]
     assert lines[5].split() == ["together", "1.75", *"2.00 GiB 1.75 GiB".split()]

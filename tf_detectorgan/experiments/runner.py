@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -172,7 +172,8 @@ def run_jobs(
     running: dict[Job, subprocess.Popen] = {}
     total = sum(len(job.arms) for job in jobs)
     bar = progress.bar(total=total, desc="reproduce", unit="arm", dynamic_ncols=True, smoothing=0)
-    with _ended_with_us(running), bar:
+    with contextlib.ExitStack() as left, bar:
+        left.callback(lambda: _end(running.values()))  # however the block is left, no process goes on
         while waiting or running:
             while waiting and len(running) < workers:
                 job = waiting.pop(0)
@@ -224,15 +225,6 @@ def _open_arms(job: Job, out: Path) -> list[str]:
     return [arm for arm in job.arms if not metrics_file(out, Cell(arm, job.seed)).exists()]
 
 
-@contextlib.contextmanager
-def _ended_with_us(running: dict[Job, subprocess.Popen]) -> Iterator[None]:
-    """However the block is left, no process goes on."""
-    try:
-        yield
-    finally:
-        _end(running.values())
-
-
 def _end(processes: Iterable[subprocess.Popen]) -> None:
     """Lets each process finish and save its step."""
     for process in processes:
@@ -246,9 +238,9 @@ def _name(job: Job) -> str:
 
 
 def _log(job: Job, out: Path) -> Path:
-    return run_directory(out, job.seed) / "train.log"
+    return RunLayout(run_directory(out, job.seed)).log
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "no output").removeprefix("error: ")
+    lines = progress.lines(log.read_text(encoding="utf-8", errors="replace")) or ["no output"]
+    return lines[-1].removeprefix("error: ")

@@ -18,6 +18,11 @@ from tf_detectorgan.models.convolutions import DoublingConv2D, NarrowConv2D
 from tf_detectorgan.models.layers import InstanceNormalization, ReflectionPadding, weights_dtype
 
 
+def default_blocks(side: int) -> int:
+    """Returns the paper's 9 residual blocks, or 6 for images of up to 128 pixels."""
+    return 6 if side <= 128 else 9
+
+
 def resnet_generator(
     image_shape: tuple[int, int, int],
     input_channels: int,
@@ -35,7 +40,7 @@ def resnet_generator(
       image_shape: (H, W, C); H and W divisible by 4.
       input_channels: channels of the input [N, H, W, input_channels].
       filters: f, 64 in the paper.
-      blocks: residual blocks; None takes the paper's 9, or 6 at up to 128 pixels.
+      blocks: residual blocks; None takes `default_blocks`.
       residual: the output is an unbounded difference image, exactly zero before training; otherwise tanh.
 
     Returns:
@@ -45,7 +50,7 @@ def resnet_generator(
     if height % 4 or width % 4:
         raise ValueError(f"the generator needs height and width divisible by 4, got {height}x{width}")
     if blocks is None:
-        blocks = 6 if max(height, width) <= 128 else 9
+        blocks = default_blocks(max(height, width))
 
     # No bias: the normalisation that follows would remove it.
     def conv(x, filters, size, strides=1, padding="valid", activate=True):

@@ -14,17 +14,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tf_detectorgan import checkpoints, config, progress
+from tf_detectorgan.cluster.devices import gpus
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.preflight import child, memory, parent, plan, refusal, table
+from tf_detectorgan.preflight import child, kernel, outcome, plan
+from tf_detectorgan.preflight.outcome import Ended
 from tf_detectorgan.preflight.plan import Phase
-from tf_detectorgan.preflight.refusal import Ended
 from tf_detectorgan.run_layout import RunLayout
 from tf_detectorgan.training import run_directory
 from tf_detectorgan.training.loop import StopSignal
 from tf_detectorgan.training.settings import Train
 
-HOME, LOG = ".preflight", "preflight.log"  # in the run directory
 LONG = 1.0  # hours of a run that is worth a preflight
 POLL_SECONDS = 0.2
 LITTLE = 0.03  # share of all memory that is left when the child is ended
@@ -50,17 +50,17 @@ def before(
       Interrupted: a signal came.
       RuntimeError: the child failed for another reason.
     """
-    run_dir = Path(settings.run_dir)
-    home = run_dir / HOME
+    layout = RunLayout(Path(settings.run_dir))
+    home = layout.short_run
     # Of a process that was killed; `train` would count its phases among the run's.
     shutil.rmtree(home, ignore_errors=True)
     if not due(settings, environment, runs):
         return
-    run_directory.same_settings(RunLayout(run_dir).config, settings, run_directory.FREE)
+    run_directory.same_settings(layout.config, settings, run_directory.FREE)
     home.mkdir(parents=True)
     print(
         f"preflight: a few steps of each phase in {home}, in a process of its own; its output is in "
-        f"{run_dir / LOG}; --preflight=false leaves it out",
+        f"{layout.preflight_log}; --preflight=false leaves it out",
         flush=True,
     )
     try:
@@ -97,29 +97,30 @@ def _passed(file: Path, settings: Train) -> bool:
 
 def _checked(settings: Train, home: Path, environment: Mapping[str, str], runs: int, processes: int) -> None:
     """Runs the child, prints the table, and writes preflight.json or raises an error."""
-    run_dir, short = Path(settings.run_dir), plan.in_short(settings, str(home))
+    layout, short = RunLayout(Path(settings.run_dir)), plan.in_short(settings, str(home))
     folders = plan.phases(short, 1)
-    ended = watch(start(short, environment, run_dir / LOG), home, folders, run_dir / LOG)
-    pairs, found = _results(settings, short, home)
-    others = table.size(home) - sum(table.size(home / phase.folder) for phase in folders)
+    log = layout.preflight_log
+    ended = watch(start(short, environment, log), home, folders, log)
+    found = _results(settings, short, home)
+    others = outcome.size(home) - sum(outcome.size(home / phase.folder) for phase in folders)
     if found:
         print(
-            table.text(found, others) + (f"\nthe same for each of {runs} runs" if runs > 1 else ""),
+            outcome.text(found, others) + (f"\nthe same for each of {runs} runs" if runs > 1 else ""),
             flush=True,
         )
     if ended.code:
         phase = _unfinished(home, folders)
-        raise refusal.of_end(ended, phase, settings, *_devices(home), run_dir / LOG)
-    free = shutil.disk_usage(run_dir).free + table.size(home)
+        raise outcome.of_end(ended, phase, settings, *_devices(home), log)
+    free = shutil.disk_usage(layout.path).free + outcome.size(home)
     for reason in (
-        table.lacks_memory(found, processes, ended.total),
-        table.lacks_disk(found, others, runs, free, settings.run_dir),
+        outcome.lacks_memory(found, processes, ended.total),
+        outcome.lacks_disk(found, others, runs, free, settings.run_dir),
     ):
         if reason:
             raise InputError(reason)
     rows = [row._asdict() | {"phase": row.phase.name, "amount": row.phase.amount} for row in found]
     passed = {"settings": json.loads(config.to_json(settings)), "rows": rows, "other_bytes": others}
-    checkpoints.write_text(RunLayout(run_dir).preflight, json.dumps(passed, indent=1))
+    checkpoints.write_text(layout.preflight, json.dumps(passed, indent=1))
 
 
 def start(short: Train, environment: Mapping[str, str], log: Path) -> subprocess.Popen:
@@ -127,7 +128,7 @@ def start(short: Train, environment: Mapping[str, str], log: Path) -> subprocess
     command = [sys.executable, "-m", child.__name__, *config.to_flags(short)]
     own = {name: value for name, value in environment.items() if name != "TF_CONFIG"}
     with log.open("wb") as out:
-        own = {"TQDM_MININTERVAL": "30"} | own | parent.variable()
+        own = {"TQDM_MININTERVAL": "30"} | own | kernel.variable()
         process = subprocess.Popen(command, stdout=out, stderr=out, env=own)
     with contextlib.suppress(OSError):
         Path(f"/proc/{process.pid}/oom_score_adj").write_text(EXPENDABLE)
@@ -142,7 +143,7 @@ def watch(process: subprocess.Popen, home: Path, folders: Sequence[Phase], log: 
     Raises:
       Interrupted: a signal came; the child is ended.
     """
-    peak, room = 0, memory.room()
+    peak, room = 0, kernel.room()
     try:
         with (
             _signals() as stop,
@@ -152,7 +153,7 @@ def watch(process: subprocess.Popen, home: Path, folders: Sequence[Phase], log: 
         ):
             while process.poll() is None:
                 stop.check("preflight")
-                peak, room = max(peak, memory.resident(process.pid)), memory.room()
+                peak, room = max(peak, kernel.resident(process.pid)), kernel.room()
                 if room.left < LITTLE * room.total:
                     process.kill()
                     process.wait()
@@ -187,30 +188,30 @@ def _show(bar, home: Path, folders: Sequence[Phase]) -> None:
 
 def _unfinished(home: Path, folders: Sequence[Phase]) -> Phase:
     """Returns the phase that the child is in, or was in when it ended."""
-    if not (home / child.DEVICES).exists():
+    if not RunLayout(home).devices.exists():
         return Phase(Path("shared/start-up"), "start-up", 0)
     left = (phase for phase in folders if checkpoints.finished(home / phase.folder) is None)
     return next(left, Phase(Path("shared/report"), "report", 0))
 
 
-def _results(settings: Train, short: Train, home: Path) -> tuple[list[tuple[Phase, Phase]], list[table.Row]]:
-    """Returns (phase of the whole run, phase of the short run) pairs, and table rows of finished phases."""
+def _results(settings: Train, short: Train, home: Path) -> list[outcome.Row]:
+    """Returns the rows of the finished phases."""
     data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else RunLayout(home).phantom
     if not records.is_dataset(data_dir):
-        return [], []
+        return []
     dataset = records.open_dataset(data_dir)
     view = dataset.limited(plan.limits(short.detector_batch))
     whole, tried = (
         plan.phases(s, plan.evaluated_images(one, "test")) for s, one in ((settings, dataset), (short, view))
     )
     pairs = list(zip(whole, tried, strict=True))
-    return pairs, table.rows(home, pairs, settings, plan.evaluated_images(dataset, "validation"))
+    return outcome.rows(home, pairs, settings, plan.evaluated_images(dataset, "validation"))
 
 
 def _devices(home: Path) -> tuple[int, bool]:
     """Returns the number of replicas of the child, and whether they are GPUs."""
-    file = home / child.DEVICES
+    file = RunLayout(home).devices
     if not file.exists():
-        return 1, plan.has_gpu()
+        return 1, bool(gpus(os.environ))
     found = json.loads(file.read_text(encoding="utf-8"))
     return found["replicas"], found["gpu"]

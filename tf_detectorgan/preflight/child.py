@@ -10,11 +10,11 @@ import os
 
 from tf_detectorgan.environment import TENSORFLOW
 from tf_detectorgan.errors import EXIT_INTERRUPTED
-from tf_detectorgan.preflight import parent
+from tf_detectorgan.preflight import kernel
 
 os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 if __name__ == "__main__":  # and that takes seconds, in which the parent may be killed
-    parent.end_with_parent()  # the next call of `train` needs the memory and the GPUs
+    kernel.end_with_parent()  # the next call of `train` needs the memory and the GPUs
 
 import tensorflow as tf
 
@@ -26,8 +26,6 @@ from tf_detectorgan.training.phases import run_arms
 from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import Train
 from tf_detectorgan.training.workers import Workers
-
-DEVICES = "devices.json"  # written before the first phase: replicas, and whether they are GPUs
 
 
 def main(settings: Train) -> None:
@@ -45,7 +43,7 @@ def train_in_short(settings: Train) -> Run:
     devices = {"replicas": run.strategy.num_replicas_in_sync, "gpu": bool(build.gpus())}
     # Traced here, so that the times per image below do not include tracing.
     run.detect(tf.zeros([settings.detector_batch, *run.dataset.image_shape]))
-    checkpoints.write_text(run.layout.path / DEVICES, json.dumps(devices))
+    checkpoints.write_text(run.layout.devices, json.dumps(devices))
     run_arms(run)
     return run
 

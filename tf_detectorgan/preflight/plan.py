@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tf_detectorgan import synthesis
+from tf_detectorgan.cluster.devices import gpus
 from tf_detectorgan.data import records
 from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.evaluation.detect import EVALUATED
+from tf_detectorgan.models.generators import default_blocks
 from tf_detectorgan.run_layout import RunLayout, phase_name
 from tf_detectorgan.training.settings import ARMS, Train
 
@@ -34,7 +36,6 @@ SECONDS_PER_MAC, SECONDS_PER_PIXEL = 2.4e-10, 2.3e-5
 SMALL_DETECTOR, RESNET50 = 3e-6, 5.7e-6
 SMALL = ("retinanet_small", "fcos_small")
 GPU = 100  # times as fast: a guess, and no more is needed
-BLOCKS, FEW_BLOCKS, FEW_BELOW = 9, 6, 128  # of generators, where the settings leave it to them
 
 
 class Phase(NamedTuple):
@@ -121,7 +122,7 @@ def hours(
         phase.amount * {"gan": generators, "joint": generators, "detector": detector}.get(phase.kind, 0.0)
         for phase in phases(s, test_images=0)
     )
-    return seconds / s.workers / (GPU if has_gpu(devices, environment) else 1) / 3600
+    return seconds / s.workers / (GPU if gpus(environment, devices) else 1) / 3600
 
 
 def gan_step_seconds(settings: Train, side: int) -> float:
@@ -137,11 +138,5 @@ def generator_macs(settings: Train, side: int) -> int:
     pixels in each block, two a block: 18 b f^2; two convolutions down, 4.5 f^2 each, and two up, 18 f^2 each.
     """
     f = settings.generator_filters
-    blocks = settings.generator_blocks or (FEW_BLOCKS if side <= FEW_BELOW else BLOCKS)
+    blocks = settings.generator_blocks or default_blocks(side)
     return 98 * f + (45 + 18 * blocks) * f**2
-
-
-def has_gpu(devices: Path = Path("/dev"), environment: Mapping[str, str] = os.environ) -> bool:
-    """Returns whether TensorFlow will find a GPU, without TensorFlow, which would take its memory."""
-    hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return not hidden and any(devices.glob("nvidia[0-9]*"))

@@ -30,7 +30,6 @@ from tf_detectorgan.training.host_transfers import host_transfers
 from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import Train
 
-RECORD = "trial.json"  # in the run directory
 NAMED = 3  # ops in a record
 FEW = {
     "clean_images": 8,
@@ -42,12 +41,12 @@ FEW = {
 
 
 def main(settings: Train) -> None:
-    """Runs every phase of the first of --arm and writes RECORD; draws --data_dir if nothing is there."""
+    """Runs every phase of the first of --arm and writes trial.json; draws --data_dir if nothing is there."""
     draw(settings)
     run = child.train_in_short(settings)
     phases = {phase.folder.name: record(run, phase) for phase in plan.phases(settings, 1)}
     content = json.dumps({"machine": machine(), "phases": phases})
-    checkpoints.write_text(run.layout.path / RECORD, content)
+    checkpoints.write_text(run.layout.trial, content)
 
 
 def draw(settings: Train) -> None:

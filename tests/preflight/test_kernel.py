@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tf_detectorgan.preflight import memory
-from tf_detectorgan.preflight.memory import Room
+from tf_detectorgan.preflight import kernel
+from tf_detectorgan.preflight.kernel import Room
 
 MIB = 2**20
 V1 = "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"
@@ -22,7 +22,7 @@ def room(tmp_path):
         for name, text in zip(names, texts, strict=True):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text(text + "\n")
-        return memory.room(tmp_path, tmp_path)
+        return kernel.room(tmp_path, tmp_path)
 
     return room
 
@@ -64,8 +64,8 @@ def test_a_group_that_has_ended_or_is_not_mounted_does_not_count(room, tmp_path)
 
 
 def test_resident_memory_of_this_process_and_of_none():
-    before = memory.resident(os.getpid())
+    before = kernel.resident(os.getpid())
     held = bytearray(50 * MIB)
-    assert 45 * MIB < memory.resident(os.getpid()) - before < 60 * MIB
+    assert 45 * MIB < kernel.resident(os.getpid()) - before < 60 * MIB
     assert len(held) == 50 * MIB
-    assert memory.resident(2**22 + 1) == 0  # above the largest process number
+    assert kernel.resident(2**22 + 1) == 0  # above the largest process number

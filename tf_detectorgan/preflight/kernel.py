@@ -1,11 +1,21 @@
-"""Reads how much memory is left before the kernel kills a process or its whole container."""
+"""Asks the kernel to end a child with its parent, and how much memory is left before it kills processes.
+
+Needs no TensorFlow, whose import takes seconds.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
+from tf_detectorgan.errors import EXIT_INTERRUPTED
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_NAME = "PREFLIGHT_PARENT"
 # Mount point below /sys/fs/cgroup, limit, use, and those lines of the statistics that are cached files, which
 # the kernel drops when it needs room: cgroup v2 (memory.max is "max" where there is no limit), then v1.
 _V2 = ("", "memory.max", "memory.current", ("inactive_file", "active_file"))
@@ -59,3 +69,16 @@ def _read(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+def variable() -> dict[str, str]:
+    """Returns the environment variable that names this process as the parent of one to be started."""
+    return {_NAME: str(os.getpid())}
+
+
+def end_with_parent() -> None:
+    """Has the kernel kill this process when its parent ends; ends it now if the parent has ended already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Not compared with 1, the usual parent of orphans: a pod's `train` is process 1.
+    if os.getppid() != int(os.environ.get(_NAME, os.getppid())):
+        os._exit(EXIT_INTERRUPTED)
