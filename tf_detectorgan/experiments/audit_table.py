@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from tf_detectorgan.experiments.evaluation_table import number
+
 
 class Column(NamedTuple):
     """One column; `cell` turns an audit (`evaluation.audit.audit`) into text."""
@@ -55,9 +57,7 @@ COLUMNS = (
     Column(
         "nearest real",
         "median correlation with the most similar real training object (of real ones to other groups')",
-        lambda a: (
-            f"{a['nearest']:.2f} ({'–' if a['nearest_real'] is None else format(a['nearest_real'], '.2f')})"
-        ),
+        lambda a: f"{a['nearest']:.2f} ({number(a['nearest_real'])})",
     ),
     Column(
         "copies",

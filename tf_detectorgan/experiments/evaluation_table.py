@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-KINDS = {"iou": "T(IoU)", "iobb": "T(IoBB)"}
+KINDS = {"iou": "T(IoU)", "iobb": "T(IoBB)"}  # of localization
 
 
 def evaluation_table(metrics: Mapping[str, dict]) -> str:
@@ -25,8 +25,8 @@ def evaluation_table(metrics: Mapping[str, dict]) -> str:
     main = f"{first['main_iou']:g}"
     for rate in first["froc"]["sensitivity"]:
         found = (m["froc"]["sensitivity"][rate] for m in metrics.values())
-        lines.append([f"found at {rate} false marks an image (IoU {main})", *map(_number, found)])
-    lines.append(["FROC mean", *(_number(m["froc"]["mean"]) for m in metrics.values())])
+        lines.append([f"found at {rate} false marks an image (IoU {main})", *map(number, found)])
+    lines.append(["FROC mean", *(number(m["froc"]["mean"]) for m in metrics.values())])
     counts = first["counts"]
     return (
         aligned(lines)
@@ -47,11 +47,15 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(text)
 
 
-def _with_interval(number: dict) -> str:
-    if number["low"] is None:
-        return _number(number["value"])
-    return f"{_number(number['value'])} [{number['low']:.2f}, {number['high']:.2f}]"
+def interval(entry: Mapping) -> str:
+    """Returns "[0.21, 0.40]", or "" where "low" is None."""
+    return "" if entry["low"] is None else f"[{entry['low']:.2f}, {entry['high']:.2f}]"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+def number(value: float | None, digits: int = 2) -> str:
+    """Returns a number as every table has it; a dash for None."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _with_interval(entry: Mapping) -> str:
+    return f"{number(entry['value'])} {interval(entry)}".rstrip()

@@ -7,7 +7,6 @@ import itertools
 import os
 import platform
 import re
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +22,9 @@ from tf_detectorgan.evaluation.average_precision import RANGE_NAME, Matches, mat
 from tf_detectorgan.evaluation.records import Found
 from tf_detectorgan.evaluation.statistics import bootstrap_ap, seeds_difference, sentence
 from tf_detectorgan.experiments import audit_table, figures, training_curves
-from tf_detectorgan.experiments.evaluation_table import aligned
+from tf_detectorgan.experiments.evaluation_table import KINDS, aligned, interval, number
 from tf_detectorgan.experiments.run_results import Run, read_run
+from tf_detectorgan.experiments.tables import Column
 from tf_detectorgan.gallery import environment, image_uri
 from tf_detectorgan.run_layout import RunLayout
 from tf_detectorgan.training.settings import ARMS
@@ -32,13 +32,6 @@ from tf_detectorgan.training.settings import ARMS
 PACKAGES = ("keras", "keras-cv", "numpy", "opencv-python-headless", "pycocotools", "scipy")
 EXAMPLES = 8  # test images shown
 GUESSES = 3  # detections shown per image, the best by score
-
-
-class Column(NamedTuple):
-    """A column of the headline table: where its {value, low, high} lies in the metrics."""
-
-    title: str
-    path: tuple[str, ...]
 
 
 class Cell(NamedTuple):
@@ -58,7 +51,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
       InputError: no arm has been evaluated.
     """
     run = read_run(run_dir)
-    first = next(iter(run.arms.values())).metrics
+    first, main_iou = run.first, f"{run.first['main_iou']:g}"
     columns, rows = headline(run)
     found = matched(run)
     audits = {name: arm.audit for name, arm in run.arms.items()}
@@ -72,11 +65,11 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         "notes": sorted({arm.metrics["note"] for arm in run.arms.values()} - {""}),
         "comparisons": comparisons(run, found),
         "unpaired": [name for name, arm in run.arms.items() if arm.found is None],
-        "classes": _per_class(run, _name(first["main_iou"])),
-        "main_iou": _name(first["main_iou"]),
+        "classes": _per_class(run, main_iou),
+        "main_iou": main_iou,
         "localization": _localization(run),
         "froc": {name: arm.metrics["froc"]["sensitivity"] for name, arm in run.arms.items()},
-        "resamples": first["bootstrap"]["resamples"],
+        "resamples": run.resamples[0],
         "looks_ahead": looks_ahead(run),
         "config": run.config,
         "data_card": run.data_card,
@@ -91,13 +84,13 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         "directory": run.directory,
     }
     templates = environment()
-    templates.filters |= {"md": markdown_text, "png": _file_uri, "number": _number}
+    templates.filters |= {"md": markdown_text, "png": _file_uri, "number": number}
     pictures = {
         "plots": _plots(run, found),
         "training": [
             figures.training(title, curves)
             for title, curves in training_curves.read(
-                RunLayout(run.directory).tensorboard, run.arms, content["main_iou"]
+                RunLayout(run.directory).tensorboard, run.arms, main_iou
             )
         ],
         "examples": examples(run),
@@ -128,7 +121,7 @@ def result_table(run_dir: str | os.PathLike) -> str:
             [name, *(f"{c.value}{'*' if c.best else ''} {c.interval}".strip() for c in cells)],
         )
     text = [aligned(lines)]
-    counts = next(iter(run.arms.values())).metrics["counts"]
+    counts = run.first["counts"]
     text.append(
         f"{counts['images']} test images of {counts['groups']} groups, {counts['boxes']} objects; "
         "[95 % interval over groups, one training]; * highest value"
@@ -140,15 +133,13 @@ def result_table(run_dir: str | os.PathLike) -> str:
 
 def headline(run: Run) -> tuple[list[Column], list[tuple[str, list[Cell]]]]:
     """Columns, and per arm its cells; the highest value of each column (ties too) is marked."""
-    main = _name(next(iter(run.arms.values())).metrics["main_iou"])
+    main = f"{run.first['main_iou']:g}"
     columns = [
         *(Column(f"AP@{iou}", ("ap", iou)) for iou in dict.fromkeys([main, "0.1", "0.5", RANGE_NAME])),
         Column(f"recall@{main}", ("recall", main)),
         Column(f"localization T(IoU) {main}", ("localization", "iou", main)),
     ]
-    values = {
-        name: [_look_up(arm.metrics, column.path) for column in columns] for name, arm in run.arms.items()
-    }
+    values = {name: [column.of(arm.metrics) for column in columns] for name, arm in run.arms.items()}
     tops = [
         max((v["value"] for v in column if v["value"] is not None), default=None)
         for column in zip(*values.values(), strict=True)
@@ -162,10 +153,9 @@ def headline(run: Run) -> tuple[list[Column], list[tuple[str, list[Cell]]]]:
 
 def matched(run: Run) -> dict[str, Matches]:
     """Detections beside the truth, of the arms that have them, at all IoUs that the page speaks of."""
-    first = next(iter(run.arms.values())).metrics
-    ious = [*map(float, first["precision_recall"]), first["main_iou"], 0.5]
+    ious = [*map(float, run.first["precision_recall"]), run.first["main_iou"], 0.5]
     return {
-        name: match(run.truth, arm.found, first["class_names"], tuple(dict.fromkeys(ious)))
+        name: match(run.truth, arm.found, run.first["class_names"], tuple(dict.fromkeys(ious)))
         for name, arm in run.arms.items()
         if arm.found is not None
     }
@@ -175,15 +165,13 @@ def comparisons(run: Run, found: dict[str, Matches]) -> list[tuple[str, list[str
     """Per AP threshold a sentence for each pair of arms with detections, the later arm minus the earlier."""
     if len(found) < 2:
         return []
-    first = run.arms[next(iter(found))].metrics
-    ious = tuple(dict.fromkeys([first["main_iou"], 0.5]))
-    resamples = first["bootstrap"]["resamples"], first["bootstrap"]["seed"]
-    draws = {name: [bootstrap_ap(matches, *resamples)] for name, matches in found.items()}
+    ious = tuple(dict.fromkeys([run.first["main_iou"], 0.5]))
+    draws = {name: [bootstrap_ap(matches, *run.resamples)] for name, matches in found.items()}
     pairs = list(itertools.combinations(reversed(found), 2))
     return [
         (
             f"AP@{iou:g}",
-            [sentence(a, b, seeds_difference(draws[a], draws[b], "ap", _name(iou))) for a, b in pairs],
+            [sentence(a, b, seeds_difference(draws[a], draws[b], "ap", f"{iou:g}")) for a, b in pairs],
         )
         for iou in ious
     ]
@@ -192,14 +180,12 @@ def comparisons(run: Run, found: dict[str, Matches]) -> list[tuple[str, list[str
 def _plots(run: Run, found: dict[str, Matches]) -> list[str]:
     """Curves of all arms, with bands for those that have detections and truth to resample."""
     metrics = {name: arm.metrics for name, arm in run.arms.items()}
-    first = next(iter(metrics.values()))
-    main, resamples = first["main_iou"], (first["bootstrap"]["resamples"], first["bootstrap"]["seed"])
-    ious = [float(iou) for iou in first["precision_recall"]]
-    judged = found if first["counts"]["boxes"] else {}
+    main, resamples = run.first["main_iou"], run.resamples
+    judged = found if run.first["counts"]["boxes"] else {}
     plots = []
-    for iou in ious:
+    for iou in map(float, run.first["precision_recall"]):
         bands = {name: curves.precision_band(one, iou, *resamples) for name, one in judged.items()}
-        plots.append(figures.precision_recall(metrics, _name(iou), bands))
+        plots.append(figures.precision_recall(metrics, f"{iou:g}", bands))
     bands = {
         name: curves.sensitivity_band(one, main, figures.RATES, *resamples) for name, one in judged.items()
     }
@@ -210,10 +196,7 @@ def examples(run: Run) -> list[dict]:
     """Test images with truth boxes and each arm's best detections; images with objects come first."""
     by_id = {t.image_id: t for t in run.truth}
     shown = sorted(run.samples, key=lambda i: (len(by_id[i].labels) == 0, i))
-    shown = [
-        *shown[: EXAMPLES - 1],
-        *shown[EXAMPLES - 1 :][-1:],
-    ]  # the last one is a clean image if there is one
+    shown = [*shown[: EXAMPLES - 1], *shown[EXAMPLES - 1 :][-1:]]  # the last one is clean if there is one
     found = {
         name: {f.image_id: f for f in arm.found} for name, arm in run.arms.items() if arm.found is not None
     }
@@ -238,13 +221,13 @@ def _guesses(found: Found) -> list[tuple[list[float], float]]:
 
 def _localization(run: Run) -> list[tuple[str, str, list[tuple[str, str]]]]:
     """(title, threshold, [(arm's share, its "k of n")]) for every T of either kind."""
-    kinds = next(iter(run.arms.values())).metrics["localization"]
+    kinds = run.first["localization"]
     return [
         (
-            {"iou": "T(IoU)", "iobb": "T(IoBB)"}[kind],
+            KINDS[kind],
             threshold,
             [
-                (_number(share["value"]), f"{share['k']} of {share['n']}")
+                (number(share["value"]), f"{share['k']} of {share['n']}")
                 for share in (arm.metrics["localization"][kind][threshold] for arm in run.arms.values())
             ],
         )
@@ -255,13 +238,11 @@ def _localization(run: Run) -> list[tuple[str, str, list[tuple[str, str]]]]:
 
 def _per_class(run: Run, iou: str) -> list[tuple[str, int, list[str]]]:
     """(class, its boxes, AP per arm), when there are several classes."""
-    names = next(iter(run.arms.values())).metrics["class_names"]
-    if len(names) < 2:
-        return []
+    names = run.first["class_names"]
     result = []
-    for name in names:
+    for name in names if len(names) > 1 else ():
         parts = [arm.metrics["per_class"][name] for arm in run.arms.values()]
-        result.append((name, parts[0]["boxes"], [_number(part["ap"][iou]["value"]) for part in parts]))
+        result.append((name, parts[0]["boxes"], [number(part["ap"][iou]["value"]) for part in parts]))
     return result
 
 
@@ -308,23 +289,9 @@ def markdown_text(text: object) -> str:
     return re.sub(r"([\\`*<>\[\]|])", r"\\\1", " ".join(str(text).split()))
 
 
-def _cell(number: dict, top: float | None, several: bool) -> Cell:
-    interval = "" if number["low"] is None else f"[{number['low']:.2f}, {number['high']:.2f}]"
-    return Cell(_number(number["value"]), interval, several and top is not None and number["value"] == top)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _name(iou: float) -> str:
-    return f"{iou:g}"
-
-
-def _look_up(metrics: dict, path: Sequence[str]) -> dict:
-    for key in path:
-        metrics = metrics.get(key, {})
-    return metrics or {"value": None, "low": None, "high": None}
+def _cell(entry: dict, top: float | None, several: bool) -> Cell:
+    best = several and top is not None and entry["value"] == top
+    return Cell(number(entry["value"]), interval(entry), best)
 
 
 def _file_uri(path: Path) -> str:

@@ -39,6 +39,16 @@ class Run(NamedTuple):
     costs: dict[str, dict]  # phase -> seconds, steps, peak_memory_mib
     samples: dict[int, np.ndarray]  # image id -> uint8 [H, W, C] without padding
 
+    @property
+    def first(self) -> dict:
+        """Returns the metrics of the first arm; what belongs to the test images is the same in all."""
+        return next(iter(self.arms.values())).metrics
+
+    @property
+    def resamples(self) -> tuple[int, int]:
+        """Returns the number of resamples of the bootstrap, and its seed."""
+        return self.first["bootstrap"]["resamples"], self.first["bootstrap"]["seed"]
+
 
 def read_run(run_dir: str | os.PathLike, elsewhere: str = "") -> Run:
     """Reads a run directory; `elsewhere` names another data set than the run's, whose scores are wanted.
@@ -49,7 +59,8 @@ def read_run(run_dir: str | os.PathLike, elsewhere: str = "") -> Run:
     directory, layout = Path(run_dir), RunLayout(Path(run_dir))
     config = _json(layout.config, {})
     begun = [path.name for path in layout.arms.glob("*") if path.is_dir()]
-    names = sorted({*begun, *config.get("arm", ())}, key=_order)
+    asked = {*begun, *config.get("arm", ())}
+    names = [name for name in ARMS if name in asked] + sorted(asked - ARMS.keys())
     arms = {}
     truth = truth_from_json(_json(run_layout.truth(directory), []))
     for name in names:
@@ -70,11 +81,6 @@ def read_run(run_dir: str | os.PathLike, elsewhere: str = "") -> Run:
         _json(layout.costs, {}),
         _samples(layout.samples, truth),
     )
-
-
-def _order(name: str) -> tuple[int, str]:
-    known = list(ARMS)
-    return (known.index(name) if name in known else len(known), name)
 
 
 def _arm(synthetic: Path, scores: Path, metrics: dict, truth: Sequence[Truth]) -> Arm:

@@ -26,7 +26,7 @@ from tf_detectorgan.evaluation.statistics import (
     seeds_sentence,
 )
 from tf_detectorgan.experiments import figures
-from tf_detectorgan.experiments.evaluation_table import aligned
+from tf_detectorgan.experiments.evaluation_table import aligned, interval, number
 from tf_detectorgan.experiments.report import duration, markdown_text, versions
 from tf_detectorgan.experiments.run_results import read_run
 from tf_detectorgan.experiments.runner import Cell, metrics_file, run_directory
@@ -132,15 +132,10 @@ def write_table(
 def _pages(numbers: dict[str, Any], table: Table, main_iou: str, page: Path) -> tuple[Path, str]:
     """Writes the table as HTML and beside it as Markdown; returns the page, and the table as plain text."""
     templates = environment()
-    templates.filters |= {
-        "md": markdown_text,
-        "duration": duration,
-        "cell": cell,
-        "published": published_cell,
-    }
-    content = {**numbers, "columns": [_title(c, main_iou) for c in table.columns]}
+    templates.filters |= {"md": markdown_text, "duration": duration, "cell": cell, "number": number}
+    content = {**numbers, "columns": [column.at(main_iou).title for column in table.columns]}
     content["comparisons"] = [
-        (_title(Column(title, ()), main_iou), [found["sentence"] for found in compared])
+        (Column(title, ()).at(main_iou).title, [found["sentence"] for found in compared])
         for title, compared in numbers["comparisons"].items()
         if compared
     ]
@@ -159,14 +154,14 @@ def _text(content: Mapping[str, Any]) -> str:
     for row in content["rows"]:
         lines.append([row["title"], *(cell(c) for c in row["cells"]), str(row["seeds"])])
     for row in content["published"]:
-        lines.append([f"{row['title']}, published", *map(published_cell, row["cells"]), ""])
+        lines.append([f"{row['title']}, published", *(number(value, 3) for value in row["cells"]), ""])
     sentences = [s for _, group in content["comparisons"] for s in group]
     return "\n".join([aligned(lines), *sentences])
 
 
 def comparisons(table: Table, column: Column, results: Results) -> list[dict[str, Any]]:
     """The table's pairs for one column of AP or recall, p-values corrected over the pairs."""
-    measure, iou = column.path[0], _iou(column, results.main_iou)
+    measure, iou = column.at(results.main_iou).path
     found = []
     for first, second in table.comparisons:
         a, b = results.draws.get(first, {}), results.draws.get(second, {})
@@ -193,35 +188,28 @@ def comparisons(table: Table, column: Column, results: Results) -> list[dict[str
     return result
 
 
-def cell(number: dict) -> str:
+def cell(entry: dict) -> str:
     """Such as "0.340 ± 0.012 [0.29, 0.39] (paper 0.236)": mean, SD over seeds, interval, published number."""
-    if number["mean"] is None:
-        return "–"
-    text = f"{number['mean']:.3f}"
-    if number["sd"] is not None:
-        text += f" ± {number['sd']:.3f}"
-    if number["low"] is not None:
-        text += f" [{number['low']:.2f}, {number['high']:.2f}]"
-    return text + (f" (paper {number['paper']:.3f})" if number["paper"] is not None else "")
-
-
-def published_cell(value: float | None) -> str:
-    """A number without interval, as somebody else published it."""
-    return "–" if value is None else f"{value:.3f}"
+    if entry["mean"] is None:
+        return number(None)
+    sd = "" if entry["sd"] is None else f"± {number(entry['sd'], 3)}"
+    paper = "" if entry["paper"] is None else f"(paper {number(entry['paper'], 3)})"
+    return " ".join(filter(None, (number(entry["mean"], 3), sd, interval(entry), paper)))
 
 
 def _row(row: Row, columns: Sequence[Column], results: Results) -> dict[str, Any]:
     by_seed = results.metrics[row.arm]
     cells = []
     for column in columns:
-        entries = [_entry(m, column, results.main_iou) for m in by_seed.values()]
+        shown = column.at(results.main_iou)
+        entries = [shown.of(metrics) for metrics in by_seed.values()]
         values = [entry["value"] for entry in entries]
         known = [v for v in values if v is not None]
         if not _has_draws(column):  # k of n images; each seed's n are the same images
             _, low, high = exact_interval(round(np.mean([e["k"] for e in entries])), entries[0]["n"])
         else:
             runs = list(results.draws[row.arm].values())
-            drawn = over_seeds(runs, column.path[0], _iou(column, results.main_iou))
+            drawn = over_seeds(runs, *shown.path)
             _, low, high = percentile_interval(drawn)
         cells.append(
             {
@@ -246,22 +234,6 @@ def _has_draws(column: Column) -> bool:
     return column.path[0] in ("ap", "recall") and column.path[1] in ("main", RANGE_NAME, *map(str, SINGLE))
 
 
-def _iou(column: Column, main_iou: str) -> str:
-    return main_iou if column.path[1] == "main" else column.path[1]
-
-
-def _entry(metrics: dict, column: Column, main_iou: str) -> dict[str, Any]:
-    """{"value", "low", "high", ...} of a column."""
-    entry: Any = metrics
-    for key in column.path:
-        entry = entry[main_iou if key == "main" else key]
-    return entry
-
-
 def distinct(columns: Sequence[Column], main_iou: str) -> tuple[Column, ...]:
     """Without those that repeat an earlier one, as AP@0.5 does where that is the main IoU."""
-    return tuple({_title(column, main_iou): column for column in reversed(columns)}.values())[::-1]
-
-
-def _title(column: Column, main_iou: str) -> str:
-    return column.title.replace("@main", f"@{main_iou}")
+    return tuple({column.at(main_iou).title: column for column in reversed(columns)}.values())[::-1]

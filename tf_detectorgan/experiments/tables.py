@@ -5,7 +5,7 @@ Rows of several tables may share runs: Tables 1 to 3 are other columns of the sa
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
@@ -28,6 +28,17 @@ class Column(NamedTuple):
 
     title: str
     path: tuple[str, ...]
+
+    def at(self, main_iou: str) -> Column:
+        """Returns the column with the main IoU in place of "main"."""
+        path = tuple(main_iou if key == "main" else key for key in self.path)
+        return Column(self.title.replace("@main", f"@{main_iou}"), path)
+
+    def of(self, metrics: dict) -> dict[str, Any]:
+        """Returns the column's {"value", "low", "high"} of an arm; None where the arm has none."""
+        for key in self.path:
+            metrics = metrics.get(key, {})
+        return metrics or {"value": None, "low": None, "high": None}
 
 
 class Table(NamedTuple):
