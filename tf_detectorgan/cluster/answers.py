@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import pydantic
 import urllib3
@@ -13,6 +14,7 @@ from kubernetes.client.exceptions import ApiException
 
 from tf_detectorgan.errors import InputError
 
+T = TypeVar("T")
 TOO_MANY_REQUESTS = 429
 
 
@@ -34,6 +36,17 @@ def one_sentence(doing: str) -> Iterator[None]:
         raise InputError(f"{doing}: {field}: {first['msg']} (given: {first['input']!r:.80})") from error
     except urllib3.exceptions.HTTPError as error:
         raise Later(f"{doing}: no answer from the API server ({error})") from error
+
+
+def or_none(doing: str, ask: Callable[..., T], *given: Any) -> T | None:
+    """Returns ask(*given), or None where the API server does not know the object."""
+    with one_sentence(doing):
+        try:
+            return ask(*given)
+        except ApiException as error:
+            if error.status != 404:
+                raise
+    return None
 
 
 def message(error: ApiException) -> str:

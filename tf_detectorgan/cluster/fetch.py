@@ -10,14 +10,14 @@ import contextlib
 import hashlib
 import io
 import json
-import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import websocket
 
+from tf_detectorgan import disk
 from tf_detectorgan.cluster import pack
 from tf_detectorgan.cluster.manifests import RUNS, Resource, runs_claim
 from tf_detectorgan.errors import InputError
@@ -161,19 +161,6 @@ class PackedStream(io.RawIOBase):
             self._socket.close()
 
 
-@contextlib.contextmanager
-def partial(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its name when all went well, and else is removed."""
-    folder = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        folder.rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def unpack(
     socket: websocket.WebSocket, target: Path, progress: Callable[[int, int], Any]
 ) -> tuple[int, list[str]]:
@@ -186,7 +173,7 @@ def unpack(
       InputError: the stream was cut or damaged, or holds what is neither file nor inside of the folder.
     """
     stream, count = PackedStream(socket, progress), 0
-    with partial(target) as folder:
+    with disk.whole_directory(target) as folder:
         try:
             with tarfile.open(fileobj=io.BufferedReader(stream, 1 << 20), mode="r|") as archive:
                 for member in archive:

@@ -17,7 +17,7 @@ from kubernetes import client, config, stream, utils
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config import ConfigException, incluster_config, kube_config
 
-from tf_detectorgan.cluster.answers import Later, exists, message, one_sentence
+from tf_detectorgan.cluster.answers import Later, exists, message, one_sentence, or_none
 from tf_detectorgan.cluster.manifests import Resource
 from tf_detectorgan.errors import InputError
 
@@ -64,13 +64,7 @@ class Cluster:
 
     def find_job(self, name: str) -> Any:
         """The Job, or None."""
-        with one_sentence(f"Job {name}"):
-            try:
-                return self.batch.read_namespaced_job(name, self.namespace)
-            except ApiException as error:
-                if error.status == 404:
-                    return None
-                raise
+        return or_none(f"Job {name}", self.batch.read_namespaced_job, name, self.namespace)
 
     def job(self, name: str) -> Any:
         with one_sentence(f"Job {name}"):
@@ -118,12 +112,8 @@ class Cluster:
         try:
             yield made.metadata.name
         finally:
-            with one_sentence(f"Pod {made.metadata.name}"):
-                try:
-                    self.core.delete_namespaced_pod(made.metadata.name, self.namespace)
-                except ApiException as error:
-                    if error.status != 404:  # gone with its node
-                        raise
+            name = made.metadata.name  # may be gone with its node
+            or_none(f"Pod {name}", self.core.delete_namespaced_pod, name, self.namespace)
 
     def why_pod_waits(self, name: str) -> str:
         """Why a Pod does not run yet, in one sentence; "" if it does.
@@ -273,13 +263,8 @@ class Cluster:
 
     def phase(self, pod: str) -> str:
         """Pending, Running, Succeeded or Failed; "" if the Pod is gone."""
-        with one_sentence(f"Pod {pod}"):
-            try:
-                return self.core.read_namespaced_pod(pod, self.namespace).status.phase
-            except ApiException as error:
-                if error.status == 404:
-                    return ""
-                raise
+        found: Any = or_none(f"Pod {pod}", self.core.read_namespaced_pod, pod, self.namespace)
+        return found.status.phase if found else ""
 
 
 def ended(job: Any) -> str:
