@@ -9,9 +9,9 @@
   fetch      copies what the Job has written from the volume of runs to this machine
   reproduce  submits a table, one pod for every arm and seed; with --gather, what makes the table of them
 
-`launch submit --help` lists the flags. Wants pip install 'tf_detectorgan[k8s]'; finds the cluster as kubectl
-does. Exit codes: 78 bad input, the API server's refusal, or a Job that has failed; 75 still waiting when
---wait was over, or a Job that was stopped.
+`launch submit --help` lists the flags. Wants pip install 'tf_detectorgan[k8s]'; finds the cluster by
+kubectl's configuration. Exit codes: 78 bad input, the API server's refusal, or a Job that has failed; 75
+still waiting when --wait was over, or a Job that was stopped.
 """
 
 from __future__ import annotations
@@ -140,16 +140,17 @@ def reproduce(options: Reproduce) -> None:
         raise InputError(f"--seeds={','.join(map(str, options.seeds))}: one or more different numbers wanted")
     config = _text(options.config)
     manifests.require_absolute("--config", config, ("data_dir",))
-    table = table_job.Table(
-        options.table,
-        config,
-        options.seeds,
+    resources = table_job.fill(
+        manifests.read(table_job.TEMPLATE),
+        table=options.table,
+        config=config,
+        seeds=options.seeds,
         cells=len(TABLES[options.table].rows) * len(options.seeds),
         parallel=options.parallel or len(options.seeds),
         gather=options.gather,
-    )
-    resources = table_job.fill(
-        manifests.read(table_job.TEMPLATE), table, options.memory, options.runs_claim, options.data_claim
+        memory=options.memory,
+        runs_claim=options.runs_claim,
+        data_claim=options.data_claim,
     )
     manifests.fill(
         resources, image=options.image, flags="", gpus=options.gpus, workers=0, queue=options.queue

@@ -4,9 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import certifi
 import pytest
-from kubernetes.config import incluster_config
 
 from tests.cluster.api_server import BATCH, CORE, failed, items, job, pod, refusal
 from tf_detectorgan import launch
@@ -251,22 +249,6 @@ def test_a_broken_configuration_is_one_sentence(server, monkeypatch, tmp_path):
         with pytest.raises(InputError, match="^kubectl's configuration.*") as caught:
             launch.status(launch.OneJob(job="nih"))
         assert "\n" not in str(caught.value)
-
-
-def test_a_pod_without_configuration_uses_its_service_account(server, monkeypatch, tmp_path):
-    (tmp_path / "kubeconfig").unlink()
-    with pytest.raises(InputError, match="kubectl's configuration: "):
-        launch.kubernetes.connect("", "")
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
-    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
-    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", certifi.where())
-    with pytest.raises(InputError, match="this pod's service account: .*; mount its token"):
-        launch.kubernetes.connect("", "")
-    for name in ("token", "namespace"):
-        (tmp_path / name).write_text("lab\n")
-    cluster = launch.kubernetes.connect("", "")
-    assert (cluster.namespace, cluster.api.configuration.host) == ("lab", "https://10.0.0.1:443")
 
 
 def test_without_the_client_one_sentence_says_how_to_get_it():

@@ -10,19 +10,18 @@ POD = {"JOB_COMPLETION_INDEX": "1", "WORKER_SERVICE": "nih"}
 
 def test_pod_1_of_2():
     """Pods of Job `nih` with the headless Service `nih`: nih-0.nih and nih-1.nih."""
-    environment = {**POD, "WORKER_PORT": "3000"}
+    environment = {**POD, "WORKER_PORT": "3000"}  # as Kubernetes sets it for a Service named "worker"
     tf_config.announce(environment, 2)
     assert json.loads(environment["TF_CONFIG"]) == {
-        "cluster": {"worker": ["nih-0.nih:3000", "nih-1.nih:3000"]},
+        "cluster": {"worker": ["nih-0.nih:2222", "nih-1.nih:2222"]},
         "task": {"type": "worker", "index": 1},
     }
 
 
-def test_the_port_is_tensorflows_and_a_given_tf_config_is_kept():
+def test_a_given_tf_config_is_kept():
     environment = dict(POD)
     tf_config.announce(environment, 2)
     given = environment["TF_CONFIG"]
-    assert ":2222" in given
     environment["JOB_COMPLETION_INDEX"] = "0"
     tf_config.announce(environment, 2)
     assert environment["TF_CONFIG"] == given

@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import urllib3
@@ -15,7 +14,7 @@ import websocket
 import yaml
 from kubernetes import client, config, stream, utils
 from kubernetes.client.exceptions import ApiException
-from kubernetes.config import ConfigException, incluster_config, kube_config
+from kubernetes.config import ConfigException, kube_config
 
 from tf_detectorgan.cluster.answers import Later, exists, message, one_sentence, or_none
 from tf_detectorgan.cluster.manifests import Resource
@@ -305,19 +304,15 @@ def _claims(pod: Any) -> list[str]:
 
 
 def connect(context: str, namespace: str) -> Cluster:
-    """By kubectl's configuration, or in a pod without one by the pod's service account.
+    """Returns a namespace of a cluster of kubectl's configuration.
 
     Args:
       context: of that configuration; "": its current one.
-      namespace: "": the context's, or the pod's.
+      namespace: "": the context's.
 
     Raises:
       InputError: there is no configuration, or no such context, or it cannot be read.
     """
-    places = kube_config.KUBE_CONFIG_DEFAULT_LOCATION.split(os.pathsep)
-    if not context and not any(Path(place).expanduser().exists() for place in places):
-        if "KUBERNETES_SERVICE_HOST" in os.environ:
-            return _of_this_pod(namespace)
     try:
         contexts, active = config.list_kube_config_contexts()
         api = config.new_client_from_config(context=context or None)
@@ -325,16 +320,7 @@ def connect(context: str, namespace: str) -> Cluster:
         raise InputError(f"kubectl's configuration: {error}") from error
     except (yaml.YAMLError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         why = " ".join(str(error).split())
-        raise InputError(f"kubectl's configuration, {', '.join(places)}: cannot be read ({why})") from error
+        places = kube_config.KUBE_CONFIG_DEFAULT_LOCATION.replace(os.pathsep, ", ")
+        raise InputError(f"kubectl's configuration, {places}: cannot be read ({why})") from error
     chosen = next((c for c in contexts if c["name"] == context), active)
     return Cluster(api, namespace or chosen["context"].get("namespace", "default"))
-
-
-def _of_this_pod(namespace: str) -> Cluster:
-    settings = client.Configuration()
-    try:
-        config.load_incluster_config(client_configuration=settings)
-        own = Path(incluster_config.SERVICE_TOKEN_FILENAME).with_name("namespace").read_text("utf-8")
-    except (ConfigException, OSError) as error:
-        raise InputError(f"this pod's service account: {error}; mount its token, or a kubeconfig") from error
-    return Cluster(client.ApiClient(settings), namespace or own.strip())

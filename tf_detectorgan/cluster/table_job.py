@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from tf_detectorgan.cluster.manifests import Resource, job_of
 from tf_detectorgan.errors import InputError
@@ -16,34 +16,29 @@ def name_of(table: str, gather: bool = False) -> str:
     return f"reproduce-table{table.replace('_', '-')}" + ("-gather" if gather else "")
 
 
-class Table(NamedTuple):
-    """What is trained: a completion index for each cell, an arm with a seed.
+def fill(
+    resources: list[Resource],
+    *,
+    table: str,
+    config: str,
+    seeds: tuple[int, ...],
+    cells: int,
+    parallel: int,
+    gather: bool,
+    memory: str,
+    runs_claim: str,
+    data_claim: str,
+) -> list[Resource]:
+    """Changes the template's resources and returns them. Each completion index is a cell: an arm with a seed.
 
-    Attributes:
-      name: in `reproduce`.
+    Args:
+      resources: the template's.
+      table: its name in `reproduce`.
       config: text of the flagfile of `train`; "": the template's.
       seeds: of every arm.
       cells: arms times seeds.
       parallel: pods at a time.
       gather: one pod instead, which gathers the cells and writes the table.
-    """
-
-    name: str
-    config: str
-    seeds: tuple[int, ...]
-    cells: int
-    parallel: int
-    gather: bool
-
-
-def fill(
-    resources: list[Resource], table: Table, memory: str, runs_claim: str, data_claim: str
-) -> list[Resource]:
-    """Changes the template's resources and returns them.
-
-    Args:
-      resources: the template's.
-      table: what the Job trains.
       memory: of each pod; "": the template's.
       runs_claim: a claim that is there already; "": the template's, which is created.
       data_claim: mounted read-only at DATA; "": none.
@@ -54,26 +49,26 @@ def fill(
     job = job_of(resources)
     configmap = next(resource for resource in resources if resource["kind"] == "ConfigMap")
     pod = job["spec"]["template"]["spec"]
-    _rename((configmap, job, job["spec"]["template"]), name_of(table.name, table.gather), name_of(table.name))
+    _rename((configmap, job, job["spec"]["template"]), name_of(table, gather), name_of(table))
     ((file, text),) = configmap["data"].items()
-    configmap["data"] = {file: table.config or text}
-    if f"--data_dir={DATA}/" in table.config and not data_claim:
+    configmap["data"] = {file: config or text}
+    if f"--data_dir={DATA}/" in config and not data_claim:
         raise InputError(f"--config names data under {DATA}; name the claim of their volume by --data_claim")
     container = pod["containers"][0]
     container["args"] = [
-        f"--table={table.name}",
+        f"--table={table}",
         f"--config=/config/{file}",
-        f"--out=/runs/table{table.name}",
-        f"--seeds={','.join(map(str, table.seeds))}",
-        *([] if table.gather else ["--completion_index=$(CELL)"]),
+        f"--out=/runs/table{table}",
+        f"--seeds={','.join(map(str, seeds))}",
+        *([] if gather else ["--completion_index=$(CELL)"]),
     ]
-    if table.gather:
+    if gather:
         _of_one_pod(job["spec"])
     else:
         job["spec"] |= {
-            "completions": table.cells,
-            "parallelism": table.parallel,
-            "maxFailedIndexes": table.cells,
+            "completions": cells,
+            "parallelism": parallel,
+            "maxFailedIndexes": cells,
         }
     if memory:
         container["resources"] = {

@@ -19,7 +19,7 @@ def announce(environment: MutableMapping[str, str], workers: int) -> None:
     Pod i of Job J is found as J-i.S by the headless Service S, which here bears the Job's name.
 
     Args:
-      environment: JOB_COMPLETION_INDEX (i), WORKER_SERVICE (S), WORKER_PORT (2222 if not set); or TF_CONFIG.
+      environment: JOB_COMPLETION_INDEX (i) and WORKER_SERVICE (S); or TF_CONFIG.
       workers: how many there are.
 
     Raises:
@@ -34,11 +34,11 @@ def announce(environment: MutableMapping[str, str], workers: int) -> None:
             f"--workers={workers}: {' and '.join(missing)} not set; run as an Indexed Job "
             "(k8s/train-nih-multiworker.yaml), or set TF_CONFIG yourself"
         )
-    index, port = environment["JOB_COMPLETION_INDEX"], environment.get("WORKER_PORT", PORT)
+    index = environment["JOB_COMPLETION_INDEX"]
     if not index.isdecimal() or int(index) >= workers:
         raise InputError(f"JOB_COMPLETION_INDEX={index}: a number from 0 to {workers - 1} wanted")
     service = environment["WORKER_SERVICE"]
-    addresses = [f"{service}-{i}.{service}:{port}" for i in range(workers)]
+    addresses = [f"{service}-{i}.{service}:{PORT}" for i in range(workers)]
     environment["TF_CONFIG"] = json.dumps(
         {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": int(index)}}
     )

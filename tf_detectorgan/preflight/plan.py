@@ -126,17 +126,12 @@ def hours(
 
 
 def gan_step_seconds(settings: Train, side: int) -> float:
-    """Returns the seconds of a GAN's or joint step on two CPU cores, for images of side x side pixels."""
-    per_pixel = SECONDS_PER_PIXEL + SECONDS_PER_MAC * generator_macs(settings, side)
-    return per_pixel * settings.gan_batch * side**2
+    """Returns the seconds of a GAN's or joint step on two CPU cores, for images of side x side pixels.
 
-
-def generator_macs(settings: Train, side: int) -> int:
-    """Returns the multiply-adds per pixel of a pass through a ResNet generator of f filters and b blocks.
-
-    At full size 7 x 7 from about one channel to f and back, 98 f; 3 x 3 with 4f filters on a sixteenth of the
-    pixels in each block, two a block: 18 b f^2; two convolutions down, 4.5 f^2 each, and two up, 18 f^2 each.
+    Multiply-adds per pixel of a ResNet generator of f filters and b blocks: at full size 7 x 7 from about one
+    channel to f and back, 98 f; 3 x 3 with 4f filters on a sixteenth of the pixels in each block, two a
+    block: 18 b f^2; two convolutions down, 4.5 f^2 each, and two up, 18 f^2 each.
     """
-    f = settings.generator_filters
-    blocks = settings.generator_blocks or default_blocks(side)
-    return 98 * f + (45 + 18 * blocks) * f**2
+    f, blocks = settings.generator_filters, settings.generator_blocks or default_blocks(side)
+    macs = 98 * f + (45 + 18 * blocks) * f**2
+    return (SECONDS_PER_PIXEL + SECONDS_PER_MAC * macs) * settings.gan_batch * side**2
