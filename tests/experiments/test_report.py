@@ -188,14 +188,17 @@ def test_table_for_the_terminal(tmp_path):
     assert lines[-1] == "not evaluated: acgan"
 
 
-def test_without_detections_there_is_no_comparison_but_a_page(tmp_path):
+@pytest.mark.parametrize("file", ["truth.json", "arms/real_only/evaluation/detections.json"])
+def test_metrics_without_what_they_were_computed_of_are_an_error(tmp_path, file):
     make_run(tmp_path, ["real_only", "detectorgan"])
-    (tmp_path / "arms" / "real_only" / "evaluation" / "detections.json").unlink()
-    text = write_report(tmp_path).read_text()
-    assert "Without detections to compare: real_only." in text
-    assert "None: a comparison needs the detections of two arms" in text
-    (tmp_path / "truth.json").unlink()
-    assert "None: a comparison needs" in write_report(tmp_path).read_text()
+    (tmp_path / file).unlink()
+    with pytest.raises(InputError, match=f"{file}: is missing; delete the arm's evaluation/"):
+        write_report(tmp_path)
+
+
+def test_one_arm_has_no_comparison_but_a_page(tmp_path):
+    make_run(tmp_path, ["real_only"])
+    assert "None: a comparison needs the detections of two arms" in write_report(tmp_path).read_text()
 
 
 def test_nothing_evaluated_and_broken_files_are_errors(tmp_path):

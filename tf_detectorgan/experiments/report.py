@@ -64,7 +64,6 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         "class_names": first["class_names"],
         "notes": sorted({arm.metrics["note"] for arm in run.arms.values()} - {""}),
         "comparisons": comparisons(run, found),
-        "unpaired": [name for name, arm in run.arms.items() if arm.found is None],
         "classes": _per_class(run, main_iou),
         "main_iou": main_iou,
         "localization": _localization(run),
@@ -152,17 +151,16 @@ def headline(run: Run) -> tuple[list[Column], list[tuple[str, list[Cell]]]]:
 
 
 def matched(run: Run) -> dict[str, Matches]:
-    """Detections beside the truth, of the arms that have them, at all IoUs that the page speaks of."""
+    """Detections beside the truth, at all IoUs that the page speaks of."""
     ious = [*map(float, run.first["precision_recall"]), run.first["main_iou"], 0.5]
     return {
         name: match(run.truth, arm.found, run.first["class_names"], tuple(dict.fromkeys(ious)))
         for name, arm in run.arms.items()
-        if arm.found is not None
     }
 
 
 def comparisons(run: Run, found: dict[str, Matches]) -> list[tuple[str, list[str]]]:
-    """Per AP threshold a sentence for each pair of arms with detections, the later arm minus the earlier."""
+    """Per AP threshold a sentence for each pair of arms, the later arm minus the earlier."""
     if len(found) < 2:
         return []
     ious = tuple(dict.fromkeys([run.first["main_iou"], 0.5]))
@@ -178,7 +176,7 @@ def comparisons(run: Run, found: dict[str, Matches]) -> list[tuple[str, list[str
 
 
 def _plots(run: Run, found: dict[str, Matches]) -> list[str]:
-    """Curves of all arms, with bands for those that have detections and truth to resample."""
+    """Curves of all arms, with bands where there are objects to resample."""
     metrics = {name: arm.metrics for name, arm in run.arms.items()}
     main, resamples = run.first["main_iou"], run.resamples
     judged = found if run.first["counts"]["boxes"] else {}
@@ -197,9 +195,7 @@ def examples(run: Run) -> list[dict]:
     by_id = {t.image_id: t for t in run.truth}
     shown = sorted(run.samples, key=lambda i: (len(by_id[i].labels) == 0, i))
     shown = [*shown[: EXAMPLES - 1], *shown[EXAMPLES - 1 :][-1:]]  # the last one is clean if there is one
-    found = {
-        name: {f.image_id: f for f in arm.found} for name, arm in run.arms.items() if arm.found is not None
-    }
+    found = {name: {f.image_id: f for f in arm.found} for name, arm in run.arms.items()}
     return [
         {
             "image_id": image_id,

@@ -1,4 +1,4 @@
-"""What a run directory holds once arms have been evaluated. All but one arm's metrics may be absent."""
+"""What a run directory holds once arms have been evaluated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Arm(NamedTuple):
     """One arm's evaluation."""
 
     metrics: dict  # as of evaluation.evaluate
-    found: list[Found] | None  # None without the detections or the truth
+    found: list[Found]
     contact_sheet: Path | None
     gallery: Path | None
     audit: dict | None  # of its synthetic images, as of evaluation.audit
@@ -54,7 +54,7 @@ def read_run(run_dir: str | os.PathLike, elsewhere: str = "") -> Run:
     """Reads a run directory; `elsewhere` names another data set than the run's, whose scores are wanted.
 
     Raises:
-      InputError: no arm has metrics, or a file is not JSON.
+      InputError: no arm has metrics, an evaluated one has no detections or truth, or a file is not JSON.
     """
     directory, layout = Path(run_dir), RunLayout(Path(run_dir))
     config = _json(layout.config, {})
@@ -62,12 +62,12 @@ def read_run(run_dir: str | os.PathLike, elsewhere: str = "") -> Run:
     asked = {*begun, *config.get("arm", ())}
     names = [name for name in ARMS if name in asked] + sorted(asked - ARMS.keys())
     arms = {}
-    truth = truth_from_json(_json(run_layout.truth(directory), []))
+    truth = list[Truth]()
     for name in names:
         scores = layout.arm(name).evaluation(elsewhere)
         metrics = _json(run_layout.metrics(scores), None)
         if metrics is not None:
-            truth = truth_from_json(_json(run_layout.truth(scores), [])) if elsewhere else truth
+            truth = truth_from_json(_json(run_layout.truth(scores if elsewhere else directory)))
             arms[name] = _arm(layout.arm(name).synthetic, scores, metrics, truth)
     if not arms:
         raise InputError(f"{directory}: no arm has been evaluated ({layout.arms} holds no metrics)")
@@ -84,20 +84,21 @@ def read_run(run_dir: str | os.PathLike, elsewhere: str = "") -> Run:
 
 
 def _arm(synthetic: Path, scores: Path, metrics: dict, truth: Sequence[Truth]) -> Arm:
-    results = _json(run_layout.detections(scores), None)
     sheet, gallery = synthetic / run_layout.CONTACT_SHEET, synthetic / run_layout.GALLERY
     return Arm(
         metrics,
-        from_coco_results(results, [t.image_id for t in truth]) if truth and results is not None else None,
+        from_coco_results(_json(run_layout.detections(scores)), [t.image_id for t in truth]),
         sheet if sheet.exists() else None,
         gallery if gallery.exists() else None,
         _json(synthetic / run_layout.AUDIT, None),
     )
 
 
-def _json(path: Path, default: Any) -> Any:
+def _json(path: Path, *default: Any) -> Any:
     if not path.exists():
-        return default
+        if default:
+            return default[0]
+        raise InputError(f"{path}: is missing; delete the arm's evaluation/ and run the evaluation again")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

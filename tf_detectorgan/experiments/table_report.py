@@ -65,8 +65,6 @@ def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str =
         directory = run_directory(out, seed)
         run = read_run(directory, elsewhere)
         arm = run.arms[name]
-        if arm.found is None:
-            raise InputError(f"{directory}: the detections of {name} are missing")
         config = config or {k: v for k, v in run.config.items() if k not in ("arm", "run_dir", "seed")}
         data.add(run.data_card.get("fingerprint", ""))
         seconds |= {(seed, phase): cost["seconds"] for phase, cost in run.costs.items()}
