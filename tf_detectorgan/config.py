@@ -56,8 +56,7 @@ def help_text(options: type) -> str:
 
 def _help_lines(field: dataclasses.Field) -> list[str]:
     default, choices = field.default, [str(choice) for choice in field.metadata["choices"] or ()]
-    shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-    shown = shown.lower() if isinstance(default, bool) else shown
+    shown = _text(default).lower() if isinstance(default, bool) else _text(default)
     text = field.metadata["help"]
     if any(choice not in text for choice in choices):
         text += f" One of {', '.join(choices)}."
@@ -71,22 +70,20 @@ def define_flags(options: type, values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines one absl flag per field: bool, int, float, str, and comma-separated tuples of those."""
     types = get_type_hints(options)
     for field in dataclasses.fields(options):
-        kind, meta, name = types[field.name], field.metadata, field.name
+        kind, meta = types[field.name], field.metadata
         default: Any = field.default
-        if kind is bool:
-            flags.DEFINE_bool(name, default, meta["help"], flag_values=values)
-        elif kind is int:
-            flags.DEFINE_integer(name, default, meta["help"], meta["low"], meta["high"], flag_values=values)
-        elif kind is float:
-            flags.DEFINE_float(name, default, meta["help"], meta["low"], meta["high"], flag_values=values)
+        given: Any = {"name": field.name, "help": meta["help"], "flag_values": values}
+        if kind in (int, float):
+            define: Any = flags.DEFINE_integer if kind is int else flags.DEFINE_float
+            define(default=default, lower_bound=meta["low"], upper_bound=meta["high"], **given)
         elif kind is str and meta["choices"]:
-            flags.DEFINE_enum(name, default, meta["choices"], meta["help"], flag_values=values)
-        elif kind is str:
-            flags.DEFINE_string(name, default, meta["help"], flag_values=values)
+            flags.DEFINE_enum(default=default, enum_values=meta["choices"], **given)
+        elif kind in (bool, str):
+            (flags.DEFINE_bool if kind is bool else flags.DEFINE_string)(default=default, **given)
         elif meta["repeated"]:
-            flags.DEFINE_multi_string(name, list(default), meta["help"], flag_values=values)
+            flags.DEFINE_multi_string(default=list(default), **given)
         else:
-            flags.DEFINE_list(name, ",".join(map(str, default)), meta["help"], flag_values=values)
+            flags.DEFINE_list(default=_text(default), **given)
 
 
 def parse(options: type[T], words: Sequence[str]) -> T:
@@ -167,11 +164,12 @@ def read_flags(options: type[T], values: flags.FlagValues = flags.FLAGS) -> T:
 
 def to_flags(options: Any) -> list[str]:
     """The flags that `parse` reads as `options`, each given by name; no field may be `repeated`."""
-    flags_of = []
-    for name, value in dataclasses.asdict(options).items():
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        flags_of.append(f"--{name}={text}")
-    return flags_of
+    return [f"--{name}={_text(value)}" for name, value in dataclasses.asdict(options).items()]
+
+
+def _text(value: Any) -> str:
+    """Returns a value as its flag takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _items(field: dataclasses.Field, items: list[str], kind: type) -> tuple:

@@ -116,9 +116,7 @@ def result_table(run_dir: str | os.PathLike) -> str:
     columns, rows = headline(run)
     lines = [["arm", *(column.title for column in columns)]]
     for name, cells in rows:
-        lines.append(
-            [name, *(f"{c.value}{'*' if c.best else ''} {c.interval}".strip() for c in cells)],
-        )
+        lines.append([name, *(f"{c.value}{'*' if c.best else ''} {c.interval}".strip() for c in cells)])
     text = [aligned(lines)]
     counts = run.first["counts"]
     text.append(
@@ -144,8 +142,8 @@ def headline(run: Run) -> tuple[list[Column], list[tuple[str, list[Cell]]]]:
         for column in zip(*values.values(), strict=True)
     ]
     rows = [
-        (name, [_cell(v, top, len(values) > 1) for v, top in zip(numbers, tops, strict=True)])
-        for name, numbers in values.items()
+        (name, [_cell(entry, top, len(values) > 1) for entry, top in zip(entries, tops, strict=True)])
+        for name, entries in values.items()
     ]
     return columns, rows
 
@@ -210,36 +208,29 @@ def examples(run: Run) -> list[dict]:
 
 def _guesses(found: Found) -> list[tuple[list[float], float]]:
     best = np.argsort(-found.scores, kind="stable")[:GUESSES]
-    return list(
-        zip(box_ops.to_xywh(found.boxes).numpy()[best].tolist(), found.scores[best].tolist(), strict=True)
-    )
+    boxes = box_ops.to_xywh(found.boxes).numpy()
+    return list(zip(boxes[best].tolist(), found.scores[best].tolist(), strict=True))
 
 
 def _localization(run: Run) -> list[tuple[str, str, list[tuple[str, str]]]]:
     """(title, threshold, [(arm's share, its "k of n")]) for every T of either kind."""
     kinds = run.first["localization"]
-    return [
-        (
-            KINDS[kind],
-            threshold,
-            [
-                (number(share["value"]), f"{share['k']} of {share['n']}")
-                for share in (arm.metrics["localization"][kind][threshold] for arm in run.arms.values())
-            ],
-        )
-        for kind in kinds
-        for threshold in kinds[kind]
-    ]
+    rows = []
+    for kind, threshold in [(k, t) for k, thresholds in kinds.items() for t in thresholds]:
+        shares = [arm.metrics["localization"][kind][threshold] for arm in run.arms.values()]
+        counted = [(number(share["value"]), f"{share['k']} of {share['n']}") for share in shares]
+        rows.append((KINDS[kind], threshold, counted))
+    return rows
 
 
 def _per_class(run: Run, iou: str) -> list[tuple[str, int, list[str]]]:
     """(class, its boxes, AP per arm), when there are several classes."""
+    arms = [arm.metrics["per_class"] for arm in run.arms.values()]
     names = run.first["class_names"]
-    result = []
-    for name in names if len(names) > 1 else ():
-        parts = [arm.metrics["per_class"][name] for arm in run.arms.values()]
-        result.append((name, parts[0]["boxes"], [number(part["ap"][iou]["value"]) for part in parts]))
-    return result
+    return [
+        (name, arms[0][name]["boxes"], [number(arm[name]["ap"][iou]["value"]) for arm in arms])
+        for name in (names if len(names) > 1 else [])
+    ]
 
 
 def _costs(run: Run) -> list[tuple[str, str, str, str, str]]:
