@@ -175,9 +175,11 @@ def test_a_signal_to_the_short_run_is_an_interruption():
 
 def test_several_runs_at_a_time_share_the_memory():
     found = [Row(JOINT, 1.0, 1.0, 9000, 3 * 1024, 0), Row(FINAL, 1.0, 1.0, 1, 1, 0)]
-    assert outcome.lacks_memory(found, 1, 2 * GIB) is None
-    assert outcome.lacks_memory(found, 2, 6 * GIB) is None
-    assert outcome.lacks_memory(found, 3, 8 * GIB) == (
+    outcome.require_memory(found, 1, 2 * GIB)
+    outcome.require_memory(found, 2, 6 * GIB)
+    with pytest.raises(InputError) as refused:
+        outcome.require_memory(found, 3, 8 * GIB)
+    assert str(refused.value) == (
         "preflight: 3 runs at a time need 9.0 GiB of memory in detectorgan/joint, but there are 8.0 GiB; "
         "give a lower --workers"
     )
@@ -185,8 +187,10 @@ def test_several_runs_at_a_time_share_the_memory():
 
 def test_all_runs_share_the_disk():
     found = [Row(JOINT, 1.0, 1.0, 1, 1, GIB), Row(IMAGES, 1.0, 1.0, 1, 1, 3 * GIB)]
-    assert outcome.lacks_disk(found, 2 * GIB, 2, 12 * GIB, "runs/x") is None
-    assert outcome.lacks_disk(found, 2 * GIB, 3, 12 * GIB, "runs/x") == (
+    outcome.require_disk(found, 2 * GIB, 2, 12 * GIB, "runs/x")
+    with pytest.raises(InputError) as refused:
+        outcome.require_disk(found, 2 * GIB, 3, 12 * GIB, "runs/x")
+    assert str(refused.value) == (
         "preflight: about 18.0 GiB of disk are needed, most of it by cut_paste/synthetic, but 12.0 GiB are "
         "free at runs/x; make room, choose another --run_dir, lower --synthetic_count"
     )

@@ -16,7 +16,6 @@ from pathlib import Path
 from tf_detectorgan import checkpoints, config, progress
 from tf_detectorgan.cluster.devices import gpus
 from tf_detectorgan.data import records
-from tf_detectorgan.errors import InputError
 from tf_detectorgan.preflight import child, kernel, outcome, plan
 from tf_detectorgan.preflight.outcome import Ended
 from tf_detectorgan.preflight.plan import Phase
@@ -104,20 +103,14 @@ def _checked(settings: Train, home: Path, environment: Mapping[str, str], runs: 
     found = _results(settings, short, home)
     others = outcome.size(home) - sum(outcome.size(home / phase.folder) for phase in folders)
     if found:
-        print(
-            outcome.text(found, others) + (f"\nthe same for each of {runs} runs" if runs > 1 else ""),
-            flush=True,
-        )
+        same = f"\nthe same for each of {runs} runs" if runs > 1 else ""
+        print(outcome.text(found, others) + same, flush=True)
     if ended.code:
         phase = _unfinished(home, folders)
         raise outcome.of_end(ended, phase, settings, *_devices(home), log)
     free = shutil.disk_usage(layout.path).free + outcome.size(home)
-    for reason in (
-        outcome.lacks_memory(found, processes, ended.total),
-        outcome.lacks_disk(found, others, runs, free, settings.run_dir),
-    ):
-        if reason:
-            raise InputError(reason)
+    outcome.require_memory(found, processes, ended.total)
+    outcome.require_disk(found, others, runs, free, settings.run_dir)
     rows = [row._asdict() | {"phase": row.phase.name, "amount": row.phase.amount} for row in found]
     passed = {"settings": json.loads(config.to_json(settings)), "rows": rows, "other_bytes": others}
     checkpoints.write_text(layout.preflight, json.dumps(passed, indent=1))

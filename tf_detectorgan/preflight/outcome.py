@@ -114,28 +114,25 @@ def text(found: Sequence[Row], others: int) -> str:
     return aligned(lines)
 
 
-def lacks_memory(found: list[Row], processes: int, total: int) -> str | None:
-    """Returns why several runs at a time do not fit into `total` bytes of memory; None if they do."""
+def require_memory(found: list[Row], processes: int, total: int) -> None:
+    """Raises InputError if several runs at a time do not fit into `total` bytes of memory."""
     most = max(found, key=lambda row: row.resident)
-    if processes == 1 or processes * most.resident * 2**20 <= total:
-        return None
-    return (
-        f"preflight: {processes} runs at a time need {processes * most.resident / 1024:.1f} GiB of memory in "
-        f"{most.phase.name}, but there are {total / GIB:.1f} GiB; give a lower --workers"
-    )
+    if processes > 1 and processes * most.resident * 2**20 > total:
+        raise InputError(
+            f"preflight: {processes} runs at a time need {processes * most.resident / 1024:.1f} GiB of "
+            f"memory in {most.phase.name}, but there are {total / GIB:.1f} GiB; give a lower --workers"
+        )
 
 
-def lacks_disk(found: list[Row], others: int, runs: int, free: int, run_dir: str) -> str | None:
-    """Returns why `runs` runs do not fit into `free` bytes of disk; None if they do."""
-    needed = runs * (others + sum(row.disk for row in found))
-    if needed <= free:
-        return None
-    most = max(found, key=lambda row: row.disk)
+def require_disk(found: list[Row], others: int, runs: int, free: int, run_dir: str) -> None:
+    """Raises InputError if `runs` runs do not fit into `free` bytes of disk."""
+    needed, most = runs * (others + sum(row.disk for row in found)), max(found, key=lambda row: row.disk)
     fewer = ", lower --synthetic_count" if most.phase.kind == "images" else ""
-    return (
-        f"preflight: about {needed / GIB:.1f} GiB of disk are needed, most of it by {most.phase.name}, but "
-        f"{free / GIB:.1f} GiB are free at {run_dir}; make room, choose another --run_dir{fewer}"
-    )
+    if needed > free:
+        raise InputError(
+            f"preflight: about {needed / GIB:.1f} GiB of disk are needed, most of it by {most.phase.name}, "
+            f"but {free / GIB:.1f} GiB are free at {run_dir}; make room, choose another --run_dir{fewer}"
+        )
 
 
 class Ended(NamedTuple):
