@@ -177,7 +177,7 @@ def _grouped_by_patient(
 ) -> list[Source]:
     """Images without groups of their own, of the patients that DICOM files name, or as they are.
 
-    If some have a patient, one without is a problem, and left out (decision 0085).
+    If some have a patient, one without is a problem, and left out (decision 0013).
     """
     patients = {
         source.image_id: str(medical_images.dicom_header(source.path).get("PatientID") or "")

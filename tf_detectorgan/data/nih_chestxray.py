@@ -18,7 +18,7 @@ from tf_detectorgan.data.image_files import Problems, Source
 from tf_detectorgan.data.nih_tables import NO_FINDING, SIDE, Box
 from tf_detectorgan.errors import InputError
 
-# Of training, validation, test: what the paper's 0.7, 0.1, 0.2 came to on its 79 images of nodules (0080).
+# Of training, validation, test: what the paper's 0.7, 0.1, 0.2 came to on its 79 images of nodules (0012).
 SHARES = (57 / 79, 9 / 79, 13 / 79)
 _SHOWN = 10  # names of missing images in an error message
 

@@ -1,7 +1,7 @@
 """Writes a data set shard by shard, each a file of its own: in bounded memory, and resumable.
 
 TFDS describes and names the files; it does not write them, because its writers hold what they write in memory
-and begin anew after an interruption (docs/decisions/0083).
+and begin anew after an interruption (docs/decisions/0010).
 """
 
 from __future__ import annotations
