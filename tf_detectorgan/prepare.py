@@ -11,7 +11,7 @@ python -m tf_detectorgan.prepare --inspect=data/phantom
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os.path import exists
 from pathlib import Path
@@ -34,9 +34,8 @@ from tf_detectorgan.data import (
     split_guard,
     splits,
 )
+from tf_detectorgan.data.image_files import Source
 from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
-
-Make = Callable[[str], shards.Builder]  # the builder for a directory
 
 _SMALL_BOX = 2.0  # stored pixels: below this side no network of ours can see the object
 
@@ -140,8 +139,8 @@ def prepare(options: Prepare) -> None:
     options = dataclasses.replace(
         options, **{k: v for k, v in defaults.items() if getattr(options, k) in _NOT_GIVEN}
     )
-    make, notes = _READERS[options.dataset](options)
-    shards.build(make, options.out, options.overwrite)
+    plan, notes = _READERS[options.dataset](options)
+    shards.build(plan, options.out, options.overwrite)
     dataset = records.open_dataset(options.out)
     notes += _report(dataset)
     for note in notes:
@@ -168,12 +167,11 @@ def _refuse_unused(options: Prepare) -> None:
             )
 
 
-def _phantom(options: Prepare) -> tuple[Make, list[str]]:
+def _phantom(options: Prepare) -> tuple[shards.Plan, list[str]]:
     low, high = phantom.SIZES
     if not low <= options.image_size <= high:
         raise InputError(f"--image_size={options.image_size}: the phantom is drawn at {low} to {high} pixels")
     config = phantom.PhantomConfig(
-        name="prepared",
         size=options.image_size,
         seed=options.seed,
         train_images=options.train_images or phantom.PhantomConfig.train_images,
@@ -183,10 +181,10 @@ def _phantom(options: Prepare) -> tuple[Make, list[str]]:
         test_images=options.phantom_test_images,
         test_clean_images=options.phantom_test_clean_images,
     )
-    return lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), []
+    return phantom.plan(config), []
 
 
-def _annotated(options: Prepare) -> tuple[Make, list[str]]:
+def _annotated(options: Prepare) -> tuple[shards.Plan, list[str]]:
     """Images with annotations in one of `formats.FORMATS`."""
     splits.check_shares(options.splits)
     given = (Path(p).expanduser() if p else None for p in (options.annotations, options.images))
@@ -202,60 +200,59 @@ def _annotated(options: Prepare) -> tuple[Make, list[str]]:
         label_filter=options.label_filter,
         skip_bad=options.skip_bad,
     )
-    plan, left_out = coco_builder.divide(
+    division, left_out = coco_builder.divide(
         folder.sources, options.splits, options.seed, options.train_images, options.split_key
     )
+    twice = _check_pictures(division, options)
     grey = all(source.grey for source in folder.sources)
-    config = coco_builder.CocoConfig(
-        plan=plan,
-        class_names=folder.class_names,
+    plan = coco_builder.plan(
+        division,
+        folder.class_names,
+        shards.About("coco", "1.0.0", "Images with boxes", document.citation),
         image_size=options.image_size,
         channels={"auto": 1 if grey else 3, "1": 1, "3": 3}[options.channels],
         white=folder.white,
-        citation=document.citation,
     )
-    return _guarded(coco_builder.Coco, config, folder.notes + left_out, options)
+    return plan, folder.notes + left_out + twice
 
 
-def _nih(options: Prepare) -> tuple[Make, list[str]]:
+def _nih(options: Prepare) -> tuple[shards.Plan, list[str]]:
     extra = options.extra_annotations
-    plan, notes = nih_chestxray.plan(
+    division, notes = nih_chestxray.divide(
         _folder(options, "NIH's tables and images_001 to images_012"),
         options.finding,
         extra_annotations=Path(extra).expanduser() if extra else None,
         allow_missing=options.allow_missing,
         **_division(options),
     )
-    _say_found("NIH ChestX-ray", options.images, plan)
-    config = coco_builder.CocoConfig(plan=plan, class_names=[options.finding], image_size=options.image_size)
-    return _guarded(nih_chestxray.NihChestXray, config, notes, options)
+    _say_found("NIH ChestX-ray", options.images, division)
+    notes += _check_pictures(division, options)
+    about, size = nih_chestxray.ABOUT, options.image_size
+    return coco_builder.plan(division, [options.finding], about, image_size=size), notes
 
 
-def _cityscapes(options: Prepare) -> tuple[Make, list[str]]:
-    plan, notes = cityscapes.plan(
+def _cityscapes(options: Prepare) -> tuple[shards.Plan, list[str]]:
+    division, notes = cityscapes.divide(
         _folder(options, "leftImg8bit and gtBboxCityPersons or gtFine"), **_division(options)
     )
-    _say_found("Cityscapes", options.images, plan)
-    config = coco_builder.CocoConfig(
-        plan=plan, class_names=["pedestrian"], image_size=options.image_size, channels=3
-    )
-    return _guarded(cityscapes.Cityscapes, config, notes, options)
+    _say_found("Cityscapes", options.images, division)
+    notes += _check_pictures(division, options)
+    about, size = cityscapes.ABOUT, options.image_size
+    return coco_builder.plan(division, ["pedestrian"], about, image_size=size, channels=3), notes
 
 
-def _say_found(title: str, folder: str, plan: Mapping[str, list]) -> None:
-    print(f"found {title} in {folder}: {', '.join(f'{split} {len(rows)}' for split, rows in plan.items())}")
+def _say_found(title: str, folder: str, division: Mapping[str, list]) -> None:
+    counts = ", ".join(f"{split} {len(rows)}" for split, rows in division.items())
+    print(f"found {title} in {folder}: {counts}")
 
 
-def _guarded(
-    builder: type[coco_builder.Coco], config: coco_builder.CocoConfig, notes: list[str], options: Prepare
-) -> tuple[Make, list[str]]:
-    """The builder of checked images; raises InputError if a picture is in two splits."""
+def _check_pictures(division: Mapping[str, list[Source]], options: Prepare) -> list[str]:
+    """Notes on pictures that are in two splits; raises InputError if there are some and none may be."""
     prints = {
         split: [(source.file_name, source.fingerprint) for source in rows if source.fingerprint]
-        for split, rows in config.plan.items()
+        for split, rows in division.items()
     }
-    twice = split_guard.check(prints, options.allow_duplicates)
-    return lambda data_dir: builder(data_dir=data_dir, config=config), notes + twice
+    return split_guard.check(prints, options.allow_duplicates)
 
 
 def _folder(options: Prepare, contents: str) -> Path:
@@ -281,7 +278,7 @@ def _report(dataset: records.Dataset) -> list[str]:
     height, width, channels = dataset.image_shape
     print(f"{'split':<22}{'images':>8}{'groups':>8}{'boxes':>8}   box size 5% / 50% / 95%, boxes per class")
     notes = []
-    for split in (f"{part}_{stream}" for part in records.SPLITS for stream in records.STREAMS):
+    for split in records.SPLIT_NAMES:
         held = contents.read(dataset, split)
         row = held.summary(dataset.class_names)
         if held.names:

@@ -332,11 +332,11 @@ def test_splits_never_share_a_group_and_lose_no_image(images, seed):
 
 def build(folder, out, **form):
     result = folder.read()
-    plan, _ = coco_builder.divide(result.sources, (1.0, 0.0, 0.0), 0, 0, "")
-    config = coco_builder.CocoConfig(name="test", plan=plan, class_names=result.class_names, **form)
-    shards.build(lambda data_dir: coco_builder.Coco(data_dir=data_dir, config=config), out)
+    division, _ = coco_builder.divide(result.sources, (1.0, 0.0, 0.0), 0, 0, "")
+    about = shards.About("coco", "1.0.0", "Images with boxes")
+    shards.build(coco_builder.plan(division, result.class_names, about, **form), out)
     dataset = records.open_dataset(out)
-    rows = [dataset.decode(s) for split in plan for s in dataset.serialized(split)]
+    rows = [dataset.decode(s) for split in division for s in dataset.serialized(split)]
     return dataset, {int(row.image_id): row for row in rows}
 
 

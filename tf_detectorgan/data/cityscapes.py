@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_detectorgan import progress
-from tf_detectorgan.data import coco_builder, resize, split_guard, splits
+from tf_detectorgan.data import coco_builder, resize, shards, split_guard, splits
 from tf_detectorgan.data.image_files import Problems, Source
 from tf_detectorgan.errors import InputError
 
@@ -59,15 +59,13 @@ class Crop(Source):
         return _read_whole(self.path)[self.top : self.top + SIDE, self.left : self.left + SIDE]
 
 
-class Cityscapes(coco_builder.Coco, skip_registration=True):  # type: ignore[call-arg]
-    """Crops with pedestrians and without; the plan comes from `plan`."""
-
-    DESCRIPTION = f"""Crops of {SIDE} x {SIDE} pixels of Cityscapes street scenes. Labelled: pedestrians of at
+_DESCRIPTION = f"""Crops of {SIDE} x {SIDE} pixels of Cityscapes street scenes. Labelled: pedestrians of at
 least {MIN_HEIGHT} x {MIN_WIDTH} pixels; smaller ones, riders and people who sit may be there without a box.
 Clean: nobody is annotated. Groups are cities; the official validation cities are the test."""
-    CITATION = """M. Cordts et al.: The Cityscapes Dataset for Semantic Urban Scene Understanding. CVPR 2016.
+_CITATION = """M. Cordts et al.: The Cityscapes Dataset for Semantic Urban Scene Understanding. CVPR 2016.
 Boxes, if from CityPersons: S. Zhang, R. Benenson, B. Schiele: CityPersons: A Diverse Dataset for Pedestrian
 Detection. CVPR 2017. For non-commercial use by the licence of cityscapes-dataset.com; not to be passed on."""
+ABOUT = shards.About("cityscapes", "1.0.0", _DESCRIPTION, _CITATION)
 
 
 @functools.lru_cache(maxsize=1)
@@ -76,7 +74,7 @@ def _read_whole(path: Path) -> np.ndarray:
     return resize.read_image(path)
 
 
-def plan(
+def divide(
     folder: Path,
     *,
     shares: Sequence[float] = SHARES,

@@ -13,7 +13,7 @@ from os.path import isdir
 from pathlib import Path
 
 from tf_detectorgan import progress
-from tf_detectorgan.data import coco_builder, image_files, nih_reannotation, nih_tables
+from tf_detectorgan.data import coco_builder, image_files, nih_reannotation, nih_tables, shards
 from tf_detectorgan.data.image_files import Problems, Source
 from tf_detectorgan.data.nih_tables import NO_FINDING, SIDE, Box
 from tf_detectorgan.errors import InputError
@@ -23,21 +23,19 @@ SHARES = (57 / 79, 9 / 79, 13 / 79)
 _SHOWN = 10  # names of missing images in an error message
 
 
-class NihChestXray(coco_builder.Coco, skip_registration=True):  # type: ignore[call-arg]
-    """Chest X-rays with boxes around one finding; the plan comes from `plan`."""
-
-    DESCRIPTION = f"""NIH ChestX-ray14 (ChestX-ray8): frontal chest X-rays of the NIH Clinical Center, 1992 to
+_DESCRIPTION = f"""NIH ChestX-ray14 (ChestX-ray8): frontal chest X-rays of the NIH Clinical Center, 1992 to
 2015. Clean images are those labelled "{NO_FINDING}". "{NO_FINDING}" is not normal: it says that a program
 found none of 14 findings in the text of the report. Other findings, devices, scars, and objects that the
 report does not mention are among them. The publisher's boxes are one an image and finding at most: there may
 be more to see."""
-    CITATION = """X. Wang, Y. Peng, L. Lu, Z. Lu, M. Bagheri, R. M. Summers: ChestX-ray8: Hospital-scale Chest
+_CITATION = """X. Wang, Y. Peng, L. Lu, Z. Lu, M. Bagheri, R. M. Summers: ChestX-ray8: Hospital-scale Chest
 X-ray Database and Benchmarks on Weakly-Supervised Classification and Localization of Common Thorax Diseases.
 CVPR 2017, pp. 3462-3471. Provided by the NIH Clinical Center without restrictions on use; it asks to be
 named, to have its download site (nihcc.app.box.com/v/ChestXray-NIHCC) linked, and to have the paper cited."""
+ABOUT = shards.About("nih_chest_xray", "1.0.0", _DESCRIPTION, _CITATION)
 
 
-def plan(
+def divide(
     folder: Path,
     finding: str,
     *,

@@ -23,6 +23,7 @@ from tf_detectorgan.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 STREAMS = ("labelled", "clean", "unboxed")
+SPLIT_NAMES = tuple(f"{part}_{stream}" for part in SPLITS for stream in STREAMS)
 SCHEMA = 1  # raised when the features below change; a directory of another schema is refused
 FRAME_BYTES = 16  # length, its checksum and the data's checksum around every record
 
@@ -323,22 +324,3 @@ def open_dataset(data_dir) -> Dataset:
 def is_dataset(directory) -> bool:
     """Whether `directory` holds a TFDS data set."""
     return (Path(directory) / "dataset_info.json").is_file()
-
-
-def describe(
-    builder: tfds.core.DatasetBuilder,
-    schema: tfds.features.FeaturesDict,
-    *,
-    max_boxes: int,
-    description: str,
-    citation: str = "",
-) -> tfds.core.DatasetInfo:
-    """The DatasetInfo of a builder of this project: keeps the order, holds schema version and max_boxes."""
-    return tfds.core.DatasetInfo(
-        builder=builder,
-        description=description,
-        features=schema,
-        citation=citation,
-        metadata=tfds.core.MetadataDict(schema=SCHEMA, max_boxes=max_boxes),
-        disable_shuffling=True,
-    )
