@@ -83,7 +83,6 @@ class Prepare:
     allow_duplicates: bool = option(False, "go on although a picture is in two splits")
 
     finding: str = option("Nodule", "nih: what the boxes are around", choices=nih_tables.FINDINGS)
-    allow_missing: bool = option(False, "nih: go on without the images that are not there")
     extra_annotations: str = option(
         "",
         "nih: COCO file, or CSV of the columns of BBox_List_2017.csv in their order, whose boxes replace "
@@ -107,7 +106,7 @@ _USED_BY: dict[str, tuple[str, ...]] = (
         ("annotations", "group_key", "exclude_key", "split_key", "train_only", "label_filter", "channels"),
         _FORMATS,
     )
-    | dict.fromkeys(("finding", "allow_missing", "extra_annotations"), ("nih",))
+    | dict.fromkeys(("finding", "extra_annotations"), ("nih",))
     | {field.name: ("phantom",) for field in dataclasses.fields(Prepare) if field.name.startswith("phantom_")}
 )
 # Defaults that depend on the data set, in place of these values of `Prepare`.
@@ -222,7 +221,6 @@ def _nih(options: Prepare) -> tuple[shards.Plan, list[str]]:
         _folder(options, "NIH's tables and images_001 to images_012"),
         options.finding,
         extra_annotations=Path(extra).expanduser() if extra else None,
-        allow_missing=options.allow_missing,
         **_division(options),
     )
     _say_found("NIH ChestX-ray", options.images, division)

@@ -258,15 +258,15 @@ def test_missing_images_are_one_summary_and_can_be_done_without(collection):
     whole = names(collection.plan(shares=(0.7, 0.1, 0.2))[0])
     for name in [*BOXED[:12], *CLEAN[:1]]:
         next(collection.root.glob(f"images_*/{name}")).unlink()
-    with pytest.raises(InputError, match="--allow_missing") as caught:
+    with pytest.raises(InputError, match="--skip_bad") as caught:
         collection.plan(shares=(0.7, 0.1, 0.2))
     message = str(caught.value)
-    assert "13 images are missing" in message
-    assert "train_clean 1 of 3" in message
+    assert "13 problems" in message
+    assert "1 x missing image of train_clean" in message
     assert sum(name in message for name in BOXED + CLEAN) == 10
     assert "and 3 more" in message
-    plan, notes = collection.plan(shares=(0.7, 0.1, 0.2), allow_missing=True)
-    assert any("13 images are missing" in note for note in notes)
+    plan, notes = collection.plan(shares=(0.7, 0.1, 0.2), skip_bad=True)
+    assert "skipped 1 x missing image of train_clean" in notes
     gone = {*BOXED[:12], *CLEAN[:1]}
     assert names(plan) == {
         split: kept for split, rows in whole.items() if (kept := [n for n in rows if n not in gone])

@@ -105,9 +105,7 @@ def divide(
         for scene in progress.bar(scenes, desc="cropping", unit="image")
         for crop in _checked(scene, seed, problems)
     ]
-    if not skip_bad:
-        problems.raise_any()
-    notes += [f"skipped {count} x {reason}" for reason, count in sorted(problems.reasons.items())]
+    notes += problems.settle(skip_bad)
     for number, crop in enumerate(crops):
         crop.image_id = number
     _divide_cities(crops, shares, seed)

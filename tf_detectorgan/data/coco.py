@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from os.path import isfile, normpath
 from pathlib import Path
@@ -47,7 +46,6 @@ class Folder:
     sources: list[Source]
     class_names: list[str]
     notes: list[str]  # what a user should know, one sentence each
-    skipped: Counter[str]
     white: int = 65535  # stored value of white in 16-bit files
 
 
@@ -84,13 +82,12 @@ def check(
     known = {row["id"] for row in document.images if isinstance(row.get("id"), int)}
     _boxes(document.annotations, {s.image_id: s for s in readable}, known, labels, problems, notes)
     readable = [s for s in readable if _agrees(s, problems)]
-    if not skip_bad:
-        problems.raise_any()
+    notes += problems.settle(skip_bad)
     deep = max((s.brightest for s in readable if s.bit_depth == 16), default=65535)
     white = next(white for white in _WHITES if deep <= white)
     if white < 65535:
         notes.append(f"no 16-bit image is brighter than {deep}: {white} is taken for white")
-    return Folder(readable, class_names, notes, problems.reasons, white)
+    return Folder(readable, class_names, notes, white)
 
 
 def _categories(
