@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os.path import exists
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tf_detectorgan import boxes as boxes_lib
@@ -138,6 +139,7 @@ def prepare(options: Prepare) -> None:
     options = dataclasses.replace(
         options, **{k: v for k, v in defaults.items() if getattr(options, k) in _NOT_GIVEN}
     )
+    splits.check_shares(options.splits)
     plan, notes = _READERS[options.dataset](options)
     shards.build(plan, options.out, options.overwrite)
     dataset = records.open_dataset(options.out)
@@ -185,7 +187,6 @@ def _phantom(options: Prepare) -> tuple[shards.Plan, list[str]]:
 
 def _annotated(options: Prepare) -> tuple[shards.Plan, list[str]]:
     """Images with annotations in one of `formats.FORMATS`."""
-    splits.check_shares(options.splits)
     given = (Path(p).expanduser() if p else None for p in (options.annotations, options.images))
     place = formats.locate(options.dataset, *given)
     document = place.read()
@@ -216,32 +217,36 @@ def _annotated(options: Prepare) -> tuple[shards.Plan, list[str]]:
 
 
 def _nih(options: Prepare) -> tuple[shards.Plan, list[str]]:
-    extra = options.extra_annotations
-    division, notes = nih_chestxray.divide(
-        _folder(options, "NIH's tables and images_001 to images_012"),
-        options.finding,
-        extra_annotations=Path(extra).expanduser() if extra else None,
-        **_division(options),
-    )
-    _say_found("NIH ChestX-ray", options.images, division)
-    notes += _check_pictures(division, options)
-    about, size = nih_chestxray.ABOUT, options.image_size
-    return coco_builder.plan(division, [options.finding], about, image_size=size), notes
+    extra = Path(options.extra_annotations).expanduser() if options.extra_annotations else None
+    own = {"finding": options.finding, "extra_annotations": extra}
+    wanted = "NIH's tables and images_001 to images_012"
+    return _published(options, nih_chestxray, "NIH ChestX-ray", wanted, options.finding, 1, **own)
 
 
 def _cityscapes(options: Prepare) -> tuple[shards.Plan, list[str]]:
-    division, notes = cityscapes.divide(
-        _folder(options, "leftImg8bit and gtBboxCityPersons or gtFine"), **_division(options)
+    wanted = "leftImg8bit and gtBboxCityPersons or gtFine"
+    return _published(options, cityscapes, "Cityscapes", wanted, "pedestrian", 3)
+
+
+def _published(
+    options: Prepare, reader: ModuleType, title: str, wanted: str, class_name: str, channels: int, **own: Any
+) -> tuple[shards.Plan, list[str]]:
+    """A publisher's own folder, which holds `wanted`; `own`: options of its `reader` alone."""
+    if not options.images:
+        raise InputError(f"--images= is missing: the folder with {wanted}")
+    division, notes = reader.divide(
+        Path(options.images).expanduser(),
+        shares=options.splits,
+        seed=options.seed,
+        train_images=options.train_images,
+        skip_bad=options.skip_bad,
+        **own,
     )
-    _say_found("Cityscapes", options.images, division)
-    notes += _check_pictures(division, options)
-    about, size = cityscapes.ABOUT, options.image_size
-    return coco_builder.plan(division, ["pedestrian"], about, image_size=size, channels=3), notes
-
-
-def _say_found(title: str, folder: str, division: Mapping[str, list]) -> None:
     counts = ", ".join(f"{split} {len(rows)}" for split, rows in division.items())
-    print(f"found {title} in {folder}: {counts}")
+    print(f"found {title} in {options.images}: {counts}")
+    notes += _check_pictures(division, options)
+    form = {"image_size": options.image_size, "channels": channels}
+    return coco_builder.plan(division, [class_name], reader.ABOUT, **form), notes
 
 
 def _check_pictures(division: Mapping[str, list[Source]], options: Prepare) -> list[str]:
@@ -251,21 +256,6 @@ def _check_pictures(division: Mapping[str, list[Source]], options: Prepare) -> l
         for split, rows in division.items()
     }
     return split_guard.check(prints, options.allow_duplicates)
-
-
-def _folder(options: Prepare, contents: str) -> Path:
-    if not options.images:
-        raise InputError(f"--images= is missing: the folder with {contents}")
-    return Path(options.images).expanduser()
-
-
-def _division(options: Prepare) -> dict[str, Any]:
-    """The options that a publisher's data sets share."""
-    splits.check_shares(options.splits)
-    names = ("shares", "seed", "train_images", "skip_bad")
-    return dict(
-        zip(names, (options.splits, options.seed, options.train_images, options.skip_bad), strict=True)
-    )
 
 
 _READERS = dict.fromkeys(_FORMATS, _annotated) | {"cityscapes": _cityscapes, "nih": _nih, "phantom": _phantom}

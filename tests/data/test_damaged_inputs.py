@@ -192,7 +192,7 @@ def write_or_refuse(root, out, data):
 def read_nih(kind):
     def read(root, data, skip_bad):
         file = root / {"csv": "anew.csv", "coco": "anew.json"}[kind]
-        plan, _ = nih_chestxray.divide(root, "Nodule", extra_annotations=file, skip_bad=skip_bad)
+        plan, _ = nih_chestxray.divide(root, finding="Nodule", extra_annotations=file, skip_bad=skip_bad)
         return [source for rows in plan.values() for source in rows], 1
 
     return read

@@ -60,7 +60,7 @@ class Collection:
 
     def plan(self, finding="Nodule", **options):
         self.write()
-        return nih_chestxray.divide(self.root, finding, **options)
+        return nih_chestxray.divide(self.root, finding=finding, **options)
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_editions_of_the_tables_are_read_alike(collection, encoding, newline, ch
     expected = names(collection.plan()[0])
     change(collection)
     collection.write(encoding, newline)
-    plan, _ = nih_chestxray.divide(collection.root, "Nodule")
+    plan, _ = nih_chestxray.divide(collection.root, finding="Nodule")
     assert names(plan) == expected
     assert all(len(source.boxes) == 1 for source in plan["train_labelled"])
 
@@ -224,12 +224,12 @@ def test_an_absent_or_unreadable_table_is_named(collection, table):
     collection.write()
     (collection.root / table).write_bytes(b"\xff\xfe\x00Image Index")
     with pytest.raises(InputError, match=table):
-        nih_chestxray.divide(collection.root, "Nodule")
+        nih_chestxray.divide(collection.root, finding="Nodule")
     (collection.root / table).unlink()
     with pytest.raises(InputError, match=f"no file {table.replace('_v2020', '.')}"):
-        nih_chestxray.divide(collection.root, "Nodule")
+        nih_chestxray.divide(collection.root, finding="Nodule")
     with pytest.raises(InputError, match="no such directory"):
-        nih_chestxray.divide(collection.root / "absent", "Nodule")
+        nih_chestxray.divide(collection.root / "absent", finding="Nodule")
 
 
 @given(

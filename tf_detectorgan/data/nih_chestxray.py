@@ -37,8 +37,8 @@ ABOUT = shards.About("nih_chest_xray", "1.0.0", _DESCRIPTION, _CITATION)
 
 def divide(
     folder: Path,
-    finding: str,
     *,
+    finding: str,
     shares: Sequence[float] = SHARES,
     seed: int = 0,
     train_images: int = 0,
