@@ -75,9 +75,3 @@ def test_exactly_as_many_images_are_kept_and_at_most_one_group_is_cut(sizes, see
 def test_more_images_than_there_are_cannot_be_kept():
     with pytest.raises(InputError, match="--train_images=57.*only 3"):
         splits.keep_exactly({"a": [1, 2], "b": [3]}, 57, 0)
-
-
-def test_a_given_group_in_two_splits_is_named_with_both():
-    assert splits.given({"p1": {"train"}, "p2": {"test"}}, "part") == {"p1": "train", "p2": "test"}
-    with pytest.raises(InputError, match="part: group 'p2' .* test and train"):
-        splits.given({"p1": {"train"}, "p2": {"train", "test"}}, "part")

@@ -35,10 +35,15 @@ def divide(
         counts[source.group][source.stream] += 1
     training_only = {source.group for source in sources if source.training_only}
     if split_key:
-        found: dict[str, set[str]] = defaultdict(set)
+        split_of: dict[str, str] = {}
         for source in sources:
-            found[source.group].add(source.split or "train")
-        split_of = splits.given(found, split_key)
+            part = source.split or "train"
+            if (first := split_of.setdefault(source.group, part)) != part:
+                both = " and ".join(sorted((first, part)))
+                raise InputError(
+                    f"--split_key={split_key}: group {source.group!r} is in the splits {both}; "
+                    "a group (patient, scene, ...) must lie in one"
+                )
     else:
         split_of = splits.assign(counts, shares, seed, training_only)
     result: dict[str, list[Source]] = {split: [] for split in records.SPLIT_NAMES}

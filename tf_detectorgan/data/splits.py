@@ -76,21 +76,6 @@ def assign(
     return result
 
 
-def given(splits_of_groups: Mapping[str, Collection[str]], split_key: str) -> dict[str, str]:
-    """The split of every group where the images carry their own.
-
-    Raises:
-      InputError: a group is in two splits.
-    """
-    for group, found in splits_of_groups.items():
-        if len(found) > 1:
-            raise InputError(
-                f"--split_key={split_key}: group {group!r} is in the splits {' and '.join(sorted(found))}; "
-                "a group (patient, scene, ...) must lie in one"
-            )
-    return {group: next(iter(found)) for group, found in splits_of_groups.items()}
-
-
 def keep_exactly(groups: Mapping[str, Sequence[int]], count: int, seed: int) -> set[int]:
     """Exactly `count` of the images: whole groups in the seed's order, then a part of the next one.
 
