@@ -2,6 +2,7 @@
 
 import collections
 import json
+import re
 
 import numpy as np
 import pytest
@@ -202,7 +203,7 @@ def test_bad_images_and_folders_are_errors(tmp_path):
     with pytest.raises(InputError, match=r"2 problems(.|\n)*--skip_bad") as caught:
         cityscapes.divide(streets.root)
     assert path.name in str(caught.value)
-    assert f"{other.name}: 300 x 300 pixels" in str(caught.value)
+    assert re.search(rf"{other.name} \(image 1\): width \d+ in the annotation file, 300", str(caught.value))
     _, notes = cityscapes.divide(streets.root, skip_bad=True)
     assert "skipped 1 x undecodable image" in notes
     with pytest.raises(InputError, match="third share must be 0"):

@@ -121,9 +121,8 @@ def _categories(
     kept = [number for number in sorted(names) if not wanted or names[number] in wanted]
     if not kept:
         raise InputError(f"{file}: 'categories' is empty")
-    return {number: kept.index(number) if number in kept else None for number in names}, [
-        names[n] for n in kept
-    ]
+    labels = {number: label for label, number in enumerate(kept)}
+    return {number: labels.get(number) for number in names}, [names[number] for number in kept]
 
 
 def _images(
