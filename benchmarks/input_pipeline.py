@@ -154,8 +154,8 @@ def export(folder: Path, size: int) -> None:
 
     from tf_detectorgan.data import phantom, records, shards
 
-    config = phantom.PhantomConfig(name="set", size=size, clean_images=1, unboxed_images=0, test_images=1)
-    shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), folder / "set")
+    config = phantom.PhantomConfig(size=size, clean_images=1, unboxed_images=0, test_images=1)
+    shards.build(phantom.plan(config), folder / "set")
     (folder / "png").mkdir()
     boxes = []
     for number, one in enumerate(records.open_dataset(folder / "set").serialized("train_labelled")):

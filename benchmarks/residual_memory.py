@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
 from measuring import status_kib
 
 from tf_detectorgan.data import records, shards
@@ -25,43 +24,13 @@ GROUND = 12  # side of the coarse grid from which a background is interpolated
 CLEAN = 0.2  # clean images for each labelled one
 
 
-@dataclasses.dataclass
-class StreetConfig(tfds.core.BuilderConfig):
-    """Size of the drawn set."""
-
-    name: str = "street"
-    images: int = 2000  # labelled
-    size: int = 256  # pixels
-    people: int = 8  # at most in an image
-
-
-class Streets(shards.Builder, skip_registration=True):  # type: ignore[call-arg]
-    """Smooth backgrounds of random colours, with grain, and upright figures in boxes of Cityscapes' shape."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        config = self.builder_config
-        schema = records.features((config.size, config.size, 3), 8, ("person",))
-        return records.describe(self, schema, max_boxes=config.people, description="drawn streets")
-
-    def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[shards.Part]]:
-        config = self.builder_config
-        clean = round(CLEAN * config.images)
-        labelled = shards.parts(Street(config.size, config.people), range(config.images), self.info.features)
-        others = range(config.images, config.images + clean)
-        return {
-            "train_labelled": labelled,
-            "train_clean": shards.parts(Street(config.size, 0), others, self.info.features),
-        }
-
-
 @dataclasses.dataclass(frozen=True)
 class Street:
     """Draws an image by its number."""
 
-    size: int
-    people: int  # at most
+    images: int  # labelled; those of higher numbers are clean
+    size: int  # pixels
+    people: int  # at most in an image
 
     def __call__(self, index: int) -> dict:
         rng = np.random.default_rng(index)
@@ -72,7 +41,7 @@ class Street:
             rows = image.reshape(GROUND, -1)
             image = ((1 - part) * rows[low] + part * rows[low + 1]).reshape(self.size, -1, 3).swapaxes(0, 1)
         image = image + rng.integers(-8, 8, image.shape)
-        count = int(rng.integers(1, self.people + 1)) if self.people else 0
+        count = int(rng.integers(1, self.people + 1)) if index < self.images else 0
         boxes = np.array([self.add_person(rng, image) for _ in range(count)], np.float32)
         return {
             "image": np.clip(image, 0, 255).astype(np.uint8),
@@ -97,9 +66,20 @@ class Street:
         return x, y, x + width, y + height
 
 
-def write(folder: Path, config: StreetConfig) -> None:
+def write(folder: Path, street: Street) -> None:
     """The drawn data set, at `folder`."""
-    shards.build(lambda data_dir: Streets(data_dir=data_dir, config=config), folder)
+    clean = round(CLEAN * street.images)
+    plan = shards.Plan(
+        shards.About("streets", "1.0.0", "drawn streets"),
+        schema=records.features((street.size, street.size, 3), 8, ("person",)),
+        max_boxes=street.people,
+        splits={
+            "train_labelled": range(street.images),
+            "train_clean": range(street.images, street.images + clean),
+        },
+        example=street,
+    )
+    shards.build(plan, folder)
 
 
 def measure(folder: Path) -> dict[str, float]:
@@ -141,7 +121,7 @@ def run(options: argparse.Namespace) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="residuals-") as name:
         folder = Path(name) / "set"
-        write(folder, StreetConfig(images=options.images, size=options.size, people=options.people))
+        write(folder, Street(options.images, options.size, options.people))
         command = [sys.executable, __file__, f"--measure={folder}"]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     row = json.loads(done.stdout.splitlines()[-1])

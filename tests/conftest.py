@@ -121,8 +121,8 @@ def tiny_phantom(tmp_path_factory):
     parent = tmp_path_factory.mktemp("phantoms")
 
     def make(name, **changes):
-        config = phantom.PhantomConfig(name=name, **{"size": 32, "test_clean_images": 2, **few, **changes})
-        shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), parent / name)
+        config = phantom.PhantomConfig(**{"size": 32, "test_clean_images": 2, **few, **changes})
+        shards.build(phantom.plan(config), parent / name)
         return parent / name
 
     return make

@@ -11,10 +11,11 @@ python -m tf_detectorgan.prepare --inspect=data/phantom
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os.path import exists
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tf_detectorgan import boxes as boxes_lib
@@ -34,9 +35,8 @@ from tf_detectorgan.data import (
     split_guard,
     splits,
 )
+from tf_detectorgan.data.image_files import Source
 from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
-
-Make = Callable[[str], shards.Builder]  # the builder for a directory
 
 _SMALL_BOX = 2.0  # stored pixels: below this side no network of ours can see the object
 
@@ -84,7 +84,6 @@ class Prepare:
     allow_duplicates: bool = option(False, "go on although a picture is in two splits")
 
     finding: str = option("Nodule", "nih: what the boxes are around", choices=nih_tables.FINDINGS)
-    allow_missing: bool = option(False, "nih: go on without the images that are not there")
     extra_annotations: str = option(
         "",
         "nih: COCO file, or CSV of the columns of BBox_List_2017.csv in their order, whose boxes replace "
@@ -108,7 +107,7 @@ _USED_BY: dict[str, tuple[str, ...]] = (
         ("annotations", "group_key", "exclude_key", "split_key", "train_only", "label_filter", "channels"),
         _FORMATS,
     )
-    | dict.fromkeys(("finding", "allow_missing", "extra_annotations"), ("nih",))
+    | dict.fromkeys(("finding", "extra_annotations"), ("nih",))
     | {field.name: ("phantom",) for field in dataclasses.fields(Prepare) if field.name.startswith("phantom_")}
 )
 # Defaults that depend on the data set, in place of these values of `Prepare`.
@@ -140,8 +139,9 @@ def prepare(options: Prepare) -> None:
     options = dataclasses.replace(
         options, **{k: v for k, v in defaults.items() if getattr(options, k) in _NOT_GIVEN}
     )
-    make, notes = _READERS[options.dataset](options)
-    shards.build(make, options.out, options.overwrite)
+    splits.check_shares(options.splits)
+    plan, notes = _READERS[options.dataset](options)
+    shards.build(plan, options.out, options.overwrite)
     dataset = records.open_dataset(options.out)
     notes += _report(dataset)
     for note in notes:
@@ -168,12 +168,11 @@ def _refuse_unused(options: Prepare) -> None:
             )
 
 
-def _phantom(options: Prepare) -> tuple[Make, list[str]]:
+def _phantom(options: Prepare) -> tuple[shards.Plan, list[str]]:
     low, high = phantom.SIZES
     if not low <= options.image_size <= high:
         raise InputError(f"--image_size={options.image_size}: the phantom is drawn at {low} to {high} pixels")
     config = phantom.PhantomConfig(
-        name="prepared",
         size=options.image_size,
         seed=options.seed,
         train_images=options.train_images or phantom.PhantomConfig.train_images,
@@ -183,12 +182,11 @@ def _phantom(options: Prepare) -> tuple[Make, list[str]]:
         test_images=options.phantom_test_images,
         test_clean_images=options.phantom_test_clean_images,
     )
-    return lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), []
+    return phantom.plan(config), []
 
 
-def _annotated(options: Prepare) -> tuple[Make, list[str]]:
+def _annotated(options: Prepare) -> tuple[shards.Plan, list[str]]:
     """Images with annotations in one of `formats.FORMATS`."""
-    splits.check_shares(options.splits)
     given = (Path(p).expanduser() if p else None for p in (options.annotations, options.images))
     place = formats.locate(options.dataset, *given)
     document = place.read()
@@ -202,75 +200,62 @@ def _annotated(options: Prepare) -> tuple[Make, list[str]]:
         label_filter=options.label_filter,
         skip_bad=options.skip_bad,
     )
-    plan, left_out = coco_builder.divide(
+    division, left_out = coco_builder.divide(
         folder.sources, options.splits, options.seed, options.train_images, options.split_key
     )
+    twice = _check_pictures(division, options)
     grey = all(source.grey for source in folder.sources)
-    config = coco_builder.CocoConfig(
-        plan=plan,
-        class_names=folder.class_names,
+    plan = coco_builder.plan(
+        division,
+        folder.class_names,
+        shards.About("coco", "1.0.0", "Images with boxes", document.citation),
         image_size=options.image_size,
         channels={"auto": 1 if grey else 3, "1": 1, "3": 3}[options.channels],
         white=folder.white,
-        citation=document.citation,
     )
-    return _guarded(coco_builder.Coco, config, folder.notes + left_out, options)
+    return plan, folder.notes + left_out + twice
 
 
-def _nih(options: Prepare) -> tuple[Make, list[str]]:
-    extra = options.extra_annotations
-    plan, notes = nih_chestxray.plan(
-        _folder(options, "NIH's tables and images_001 to images_012"),
-        options.finding,
-        extra_annotations=Path(extra).expanduser() if extra else None,
-        allow_missing=options.allow_missing,
-        **_division(options),
+def _nih(options: Prepare) -> tuple[shards.Plan, list[str]]:
+    extra = Path(options.extra_annotations).expanduser() if options.extra_annotations else None
+    own = {"finding": options.finding, "extra_annotations": extra}
+    wanted = "NIH's tables and images_001 to images_012"
+    return _published(options, nih_chestxray, "NIH ChestX-ray", wanted, options.finding, 1, **own)
+
+
+def _cityscapes(options: Prepare) -> tuple[shards.Plan, list[str]]:
+    wanted = "leftImg8bit and gtBboxCityPersons or gtFine"
+    return _published(options, cityscapes, "Cityscapes", wanted, "pedestrian", 3)
+
+
+def _published(
+    options: Prepare, reader: ModuleType, title: str, wanted: str, class_name: str, channels: int, **own: Any
+) -> tuple[shards.Plan, list[str]]:
+    """A publisher's own folder, which holds `wanted`; `own`: options of its `reader` alone."""
+    if not options.images:
+        raise InputError(f"--images= is missing: the folder with {wanted}")
+    division, notes = reader.divide(
+        Path(options.images).expanduser(),
+        shares=options.splits,
+        seed=options.seed,
+        train_images=options.train_images,
+        skip_bad=options.skip_bad,
+        **own,
     )
-    _say_found("NIH ChestX-ray", options.images, plan)
-    config = coco_builder.CocoConfig(plan=plan, class_names=[options.finding], image_size=options.image_size)
-    return _guarded(nih_chestxray.NihChestXray, config, notes, options)
+    counts = ", ".join(f"{split} {len(rows)}" for split, rows in division.items())
+    print(f"found {title} in {options.images}: {counts}")
+    notes += _check_pictures(division, options)
+    form = {"image_size": options.image_size, "channels": channels}
+    return coco_builder.plan(division, [class_name], reader.ABOUT, **form), notes
 
 
-def _cityscapes(options: Prepare) -> tuple[Make, list[str]]:
-    plan, notes = cityscapes.plan(
-        _folder(options, "leftImg8bit and gtBboxCityPersons or gtFine"), **_division(options)
-    )
-    _say_found("Cityscapes", options.images, plan)
-    config = coco_builder.CocoConfig(
-        plan=plan, class_names=["pedestrian"], image_size=options.image_size, channels=3
-    )
-    return _guarded(cityscapes.Cityscapes, config, notes, options)
-
-
-def _say_found(title: str, folder: str, plan: Mapping[str, list]) -> None:
-    print(f"found {title} in {folder}: {', '.join(f'{split} {len(rows)}' for split, rows in plan.items())}")
-
-
-def _guarded(
-    builder: type[coco_builder.Coco], config: coco_builder.CocoConfig, notes: list[str], options: Prepare
-) -> tuple[Make, list[str]]:
-    """The builder of checked images; raises InputError if a picture is in two splits."""
+def _check_pictures(division: Mapping[str, list[Source]], options: Prepare) -> list[str]:
+    """Notes on pictures that are in two splits; raises InputError if there are some and none may be."""
     prints = {
         split: [(source.file_name, source.fingerprint) for source in rows if source.fingerprint]
-        for split, rows in config.plan.items()
+        for split, rows in division.items()
     }
-    twice = split_guard.check(prints, options.allow_duplicates)
-    return lambda data_dir: builder(data_dir=data_dir, config=config), notes + twice
-
-
-def _folder(options: Prepare, contents: str) -> Path:
-    if not options.images:
-        raise InputError(f"--images= is missing: the folder with {contents}")
-    return Path(options.images).expanduser()
-
-
-def _division(options: Prepare) -> dict[str, Any]:
-    """The options that a publisher's data sets share."""
-    splits.check_shares(options.splits)
-    names = ("shares", "seed", "train_images", "skip_bad")
-    return dict(
-        zip(names, (options.splits, options.seed, options.train_images, options.skip_bad), strict=True)
-    )
+    return split_guard.check(prints, options.allow_duplicates)
 
 
 _READERS = dict.fromkeys(_FORMATS, _annotated) | {"cityscapes": _cityscapes, "nih": _nih, "phantom": _phantom}
@@ -281,7 +266,7 @@ def _report(dataset: records.Dataset) -> list[str]:
     height, width, channels = dataset.image_shape
     print(f"{'split':<22}{'images':>8}{'groups':>8}{'boxes':>8}   box size 5% / 50% / 95%, boxes per class")
     notes = []
-    for split in (f"{part}_{stream}" for part in records.SPLITS for stream in records.STREAMS):
+    for split in records.SPLIT_NAMES:
         held = contents.read(dataset, split)
         row = held.summary(dataset.class_names)
         if held.names:

@@ -6,7 +6,7 @@ from tf_detectorgan.data import augmentation
 from tf_detectorgan.data.augmentation import DRAWS, IDENTITY, Augmentation, augment
 
 S, N = 48, 64
-ALL = Augmentation(vertical_flip=True, shift=0.2, scale=0.3, intensity=0.3)
+ALL = Augmentation(shift=0.2, scale=0.3, intensity=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +36,11 @@ def extent(image):
     "options",
     [
         Augmentation(shift=0.0, scale=0.0, intensity=0.0),
-        Augmentation(flip=False, vertical_flip=True, shift=0.0, scale=0.0, intensity=0.0),
         Augmentation(flip=False, scale=0.0, intensity=0.0),
         Augmentation(flip=False, shift=0.0, intensity=0.0),
-        Augmentation(vertical_flip=True, shift=0.2, scale=0.3, intensity=0.0),
+        Augmentation(shift=0.2, scale=0.3, intensity=0.0),
     ],
-    ids=["flip", "vertical", "shift", "scale", "all"],
+    ids=["flip", "shift", "scale", "all"],
 )
 def test_the_box_is_where_the_rectangle_went(rectangles, options):
     images, boxes, labels, sizes, draws = rectangles
@@ -134,7 +133,7 @@ def test_a_box_that_was_thin_before_stays():
 
 def test_no_image_loses_its_last_box_however_it_is_flipped_and_moved(rectangles):
     images, boxes, labels, sizes, draws = rectangles
-    options = Augmentation(vertical_flip=True, shift=1.0, scale=0.3, intensity=0.0)
+    options = Augmentation(shift=1.0, scale=0.3, intensity=0.0)
     _, new_boxes, new_labels = augment(images, boxes, labels, sizes, draws, options)
     assert (new_labels[:, 0].numpy() == 1).all()
     sides = (new_boxes[:, 0, 2:] - new_boxes[:, 0, :2]).numpy()
@@ -164,12 +163,6 @@ def test_intensity_stays_in_range(rectangles):
     *data, draws = rectangles
     changed = augment(*data, draws, Augmentation(intensity=1.0))[0]
     assert float(tf.reduce_max(tf.abs(changed))) <= 1.0
-
-
-@pytest.mark.parametrize("field", ["shift", "scale", "intensity"])
-def test_impossible_amounts_are_refused_by_name(field):
-    with pytest.raises(ValueError, match=field):
-        Augmentation(**{field: -0.1})
 
 
 def test_half_of_the_images_keep_their_pixels():

@@ -61,7 +61,7 @@ def test_a_good_folder_is_read_as_it_is(folder):
     assert [s.labels for s in result.sources] == [[0], [1], [0], [], [], []]
     assert [s.stream for s in result.sources] == ["labelled"] * 3 + ["clean"] * 3
     assert [s.group for s in result.sources] == ["p0", "p1", "p1", "p2", "p2", "p3"]
-    assert not result.skipped
+    assert not any(note.startswith("skipped") for note in result.notes)
 
 
 def test_images_that_are_not_named_are_counted(folder):
@@ -144,7 +144,7 @@ def test_a_bad_row_is_an_error_with_file_id_and_value_and_can_be_skipped(folder,
     for part in [str(folder.file), "--skip_bad", *expected]:
         assert part in str(caught.value)
     result = folder.read(skip_bad=True)
-    assert result.skipped[reason.strip()] == 1
+    assert f"skipped 1 x {reason.strip()}" in result.notes
     # A picture whose box was skipped shows an object: it must never pass for a clean one. (A box without its
     # picture tells of none.)
     clean = {s.image_id for s in result.sources if s.stream == "clean"}
@@ -332,11 +332,11 @@ def test_splits_never_share_a_group_and_lose_no_image(images, seed):
 
 def build(folder, out, **form):
     result = folder.read()
-    plan, _ = coco_builder.divide(result.sources, (1.0, 0.0, 0.0), 0, 0, "")
-    config = coco_builder.CocoConfig(name="test", plan=plan, class_names=result.class_names, **form)
-    shards.build(lambda data_dir: coco_builder.Coco(data_dir=data_dir, config=config), out)
+    division, _ = coco_builder.divide(result.sources, (1.0, 0.0, 0.0), 0, 0, "")
+    about = shards.About("coco", "1.0.0", "Images with boxes")
+    shards.build(coco_builder.plan(division, result.class_names, about, **form), out)
     dataset = records.open_dataset(out)
-    rows = [dataset.decode(s) for split in plan for s in dataset.serialized(split)]
+    rows = [dataset.decode(s) for split in division for s in dataset.serialized(split)]
     return dataset, {int(row.image_id): row for row in rows}
 
 

@@ -192,16 +192,14 @@ def write_or_refuse(root, out, data):
 def read_nih(kind):
     def read(root, data, skip_bad):
         file = root / {"csv": "anew.csv", "coco": "anew.json"}[kind]
-        missing = data.draw(st.booleans())
-        options = {"extra_annotations": file, "allow_missing": missing, "skip_bad": skip_bad}
-        plan, _ = nih_chestxray.plan(root, "Nodule", **options)
+        plan, _ = nih_chestxray.divide(root, finding="Nodule", extra_annotations=file, skip_bad=skip_bad)
         return [source for rows in plan.values() for source in rows], 1
 
     return read
 
 
 def read_streets(root, data, skip_bad):
-    plan, _ = cityscapes.plan(root, shares=(1.0, 0.0, 0.0), skip_bad=skip_bad)
+    plan, _ = cityscapes.divide(root, shares=(1.0, 0.0, 0.0), skip_bad=skip_bad)
     return [source for rows in plan.values() for source in rows], 1
 
 

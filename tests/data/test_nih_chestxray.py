@@ -60,7 +60,7 @@ class Collection:
 
     def plan(self, finding="Nodule", **options):
         self.write()
-        return nih_chestxray.plan(self.root, finding, **options)
+        return nih_chestxray.divide(self.root, finding=finding, **options)
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_editions_of_the_tables_are_read_alike(collection, encoding, newline, ch
     expected = names(collection.plan()[0])
     change(collection)
     collection.write(encoding, newline)
-    plan, _ = nih_chestxray.plan(collection.root, "Nodule")
+    plan, _ = nih_chestxray.divide(collection.root, finding="Nodule")
     assert names(plan) == expected
     assert all(len(source.boxes) == 1 for source in plan["train_labelled"])
 
@@ -224,12 +224,12 @@ def test_an_absent_or_unreadable_table_is_named(collection, table):
     collection.write()
     (collection.root / table).write_bytes(b"\xff\xfe\x00Image Index")
     with pytest.raises(InputError, match=table):
-        nih_chestxray.plan(collection.root, "Nodule")
+        nih_chestxray.divide(collection.root, finding="Nodule")
     (collection.root / table).unlink()
     with pytest.raises(InputError, match=f"no file {table.replace('_v2020', '.')}"):
-        nih_chestxray.plan(collection.root, "Nodule")
+        nih_chestxray.divide(collection.root, finding="Nodule")
     with pytest.raises(InputError, match="no such directory"):
-        nih_chestxray.plan(collection.root / "absent", "Nodule")
+        nih_chestxray.divide(collection.root / "absent", finding="Nodule")
 
 
 @given(
@@ -258,15 +258,15 @@ def test_missing_images_are_one_summary_and_can_be_done_without(collection):
     whole = names(collection.plan(shares=(0.7, 0.1, 0.2))[0])
     for name in [*BOXED[:12], *CLEAN[:1]]:
         next(collection.root.glob(f"images_*/{name}")).unlink()
-    with pytest.raises(InputError, match="--allow_missing") as caught:
+    with pytest.raises(InputError, match="--skip_bad") as caught:
         collection.plan(shares=(0.7, 0.1, 0.2))
     message = str(caught.value)
-    assert "13 images are missing" in message
-    assert "train_clean 1 of 3" in message
+    assert "13 problems" in message
+    assert "1 x missing image of train_clean" in message
     assert sum(name in message for name in BOXED + CLEAN) == 10
     assert "and 3 more" in message
-    plan, notes = collection.plan(shares=(0.7, 0.1, 0.2), allow_missing=True)
-    assert any("13 images are missing" in note for note in notes)
+    plan, notes = collection.plan(shares=(0.7, 0.1, 0.2), skip_bad=True)
+    assert "skipped 1 x missing image of train_clean" in notes
     gone = {*BOXED[:12], *CLEAN[:1]}
     assert names(plan) == {
         split: kept for split, rows in whole.items() if (kept := [n for n in rows if n not in gone])
@@ -362,9 +362,8 @@ def test_what_is_written_is_grey_and_says_where_it_comes_from(collection, tmp_pa
     """Files of four channels, as some of NIH's are, and a picture written and read back bit by bit."""
     collection.place("images_001", BOXED, mode="RGBA")
     plan, _ = collection.plan()
-    config = coco_builder.CocoConfig(name="test", plan=plan, class_names=["Nodule"], image_size=64)
     out = tmp_path / "set"
-    shards.build(lambda data_dir: nih_chestxray.NihChestXray(data_dir=data_dir, config=config), out)
+    shards.build(coco_builder.plan(plan, ["Nodule"], nih_chestxray.ABOUT, image_size=64), out)
     dataset = records.open_dataset(out)
     assert (dataset.name, dataset.image_shape, dataset.class_names) == (
         "nih_chest_xray",

@@ -113,7 +113,6 @@ def test_nipples_are_two_at_one_height_or_none():
 def dataset(tmp_path_factory):
     out = tmp_path_factory.mktemp("phantom") / "set"
     config = phantom.PhantomConfig(
-        name="test",
         train_images=7,
         clean_images=6,
         unboxed_images=5,
@@ -121,7 +120,7 @@ def dataset(tmp_path_factory):
         test_images=3,
         test_clean_images=2,
     )
-    shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), out)
+    shards.build(phantom.plan(config), out)
     return records.open_dataset(out)
 
 
@@ -164,12 +163,10 @@ def test_no_patient_is_in_two_splits_and_no_image_twice(dataset):
     assert {len(found) for found in splits_of.values()} == {1}
 
 
-def test_a_larger_training_set_begins_with_the_smaller_one(tmp_path):
+def test_a_larger_training_set_begins_with_the_smaller_one():
     def ids(count):
-        config = phantom.PhantomConfig(name="x", train_images=count)
-        (part,) = phantom.Phantom(data_dir=tmp_path, config=config)._shard_iterators_per_split(None)[
-            "train_labelled"
-        ]
-        return [row["image_id"] for _, row in part()]
+        config = phantom.PhantomConfig(train_images=count)
+        plan = phantom.plan(config)
+        return [plan.example(item)["image_id"] for item in plan.splits["train_labelled"]]
 
     assert ids(5)[:3] == ids(3)

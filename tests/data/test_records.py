@@ -125,14 +125,13 @@ def test_a_writer_that_is_interrupted_leaves_the_old_file_and_nothing_else(writt
 
 def build(out, seed=0, **changes):
     config = phantom.PhantomConfig(
-        name="test",
         size=64,
         seed=seed,
         **{"train_images": 3, "clean_images": 2, "unboxed_images": 0, "validation_images": 0}
         | {"test_images": 2, "test_clean_images": 0}
         | changes,
     )
-    shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), out, overwrite=True)
+    shards.build(phantom.plan(config), out, overwrite=True)
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from tf_detectorgan.data import phantom, records, shards
 from tf_detectorgan.errors import InputError
 
 COUNTS = {"train_images": 5, "clean_images": 3, "unboxed_images": 0, "validation_images": 1}
-CONFIG = phantom.PhantomConfig(name="test", size=32, **COUNTS, test_images=2, test_clean_images=0)
+CONFIG = phantom.PhantomConfig(size=32, **COUNTS, test_images=2, test_clean_images=0)
 
 
 def build(out, **options):
-    shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=CONFIG), out, **options)
+    shards.build(phantom.plan(CONFIG), out, **options)
     return records.open_dataset(out)  # checks the sizes of the files
 
 
@@ -48,7 +48,7 @@ def test_a_failure_at_the_last_moment_leaves_the_old_set(tmp_path, monkeypatch):
     assert records.open_dataset(tmp_path / "set").fingerprint() == before
     # Killed between the two renames: the old set is put back by the next call.
     work = tmp_path / ".set.partial"
-    work.mkdir()
+    assert work.is_dir()  # with the finished files
     (tmp_path / "set").rename(work / "old")
     with pytest.raises(InputError, match="--overwrite"):
         build(tmp_path / "set")

@@ -55,7 +55,7 @@ def test_another_seed_gives_another_division():
 )
 def test_shares_that_are_none_are_refused(shares):
     with pytest.raises(InputError, match="--splits"):
-        splits.assign({"a": {"labelled": 1}}, shares, 0)
+        splits.check_shares(shares)
 
 
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=30), seed=st.integers(0, 9), data=st.data())
@@ -75,9 +75,3 @@ def test_exactly_as_many_images_are_kept_and_at_most_one_group_is_cut(sizes, see
 def test_more_images_than_there_are_cannot_be_kept():
     with pytest.raises(InputError, match="--train_images=57.*only 3"):
         splits.keep_exactly({"a": [1, 2], "b": [3]}, 57, 0)
-
-
-def test_a_given_group_in_two_splits_is_named_with_both():
-    assert splits.given({"p1": {"train"}, "p2": {"test"}}, "part") == {"p1": "train", "p2": "test"}
-    with pytest.raises(InputError, match="part: group 'p2' .* test and train"):
-        splits.given({"p1": {"train"}, "p2": {"train", "test"}}, "part")

@@ -66,9 +66,9 @@ def test_a_box_like_an_anchor_is_covered_and_tiny_or_long_ones_are_not(page):
 
 
 def test_sides_that_no_detector_takes_are_said_and_the_rest_is_shown(tmp_path):
-    config = phantom.PhantomConfig(name="odd", size=40, train_images=2, clean_images=1, unboxed_images=0)
+    config = phantom.PhantomConfig(size=40, train_images=2, clean_images=1, unboxed_images=0)
     config = dataclasses.replace(config, validation_images=0, test_images=0, test_clean_images=0)
-    shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=config), tmp_path / "set")
+    shards.build(phantom.plan(config), tmp_path / "set")
     words = text(data_card.write(records.open_dataset(tmp_path / "set")).read_text("utf-8"))
     assert "3 images of 40 × 40 px" in words
     assert re.search(

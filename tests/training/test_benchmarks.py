@@ -166,8 +166,7 @@ def test_residual_memory(tmp_path, monkeypatch):
     from tf_detectorgan.data import object_layers
 
     monkeypatch.setattr(object_layers, "CROPS", 200)  # for speed
-    config = residual_memory.StreetConfig(images=6, size=64, people=3)
-    residual_memory.write(tmp_path / "set", config)
+    residual_memory.write(tmp_path / "set", residual_memory.Street(images=6, size=64, people=3))
     row = residual_memory.measure(tmp_path / "set")
     assert row["images"] == 6
     assert 6 <= row["objects"] <= 18

@@ -1,7 +1,7 @@
 """A folder of a volume, copied to this machine through a pod that mounts it read-only and packs it.
 
 The pod's standard output is read frame by frame: the official client's own reader keeps everything it has
-received in memory (docs/decisions/0094).
+received in memory (docs/decisions/0093).
 """
 
 from __future__ import annotations

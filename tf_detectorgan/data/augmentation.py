@@ -22,15 +22,9 @@ class Augmentation:
     """What may happen to an image; all False and 0 leaves it as it is, bit by bit."""
 
     flip: bool = True  # left and right swapped in half of the images
-    vertical_flip: bool = False
     shift: float = 0.1  # at most this fraction of the content's side, whole pixels
     scale: float = 0.1  # half of the images are zoomed about the centre by up to 1 +- scale
     intensity: float = 0.1  # brightness by +- intensity (the range has length 2), contrast by 1 +- intensity
-
-    def __post_init__(self):
-        for field, top in (("shift", 1.0), ("scale", 0.9), ("intensity", 1.0)):
-            if not 0.0 <= getattr(self, field) <= top:
-                raise ValueError(f"augmentation: {field}={getattr(self, field)} is not within 0 and {top}")
 
 
 IDENTITY = Augmentation(flip=False, shift=0.0, scale=0.0, intensity=0.0)
@@ -54,7 +48,7 @@ def augment(images, boxes, labels, valid_sizes, draws, options: Augmentation):
     Returns:
       (images, boxes, labels) of the same shapes, padded boxes last.
     """
-    if options.flip or options.vertical_flip or options.shift or options.scale:
+    if options.flip or options.shift or options.scale:
         scale, offset = _map(boxes, labels, valid_sizes, draws, options)
         moved = resample(images, scale, offset, valid_sizes)
         images = tf.where(valid_mask(valid_sizes, images.shape[1]), moved, images)
@@ -64,23 +58,28 @@ def augment(images, boxes, labels, valid_sizes, draws, options: Augmentation):
     return images, boxes, labels
 
 
+def mirror(flip, sizes):
+    """The map [N, 2], [N, 2] that swaps left and right of content of `sizes` where `flip` [N] says so."""
+    flips = tf.stack([tf.zeros_like(flip), flip], axis=1)
+    return tf.where(flips, -1.0, 1.0), tf.where(flips, sizes, 0.0)
+
+
 def _map(boxes, labels, valid_sizes, draws, options):
     """The map point -> scale * point + offset of each image: [N, 2], [N, 2]."""
     sizes = tf.cast(valid_sizes, tf.float32)
-    flips = (draws[:, :2] < 0.5) & tf.constant([options.vertical_flip, options.flip])
-    mirror = tf.where(flips, -1.0, 1.0), tf.where(flips, sizes, 0.0)
+    mirrored = mirror((draws[:, 1] < 0.5) & options.flip, sizes)
     if not (options.shift or options.scale):
-        return mirror
+        return mirrored
     signed = 2.0 * draws[:, 2:5] - 1.0
     # Half of the images are not zoomed and shifts are whole pixels: zooming smooths film grain, and a
     # detector that has seen smoothed images only fails on real ones.
     zoom = 1.0 + options.scale * tf.sign(signed[:, :1]) * tf.nn.relu(2.0 * tf.abs(signed[:, :1]) - 1.0)
     move = (1.0 - zoom) * sizes / 2.0 + tf.round(options.shift * signed[:, 1:] * sizes)
-    whole = zoom * mirror[0], zoom * mirror[1] + move  # mirrored first
+    whole = zoom * mirrored[0], zoom * mirrored[1] + move  # mirrored first
     _, kept = _move_boxes(boxes, labels, valid_sizes, *whole)
     loses_all = tf.reduce_any(labels >= 0, 1, keepdims=True) & ~tf.reduce_any(kept >= 0, 1, keepdims=True)
     return tuple(
-        tf.where(loses_all, only_mirrored, full) for only_mirrored, full in zip(mirror, whole, strict=True)
+        tf.where(loses_all, only_mirrored, full) for only_mirrored, full in zip(mirrored, whole, strict=True)
     )
 
 

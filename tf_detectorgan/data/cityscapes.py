@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_detectorgan import progress
-from tf_detectorgan.data import coco_builder, resize, split_guard, splits
+from tf_detectorgan.data import coco_builder, image_files, resize, shards, splits
 from tf_detectorgan.data.image_files import Problems, Source
 from tf_detectorgan.errors import InputError
 
@@ -59,15 +59,13 @@ class Crop(Source):
         return _read_whole(self.path)[self.top : self.top + SIDE, self.left : self.left + SIDE]
 
 
-class Cityscapes(coco_builder.Coco, skip_registration=True):  # type: ignore[call-arg]
-    """Crops with pedestrians and without; the plan comes from `plan`."""
-
-    DESCRIPTION = f"""Crops of {SIDE} x {SIDE} pixels of Cityscapes street scenes. Labelled: pedestrians of at
+_DESCRIPTION = f"""Crops of {SIDE} x {SIDE} pixels of Cityscapes street scenes. Labelled: pedestrians of at
 least {MIN_HEIGHT} x {MIN_WIDTH} pixels; smaller ones, riders and people who sit may be there without a box.
 Clean: nobody is annotated. Groups are cities; the official validation cities are the test."""
-    CITATION = """M. Cordts et al.: The Cityscapes Dataset for Semantic Urban Scene Understanding. CVPR 2016.
+_CITATION = """M. Cordts et al.: The Cityscapes Dataset for Semantic Urban Scene Understanding. CVPR 2016.
 Boxes, if from CityPersons: S. Zhang, R. Benenson, B. Schiele: CityPersons: A Diverse Dataset for Pedestrian
 Detection. CVPR 2017. For non-commercial use by the licence of cityscapes-dataset.com; not to be passed on."""
+ABOUT = shards.About("cityscapes", "1.0.0", _DESCRIPTION, _CITATION)
 
 
 @functools.lru_cache(maxsize=1)
@@ -76,7 +74,7 @@ def _read_whole(path: Path) -> np.ndarray:
     return resize.read_image(path)
 
 
-def plan(
+def divide(
     folder: Path,
     *,
     shares: Sequence[float] = SHARES,
@@ -104,12 +102,10 @@ def plan(
     problems = Problems(folder)
     crops = [
         crop
-        for scene in progress.bar(scenes, desc="cropping", unit="image")
-        for crop in _checked(scene, seed, problems)
+        for number, scene in enumerate(progress.bar(scenes, desc="cropping", unit="image"))
+        for crop in _checked(scene, number, seed, problems)
     ]
-    if not skip_bad:
-        problems.raise_any()
-    notes += [f"skipped {count} x {reason}" for reason, count in sorted(problems.reasons.items())]
+    notes += problems.settle(skip_bad)
     for number, crop in enumerate(crops):
         crop.image_id = number
     _divide_cities(crops, shares, seed)
@@ -190,25 +186,16 @@ def _fits(box: Corners) -> bool:
     return max(box[2] - box[0], box[3] - box[1]) <= SIDE
 
 
-def _checked(scene: Scene, seed: int, problems: Problems) -> Iterator[Crop]:
+def _checked(scene: Scene, number: int, seed: int, problems: Problems) -> Iterator[Crop]:
     """The crops of an image that can be decoded."""
-    who = str(scene.path)
-    try:
-        pixels = _read_whole(scene.path)
-    except Exception as error:  # decoders raise many kinds; all mean the same to the user
-        problems.add("undecodable image", f"{who}: cannot be decoded ({error})")
-        return
-    if pixels.shape[:2] != (scene.height, scene.width):
-        problems.add(
-            "image of another size",
-            f"{who}: {pixels.shape[1]} x {pixels.shape[0]} pixels, its annotation says {scene.width} x "
-            f"{scene.height}",
-        )
-        return
-    for number, crop in enumerate(crops_of(scene, seed)):
-        # An image is known again as a whole, by its first crop: one of asphalt looks like any other.
-        crop.fingerprint = None if number else split_guard.fingerprint(pixels)
-        yield crop
+    whole = Source(
+        number, scene.path.name, scene.path, scene.city, None, False, None, scene.height, scene.width
+    )
+    if image_files.inspect(whole, problems):
+        for crop in crops_of(scene, seed):
+            # An image is known again as a whole, by its first crop: one of asphalt looks like any other.
+            crop.fingerprint, whole.fingerprint = whole.fingerprint, None
+            yield crop
 
 
 def crops_of(scene: Scene, seed: int) -> Iterator[Crop]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from os.path import isfile, normpath
 from pathlib import Path
@@ -47,7 +46,6 @@ class Folder:
     sources: list[Source]
     class_names: list[str]
     notes: list[str]  # what a user should know, one sentence each
-    skipped: Counter[str]
     white: int = 65535  # stored value of white in 16-bit files
 
 
@@ -83,14 +81,17 @@ def check(
         readable = _grouped_by_patient(readable, keys, problems, notes)
     known = {row["id"] for row in document.images if isinstance(row.get("id"), int)}
     _boxes(document.annotations, {s.image_id: s for s in readable}, known, labels, problems, notes)
-    readable = [s for s in readable if _agrees(s, problems)]
-    if not skip_bad:
-        problems.raise_any()
+    for s in readable:
+        if s.clean and s.boxes:
+            what = f"{s.file_name} (image {s.image_id}): clean is true, boxes {len(s.boxes)}"
+            problems.add("clean image with boxes", what)
+    readable = [s for s in readable if not (s.clean and s.boxes)]
+    notes += problems.settle(skip_bad)
     deep = max((s.brightest for s in readable if s.bit_depth == 16), default=65535)
     white = next(white for white in _WHITES if deep <= white)
     if white < 65535:
         notes.append(f"no 16-bit image is brighter than {deep}: {white} is taken for white")
-    return Folder(readable, class_names, notes, problems.reasons, white)
+    return Folder(readable, class_names, notes, white)
 
 
 def _categories(
@@ -120,9 +121,8 @@ def _categories(
     kept = [number for number in sorted(names) if not wanted or names[number] in wanted]
     if not kept:
         raise InputError(f"{file}: 'categories' is empty")
-    return {number: kept.index(number) if number in kept else None for number in names}, [
-        names[n] for n in kept
-    ]
+    labels = {number: label for label, number in enumerate(kept)}
+    return {number: labels.get(number) for number in names}, [names[number] for number in kept]
 
 
 def _images(
@@ -177,7 +177,7 @@ def _grouped_by_patient(
 ) -> list[Source]:
     """Images without groups of their own, of the patients that DICOM files name, or as they are.
 
-    If some have a patient, one without is a problem, and left out (decision 0085).
+    If some have a patient, one without is a problem, and left out (decision 0013).
     """
     patients = {
         source.image_id: str(medical_images.dicom_header(source.path).get("PatientID") or "")
@@ -247,16 +247,15 @@ def _boxes(
         number, image_id = row.get("id", index), row.get("image_id")
         who = row.get(Mark.WHERE) or f"annotation {number} (image {image_id})"
         source = sources.get(image_id) if isinstance(image_id, int) else None
-        if (fault := _number_fault(number, seen, who)) is not None:
+        fault = _id_fault(number, image_id, seen, known, who)
+        if fault is None and source is not None:
+            fault = _row_fault(row, source, labels, who)
+        if fault is not None:
             problems.add(*fault)
             if source is not None:
                 source.hide()
-        elif source is None:
-            if not isinstance(image_id, int) or image_id not in known:
-                problems.add("unknown image id", f"{who}: image_id {image_id!r} is not among the images")
-        elif (fault := _row_fault(row, source, labels, who)) is not None:
-            problems.add(*fault)
-            source.hide()
+        elif source is None:  # of an image that is left out
+            continue
         elif (label := labels[row["category_id"]]) is None:
             source.others = True
         elif row.get("iscrowd"):
@@ -270,13 +269,17 @@ def _boxes(
         notes.append(f"{crowds} boxes with iscrowd are ignored; their images are used for training only")
 
 
-def _number_fault(number: Any, seen: set[Any], who: str) -> tuple[str, str] | None:
-    """What is wrong with an annotation's id, as (reason, sentence); a good one is noted in `seen`."""
+def _id_fault(
+    number: Any, image_id: Any, seen: set[Any], known: Collection[Any], who: str
+) -> tuple[str, str] | None:
+    """What is wrong with an annotation's ids, as (reason, sentence); its own is noted in `seen`."""
     if not isinstance(number, (int, str)):
         return "malformed annotation id", f"{who}: must be a whole number or a text"
     if number in seen:
         return "duplicate annotation id", f"{who}: this annotation id is given twice"
     seen.add(number)
+    if not isinstance(image_id, int) or image_id not in known:
+        return "unknown image id", f"{who}: image_id {image_id!r} is not among the images"
     return None
 
 
@@ -293,13 +296,3 @@ def _row_fault(
         return None
     fault = image_files.box_fault(row.get("bbox"), source.height, source.width)
     return fault and (fault[0], f"{source.file_name}, {who}: bbox {row.get('bbox')!r} {fault[1]}")
-
-
-def _agrees(source: Source, problems: Problems) -> bool:
-    if source.clean and source.boxes:
-        problems.add(
-            "clean image with boxes",
-            f"{source.file_name} (image {source.image_id}): clean is true, boxes {len(source.boxes)}",
-        )
-        return False
-    return True

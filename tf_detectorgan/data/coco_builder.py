@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from tf_detectorgan.data import records, resize, shards, splits
 from tf_detectorgan.data.image_files import Source
@@ -36,13 +35,18 @@ def divide(
         counts[source.group][source.stream] += 1
     training_only = {source.group for source in sources if source.training_only}
     if split_key:
-        found: dict[str, set[str]] = defaultdict(set)
+        split_of: dict[str, str] = {}
         for source in sources:
-            found[source.group].add(source.split or "train")
-        split_of = splits.given(found, split_key)
+            part = source.split or "train"
+            if (first := split_of.setdefault(source.group, part)) != part:
+                both = " and ".join(sorted((first, part)))
+                raise InputError(
+                    f"--split_key={split_key}: group {source.group!r} is in the splits {both}; "
+                    "a group (patient, scene, ...) must lie in one"
+                )
     else:
         split_of = splits.assign(counts, shares, seed, training_only)
-    result: dict[str, list[Source]] = {f"{part}_{s}": [] for part in records.SPLITS for s in records.STREAMS}
+    result: dict[str, list[Source]] = {split: [] for split in records.SPLIT_NAMES}
     for source in sources:
         part = split_of[source.group]
         if part == "train" or not source.training_only:
@@ -77,45 +81,36 @@ def check_trainable(plan: Mapping[str, Sequence[Source]]) -> None:
             raise InputError(f"no training images are {stream} ({remedy}): nothing to learn from")
 
 
-@dataclasses.dataclass
-class CocoConfig(tfds.core.BuilderConfig):
-    """What to write: the sources of every split, and the form of the images."""
+def plan(
+    division: Mapping[str, Sequence[Source]],
+    class_names: Sequence[str],
+    about: shards.About,
+    *,
+    image_size: int,
+    channels: int = 1,
+    white: int = 65535,
+) -> shards.Plan:
+    """The data set of images with boxes, resized and padded to squares.
 
-    name: str = "prepared"
-    plan: dict[str, list[Source]] = dataclasses.field(default_factory=dict, repr=False)
-    class_names: Sequence[str] = ()  # in the order of the labels
-    image_size: int = 0  # longer side after resizing; 0: the files' own sizes
-    channels: int = 1
-    white: int = 65535  # stored value of white in 16-bit files
-    citation: str = ""  # what the publisher says of source and licence; empty: the builder's own
-
-
-class Coco(shards.Builder, skip_registration=True):  # type: ignore[call-arg]
-    """Images with boxes, resized and padded to squares."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
-    DESCRIPTION = "Images with boxes"
-    CITATION = ""
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        config = self.builder_config
-        sources = [source for rows in config.plan.values() for source in rows]
-        longest = config.image_size or max(max(s.height, s.width) for s in sources)
-        self._side = 32 * math.ceil(longest / 32)  # the networks halve an image up to five times
-        self._bit_depth = max(s.bit_depth for s in sources)
-        return records.describe(
-            self,
-            records.features((self._side, self._side, config.channels), self._bit_depth, config.class_names),
-            max_boxes=max(len(s.boxes) for s in sources),
-            description=self.DESCRIPTION,
-            citation=config.citation or self.CITATION,
-        )
-
-    def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[shards.Part]]:
-        config = self.builder_config
-        form = Form(self._side, config.image_size, config.channels, self._bit_depth, config.white)
-        return {split: shards.parts(form, rows, self.info.features) for split, rows in config.plan.items()}
+    Args:
+      division: the checked images of every split.
+      class_names: in the order of the labels.
+      about: the data set.
+      image_size: longer side after resizing; 0: the files' own sizes.
+      channels: 1 or 3.
+      white: stored value of white in 16-bit files.
+    """
+    sources = [source for rows in division.values() for source in rows]
+    longest = image_size or max(max(s.height, s.width) for s in sources)
+    side = 32 * math.ceil(longest / 32)  # the networks halve an image up to five times
+    bit_depth = max(s.bit_depth for s in sources)
+    return shards.Plan(
+        about,
+        schema=records.features((side, side, channels), bit_depth, class_names),
+        max_boxes=max(len(s.boxes) for s in sources),
+        splits=division,
+        example=Form(side, image_size, channels, bit_depth, white),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

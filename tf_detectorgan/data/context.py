@@ -1,7 +1,7 @@
 """Where an object looks at home: places whose surroundings are like those of the labelled objects.
 
 Surroundings are grey levels on a ring just beyond the box. A place's plausibility is a kernel density over
-the labelled objects of the class: near in looks, and near in position (decisions 0069, 0033).
+the labelled objects of the class: near in looks, and near in position (decisions 0068, 0033).
 Letters: N images, S stored side, C channels, M objects, P places, R points of a ring, GRID cells a side.
 Pairs are (vertical, horizontal).
 """

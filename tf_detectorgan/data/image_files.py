@@ -80,9 +80,9 @@ class Problems:
         self.reasons[reason] += 1
         self.messages.append(message)
 
-    def raise_any(self) -> None:
-        """Raises InputError with the first problems and the number of all."""
-        if self.messages:
+    def settle(self, skip: bool) -> list[str]:
+        """Notes that count what is left out; raises InputError with the first problems if not `skip`."""
+        if self.messages and not skip:
             count, shown = len(self.messages), self.messages[:_SHOWN]
             reasons = ", ".join(f"{n} x {reason}" for reason, n in self.reasons.most_common())
             more = [f"... and {count - _SHOWN} more; in all {reasons}"] if count > _SHOWN else []
@@ -90,6 +90,7 @@ class Problems:
                 f"{self.file}: {count} problem{'s' if count > 1 else ''}; correct them, or skip these images "
                 "and boxes by --skip_bad:\n  " + "\n  ".join(shown + more)
             )
+        return [f"skipped {count} x {reason}" for reason, count in sorted(self.reasons.items())]
 
 
 def inspect(source: Source, problems: Problems) -> bool:

@@ -8,44 +8,41 @@ boxes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os.path import isdir
 from pathlib import Path
 
 from tf_detectorgan import progress
-from tf_detectorgan.data import coco_builder, image_files, nih_reannotation, nih_tables
+from tf_detectorgan.data import coco_builder, image_files, nih_reannotation, nih_tables, shards
 from tf_detectorgan.data.image_files import Problems, Source
 from tf_detectorgan.data.nih_tables import NO_FINDING, SIDE, Box
 from tf_detectorgan.errors import InputError
 
-# Of training, validation, test: what the paper's 0.7, 0.1, 0.2 came to on its 79 images of nodules (0080).
+# Of training, validation, test: what the paper's 0.7, 0.1, 0.2 came to on its 79 images of nodules (0012).
 SHARES = (57 / 79, 9 / 79, 13 / 79)
-_SHOWN = 10  # names of missing images in an error message
+_SHOWN = 10  # names of images in a note
 
 
-class NihChestXray(coco_builder.Coco, skip_registration=True):  # type: ignore[call-arg]
-    """Chest X-rays with boxes around one finding; the plan comes from `plan`."""
-
-    DESCRIPTION = f"""NIH ChestX-ray14 (ChestX-ray8): frontal chest X-rays of the NIH Clinical Center, 1992 to
+_DESCRIPTION = f"""NIH ChestX-ray14 (ChestX-ray8): frontal chest X-rays of the NIH Clinical Center, 1992 to
 2015. Clean images are those labelled "{NO_FINDING}". "{NO_FINDING}" is not normal: it says that a program
 found none of 14 findings in the text of the report. Other findings, devices, scars, and objects that the
 report does not mention are among them. The publisher's boxes are one an image and finding at most: there may
 be more to see."""
-    CITATION = """X. Wang, Y. Peng, L. Lu, Z. Lu, M. Bagheri, R. M. Summers: ChestX-ray8: Hospital-scale Chest
+_CITATION = """X. Wang, Y. Peng, L. Lu, Z. Lu, M. Bagheri, R. M. Summers: ChestX-ray8: Hospital-scale Chest
 X-ray Database and Benchmarks on Weakly-Supervised Classification and Localization of Common Thorax Diseases.
 CVPR 2017, pp. 3462-3471. Provided by the NIH Clinical Center without restrictions on use; it asks to be
 named, to have its download site (nihcc.app.box.com/v/ChestXray-NIHCC) linked, and to have the paper cited."""
+ABOUT = shards.About("nih_chest_xray", "1.0.0", _DESCRIPTION, _CITATION)
 
 
-def plan(
+def divide(
     folder: Path,
-    finding: str,
     *,
+    finding: str,
     shares: Sequence[float] = SHARES,
     seed: int = 0,
     train_images: int = 0,
     extra_annotations: Path | None = None,
-    allow_missing: bool = False,
     skip_bad: bool = False,
 ) -> tuple[dict[str, list[Source]], list[str]]:
     """The checked images of every split, and notes for the user.
@@ -57,11 +54,10 @@ def plan(
       seed: of the division by patient.
       train_images: number of labelled training images to keep, 0 for all.
       extra_annotations: boxes that replace the table's in validation and test (see `nih_reannotation`).
-      allow_missing: go on without the images that are not there.
-      skip_bad: go on without the images that cannot be decoded.
+      skip_bad: go on without the images that are not there or cannot be decoded.
 
     Raises:
-      InputError: a table, an image or an option is at fault; all missing images in one message.
+      InputError: a table, an image or an option is at fault.
     """
     if not isdir(folder):
         raise InputError(f"--images={folder}: no such directory")
@@ -71,15 +67,17 @@ def plan(
     if extra_annotations:
         notes += _annotate_anew(result, nih_reannotation.read(extra_annotations, finding), extra_annotations)
     paths = nih_tables.find_images(folder)
-    notes += _missing(result, paths, folder, allow_missing)
     problems = Problems(folder)
+    for split, rows in result.items():
+        for source in rows:
+            if source.file_name not in paths:
+                problems.add(f"missing image of {split}", f"{source.file_name} ({split}): no such image")
+    problems.settle(skip_bad)  # before the others are decoded, which takes long
     for split, rows in result.items():
         present = [source for source in rows if source.file_name in paths]
         bar = progress.bar(present, desc=f"checking {split}", unit="image")
         result[split] = [source for source in bar if _inspect(source, paths, problems)]
-    if not skip_bad:
-        problems.raise_any()
-    notes += [f"skipped {count} x {reason}" for reason, count in sorted(problems.reasons.items())]
+    notes += problems.settle(skip_bad)
     result = {split: rows for split, rows in result.items() if rows}
     coco_builder.check_trainable(result)
     return result, notes
@@ -158,37 +156,12 @@ def _annotate_anew(
     if not used:
         raise InputError(f"--extra_annotations={file}: names no image of validation or test")
     training = {source.file_name for split, rows in division.items() if "train" in split for source in rows}
-    if unused := sorted(set(boxes) - used):
-        strange = [name for name in unused if name not in training]
-        named = (
-            f", {len(strange)} of them not in training either: {', '.join(strange[:_SHOWN])}"
-            if strange
-            else ""
-        )
-        notes.append(f"{len(unused)} images of {file.name} are in neither: not used{named}")
+    if unused := boxes.keys() - used:
+        note, strange = f"{len(unused)} images of {file.name} are in neither: not used", unused - training
+        if strange:
+            note += f", {len(strange)} of them not in training either: {', '.join(sorted(strange)[:_SHOWN])}"
+        notes.append(note)
     return notes
-
-
-def _missing(
-    division: Mapping[str, Sequence[Source]], paths: Collection[str], folder: Path, allow: bool
-) -> list[str]:
-    """A note on the images that are not there.
-
-    Raises:
-      InputError: there are some and `allow` is false.
-    """
-    absent = {
-        split: [s.file_name for s in rows if s.file_name not in paths] for split, rows in division.items()
-    }
-    names = [name for rows in absent.values() for name in rows]
-    if not names:
-        return []
-    counts = ", ".join(f"{split} {len(absent[split])} of {len(rows)}" for split, rows in division.items())
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    summary = f"{folder}: {len(names)} images are missing ({counts}): {', '.join(names[:_SHOWN])}{more}"
-    if not allow:
-        raise InputError(f"--images={summary}; go on without them by --allow_missing")
-    return [summary]
 
 
 def _inspect(source: Source, paths: Mapping[str, Path], problems: Problems) -> bool:

@@ -32,13 +32,13 @@ def read(path: Path, finding: str) -> dict[str, list[Box]]:
 
 
 def _read_coco(path: Path, finding: str) -> dict[str, list[Box]]:
-    document = coco_file.read_json(path, "--extra_annotations")
-    names = {_whole(path, "category", row, "id"): str(row.get("name")) for row in document["categories"]}
+    document = coco_file.document(path, "--extra_annotations")
+    names = {_whole(path, "category", row, "id"): str(row.get("name")) for row in document.categories}
     wanted = {k for k, name in names.items() if nih_tables.spelt(name.strip().capitalize()) == finding}
     if not wanted:
         raise InputError(f"{path}: no category is called {finding}, only {', '.join(names.values())}")
     images = {}
-    for row in document["images"]:
+    for row in document.images:
         number = _whole(path, "image", row, "id")
         name = nih_tables.checked_name(f"{path}: image {number}", str(row.get("file_name")).split("/")[-1])
         width, height = (_whole(path, "image", {key: SIDE, **row}, key) for key in ("width", "height"))
@@ -48,7 +48,7 @@ def _read_coco(path: Path, finding: str) -> dict[str, list[Box]]:
             raise InputError(f"{path}: image {number} ({name}): has {width} x {height} pixels")
         images[number] = (name, width, height)
     result: dict[str, list[Box]] = {name: [] for name, _, _ in images.values()}
-    for row in document["annotations"]:
+    for row in document.annotations:
         if _whole(path, "annotation", row, "category_id") not in wanted:
             continue
         who, number = f"{path}: annotation {row.get('id')}", _whole(path, "annotation", row, "image_id")

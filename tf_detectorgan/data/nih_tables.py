@@ -6,12 +6,13 @@ origin at the top left. The first eight digits of a file's name, such as 0000001
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from tf_detectorgan.data import image_files
+from tf_detectorgan.data.formats import table
 from tf_detectorgan.errors import InputError
 
 SIDE = 1024  # pixels of the tables' coordinates
@@ -73,25 +74,16 @@ def find_images(folder: Path) -> dict[str, Path]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of every row that is not empty.
+    """`table.rows` without spaces around fields, and without empty columns at the end.
 
-    A byte order mark, either end of line and quotes are no part of a field; empty columns at the end are
-    dropped, which the publisher's and Kaggle's editions have in different numbers.
-
-    Raises:
-      InputError: the file is missing, is no UTF-8 text or has a quote that is not closed.
+    The publisher's and Kaggle's editions have such columns in different numbers.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            for row in reader:
-                fields = [field.strip() for field in row]
-                while fields and not fields[-1]:
-                    fields.pop()
-                if fields:
-                    yield reader.line_num, fields
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as a table of text ({error})") from error
+    for line, row in table.rows(path):
+        fields = [field.strip() for field in row]
+        while fields and not fields[-1]:
+            fields.pop()
+        if fields:
+            yield line, fields
 
 
 def checked_name(where: str, name: str) -> str:
@@ -128,23 +120,15 @@ def read_boxes(path: Path) -> dict[str, dict[str, list[Box]]]:
         name, label = checked_name(f"{path}: line {line}", fields[0]), spelt(fields[1])
         if label not in FINDINGS:
             raise InputError(f"{path}: line {line}: finding {fields[1]!r} is none of {', '.join(FINDINGS)}")
-        box = _box(path, line, fields[2:])
-        if box not in boxes[label][name]:
-            boxes[label][name].append(box)
+        try:
+            box = [float(field) for field in fields[2:]]
+        except ValueError as error:
+            raise InputError(f"{path}: line {line}: box {fields[2:]} is not four numbers") from error
+        if (fault := image_files.box_fault(box, SIDE, SIDE)) is not None:
+            raise InputError(f"{path}: line {line}: box {fields[2:]} {fault[1]}")
+        if (found := (box[0], box[1], box[2], box[3])) not in boxes[label][name]:
+            boxes[label][name].append(found)
     return boxes
-
-
-def _box(path: Path, line: int, fields: list[str]) -> Box:
-    try:
-        x, y, width, height = map(float, fields)
-    except ValueError as error:
-        raise InputError(f"{path}: line {line}: box {fields} is not four numbers") from error
-    inside = x >= -1 and y >= -1 and x + width <= SIDE + 1 and y + height <= SIDE + 1  # NaN is not inside
-    if not (inside and width > 0 and height > 0):
-        raise InputError(
-            f"{path}: line {line}: box {fields} is not x, y, width, height inside {SIDE} x {SIDE} pixels"
-        )
-    return x, y, width, height
 
 
 def read_labels(path: Path) -> dict[str, frozenset[str]]:

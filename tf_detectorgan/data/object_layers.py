@@ -5,7 +5,7 @@ object out takes a piece of its old background along. Here the background behind
 predicted from its surroundings, by a linear map that is learned on clean images, and what remains is split
 into the part that all objects of a class share and the object's own part. The errors of the prediction are
 known from clean images, so each part is weighted by how far it rises above them (decision 0068). Kept is a
-coarse grid of each object; its residual is computed from that and its image where it is used (decision 0131).
+coarse grid of each object; its residual is computed from that and its image where it is used (decision 0068).
 Letters: L labelled images, N images, S stored side, C channels, M objects, n crops, d cells of a hole.
 """
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tf_detectorgan import boxes as box_ops
 from tf_detectorgan.batch import Insertion
-from tf_detectorgan.data import context, noise
+from tf_detectorgan.data import augmentation, context, noise
 from tf_detectorgan.data import draws as random
 from tf_detectorgan.data.context import Context
 from tf_detectorgan.data.object_layers import Layers, object_layers, residuals
@@ -160,7 +160,7 @@ def insertions(images, valid_sizes, references: References, draws, options: Plac
     labels = tf.gather(tf.gather(references.labels, chosen), box_index, batch_dims=1)
 
     sizes = tf.gather(references.valid_sizes, chosen)
-    scale, offset = _mirror(flip, tf.cast(sizes, tf.float32))
+    scale, offset = augmentation.mirror(flip, tf.cast(sizes, tf.float32))
     boxes = box_ops.affine(boxes, scale, offset)
     limits = tf.cast(valid_sizes, tf.float32)
     start, extent = _starts_and_extents(boxes)
@@ -213,12 +213,6 @@ def _choose(images, valid_sizes, references, candidates, draw, options):
     ranked = tf.math.top_k(similarity, best).indices
     available = tf.minimum(tf.reduce_sum(tf.cast(allowed, tf.int32), axis=1), best)
     return tf.gather(ranked, random.pick(draw, available), batch_dims=1)
-
-
-def _mirror(flip, sizes):
-    """The map [N, 2], [N, 2] that swaps left and right of content of `sizes` where `flip` [N] says so."""
-    flips = tf.stack([tf.zeros_like(flip), flip], axis=1)
-    return tf.where(flips, -1.0, 1.0), tf.where(flips, sizes, 0.0)
 
 
 def _at_edges(boxes, sizes, limits, extent, shifts):

@@ -23,7 +23,9 @@ from tf_detectorgan.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 STREAMS = ("labelled", "clean", "unboxed")
+SPLIT_NAMES = tuple(f"{part}_{stream}" for part in SPLITS for stream in STREAMS)
 SCHEMA = 1  # raised when the features below change; a directory of another schema is refused
+_STORED = {8: np.uint8, 16: np.uint16}  # bits per channel to the stored image's type
 FRAME_BYTES = 16  # length, its checksum and the data's checksum around every record
 
 
@@ -77,7 +79,7 @@ def features(
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(
-                shape=tuple(image_shape), dtype=_stored_dtype(bit_depth), encoding_format="png"
+                shape=tuple(image_shape), dtype=_STORED[bit_depth], encoding_format="png"
             ),
             "image_id": tfds.features.Scalar(np.int64),
             "file_name": tfds.features.Text(),
@@ -91,12 +93,6 @@ def features(
     )
 
 
-def _stored_dtype(bit_depth: int) -> type:
-    if bit_depth not in (8, 16):
-        raise InputError(f"bit depth {bit_depth}: images are stored with 8 or 16 bits per channel")
-    return {8: np.uint8, 16: np.uint16}[bit_depth]
-
-
 def bit_depth_of(schema: tfds.features.FeaturesDict) -> int:
     """Bits per channel of the stored image, 8 or 16."""
     return 8 * np.dtype(schema["image"].np_dtype).itemsize
@@ -106,7 +102,7 @@ def to_stored(image: np.ndarray, bit_depth: int) -> np.ndarray:
     """float32 [..] in [-1, 1] to the stored integers, rounded and clipped: the inverse of `to_float`."""
     top = 2**bit_depth - 1
     levels = np.rint((np.asarray(image, np.float64) + 1.0) * (top / 2.0))
-    return np.clip(levels, 0, top).astype(_stored_dtype(bit_depth))
+    return np.clip(levels, 0, top).astype(_STORED[bit_depth])
 
 
 def to_float(image: tf.Tensor, bit_depth: int) -> tf.Tensor:
@@ -245,8 +241,7 @@ class Dataset:
 
     def pixels(self, image: Listed) -> np.ndarray:
         """The stored image [H, W, C], uint8 or uint16."""
-        dtype = tf.uint8 if self.bit_depth == 8 else tf.uint16
-        return tf.io.decode_png(image.png, dtype=dtype).numpy()
+        return tf.io.decode_png(image.png, dtype=_STORED[self.bit_depth]).numpy()
 
     def decode(self, serialized: tf.Tensor) -> Record:
         """One undecoded Example as a `Record`, inside tf.data."""
@@ -323,22 +318,3 @@ def open_dataset(data_dir) -> Dataset:
 def is_dataset(directory) -> bool:
     """Whether `directory` holds a TFDS data set."""
     return (Path(directory) / "dataset_info.json").is_file()
-
-
-def describe(
-    builder: tfds.core.DatasetBuilder,
-    schema: tfds.features.FeaturesDict,
-    *,
-    max_boxes: int,
-    description: str,
-    citation: str = "",
-) -> tfds.core.DatasetInfo:
-    """The DatasetInfo of a builder of this project: keeps the order, holds schema version and max_boxes."""
-    return tfds.core.DatasetInfo(
-        builder=builder,
-        description=description,
-        features=schema,
-        citation=citation,
-        metadata=tfds.core.MetadataDict(schema=SCHEMA, max_boxes=max_boxes),
-        disable_shuffling=True,
-    )

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from tf_detectorgan.data import medical_images
 
-_GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N", "I"}
+_WHOLE = {"I;16", "I;16L", "I;16B", "I;16N", "I"}  # Pillow's modes of one channel, over 8 bits
 _TIFF = (b"II*\0", b"MM\0*")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -53,13 +53,9 @@ def read_image(path: Path) -> np.ndarray:
         if image.mode == "F":
             raise ValueError(f"pixel format {image.mode}: give 8 or 16 bits per channel")
         shown = ImageOps.exif_transpose(image)
-        return _grey(shown) if image.mode in _GREY_MODES else np.asarray(shown.convert("RGB"))
-
-
-def _grey(image: Image.Image) -> np.ndarray:
-    if image.mode in ("1", "L", "LA", "La"):
-        return np.asarray(image.convert("L"))[..., None]
-    return _whole(np.asarray(image))
+        if shown.mode in ("1", "L", "LA", "La"):
+            return np.asarray(shown.convert("L"))[..., None]
+        return _whole(np.asarray(shown)) if shown.mode in _WHOLE else np.asarray(shown.convert("RGB"))
 
 
 def _whole(pixels: np.ndarray) -> np.ndarray:

@@ -1,28 +1,25 @@
 """Writes a data set shard by shard, each a file of its own: in bounded memory, and resumable.
 
 TFDS describes and names the files; it does not write them, because its writers hold what they write in memory
-and begin anew after an interruption (docs/decisions/0083).
+and begin anew after an interruption (docs/decisions/0010).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import io
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl import logging
 
 from tf_detectorgan import __version__, disk, progress
 from tf_detectorgan.data import records
@@ -32,25 +29,24 @@ _NAME_BYTES = 200  # of the usual 255; the hidden directory beside it has a long
 _SHARD_BYTES = 64 << 20  # of decoded images: 256 grey ones of 512 pixels, some seconds of work
 
 
+class About(NamedTuple):
+    """What a data set says of itself."""
+
+    name: str
+    version: str
+    description: str
+    citation: str = ""  # what the publisher says of source and licence
+
+
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """The examples of one shard; its text decides whether a finished shard is kept."""
+class Plan:
+    """A data set that is to be written."""
 
+    about: About
+    schema: tfds.features.FeaturesDict
+    max_boxes: int  # of an image
+    splits: Mapping[str, Sequence[Any]]  # items of each split
     example: Callable[[Any], dict[str, Any]]  # an item to an example, see `records.encode`
-    items: Sequence[Any]
-
-    def __call__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """TFDS's form: numbered examples."""
-        return enumerate(map(self.example, self.items))
-
-
-def parts(
-    example: Callable[[Any], dict[str, Any]], items: Sequence[Any], schema: tfds.features.FeaturesDict
-) -> list[Part]:
-    """Divides the items of a split into shards."""
-    image = schema["image"]
-    size = max(_SHARD_BYTES // (int(np.prod(image.shape)) * np.dtype(image.np_dtype).itemsize), 1)
-    return [Part(example, items[start : start + size]) for start in range(0, len(items), size)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,58 +55,70 @@ class Shard:
 
     split: str
     path: Path
-    part: Part
-    schema: tfds.features.FeaturesDict
+    items: Sequence[Any]
 
-    def write(self, progress: Callable[[], object] = lambda: None) -> None:
-        """Writes under a temporary name, then renames; a shard that is there already stays."""
-        if self.path.is_file():
-            return
+    def write(self, plan: Plan, progress: Callable[[], object]) -> None:
+        """Writes under a temporary name, then renames."""
         with disk.whole_file(self.path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
-            for _, example in self.part():
-                writer.write(records.encode(self.schema, example))
+            for item in self.items:
+                writer.write(records.encode(plan.schema, plan.example(item)))
                 progress()
 
 
-class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """A builder of this project: `_shard_iterators_per_split` gives lists of `Part`; `build` runs it."""
+def _template(plan: Plan, split: str, directory: Path) -> tfds.core.ShardedFileTemplate:
+    return tfds.core.ShardedFileTemplate(
+        data_dir=directory, dataset_name=plan.about.name, split=split, filetype_suffix="tfrecord"
+    )
 
-    written: Sequence[Shard] = ()  # set by `build`
 
-    def shards(self, directory: Path) -> list[Shard]:
-        """What is to be written into `directory`, in order."""
-        found = []
-        for split, rows in self._shard_iterators_per_split(None).items():
-            template = self._get_filename_template(split)
-            for number, part in enumerate(rows):
-                name = template.sharded_filepath(shard_index=number, num_shards=len(rows)).name
-                found.append(Shard(split, directory / name, part, self.info.features))
-        return found
+def _shards(plan: Plan, directory: Path) -> list[Shard]:
+    """What is to be written into `directory`, in order."""
+    image, found = plan.schema["image"], []
+    size = max(_SHARD_BYTES // (int(np.prod(image.shape)) * np.dtype(image.np_dtype).itemsize), 1)
+    for split, items in plan.splits.items():
+        template, starts = _template(plan, split, directory), range(0, len(items), size)
+        for number, start in enumerate(starts):
+            path = Path(template.sharded_filepath(shard_index=number, num_shards=len(starts)))
+            found.append(Shard(split, path, items[start : start + size]))
+    return found
 
-    def _download_and_prepare(self, dl_manager, download_config=None) -> None:
-        """Describes what is written; TFDS then writes the description."""
-        infos = []
-        for split, found in groupby(self.written, key=lambda shard: shard.split):
-            files = [(shard.path.stat().st_size, len(shard.part.items)) for shard in found]
-            infos.append(
-                tfds.core.SplitInfo(
-                    name=split,
-                    shard_lengths=[count for _, count in files],
-                    num_bytes=sum(size - records.FRAME_BYTES * count for size, count in files),
-                    filename_template=self._get_filename_template(split),
-                )
+
+def _describe(plan: Plan, shards: Sequence[Shard], directory: Path) -> None:
+    """Writes TFDS's description of the shards, which have been written, into `directory`."""
+    splits = []
+    for split, found in groupby(shards, key=lambda shard: shard.split):
+        files = [(shard.path.stat().st_size, len(shard.items)) for shard in found]
+        splits.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[count for _, count in files],
+                num_bytes=sum(size - records.FRAME_BYTES * count for size, count in files),
+                filename_template=_template(plan, split, directory),
             )
-        self.info.set_splits(tfds.core.SplitDict(infos))
+        )
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            plan.about.name, tfds.core.Version(plan.about.version), str(directory), __name__
+        ),
+        description=plan.about.description,
+        features=plan.schema,
+        citation=plan.about.citation,
+        metadata=tfds.core.MetadataDict(schema=records.SCHEMA, max_boxes=plan.max_boxes),
+        disable_shuffling=True,
+        split_dict=tfds.core.SplitDict(splits),
+    )
+    info.set_file_format(tfds.core.FileFormat.TFRECORD)
+    info.write_to_directory(directory)
 
 
-def build(make: Callable[[str], Builder], out, overwrite: bool = False) -> None:
-    """Runs the builder `make(data_dir)` and puts its directory at `out`, whole or not at all.
+def build(plan: Plan, out, overwrite: bool = False) -> None:
+    """Writes a data set into the directory `out`, whole or not at all.
 
     The work happens in a hidden directory beside `out`. After an interruption only finished shards are left
     there, and the same call goes on; a call with other images or settings deletes them.
 
     Args:
-      make: the builder for a directory.
+      plan: what to write.
       out: where to put the data set.
       overwrite: replace the data set that is there.
 
@@ -121,18 +129,12 @@ def build(make: Callable[[str], Builder], out, overwrite: bool = False) -> None:
     work = out.with_name(f".{out.name}.partial")
     _put_back(work, out)
     check_target(out, overwrite)
-    with _quiet():
-        builder = make(str(work / "new"))
-    shards = builder.shards(work / "shards")
+    directory = work / "shards"
+    shards = _shards(plan, directory)
     try:
-        _keep_own(work, shards)
-        _write(shards)
-        builder.written = shards
-        with _quiet():
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-        directory = Path(builder.data_dir)
-        for shard in shards:
-            shard.path.rename(directory / shard.path.name)
+        _keep_own(work, plan, shards)
+        _write(plan, shards)
+        _describe(plan, shards, directory)
         if out.exists():
             out.rename(work / "old")
         directory.rename(out)
@@ -149,11 +151,11 @@ def _put_back(work: Path, out: Path) -> None:
         (work / "old").rename(out)
 
 
-def _keep_own(work: Path, shards: Sequence[Shard]) -> None:
+def _keep_own(work: Path, plan: Plan, shards: Sequence[Shard]) -> None:
     """Deletes what is left of another call, one with other images, settings or another version."""
-    digest = hashlib.sha256(f"{__version__} {shards[0].schema}".encode())
+    digest = hashlib.sha256(f"{__version__} {plan.schema} {plan.example}".encode())
     for shard in shards:
-        digest.update(f"{shard.path.name} {shard.part}".encode())
+        digest.update(f"{shard.path.name} {shard.items}".encode())
     key = work / "key"
     if not key.is_file() or key.read_text("utf-8") != digest.hexdigest():
         shutil.rmtree(work, ignore_errors=True)
@@ -163,7 +165,6 @@ def _keep_own(work: Path, shards: Sequence[Shard]) -> None:
 
 def _clear(work: Path, shards: Sequence[Shard]) -> None:
     """After a failure: leaves finished shards only, and says so."""
-    shutil.rmtree(work / "new", ignore_errors=True)
     if kept := sum(shard.path.is_file() for shard in shards):
         print(
             f"{kept} of {len(shards)} record files are finished and kept in {work}: "
@@ -174,26 +175,16 @@ def _clear(work: Path, shards: Sequence[Shard]) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _write(shards: Sequence[Shard]) -> None:
+def _write(plan: Plan, shards: Sequence[Shard]) -> None:
+    for partial in shards[0].path.parent.glob(".*.partial"):  # of a process that was killed
+        partial.unlink()
     missing = [shard for shard in shards if not shard.path.is_file()]
     if len(missing) < len(shards):
         print(f"{len(shards) - len(missing)} of {len(shards)} record files were finished before")
-    with progress.bar(total=sum(len(shard.part.items) for shard in missing), unit="image") as bar:
+    with progress.bar(total=sum(len(shard.items) for shard in missing), unit="image") as bar:
         for shard in missing:
             bar.set_description(f"writing {shard.split}")
-            shard.write(bar.update)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Drops what TFDS says: a download of unknown size, the builder's settings."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(before)
+            shard.write(plan, bar.update)
 
 
 def check_target(out, overwrite: bool) -> None:

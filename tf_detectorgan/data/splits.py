@@ -44,13 +44,12 @@ def assign(
 
     Args:
       groups: for each group its number of images per stream.
-      shares: of training, validation and test.
+      shares: of training, validation and test, which `check_shares` lets through.
       seed: of the order in which groups are placed.
       training_only: groups that must be trained on.
 
     Large groups are placed first, each where the chi-square distance to the wanted counts grows least.
     """
-    check_shares(shares)
     total = Counter[str]()
     for counts in groups.values():
         total.update(counts)
@@ -75,21 +74,6 @@ def assign(
         result[group] = split
         placed[split].update(groups[group])
     return result
-
-
-def given(splits_of_groups: Mapping[str, Collection[str]], split_key: str) -> dict[str, str]:
-    """The split of every group where the images carry their own.
-
-    Raises:
-      InputError: a group is in two splits.
-    """
-    for group, found in splits_of_groups.items():
-        if len(found) > 1:
-            raise InputError(
-                f"--split_key={split_key}: group {group!r} is in the splits {' and '.join(sorted(found))}; "
-                "a group (patient, scene, ...) must lie in one"
-            )
-    return {group: next(iter(found)) for group, found in splits_of_groups.items()}
 
 
 def keep_exactly(groups: Mapping[str, Sequence[int]], count: int, seed: int) -> set[int]:

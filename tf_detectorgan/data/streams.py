@@ -88,7 +88,7 @@ def endless(source: Source, seed: int, stream: str, start: int) -> tf.data.Datas
 
 
 def _by_blocks(source, seed, stream, epoch):
-    """One epoch, shuffled in blocks whose borders differ from epoch to epoch (decision 0031)."""
+    """One epoch, shuffled in blocks whose borders differ from epoch to epoch (decision 0030)."""
     # Numbered below 0, as the elements' own draws are numbered from 0.
     draw = draws.uniforms(seed, stream, -1 - epoch, 1)[0]
     border = 1 + tf.cast(draws.pick(draw, source.block), tf.int64)

@@ -22,7 +22,7 @@ from tf_detectorgan.evaluation.average_precision import (
 
 LEVEL = 0.95
 SMALL = 30  # groups with objects; below, the intervals are too narrow: docs/decisions/0021
-FEW_SEEDS = 5  # below, likewise: docs/decisions/0060
+FEW_SEEDS = 5  # below, likewise: docs/decisions/0021
 
 
 class Interval(NamedTuple):

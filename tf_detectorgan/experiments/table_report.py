@@ -1,6 +1,6 @@
 """A table's finished cells to a page, a Markdown file and a JSON of all numbers.
 
-Means over seeds; intervals and comparisons resample seeds and test groups together (decision 0060).
+Means over seeds; intervals and comparisons resample seeds and test groups together (decision 0021).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Convolutions that take neighbouring pixels for channels: Keras's functions, cheaper (decision 0079).
+"""Convolutions that take neighbouring pixels for channels: Keras's functions, cheaper (decision 0077).
 
 An output of phases x phases pixels is computed as one pixel of phases^2 as many channels, and
 `tf.nn.depth_to_space` lays them out. Letters: N images, H, W, C channels, F filters, k the kernels' side.

@@ -66,7 +66,7 @@ def resnet_generator(
         y = conv(ReflectionPadding(1)(y), 4 * filters, 3, activate=False)
         x = keras.layers.Add()([x, y])
     for f in (2 * filters, filters):
-        # Not CycleGAN's transposed convolution, which leaves checkerboards (decision 0062).
+        # Not CycleGAN's transposed convolution, which leaves checkerboards (decision 0041).
         x = keras.layers.ReLU()(InstanceNormalization()(DoublingConv2D(f, use_bias=False)(x)))
     x = NarrowConv2D(
         channels,

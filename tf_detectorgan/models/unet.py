@@ -16,7 +16,7 @@ def unet(image_shape: tuple[int, int, int], *, filters: int = 64, name: str = "g
 
     Encoder Cf-C2f-C4f-C8f-C8f-..., 4x4 kernels of stride 2; the decoder mirrors it, with the encoder's maps
     of the same size beside its own; tanh. No dropout, and upsampling instead of transposed convolutions
-    (decisions 0106, 0062).
+    (decisions 0105, 0041).
 
     Args:
       image_shape: (S, S, C), S a power of 2 of at least 8: 256 is the paper's, 128 and 64 are for CPUs.

@@ -54,9 +54,9 @@ def draw(settings: Train) -> None:
     directory = Path(settings.data_dir)
     if not records.is_dataset(directory):
         few = phantom.PhantomConfig(
-            name="trial", size=settings.phantom_size, train_images=settings.phantom_train_images, **FEW
+            size=settings.phantom_size, train_images=settings.phantom_train_images, **FEW
         )
-        shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=few), directory)
+        shards.build(phantom.plan(few), directory)
 
 
 def record(run: Run, phase: plan.Phase) -> dict[str, Any]:

@@ -158,7 +158,5 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _phantom(settings: Train, directory: Path) -> None:
     if not records.is_dataset(directory):
-        drawn = phantom.PhantomConfig(
-            name="run", size=settings.phantom_size, train_images=settings.phantom_train_images
-        )
-        shards.build(lambda data_dir: phantom.Phantom(data_dir=data_dir, config=drawn), directory)
+        drawn = phantom.PhantomConfig(size=settings.phantom_size, train_images=settings.phantom_train_images)
+        shards.build(phantom.plan(drawn), directory)

@@ -16,9 +16,7 @@ class Format(NamedTuple):
     """One form of annotations."""
 
     title: str
-    find: Callable[
-        [Path, Path], Path | None
-    ]  # given path, folder of images -> the annotations, if they are so
+    find: Callable[[Path, Path], Path | None]  # given path, folder of images -> the annotations
     read: Callable[[Path, Path], Document]  # annotations, folder of images
     mark: str  # what it is known by, for messages
 

@@ -12,9 +12,28 @@ from tf_detectorgan.data.formats import table
 from tf_detectorgan.errors import InputError
 
 
-def document(path: Path) -> Document:
-    """A COCO detection file; raises InputError as `read_json` does."""
-    content = read_json(path)
+def document(path: Path, flag: str = "--annotations") -> Document:
+    """A COCO detection file, given by `flag`, with its three lists of objects.
+
+    Raises:
+      InputError: it is missing, empty, no JSON or no COCO file.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{flag}={path}: cannot be read ({error})") from error
+    if not text.strip():
+        raise InputError(f"{flag}={path}: the file is empty")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{flag}={path}: not JSON ({error})") from error
+    for key in ("images", "annotations", "categories"):
+        rows = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise InputError(f"{flag}={path}: no list of objects {key!r}; it must be a COCO detection file")
+    if not content["images"]:
+        raise InputError(f"{flag}={path}: 'images' is empty")
     images, annotations, categories = (content[key] for key in ("images", "annotations", "categories"))
     return Document(path, images, annotations, categories, citation=_citation(content))
 
@@ -39,28 +58,3 @@ def _citation(document: dict[str, Any]) -> str:
         if isinstance(one, dict):
             lines.append(f"licence: {' '.join(str(one[key]) for key in ('name', 'url') if one.get(key))}")
     return "\n".join(lines).encode("utf-8", "replace").decode()  # JSON may hold halves of characters
-
-
-def read_json(path: Path, flag: str = "--annotations") -> dict[str, Any]:
-    """The annotation file, given by `flag`, with its three lists of objects.
-
-    Raises:
-      InputError: it is missing, empty, no JSON or no COCO file.
-    """
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{flag}={path}: cannot be read ({error})") from error
-    if not text.strip():
-        raise InputError(f"{flag}={path}: the file is empty")
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{flag}={path}: not JSON ({error})") from error
-    for key in ("images", "annotations", "categories"):
-        rows = document.get(key) if isinstance(document, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise InputError(f"{flag}={path}: no list of objects {key!r}; it must be a COCO detection file")
-    if not document["images"]:
-        raise InputError(f"{flag}={path}: 'images' is empty")
-    return document

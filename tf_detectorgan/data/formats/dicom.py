@@ -14,11 +14,6 @@ from tf_detectorgan.errors import InputError
 _LOOKED_AT = 50
 
 
-def files(folder: Path) -> list[Path]:
-    """The DICOM files below `folder`, by their contents: many have no suffix."""
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and medical_images.is_dicom(path)]
-
-
 def likely(folder: Path) -> bool:
     """Whether one of the first files below `folder` is a DICOM file."""
     first = itertools.islice((path for path in folder.rglob("*") if path.is_file()), _LOOKED_AT)
@@ -32,7 +27,8 @@ def read(annotations: Path, images: Path) -> Document:
       InputError: a header or the CSV file cannot be read, or pydicom is not installed.
     """
     medical_images.library("pydicom")
-    found = files(images)
+    files = (path for path in sorted(images.rglob("*")) if path.is_file())
+    found = [path for path in files if medical_images.is_dicom(path)]  # many have no suffix
     uids: dict[Path, str] = {}
     for path in progress.bar(found, desc="reading headers", unit="image"):
         try:

@@ -45,69 +45,60 @@ def write(kind: str, directory: Path) -> None:
     WRITERS[kind](coco_file.document(directory / ANNOTATIONS), directory, directory / kind)
 
 
-def _boxes(document: Document) -> dict[int, list[tuple[int, list[float]]]]:
-    """Image id -> class (counted from 0 in the order of the ids) and x, y, width, height of its boxes."""
-    order = {number: label for label, number in enumerate(sorted(row["id"] for row in document.categories))}
-    found: dict[int, list[tuple[int, list[float]]]] = {image["id"]: [] for image in document.images}
+def _contents(document: Document, source: Path) -> tuple[list[str], list[tuple[dict, Path, list]]]:
+    """The classes' names in the order of their ids; each image with its path and boxes.
+
+    A box is its class's place in that order, and x, y, width, height.
+    """
+    categories = sorted(document.categories, key=lambda row: row["id"])
+    order = {row["id"]: label for label, row in enumerate(categories)}
+    boxes: dict[int, list] = {image["id"]: [] for image in document.images}
     for row in document.annotations:
-        found[row["image_id"]].append((order[row["category_id"]], row["bbox"]))
-    return found
-
-
-def _names(document: Document) -> list[str]:
-    return [row["name"] for row in sorted(document.categories, key=lambda row: row["id"])]
+        boxes[row["image_id"]].append((order[row["category_id"]], row["bbox"]))
+    rows = [(image, source / image["file_name"], boxes[image["id"]]) for image in document.images]
+    return [row["name"] for row in categories], rows
 
 
 def _write_voc(document: Document, source: Path, out: Path) -> None:
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (out / folder).mkdir(parents=True)
-    names, boxes, stems = _names(document), _boxes(document), []
-    for image in document.images:
-        path = source / image["file_name"]
-        stems.append(path.stem)
+    names, images = _contents(document, source)
+    for image, path, boxes in images:
         shutil.copyfile(path, out / "JPEGImages" / path.name)
         root = ElementTree.Element("annotation")
-        channels = resize.read_image(path).shape[-1]
-        _child(root, "folder", "JPEGImages")
-        _child(root, "filename", path.name)
-        size = ElementTree.SubElement(root, "size")
-        for name, value in (("width", image["width"]), ("height", image["height"]), ("depth", channels)):
-            _child(size, name, value)
-        for label, (x, y, w, h) in boxes[image["id"]]:
+        _add(root, folder="JPEGImages", filename=path.name)
+        depth = resize.read_image(path).shape[-1]
+        _add(ElementTree.SubElement(root, "size"), width=image["width"], height=image["height"], depth=depth)
+        for label, (x, y, w, h) in boxes:
             one = ElementTree.SubElement(root, "object")
-            for name, value in (
-                ("name", names[label]),
-                ("pose", "Unspecified"),
-                ("truncated", 0),
-                ("difficult", 0),
-            ):
-                _child(one, name, value)
-            box = ElementTree.SubElement(one, "bndbox")
-            for name, value in (("xmin", x + 1), ("ymin", y + 1), ("xmax", x + w), ("ymax", y + h)):
-                _child(box, name, f"{value:.10g}")
+            _add(one, name=names[label], pose="Unspecified", truncated=0, difficult=0)
+            corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + w, "ymax": y + h}
+            _add(ElementTree.SubElement(one, "bndbox"), **{k: f"{v:.10g}" for k, v in corners.items()})
         ElementTree.indent(root)
         ElementTree.ElementTree(root).write(out / "Annotations" / f"{path.stem}.xml", encoding="utf-8")
-    (out / "ImageSets/Main/train.txt").write_text("\n".join(stems) + "\n", encoding="utf-8")
+    stems = "".join(f"{path.stem}\n" for _, path, _ in images)
+    (out / "ImageSets/Main/train.txt").write_text(stems, encoding="utf-8")
 
 
-def _child(parent: ElementTree.Element, name: str, text: object) -> None:
-    ElementTree.SubElement(parent, name).text = str(text)
+def _add(parent: ElementTree.Element, **texts: object) -> None:
+    for name, text in texts.items():
+        ElementTree.SubElement(parent, name).text = str(text)
 
 
 def _write_yolo(document: Document, source: Path, out: Path) -> None:
     for folder in ("images/train", "labels/train"):
         (out / folder).mkdir(parents=True)
-    boxes = _boxes(document)
-    for image in document.images:
-        path, width, height = source / image["file_name"], image["width"], image["height"]
+    names, images = _contents(document, source)
+    for image, path, boxes in images:
+        width, height = image["width"], image["height"]
         shutil.copyfile(path, out / "images/train" / path.name)
         lines = []
-        for label, (x, y, w, h) in boxes[image["id"]]:
+        for label, (x, y, w, h) in boxes:
             shares = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
             lines.append(" ".join([str(label), *(f"{share:.10g}" for share in shares)]) + "\n")
         (out / "labels/train" / f"{path.stem}.txt").write_text("".join(lines), encoding="utf-8")
-    names = dict(enumerate(_names(document)))
-    text = yaml.safe_dump({"path": ".", "train": "images/train", "names": names}, sort_keys=False)
+    layout = {"path": ".", "train": "images/train", "names": dict(enumerate(names))}
+    text = yaml.safe_dump(layout, sort_keys=False)
     (out / "data.yaml").write_text(
         f"# Synthetic images are for training: add `val`, real images.\n{text}", "utf-8"
     )
@@ -115,18 +106,16 @@ def _write_yolo(document: Document, source: Path, out: Path) -> None:
 
 def _write_node21(document: Document, source: Path, out: Path) -> None:
     itk = medical_images.library("SimpleITK")
-    boxes = _boxes(document)
     (out / "images").mkdir(parents=True)
     with (out / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(node21.COLUMNS)
-        for image in document.images:
-            path = source / image["file_name"]
+        for _, path, boxes in _contents(document, source)[1]:
             name = f"{path.stem}.mha"
             itk.WriteImage(
                 itk.GetImageFromArray(resize.read_image(path)[..., 0]), str(out / "images" / name), True
             )
-            lines = [[1, *(f"{v:.10g}" for v in box)] for _, box in boxes[image["id"]]]
+            lines = [[1, *(f"{v:.10g}" for v in box)] for _, box in boxes]
             rows.writerows([name, *line] for line in lines or [[0] * 5])
 
 

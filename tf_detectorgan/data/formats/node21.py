@@ -38,16 +38,10 @@ def read(annotations: Path, images: Path) -> Document:
                 image, "label 0 beside a box", f"line {number}: {name}, which has a box in another line"
             )
         elif label == "1":
-            document.add_box(image, nodule, _numbers(row), f"line {number}")
+            texts = [row[column].strip() for column in COLUMNS[2:]]
+            try:
+                document.add_box(image, nodule, [float(text) for text in texts], f"line {number}")
+            except ValueError:
+                what = f"line {number}: {name}: x, y, width, height {texts}: must be four numbers"
+                document.add_fault(image, "malformed box", what)
     return document
-
-
-def _numbers(row: dict[str, str]) -> list[float | str]:
-    """x, y, width, height; what is no number stays as it is, for the message."""
-    values: list[float | str] = []
-    for column in COLUMNS[2:]:
-        try:
-            values.append(float(row[column]))
-        except ValueError:
-            values.append(row[column])
-    return values

@@ -59,11 +59,11 @@ def assemble(annotations: Path, names: Mapping[str, str]) -> Document:
     header, lines = read_lines(annotations)
     columns = _columns(header, annotations)
     document = Document(annotations)
-    rows: dict[str, list[tuple[int, Mapping[str, str]]]] = {}
+    of_image: dict[str, list[tuple[int, Mapping[str, str]]]] = {}
     for number, row in lines:
         name = row[columns.name].strip()
-        rows.setdefault(names.get(name, name), []).append((number, row))
-    for file_name, own in rows.items():
+        of_image.setdefault(names.get(name, name), []).append((number, row))
+    for file_name, own in of_image.items():
         others = [c for c in header if c not in (columns.name, columns.category, *columns.box)]
         agreed: dict[str, str | int] = {
             c: value for c in others if len({row[c] for _, row in own}) == 1 and (value := own[0][1][c])
@@ -72,7 +72,7 @@ def assemble(annotations: Path, names: Mapping[str, str]) -> Document:
         image = document.add_image(file_name)
         image.update(agreed | image)
         _add_boxes(document, image, own, columns)
-    if unlisted := len(set(names.values()) - set(rows)):
+    if unlisted := len(set(names.values()) - set(of_image)):
         document.notes.append(
             f"{unlisted} images that {annotations.name} does not name are left out; give an image without "
             "objects a line with empty coordinates"
@@ -131,11 +131,7 @@ def read_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
     Raises:
       InputError: the file cannot be read, is empty, names a column twice, or a line has another length.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(_numbered(csv.reader(file, strict=True)))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"--annotations={path}: cannot be read as CSV in UTF-8 ({error})") from error
+    lines = list(rows(path))
     if len(lines) < 2:
         raise InputError(f"--annotations={path}: needs a header and at least one line")
     header = [name.strip() for name in lines[0][1]]
@@ -150,10 +146,20 @@ def read_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
     return header, [(number, dict(zip(header, fields, strict=True))) for number, fields in lines[1:]]
 
 
-def _numbered(reader) -> Iterator[tuple[int, list[str]]]:
-    for fields in reader:
-        if fields:
-            yield reader.line_num, fields
+def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each row that is not empty.
+
+    Raises:
+      InputError: the file is missing, is no UTF-8 text or has a quote that is not closed.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for fields in reader:
+                if fields:
+                    yield reader.line_num, fields
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from error
 
 
 def _columns(header: Sequence[str], file: Path) -> Columns:

@@ -63,7 +63,7 @@ def _network(hub, image_shape, classes: int, backbone, layout: Layout) -> keras.
 
 
 def _initialise(head, bias: float) -> None:
-    """As Lin et al. 2017, section 4.1. KerasHub gives the prior's bias to the box head (decision 0113)."""
+    """As Lin et al. 2017, section 4.1. KerasHub gives the prior's bias to the box head (decision 0002)."""
     normal = keras.initializers.RandomNormal(stddev=0.01)
     for layer in (*head.conv_layers, head.prediction_layer):
         layer.kernel.assign(normal(layer.kernel.shape, layer.kernel.dtype))

@@ -19,7 +19,7 @@ from tf_detectorgan.models.detectors.detector import Coverage, Detector, suppres
 from tf_detectorgan.models.layers import dtype_policy, weights_dtype
 
 # Of smooth L1 in units of anchors.VARIANCE; Detectron2 counts without it, which is 5 to 10 times less.
-BOX_WEIGHT = 0.2  # decision 0063
+BOX_WEIGHT = 0.2  # decision 0059
 COVERED = 0.5  # IoU with an anchor
 # Objects of 4 to 10 pixels on a grid of 4 rarely meet an anchor by IoU 0.5 (decision 0053).
 SMALL_MATCH_IOU = (0.3, 0.2)
