@@ -284,8 +284,12 @@ def test_a_cell_trained_apart_is_gathered_into_the_table(tmp_path, tiny_phantom,
         share["high"],
         [[share["k"], share["n"]]],
     )
-    assert "T(IoBB) 0.25" in text
-    assert page.with_suffix(".md").exists()
+    (published,) = [
+        line.split("  ") for line in text.splitlines() if line.startswith("Wang et al. 2017, pub")
+    ]
+    assert [cell.strip() for cell in published if cell][1:] == ["0.165", "0.051", *["0.013"] * 3]
+    for file in (page, page.with_suffix(".md")):
+        assert "Wang et al. 2017, published: their table 4, Nodule" in file.read_text("utf-8")
 
 
 def test_a_column_that_repeats_the_main_iou_is_shown_once():

@@ -39,10 +39,7 @@ def write(dataset: records.Dataset) -> Path:
     html = page.render(
         title=f"Data card: {dataset.directory.name}",
         dataset=dataset,
-        rows=[
-            {"split": name.replace("_", ", "), **held.summary(dataset.class_names)}
-            for name, held in splits.items()
-        ],
+        rows=[_row(dataset, name, held) for name, held in splits.items()],
         histogram=figures.box_sizes(sizes, contents.sizes(train), coverage and coverage.covered)
         if sizes
         else None,
@@ -68,6 +65,10 @@ def _coverage(dataset: records.Dataset, boxes: np.ndarray) -> tuple[Coverage | N
     except InputError as error:
         return None, str(error)
     return detector.coverage(boxes), ""
+
+
+def _row(dataset: records.Dataset, split: str, held: Contents) -> dict[str, Any]:
+    return {"split": split.replace("_", ", "), **held.summary(dataset.class_names)}
 
 
 def _groups(splits: dict[str, Contents]) -> dict[str, Any]:

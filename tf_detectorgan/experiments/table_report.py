@@ -105,6 +105,10 @@ def write_table(
         "seeds": list(seeds),
         "main_iou": results.main_iou,
         "rows": [_row(row, table.columns, results) for row in table.rows if row.arm in results.metrics],
+        "published": [
+            {"title": p.title, "cells": [p.numbers.get(c.title) for c in table.columns], "note": p.note}
+            for p in table.published
+        ],
         "comparisons": {c.title: comparisons(table, c, results) for c in table.columns if _has_draws(c)},
         "unfinished": [
             f"{arm}:{seed}"
@@ -126,7 +130,7 @@ def write_table(
 def _pages(numbers: dict[str, Any], table: Table, main_iou: str, page: Path) -> tuple[Path, str]:
     """Writes the table as HTML and beside it as Markdown; returns the page, and the table as plain text."""
     templates = environment()
-    templates.filters |= {"md": markdown_text, "duration": duration, "cell": cell}
+    templates.filters |= {"md": markdown_text, "duration": duration, "cell": cell, "number": number}
     content = {**numbers, "columns": [column.at(main_iou).title for column in table.columns]}
     content["comparisons"] = [
         (Column(title, ()).at(main_iou).title, [found["sentence"] for found in compared])
@@ -143,10 +147,12 @@ def _pages(numbers: dict[str, Any], table: Table, main_iou: str, page: Path) -> 
 
 
 def _text(content: Mapping[str, Any]) -> str:
-    """Rows and sentences of comparisons, for a terminal."""
+    """Rows, published rows and sentences of comparisons, for a terminal."""
     lines = [["", *content["columns"], "seeds"]]
     for row in content["rows"]:
         lines.append([row["title"], *(cell(c) for c in row["cells"]), str(row["seeds"])])
+    for row in content["published"]:
+        lines.append([f"{row['title']}, published", *(number(value, 3) for value in row["cells"]), ""])
     sentences = [s for _, group in content["comparisons"] for s in group]
     return "\n".join([aligned(lines), *sentences])
 
