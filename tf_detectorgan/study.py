@@ -53,13 +53,6 @@ class Study:
     checks: int = option(
         4, "Attention checks: a real image beside itself with the box's pixels shuffled; 0: none.", low=0
     )
-    min_checks: float = option(
-        0.0,
-        "For --report: share of the checks shown to a rater that he must pass for his answers to count; 0: "
-        "everybody counts.",
-        low=0.0,
-        high=1.0,
-    )
     data_dir: str = option("", "Prepared data set whose labelled training images the checks show.")
     seed: int = option(0, "Which pairs, and every rater's order and sides, follow from it.", low=0)
     host: str = option("127.0.0.1", "Address to serve at; others than loopback need --token.")
@@ -76,7 +69,7 @@ def main(options: Study) -> None:
     out = Path(options.out).expanduser().absolute()
     if options.report:
         plan, answers = opened(options, out), Answers(out)
-        print(report.table(plan, answers.raters(), answers.all(), options.min_checks))
+        print(report.table(plan, answers.raters(), answers.all()))
         return
     with listen(options) as listener:  # what serving wants is known before anything is written
         if not (out / plans.PLAN).exists():

@@ -103,9 +103,7 @@ def test_one_browser_for_one_rater_after_the_other(browser, address, study):
     page.get_by_role("button", name="Begin").click()
     page.wait_for_selector("fieldset.current")
     by_keyboard(page, ["ArrowRight", "ArrowRight", "5", "4", "3", "1"])
-    page.get_by_role("button", name="Another rater").click()  # Bea breaks off
-    page.get_by_label("Your code").fill(Answers(study).raters()[1].code)
-    page.get_by_role("button", name="Go on").click()
+    page.goto(address)  # Bea comes back
     assert page.get_by_role("heading").inner_text() == "Pair 2 of 4"
     assert [len(Answers(study).all(rater)) for rater in (1, 2)] == [4, 1]
     assert faults == []
@@ -121,7 +119,7 @@ def test_two_studies_of_one_host_in_one_browser(browser, address, study, tmp_pat
         page.wait_for_selector("fieldset.current")
         for home, name in ((address, "Ada"), (second, "Bea"), (address, "Ada")):
             page.goto(home)
-            assert f"{name} ·" in page.locator("header").inner_text()
+            assert name in page.locator("header").inner_text()
         assert faults == []
 
 

@@ -70,22 +70,13 @@ def test_order_and_sides_differ_between_raters_and_are_balanced(study):
     assert orders[0] == plans.order(plan, 1)
 
 
-def test_resuming_by_cookie_and_by_code(client, study):
+def test_resuming_by_cookie(client, study):
     join(client)
     client.post("/pair/0", data={**GIVEN, "csrf": csrf(client)})
     again = create_app(study).test_client()  # the server was restarted
     name = client.application.config["SESSION_COOKIE_NAME"]
     again.set_cookie(name, client.get_cookie(name).value)
     assert "Pair 2 of 4" in again.get("/pair").text
-    code = Answers(study).raters()[0].code
-    other = create_app(study).test_client()
-    other.post("/join", data={"csrf": csrf(other, "/"), "code": code.upper()})
-    assert "Pair 2 of 4" in other.get("/pair").text
-    assert "no rater" in join_code(create_app(study).test_client(), "0123456789").text.lower()
-
-
-def join_code(client, code):
-    return client.post("/join", data={"csrf": csrf(client, "/"), "code": code})
 
 
 def test_a_taken_name_an_empty_one_and_a_script(client, study):

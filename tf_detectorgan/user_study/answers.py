@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ SCALE = range(1, 6)  # Likert: 1 fake, 5 real
 CHOICES = ("whole", "object")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS rater (
-    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, code TEXT NOT NULL UNIQUE,
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
     begun TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
 );
 CREATE TABLE IF NOT EXISTS answer (
@@ -47,11 +46,10 @@ class Answer(NamedTuple):
 
 
 class Rater(NamedTuple):
-    """Who answers; `code` lets a rater go on in another browser."""
+    """Who answers."""
 
     id: int
     name: str
-    code: str
 
 
 class Answers:
@@ -65,25 +63,21 @@ class Answers:
 
     def join(self, name: str) -> Rater | None:
         """A new rater; None: the name is taken."""
-        code = secrets.token_hex(5)
         with self._connected() as connection:
             try:
-                cursor = connection.execute("INSERT INTO rater (name, code) VALUES (?, ?)", (name, code))
+                cursor = connection.execute("INSERT INTO rater (name) VALUES (?)", (name,))
             except sqlite3.IntegrityError:
                 return None
-            return Rater(int(cursor.lastrowid or 0), name, code)
+            return Rater(int(cursor.lastrowid or 0), name)
 
-    def rater(self, *, id: int | None = None, code: str | None = None) -> Rater | None:
-        """The rater of this id or code, or None."""
-        query = "SELECT id, name, code FROM rater WHERE id = ? OR code = ?"
-        with self._connected() as connection:
-            row = connection.execute(query, (id, code)).fetchone()
-        return Rater(*row) if row else None
+    def rater(self, number: int) -> Rater | None:
+        """The rater of this id, or None."""
+        return next((rater for rater in self.raters() if rater.id == number), None)
 
     def raters(self) -> list[Rater]:
         """All of them, by id."""
         with self._connected() as connection:
-            return [Rater(*row) for row in connection.execute("SELECT id, name, code FROM rater ORDER BY id")]
+            return [Rater(*row) for row in connection.execute("SELECT id, name FROM rater ORDER BY id")]
 
     def add(self, answer: Answer) -> None:
         """Stores an answer; one that is there already, sent twice by a reload, is kept as it was."""

@@ -105,14 +105,11 @@ class _Study:
 
     def join(self) -> str | Response | tuple[str, int]:
         name = " ".join(flask.request.form.get("name", "").split())
-        code = flask.request.form.get("code", "").strip().lower()
-        if code:
-            rater, fault = self._answers.rater(code=code), "No rater has this code."
-        elif not 0 < len(name) <= NAME_LENGTH or not name.isprintable():  # --report prints it to a terminal
+        if not 0 < len(name) <= NAME_LENGTH or not name.isprintable():  # --report prints it to a terminal
             rater, fault = None, f"Give a name of up to {NAME_LENGTH} printable letters."
         else:
             rater = self._answers.join(name)
-            fault = "This name is taken: give another one, or the code that was shown to you."
+            fault = "This name is taken: give another one."
         if rater is None:
             return flask.render_template("start.html", count=len(self._plan.pairs), fault=fault), 400
         flask.session.permanent = True  # goes on when the browser was closed
@@ -120,7 +117,7 @@ class _Study:
         return flask.redirect(flask.url_for("pair"))
 
     def leave(self) -> Response:
-        """Another rater takes the seat; the one who leaves goes on by code."""
+        """Another rater takes the seat."""
         flask.session.pop("rater", None)
         return flask.redirect(flask.url_for("start"), 303)
 
@@ -182,7 +179,7 @@ class _Study:
 
     def _rater(self) -> Rater | None:
         number = flask.session.get("rater")
-        return self._answers.rater(id=number) if number else None
+        return self._answers.rater(number) if number else None
 
     def _next(self, rater: Rater, shown: list[plans.Shown]) -> int | None:
         """Place of the first pair without an answer; None: all are answered."""

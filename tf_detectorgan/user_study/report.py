@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
 
-from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation.statistics import exact_interval
 from tf_detectorgan.user_study.answers import CHOICES, Answer, Rater
 from tf_detectorgan.user_study.plan import SIDES, Plan
 
 
-def cohen_kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
-    """Agreement of two raters beyond chance (Cohen 1960); None where both always gave one same answer."""
-    agreed = np.mean([a == b for a, b in zip(first, second, strict=True)])
-    shares = [Counter(first), Counter(second)]
-    chance = sum(shares[0][c] * shares[1][c] for c in shares[0]) / len(first) ** 2
-    return None if chance == 1 else float((agreed - chance) / (1 - chance))
-
-
 def fleiss_kappa(ratings: Sequence[Sequence[str]]) -> float | None:
-    """Agreement of n raters beyond chance (Fleiss 1971); `ratings` holds each pair's n answers."""
+    """Agreement of n raters beyond chance (Fleiss 1971); `ratings` holds each pair's n answers.
+
+    None where all gave one same answer.
+    """
     kinds = sorted(set(itertools.chain.from_iterable(ratings)))
     counts = np.array([[row.count(kind) for kind in kinds] for row in map(list, ratings)])  # [pairs, kinds]
     n = counts[0].sum()
@@ -57,41 +51,27 @@ def agreement(answers: Sequence[Answer], what: str, pairs: int) -> str:
     if len(whole) < 2:
         return f"no kappa: fewer than two raters answered all {pairs} pairs"
     rows = [[given[pair] for given in whole] for pair in sorted(whole[0])]
-    two = len(whole) == 2
-    kappa = cohen_kappa(*zip(*rows, strict=True)) if two else fleiss_kappa(rows)
-    name, value = "Cohen's" if two else "Fleiss'", "undefined" if kappa is None else f"{kappa:.2f}"
-    return f"{name} kappa {value} ({len(whole)} raters who answered all {pairs} pairs{without})"
+    kappa = fleiss_kappa(rows)
+    value = "undefined" if kappa is None else f"{kappa:.2f}"
+    return f"Fleiss' kappa {value} ({len(whole)} raters who answered all {pairs} pairs{without})"
 
 
-def table(plan: Plan, raters: Sequence[Rater], answers: Sequence[Answer], min_checks: float = 0.0) -> str:
-    """The whole report as text. `min_checks`: share of the checks he saw that a rater must pass to count.
-
-    Raises:
-      InputError: `min_checks` is given, and the study has no attention checks.
-    """
+def table(plan: Plan, raters: Sequence[Rater], answers: Sequence[Answer]) -> str:
+    """The whole report as text."""
     checked = {k for k, pair in enumerate(plan.pairs) if pair.check}
-    if min_checks and not checked:
-        raise InputError(f"--min_checks={min_checks}: the study has no attention checks; leave it out")
-    lines, kept = [], set[int]()
+    counted = [answer for answer in answers if answer.pair not in checked]
+    lines = (
+        _results(plan, counted, len(plan.pairs) - len(checked)) if counted else ["no answers to count yet"]
+    )
     for rater in raters:
         own = [answer for answer in answers if answer.rater == rater.id]
         shown = [answer for answer in own if answer.pair in checked]
         passed = sum(answer.better_whole == answer.better_object == "A" for answer in shown)
-        if not min_checks or (shown and passed >= min_checks * len(shown)):
-            kept.add(rater.id)
         lines.append(
             f"{rater.name}: {len(own)} of {len(plan.pairs)} pairs, attention checks passed {passed} of "
-            f"{len(shown)}{'' if rater.id in kept else ', left out'}"
+            f"{len(shown)}"
         )
-    if len(kept) < len(raters):
-        lines.insert(
-            0, f"left out by --min_checks={min_checks}: {len(raters) - len(kept)} of {len(raters)} raters"
-        )
-    counted = [answer for answer in answers if answer.rater in kept and answer.pair not in checked]
-    results = (
-        _results(plan, counted, len(plan.pairs) - len(checked)) if counted else ["no answers to count yet"]
-    )
-    return "\n".join(results + lines)
+    return "\n".join(lines)
 
 
 def _results(plan: Plan, counted: Sequence[Answer], pairs: int) -> list[str]:
