@@ -13,7 +13,7 @@ import tensorflow as tf
 from tf_detectorgan import disk, export_detector
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.evaluation import from_coco_results
+from tf_detectorgan.evaluation.records import from_coco_results
 from tf_detectorgan.export_detector import Export
 from tf_detectorgan.models.detectors.serving import ServedDetector
 

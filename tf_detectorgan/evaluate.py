@@ -22,13 +22,14 @@ from tf_detectorgan.environment import TENSORFLOW
 os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 
 from tf_detectorgan import checkpoints, door
-from tf_detectorgan import evaluation as ev
 from tf_detectorgan.config import option
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation.average_precision import SINGLE
 from tf_detectorgan.evaluation.detect import truth_of_split
+from tf_detectorgan.evaluation.metrics import evaluate as score
 from tf_detectorgan.evaluation.predictions import IMAGE_IDS, PIXELS, read_predictions
+from tf_detectorgan.evaluation.records import write_json
 from tf_detectorgan.experiments.evaluation_table import evaluation_table
 from tf_detectorgan.training import phases, run_directory
 from tf_detectorgan.training.run import Run
@@ -100,11 +101,11 @@ def score_predictions(options: Evaluate) -> None:
         categories=options.prediction_categories,
         image_ids=options.image_ids,
     )
-    metrics = ev.evaluate(
+    metrics = score(
         truth_of_split(dataset, options.split), found, dataset.class_names, main_iou=options.main_iou
     )
     out = path.with_suffix(f".{options.split}_metrics.json")
-    ev.write_json(out, metrics)
+    write_json(out, metrics)
     print(
         f"{options.split} split of {dataset.directory}, boxes in pixels of the "
         f"{options.prediction_pixels} images"

@@ -68,22 +68,12 @@ def centerness(logits, target, classes):
 
 def adversarial_real(logits, kind: str):
     """What a discriminator pays for logits [N, h, w, 1] of real images. kind: log (Eqn 4), lsgan."""
-    return _per_image(
-        {
-            "log": lambda: tf.nn.softplus(-logits),
-            "lsgan": lambda: (logits - 1.0) ** 2,
-        }[kind]()
-    )
+    return _per_image({"log": lambda: tf.nn.softplus(-logits), "lsgan": lambda: (logits - 1.0) ** 2}[kind]())
 
 
 def adversarial_fake(logits, kind: str):
     """What a discriminator pays for logits [N, h, w, 1] of generated images."""
-    return _per_image(
-        {
-            "log": lambda: tf.nn.softplus(logits),
-            "lsgan": lambda: logits**2,
-        }[kind]()
-    )
+    return _per_image({"log": lambda: tf.nn.softplus(logits), "lsgan": lambda: logits**2}[kind]())
 
 
 def adversarial_generator(logits, kind: str):

@@ -9,7 +9,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.evaluation import Found, Truth
 from tf_detectorgan.evaluation.average_precision import (
     THRESHOLDS,
     average_precision,
@@ -18,6 +17,7 @@ from tf_detectorgan.evaluation.average_precision import (
     mean_over_classes,
     weighted,
 )
+from tf_detectorgan.evaluation.records import Found, Truth
 
 
 def fuzz(seed, images=25, classes=3, ties=False, most=6):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from tf_detectorgan.evaluation import Found, Truth
 from tf_detectorgan.evaluation.average_precision import match
 from tf_detectorgan.evaluation.froc import froc
+from tf_detectorgan.evaluation.records import Found, Truth
 
 HIT = [0, 0, 10, 10]
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tf_detectorgan.evaluation import Found, Truth
 from tf_detectorgan.evaluation.localization import best_overlaps, localization, pool
+from tf_detectorgan.evaluation.records import Found, Truth
 
 
 def one(image_id, truth_boxes, boxes, scores, truth_labels=None, labels=None):

@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan.batch import Detections
-from tf_detectorgan.evaluation import (
+from tf_detectorgan.evaluation.metrics import evaluate
+from tf_detectorgan.evaluation.records import (
     Found,
     Truth,
-    evaluate,
     found_of,
     from_coco_results,
     to_coco_results,

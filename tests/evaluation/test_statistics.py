@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.evaluation import Found, Truth
 from tf_detectorgan.evaluation.average_precision import THRESHOLDS, match, mean_over_classes
+from tf_detectorgan.evaluation.records import Found, Truth
 from tf_detectorgan.evaluation.statistics import (
     Difference,
     Interval,

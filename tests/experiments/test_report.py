@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.evaluation import (
+from tf_detectorgan.evaluation.metrics import evaluate
+from tf_detectorgan.evaluation.records import (
     Found,
     Truth,
-    evaluate,
     to_coco_results,
     truth_to_json,
     write_json,

@@ -10,14 +10,6 @@ from tf_detectorgan.training import prefetch
 CPU_1 = "/job:localhost/replica:0/task:0/device:CPU:1"
 
 
-@pytest.mark.parametrize(
-    "gpus, replicas, expected",
-    [([], 1, None), (["GPU:0"], 1, "GPU:0"), (["GPU:0", "GPU:1"], 1, "GPU:0"), (["GPU:0", "GPU:1"], 2, None)],
-)
-def test_one_replica_has_its_batches_on_the_first_gpu(gpus, replicas, expected):
-    assert prefetch.target(gpus, replicas) == expected
-
-
 def numbered(count):
     """Batch t holds the number t everywhere."""
     return tf.data.Dataset.range(count).map(

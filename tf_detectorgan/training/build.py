@@ -28,6 +28,7 @@ from tf_detectorgan.run_layout import RunLayout
 from tf_detectorgan.training import backbone_weights
 from tf_detectorgan.training.base_gan import BaseGAN
 from tf_detectorgan.training.cyclegan import CycleGAN, CycleObjective
+from tf_detectorgan.training.detector_step import CLIP_NORM
 from tf_detectorgan.training.image_pool import ImagePool
 from tf_detectorgan.training.joint_step import Objective
 from tf_detectorgan.training.loss_scale import LossScale
@@ -39,7 +40,6 @@ LOCAL_LAYERS = 2  # of DIS_localX: its crops are smaller than 70 pixels
 JOINT_RATE = {"sgd": 0.01, "nesterov": 0.01, "adam": 1e-4, "adamw": 1e-4}
 WARM_UP = 0.05  # share of a detector's steps
 WEIGHT_DECAY = 1e-4  # of AdamW
-CLIP_NORM = 10.0  # largest norm of a detector's gradient
 FEATHER = 0.25  # width of the blend around a box, in box sides
 POOL_SIZE = 50  # synthetic images that discriminators remember, as in CycleGAN
 
@@ -204,10 +204,7 @@ def psgan(settings: Train, person: bool, dataset: Dataset, chosen: tf.distribute
         generator_optimizer.build(G.trainable_variables)
         discriminator_optimizer = keras.optimizers.Adam(rate, beta_1=0.5)
         discriminator_optimizer.build(phi)
-    weights = AlignedObjective(
-        lambda_gan=settings.lambda_gan,
-        composition=composition(settings, 1),
-    )
+    weights = AlignedObjective(settings.lambda_gan, composition(settings, 1))
     return PSGAN(weights, G, DIS_image, DIS_person, generator_optimizer, discriminator_optimizer)
 
 
@@ -289,10 +286,7 @@ def detector(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
 def joint_detector_optimizer(settings: Train, DET: Detector, chosen) -> keras.optimizers.Optimizer:
     """The update U of Eqn 3."""
     name = settings.joint_detector_optimizer
-    options: dict[str, Any] = {
-        "learning_rate": JOINT_RATE[name],
-        "global_clipnorm": CLIP_NORM,
-    }
+    options: dict[str, Any] = {"learning_rate": JOINT_RATE[name], "global_clipnorm": CLIP_NORM}
     if name in ("sgd", "nesterov"):
         options |= {"momentum": 0.9, "nesterov": name == "nesterov"}
     if name == "adamw":

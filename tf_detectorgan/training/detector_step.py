@@ -9,12 +9,11 @@ from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training import replicas, update_rules
 
+CLIP_NORM = 10.0  # largest norm of a detector's gradient
+
 
 def detector_step(
-    DET: Detector,
-    optimizer: keras.optimizers.Optimizer,
-    labelled: Labelled,
-    clipnorm: float,
+    DET: Detector, optimizer: keras.optimizers.Optimizer, labelled: Labelled, clipnorm: float = CLIP_NORM
 ) -> dict[str, tf.Tensor]:
     """Applies one step on L_d, gradients clipped to the joint norm `clipnorm`. Returns shares of scalars."""
     targets = DET.targets(labelled)

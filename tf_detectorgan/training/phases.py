@@ -18,12 +18,13 @@ import numpy as np
 import tensorflow as tf
 
 from tf_detectorgan import checkpoints, disk, run_layout
-from tf_detectorgan import evaluation as ev
 from tf_detectorgan.batch import Synthesis
 from tf_detectorgan.data import pipeline, records, split_guard
 from tf_detectorgan.evaluation import auditors
 from tf_detectorgan.evaluation.auditors import Auditors
 from tf_detectorgan.evaluation.detect import detect_split, quick_ap
+from tf_detectorgan.evaluation.metrics import evaluate as score
+from tf_detectorgan.evaluation.records import to_coco_results, truth_to_json, write_json
 from tf_detectorgan.models.generators import paste
 from tf_detectorgan.poisson import poisson_blend
 from tf_detectorgan.synthesis import Inserter, Screening, synthesize
@@ -198,13 +199,13 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
     detecting = time.monotonic()
     truth, found = detect_split(run.detect, run.dataset, split, run.settings.detector_batch)
     image_seconds = (time.monotonic() - detecting) / len(truth)
-    ev.write_json(run_layout.detections(directory, split), ev.to_coco_results(found))
+    write_json(run_layout.detections(directory, split), to_coco_results(found))
     truth_file = run_layout.truth(directory if run.elsewhere else layout.path, split)
-    ev.write_json(truth_file, ev.truth_to_json(truth))
-    metrics = ev.evaluate(
+    write_json(truth_file, truth_to_json(truth))
+    metrics = score(
         truth, found, run.dataset.class_names, seed=run.settings.seed, main_iou=run.settings.main_iou
     )
-    ev.write_json(metrics_file, metrics)
+    write_json(metrics_file, metrics)
     if split == "test" and not run.elsewhere:
         _keep_samples(run)
         record = {"seconds": round(time.monotonic() - began, 1), "image_seconds": round(image_seconds, 5)}

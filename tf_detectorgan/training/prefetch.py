@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import tensorflow as tf
 
 AHEAD = 2  # batches on the device that no step has taken yet
-
-
-def target(gpus: Sequence[str], replicas: int) -> str | None:
-    """The GPU to which one replica's batches are copied ahead, out of the names of all; None: none.
-
-    With several replicas `experimental_distribute_dataset` does it (tf.distribute.InputOptions:
-    experimental_fetch_to_device, on by default).
-    """
-    return gpus[0] if gpus and replicas == 1 else None
 
 
 def ahead(batches: Iterable, device: str) -> Iterator:

@@ -73,11 +73,10 @@ class Run:
         """The batches in their order, each replica's part on its device where that is a GPU."""
         if self.workers.strategy:
             return self.workers.rows(batches)
-        replicas = self.strategy.num_replicas_in_sync
-        gpu = prefetch.target(build.gpus(), replicas)
-        if gpu:
-            return prefetch.ahead(batches, gpu)
-        return iter(batches if replicas == 1 else self.strategy.experimental_distribute_dataset(batches))
+        if self.strategy.num_replicas_in_sync > 1:  # copies ahead by itself (tf.distribute.InputOptions)
+            return iter(self.strategy.experimental_distribute_dataset(batches))
+        gpus = build.gpus()
+        return prefetch.ahead(batches, gpus[0]) if gpus else iter(batches)
 
 
 def build_run(
@@ -159,7 +158,7 @@ def detector_function(run: Run, optimizer) -> Callable:
 
     @tf.function(autograph=False)
     def function(labelled: Labelled):
-        shares = run.strategy.run(detector_step, args=(run.DET, optimizer, labelled, build.CLIP_NORM))
+        shares = run.strategy.run(detector_step, args=(run.DET, optimizer, labelled))
         values = {k: run.strategy.reduce("SUM", v, axis=None) for k, v in shares.items()}
         return values | {"learning_rate": tf.convert_to_tensor(optimizer.learning_rate)}
 

@@ -127,9 +127,6 @@ def apply(optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor])
     Raises:
       RuntimeError: a gradient is None.
     """
-    if type(optimizer) not in _RULES:  # Keras sums over replicas when it applies
-        optimizer.apply([g / replicas.count() for g in gradients], _variables(optimizer))
-        return
     if type(optimizer) is keras.optimizers.SGD:
         commit(optimizer, advance(optimizer, current(optimizer).W, gradients))
         return
@@ -224,14 +221,10 @@ def _require_known(optimizer) -> None:
             f"{kind}: learning_rate is a function that knows the live step only; "
             "write it as a LearningRateSchedule"
         )
-    constrained = [v.path for v in _variables(optimizer) if v.constraint is not None]
-    if constrained:
-        raise ValueError(f"the update rule has no constraints; these weights have: {', '.join(constrained)}")
-    replaced = [v.path for v in _variables(optimizer) if v.overwrite_with_gradient]
-    if replaced:
-        raise ValueError(
-            f"the update rule has no overwrite_with_gradient; these weights: {', '.join(replaced)}"
-        )
+    for name in ("constraint", "overwrite_with_gradient"):
+        weights = [v.path for v in _variables(optimizer) if getattr(v, name)]
+        if weights:
+            raise ValueError(f"the update rule has no {name}; these weights have it: {', '.join(weights)}")
 
 
 def _variables(optimizer) -> list[keras.Variable]:
