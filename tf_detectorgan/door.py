@@ -6,6 +6,7 @@ import io
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from absl import app, flags, logging
@@ -54,6 +55,16 @@ def guard(options: type[T], main: Callable[[T], None], terminated: int = 128 + s
         print("stopped by Ctrl-C", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
+
+
+def check_target(out: Path, marker: str, what: str, overwrite: bool) -> None:
+    """Raises InputError unless --out is free, or holds `what`, told by the file `marker`, to `overwrite`."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / marker).is_file():
+        raise InputError(f"--out={out}: exists and holds no {what}; choose another directory")
+    if not overwrite:
+        raise InputError(f"--out={out}: exists; use --overwrite to replace it")
 
 
 def _parse(argv: list[str]) -> list[str]:

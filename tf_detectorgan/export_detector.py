@@ -52,7 +52,7 @@ def main(options: Export) -> None:
             f"run tf_detectorgan.train --arm={options.arm} first"
         )
     out = Path(options.out).expanduser() if options.out else arm.path / "exported"
-    _check_target(out, options.overwrite)
+    door.check_target(out, "detector.json", "exported detector", options.overwrite)
     model = served(run)
     checkpoints.load(weights, {"DET": model.network})
     with disk.whole_directory(out) as partial:
@@ -105,15 +105,6 @@ def description(run: Run, arm: str, weights: str) -> dict[str, Any]:
         "arm": arm,
         "weights": weights,
     }
-
-
-def _check_target(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / "detector.json").is_file():
-        raise InputError(f"--out={out}: exists and holds no exported detector; choose another directory")
-    if not overwrite:
-        raise InputError(f"--out={out}: holds an exported detector; use --overwrite to replace it")
 
 
 if __name__ == "__main__":

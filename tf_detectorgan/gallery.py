@@ -1,8 +1,7 @@
 """Synthetic images for the eye: a page and a contact sheet of background, insertion, difference and object.
 
 An entry is a dict: `background`, `inserted` and `matched` are uint8 [H, W, C] (C 1 or 3), `box` is where the
-object lies in `inserted`, as in boxes.py, `caption` names the ids. `matched_box` is where it lies in
-`matched`; without it, `box`.
+object lies in `inserted` and in `matched`, as in boxes.py, `caption` names the ids.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ def write_gallery(
 
 def _card(entry: Mapping[str, Any], changed: Change, scale: float) -> dict[str, Any]:
     x, y, w, h = box_ops.to_xywh(np.asarray(entry["box"], np.float32)).numpy().tolist()
-    objects = [crop(entry["inserted"], entry["box"]), crop(entry["matched"], _matched_box(entry))]
+    objects = [crop(entry[name], entry["box"]) for name in ("inserted", "matched")]
     return {
         "caption": str(entry["caption"]),
         "background": image_uri(entry["background"]),
@@ -141,12 +140,11 @@ def contact_sheet(entries: Sequence[Mapping[str, Any]], path: str | os.PathLike)
     draw.text((GAP, GAP // 2 + LINE), note, (90, 90, 90), font)
     for row, (entry, changed) in enumerate(zip(entries, changes, strict=True)):
         top = 2 * LINE + GAP + row * row_height
-        objects = [crop(entry["inserted"], entry["box"]), crop(entry["matched"], _matched_box(entry))]
         cells = [
             _fit(entry["background"]),
             _boxed(entry["inserted"], entry["box"]),
             _fit(color_difference(changed.signed, scale)),
-            *map(_fit, objects),
+            *(_fit(crop(entry[name], entry["box"])) for name in ("inserted", "matched")),
         ]
         for column, cell in enumerate(cells):
             left = GAP + column * (CELL + GAP)
@@ -162,10 +160,6 @@ def contact_sheet(entries: Sequence[Mapping[str, Any]], path: str | os.PathLike)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, "PNG", optimize=True)
     return path
-
-
-def _matched_box(entry: Mapping[str, Any]) -> Sequence[float]:
-    return entry.get("matched_box", entry["box"])
 
 
 def _scale(changes: Sequence[Change]) -> float:

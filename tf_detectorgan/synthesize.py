@@ -17,7 +17,7 @@ from tf_detectorgan.environment import TENSORFLOW
 
 os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 
-from tf_detectorgan import checkpoints, door
+from tf_detectorgan import checkpoints, door, run_layout
 from tf_detectorgan.config import option
 from tf_detectorgan.data.formats import export
 from tf_detectorgan.data.placement import MODES
@@ -69,7 +69,9 @@ def main(options: Synthesize) -> None:
     run = run_directory.reopen(options.run_dir, options.data_dir)
     _check_finished(run, options.arm)
     out = Path(options.out).expanduser() if options.out else run.layout.arm(options.arm).path / "more"
-    _check_target(out, options.overwrite)
+    if (out / run_layout.SYNTHETIC).is_file() and checkpoints.finished(out):
+        raise InputError(f"--out={out}: a run was trained on these images; choose another directory")
+    door.check_target(out, run_layout.SYNTHETIC, "synthetic images", options.overwrite)
     export.check(options.export, run.dataset.class_names, run.dataset.image_shape[-1])
     settings = run.settings
     if options.placement != "run":
@@ -114,18 +116,6 @@ def _check_finished(run: Run, arm: str) -> None:
             f"{run.layout.path}: the generator of {arm} is not trained to its end; "
             f"run tf_detectorgan.train --arm={arm} first"
         )
-
-
-def _check_target(out: Path, overwrite: bool) -> None:
-    """Only synthetic images that no run was trained on are written over, and only when asked."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / "synthetic.tfrecord").is_file():
-        raise InputError(f"--out={out}: exists and holds no synthetic images; choose another directory")
-    if checkpoints.finished(out):
-        raise InputError(f"--out={out}: a run was trained on these images; choose another directory")
-    if not overwrite:
-        raise InputError(f"--out={out}: holds synthetic images; use --overwrite to replace them")
 
 
 if __name__ == "__main__":

@@ -268,9 +268,11 @@ def test_psgan_says_what_it_cannot_draw(shape, classes, error):
 
 
 def test_an_arm_that_cannot_draw_is_refused_before_another_trains(monkeypatch):
-    monkeypatch.setattr(phases, "build_gan_training", lambda run, kind: pytest.fail(f"{kind} is built"))
-    settings = types.SimpleNamespace(arm=("cyclegan_bbox", "psgan"))
-    run = types.SimpleNamespace(settings=settings, workers=None, layout=None, dataset=DATASET)
+    monkeypatch.setattr(phases, "train_gan", lambda *_: pytest.fail("a GAN is trained"))
+    run = types.SimpleNamespace(
+        settings=Train(**TINY, arm=("cyclegan_bbox", "psgan")), workers=None, layout=None, dataset=DATASET,
+        strategy=tf.distribute.get_strategy(),
+    )  # fmt: skip
     with pytest.raises(InputError, match="one kind of object"):
         phases.run_arms(run)
 

@@ -160,29 +160,18 @@ def gan(settings: Train, kind: str, dataset: Dataset, chosen: tf.distribute.Stra
     """The base GAN of a `kind` of settings.GANS, all built. Seeds Keras's initialisers.
 
     Raises:
-      InputError: as `refuse_undrawable`.
-    """
-    refuse_undrawable(kind, dataset)
-    if kind == "cyclegan":
-        return cyclegan(settings, dataset, chosen)
-    return psgan(settings, kind == "psgan", dataset, chosen)
-
-
-def refuse_undrawable(kind: str, dataset: Dataset) -> None:
-    """Says of a `kind` of settings.GANS what it cannot draw, without building it.
-
-    Raises:
       InputError: images or classes that it has no way to handle.
     """
-    shape, classes = dataset.image_shape, dataset.class_names
     if kind == "cyclegan":
-        return
+        return cyclegan(settings, dataset, chosen)
+    side, classes = dataset.image_shape[0], dataset.class_names
     if len(classes) != 1:
         raise InputError(f"pix2pix and psgan insert one kind of object, the data has {', '.join(classes)}")
-    if shape[0] & (shape[0] - 1):
+    if side & (side - 1):
         raise InputError(
-            f"pix2pix and psgan: images of {shape[0]} px; prepare them at a power of 2 (64, 128, 256)"
+            f"pix2pix and psgan: images of {side} px; prepare them at a power of 2 (64, 128, 256)"
         )
+    return psgan(settings, kind == "psgan", dataset, chosen)
 
 
 def psgan(settings: Train, person: bool, dataset: Dataset, chosen: tf.distribute.Strategy) -> PSGAN:

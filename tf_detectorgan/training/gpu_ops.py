@@ -69,7 +69,9 @@ def faults(graph: tf.Graph, largest: int) -> list[Fault]:
 
 
 def _fault(op, largest: int) -> str:
-    if op.type in REFUSED and not _trains_batch_norm(op):
+    # A batch norm's gradient is deterministic where it trains.
+    trains = op.type.startswith("FusedBatchNormGrad") and op.get_attr("is_training")
+    if op.type in REFUSED and not trains:
         return "its GPU kernel refuses determinism"
     if op.type in PYTHON:
         return "runs Python on the host"
@@ -117,11 +119,6 @@ def _constrained(kind: str) -> list[str]:
 def _kernels(kind: str) -> list:
     """Registered for GPUs, or for every device."""
     return [k for k in get_registered_kernels_for_op(kind).kernel if k.device_type in ("GPU", "DEFAULT")]
-
-
-def _trains_batch_norm(op) -> bool:
-    """Whether the op is a batch norm's gradient of the kind that is deterministic."""
-    return op.type.startswith("FusedBatchNormGrad") and op.get_attr("is_training")
 
 
 def arguments(op) -> Iterator[tuple[str, tf.Tensor]]:

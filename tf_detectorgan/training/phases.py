@@ -50,8 +50,6 @@ def run_arms(run: Run) -> None:
     """All phases of all chosen arms. Workers train together; the chief alone makes images and evaluates."""
     s, workers, layout = run.settings, run.workers, run.layout
     kinds = list(dict.fromkeys(ARMS[name].gan for name in s.arm if ARMS[name].gan))
-    for kind in kinds:
-        build.refuse_undrawable(kind, run.dataset)
     # Built by all workers together, before the chief uses them alone.
     gans = {kind: build_gan_training(run, kind) for kind in kinds}
     pretraining = build_detector_training(run, s.pretrain_detector_steps)

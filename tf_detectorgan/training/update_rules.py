@@ -122,17 +122,13 @@ def apply(optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor])
 
     Args:
       optimizer: built on the variables that move, in the order of `gradients`.
-      gradients: summed over replicas; clipping is by the norm of the sum.
-
-    Raises:
-      RuntimeError: a gradient is None.
+      gradients: summed over replicas; clipping is by the norm of the sum. None of them is None.
     """
     if type(optimizer) is keras.optimizers.SGD:
         commit(optimizer, advance(optimizer, current(optimizer).W, gradients))
         return
     _require_known(optimizer)
     variables = _variables(optimizer)
-    replicas.require_gradients(gradients, [v.path for v in variables], "the loss")
     gradients = _clipped(optimizer, [tf.convert_to_tensor(g) for g in gradients])
     dtype = variables[0].dtype
     t, rate = (tf.cast(v, dtype) for v in (optimizer.iterations.value + 1, _learning_rate(optimizer)))

@@ -126,7 +126,8 @@ class _Study:
         if rater is None:
             return flask.redirect(flask.url_for("start"))
         shown = plans.order(self._plan, rater.id)
-        position = self._next(rater, shown)
+        answered = {answer.pair for answer in self._answers.all(rater.id)}
+        position = next((place for place, one in enumerate(shown) if one.pair not in answered), None)
         if position is None:
             return flask.render_template("done.html", rater=rater, count=len(shown))
         return flask.render_template(
@@ -180,11 +181,6 @@ class _Study:
     def _rater(self) -> Rater | None:
         number = flask.session.get("rater")
         return self._answers.rater(number) if number else None
-
-    def _next(self, rater: Rater, shown: list[plans.Shown]) -> int | None:
-        """Place of the first pair without an answer; None: all are answered."""
-        answered = {answer.pair for answer in self._answers.all(rater.id)}
-        return next((place for place, one in enumerate(shown) if one.pair not in answered), None)
 
 
 def _questions() -> list[dict]:

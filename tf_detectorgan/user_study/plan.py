@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from tf_detectorgan import disk
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.run_layout import ANNOTATIONS, ArmLayout
 
@@ -148,24 +147,22 @@ def write(
 
     Images become 8-bit PNGs without any of the files' own text, which might name the method.
     """
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "images").mkdir(parents=True)
     rng = np.random.default_rng([seed, 1])
     rows = list[Pair]()
-    for first, second in pairs:
-        for side, one in zip(SIDES, (first, second), strict=True):
-            _picture(one.file).save(image_file(partial, len(rows), side))
-        rows.append(Pair(first.boxes[0], False, f"{first.file.name}, {second.file.name}"))
-    for real in checks:
-        for side, pixels in zip(SIDES, (real.pixels, shuffled(real, rng)), strict=True):
-            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
-                image_file(partial, len(rows), side)
-            )
-        rows.append(Pair(real.box, True, real.name))
-    plan = Plan(methods, seed, tuple(rows), runs)
-    (partial / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=1), encoding="utf-8")
-    os.replace(partial, directory)
+    with disk.whole_directory(directory) as partial:
+        (partial / "images").mkdir()
+        for first, second in pairs:
+            for side, one in zip(SIDES, (first, second), strict=True):
+                _picture(one.file).save(image_file(partial, len(rows), side))
+            rows.append(Pair(first.boxes[0], False, f"{first.file.name}, {second.file.name}"))
+        for real in checks:
+            for side, pixels in zip(SIDES, (real.pixels, shuffled(real, rng)), strict=True):
+                Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
+                    image_file(partial, len(rows), side)
+                )
+            rows.append(Pair(real.box, True, real.name))
+        plan = Plan(methods, seed, tuple(rows), runs)
+        (partial / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=1), encoding="utf-8")
     return plan
 
 
