@@ -23,9 +23,9 @@ if find_spec("triton"):  # comes with PyTorch's CUDA build, and ends a process t
         "install PyTorch's CPU build as pytorch.org says"
     )
 
+import joint_models as stage
 import measuring
 import numpy as np
-import players as stage
 import tensorflow as tf
 import torch
 import torch_networks
@@ -36,7 +36,7 @@ from tf_detectorgan.batch import Batch, Labelled
 from tf_detectorgan.models.detectors import retinanet
 from tf_detectorgan.training import build, unroll
 from tf_detectorgan.training.build import LOCAL_LAYERS
-from tf_detectorgan.training.joint_step import ALONE, Players, joint_step
+from tf_detectorgan.training.joint_step import GAN_ONLY, JointModels, joint_step
 from tf_detectorgan.training.settings import ARMS, Train
 
 WANTED = {"CycleGAN step": 0.9, "joint step": 0.7, "memory": 0.8}
@@ -44,8 +44,8 @@ WANTED = {"CycleGAN step": 0.9, "joint step": 0.7, "memory": 0.8}
 TOLERANCE = {"loss": 1e-4, "gradient": 1e-2}
 
 
-def theirs(p: Players, s: Train, size: int) -> Trainer:
-    """The same players in PyTorch, with our weights."""
+def theirs(p: JointModels, s: Train, size: int) -> Trainer:
+    """The same networks in PyTorch, with our weights."""
     gan, f, blocks = p.gan, s.generator_filters, s.generator_blocks or (6 if size <= 128 else 9)
     cells = sum((size // stride) ** 2 for stride in (4, 8, 16))
     nets = {
@@ -94,7 +94,7 @@ def scene(DET, b: Batch) -> Scene:
     return Scene(tensor(b.x), boxed(inserted), boxed(b.y), tensor(b.u), boxed(b.y2))
 
 
-def check(p: Players, t: Trainer, b: Batch, s: Scene, joint) -> dict[str, float]:
+def check(p: JointModels, t: Trainer, b: Batch, s: Scene, joint) -> dict[str, float]:
     """Relative errors between both sides; both take one step.
 
     Raises:
@@ -102,7 +102,7 @@ def check(p: Players, t: Trainer, b: Batch, s: Scene, joint) -> dict[str, float]
     """
     where = b.insertion
     synthetic = Labelled(where.exemplars, where.boxes[:, None], where.labels[:, None])
-    ours = unroll.lookahead(p.DET, p.detector_optimizer, b.y, synthetic, b.y2).d_L_real_ahead
+    ours = unroll.unrolled_step(p.DET, p.detector_optimizer, b.y, synthetic, b.y2).d_L_real_unrolled
     x_syn = s.insertion.images.clone().requires_grad_()
     ahead = t.look(s, x_syn)[2]
     errors = {"Eqn 3 to x_syn": error([ours], torch.autograd.grad(ahead, [x_syn]), (0, 2, 3, 1))}
@@ -186,11 +186,11 @@ def run(options: argparse.Namespace) -> dict:
         generator_blocks=options.blocks,
         gan_learning_rate=1e-5,
     )
-    p, b = stage.players(s, options.size), stage.batch(options.size, options.batch)
+    p, b = stage.joint_models(s, options.size), stage.batch(options.size, options.batch)
     t, given, objective = theirs(p, s, options.size), scene(p.DET, b), build.objective(s, ARMS["detectorgan"])
     alone, seed = stage.without_detector(p), tf.constant([0, 0])
     steps = {
-        "CycleGAN step": tf.function(lambda: joint_step(alone, ALONE, b, seed), autograph=False),
+        "CycleGAN step": tf.function(lambda: joint_step(alone, GAN_ONLY, b, seed), autograph=False),
         "joint step": tf.function(lambda: joint_step(p, objective, b, seed), autograph=False),
     }
     errors = check(p, t, b, given, steps["joint step"])

@@ -13,14 +13,14 @@ times the share of it that is assumed. An estimate, nothing measured.
 import argparse
 from pathlib import Path
 
+import joint_models as stage
 import measuring
-import players as stage
 import tensorflow as tf
 
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.training import build
 from tf_detectorgan.training.detector_step import detector_step
-from tf_detectorgan.training.joint_step import ALONE, joint_step
+from tf_detectorgan.training.joint_step import GAN_ONLY, joint_step
 from tf_detectorgan.training.settings import ARMS, Train
 
 WANTED = 0.6  # of the joint phase
@@ -65,14 +65,14 @@ def roof(rounds: int) -> tuple[str, dict]:
 def phases(options: argparse.Namespace) -> dict:
     """A step of each phase of `train` as a concrete function."""
     s = stage.settings(options.detector, options.batch, options.filters)
-    p, b = stage.players(s, options.size), stage.batch(options.size, options.batch)
+    p, b = stage.joint_models(s, options.size), stage.batch(options.size, options.batch)
     alone, objective = stage.without_detector(p), build.objective(s, ARMS["detectorgan"])
     seed, double = tf.constant([0, 0]), stage.batch(options.size, 2 * options.batch)
     labelled: Labelled = double.y
     here = tf.distribute.get_strategy()
     optimizer = build.alone_detector_optimizer(s, p.DET, s.final_steps, here)
     made = {
-        "pretrain_gan": lambda: joint_step(alone, ALONE, b, seed),
+        "pretrain_gan": lambda: joint_step(alone, GAN_ONLY, b, seed),
         "pretrain_detector, final_detector": lambda: detector_step(
             p.DET, optimizer, labelled, build.CLIP_NORM
         ),

@@ -76,8 +76,8 @@ class Trainer:
         objective = objective + o.lambda_identity * terms["L_identity"]
         ahead = None
         if with_detector:
-            terms["L_real"], terms["L_syn"], terms["L_real_ahead"], ahead = self.look(b, x_syn)
-            objective = objective + o.lambda_real * terms["L_real_ahead"]
+            terms["L_real"], terms["L_syn"], terms["L_real_unrolled"], ahead = self.look(b, x_syn)
+            objective = objective + o.lambda_real * terms["L_real_unrolled"]
             objective = objective - o.lambda_syn * torch.clamp(terms["L_syn"], max=o.syn_cap)
         _apply(self.of_theta, self.theta, objective)
         if ahead is not None:

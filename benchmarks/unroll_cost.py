@@ -24,14 +24,14 @@ show this floor, but for the first layer, whose input's derivative an ordinary s
 import argparse
 from pathlib import Path
 
+import joint_models as stage
 import measuring
-import players as stage
 import tensorflow as tf
 
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.training import build, unroll, update_rules
 from tf_detectorgan.training.detector_step import detector_step
-from tf_detectorgan.training.joint_step import ALONE, joint_step
+from tf_detectorgan.training.joint_step import GAN_ONLY, joint_step
 from tf_detectorgan.training.settings import ARMS, Train
 
 # Flags of `train`.
@@ -50,7 +50,7 @@ def graphs(detector: str, size: int, modes: list[str], options: argparse.Namespa
     def settings(mode: str) -> Train:
         return stage.settings(detector, options.batch, options.filters, **MODES[mode])
 
-    p = stage.players(settings("none"), size)
+    p = stage.joint_models(settings("none"), size)
     batch = stage.batch(size, options.batch, later=1)
     where = batch.insertion
     synthetic = Labelled(batch.x, where.boxes[:, None], where.labels[:, None])
@@ -58,7 +58,7 @@ def graphs(detector: str, size: int, modes: list[str], options: argparse.Namespa
     seed = tf.constant([0, 0])
 
     def of_detector(o, later):
-        look = unroll.lookahead(
+        look = unroll.unrolled_step(
             p.DET,
             p.detector_optimizer,
             batch.y,
@@ -84,7 +84,7 @@ def graphs(detector: str, size: int, modes: list[str], options: argparse.Namespa
         "ordinary": measuring.started(
             lambda: detector_step(p.DET, p.detector_optimizer, both, build.CLIP_NORM)
         ),
-        "CycleGAN": measuring.started(lambda: joint_step(alone, ALONE, batch, seed)),
+        "CycleGAN": measuring.started(lambda: joint_step(alone, GAN_ONLY, batch, seed)),
     }
     for mode in modes:
         made |= of_mode(mode)
@@ -157,7 +157,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--detectors", nargs="+", default=["retinanet_small", "players:wide"])
+    parser.add_argument("--detectors", nargs="+", default=["retinanet_small", "joint_models:wide"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--batch", type=int, default=2, help="images of each stream")

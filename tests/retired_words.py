@@ -23,7 +23,7 @@ RETIRED = {
     r"doors?": "command line",
     r"rooms": "packages or modules",
     r"judg(e|es|ed|ing)|opinions?|wish(es)?": "loss, gradient, score",
-    r"look(ing)? ahead|looks ahead|lookahead|L_real_ahead": "unrolled step, L_real_unrolled",
+    r"look(ing)? ahead|looks ahead|unrolled_step|L_real_unrolled": "unrolled step, L_real_unrolled",
     r"looks": "appearance, features, steps",
     r"auditors?|dealt": "held-out detectors, assign_folds",
     r"object layers?": "object residual",

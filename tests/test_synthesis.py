@@ -287,7 +287,7 @@ def test_several_objects_share_an_image_and_do_not_touch(sets):
 class Judges:
     """Ranks images by the parity of their matched image's id; finds nothing in a background."""
 
-    def judge(self, images, boxes, labels, matched_ids):
+    def generator_losses(self, images, boxes, labels, matched_ids):
         assert len(images) == len(boxes) == len(labels) == len(matched_ids)
         rank = np.asarray(matched_ids) % 2 * 0.5 + 0.25
         return {"rank": rank, "found": (rank > 0.5) * float(np.ptp(images) > 0)}

@@ -221,7 +221,7 @@ def test_tensorboard_has_the_stable_names(runs):
         for event in tf.compat.v1.train.summary_iterator(str(file))
         for value in event.summary.value
     }
-    wanted = {"L_real", "L_syn", "L_real_ahead", "L_bbox", "L_cycle", "L_DIS_globalX", "learning_rate/DET"}
+    wanted = {"L_real", "L_syn", "L_real_unrolled", "L_bbox", "L_cycle", "L_DIS_globalX", "learning_rate/DET"}
     terms = ("global", "local", "bbox", "cycle", "real", "syn")
     wanted |= {f"gradient_at_x_syn/{term}_{where}" for term in terms for where in ("inside", "outside")}
     wanted |= {"insertions", "validation_ap@0.1", "steps_per_second"}

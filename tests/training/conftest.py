@@ -1,4 +1,4 @@
-"""Tiny players, batches and objectives: 32 pixels, 4 filters, 1 block, 2 images a stream."""
+"""Tiny networks, batches and objectives: 32 pixels, 4 filters, 1 block, 2 images a stream."""
 
 import types
 
@@ -17,7 +17,7 @@ from tf_detectorgan.models.person_discriminator import PersonDiscriminator
 from tf_detectorgan.models.unet import unet
 from tf_detectorgan.training.cyclegan import CycleGAN, CycleObjective
 from tf_detectorgan.training.image_pool import ImagePool
-from tf_detectorgan.training.joint_step import Objective, Players
+from tf_detectorgan.training.joint_step import JointModels, Objective
 from tf_detectorgan.training.psgan import PSGAN, AlignedObjective
 
 SIDE, CLASSES, CROP = 32, 2, 16
@@ -60,8 +60,10 @@ def pyramid():
     return retinanet.small((SIDE, SIDE, 1), CLASSES, sizes=(8.0, 16.0, 24.0), width=16)
 
 
-def players(recipe="ours", *, detector=one_level, pool_size=0, batch_size=2, clipnorm=None, strategy=None):
-    """Players with seeded random weights; all optimizers are SGD with momentum, m' = 0.9 m - lr g."""
+def joint_models(
+    recipe="ours", *, detector=one_level, pool_size=0, batch_size=2, clipnorm=None, strategy=None
+):
+    """JointModels with seeded random weights; all optimizers are SGD with momentum, m' = 0.9 m - lr g."""
     strategy = strategy or tf.distribute.get_strategy()
     keras.utils.set_random_seed(0)
     own = cycle_objective(recipe)
@@ -96,7 +98,7 @@ def players(recipe="ours", *, detector=one_level, pool_size=0, batch_size=2, cli
         own, G_X, G_Y, DIS_globalX, DIS_localX, DIS_globalY, generator_optimizer, discriminator_optimizer,
         *pools,
     )  # fmt: skip
-    return Players(gan, DET, detector_optimizer)
+    return JointModels(gan, DET, detector_optimizer)
 
 
 def psgan(compose, person=True, strategy=None):
@@ -161,7 +163,7 @@ def networks(p):
 
 
 class ToyDetector:
-    """What `lookahead` needs of a detector, in a dozen ops without kinks; with a frozen normalisation."""
+    """What `unrolled_step` needs of a detector, in a dozen ops without kinks; with a frozen normalisation."""
 
     def __init__(self, normalization=None):
         keras.utils.set_random_seed(0)
@@ -209,7 +211,7 @@ def tiny():
     return types.SimpleNamespace(
         objective=objective,
         cycle_objective=cycle_objective,
-        players=players,
+        joint_models=joint_models,
         one_level=one_level,
         pyramid=pyramid,
         psgan=psgan,

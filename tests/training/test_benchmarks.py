@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_detectorgan.training.joint_step import Players
+from tf_detectorgan.training.joint_step import JointModels
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -82,17 +82,17 @@ def test_peak_memory_counts_what_a_step_frees_again():
 
 
 def test_unroll_cost(tiny, monkeypatch, tmp_path, capsys):
+    import joint_models
     import measuring
-    import players
     import unroll_cost
 
     def toys(settings, size):
-        p, DET = tiny.players(), tiny.ToyDetector()
+        p, DET = tiny.joint_models(), tiny.ToyDetector()
         optimizer = type(p.detector_optimizer)(0.1, momentum=0.9)
         optimizer.build(DET.network.trainable_variables)
-        return Players(p.gan, DET, optimizer)
+        return JointModels(p.gan, DET, optimizer)
 
-    monkeypatch.setattr(players, "players", toys)
+    monkeypatch.setattr(joint_models, "joint_models", toys)
     monkeypatch.setattr(measuring, "peak_mib", lambda step: 8.0)
     # The whole joint step takes seconds to trace, and has tests of its own.
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""From settings to players: sizes, schedules by hand, devices."""
+"""From settings to networks: sizes, schedules by hand, devices."""
 
 import json
 import subprocess
@@ -14,8 +14,8 @@ import tensorflow as tf
 from tf_detectorgan import config
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.training import build, phases, schedules, update_rules
-from tf_detectorgan.training.joint_step import Players
-from tf_detectorgan.training.phases import _player_parts
+from tf_detectorgan.training.joint_step import JointModels
+from tf_detectorgan.training.phases import _trackable_parts
 from tf_detectorgan.training.settings import ARMS, Train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -236,7 +236,7 @@ def test_float16_alone_has_a_loss_scale():
     DET = build.detector(settings, DATASET, one)
     assert {layer.compute_dtype for layer in DET.network.layers} == {"float32"}
     assert {layer.compute_dtype for layer in p.G_X.layers} == {"float16", "float32"}
-    assert set(_player_parts(Players(p, loss_scale=found[2]))) == {*p.parts, "loss_scale"}
+    assert set(_trackable_parts(JointModels(p, loss_scale=found[2]))) == {*p.parts, "loss_scale"}
 
 
 def test_no_augmentation_changes_nothing():

@@ -12,7 +12,7 @@ from tf_detectorgan.models.generators import insert, paste, reinsert, remove
 from tf_detectorgan.resampling import crop
 from tf_detectorgan.training import build, joint_step, unroll
 from tf_detectorgan.training.detector_step import detector_step
-from tf_detectorgan.training.joint_step import Players
+from tf_detectorgan.training.joint_step import JointModels
 from tf_detectorgan.training.settings import ARMS, Train
 
 SEED = tf.constant([0, 0])
@@ -22,7 +22,7 @@ NOTHING = dict.fromkeys(("lambda_gan", "lambda_bbox", "lambda_cycle", "lambda_id
 
 @pytest.fixture(scope="module")
 def arena(tiny):
-    """arena(recipe, clipnorm): players at their first weights and momenta; each recipe is built once."""
+    """arena(recipe, clipnorm): networks at their first weights and momenta; each recipe is built once."""
     built = {}
 
     def variables(p):
@@ -32,7 +32,7 @@ def arena(tiny):
 
     def give(recipe="ours", clipnorm=None):
         if recipe not in built:
-            p = tiny.players(recipe)
+            p = tiny.joint_models(recipe)
             built[recipe] = p, [v.numpy() for v in variables(p)]
         p, first = built[recipe]
         for variable, value in zip(variables(p), first, strict=True):
@@ -185,7 +185,7 @@ def test_step_is_the_gradient_of_the_written_objective(tiny, arena, recipe, dete
     np.testing.assert_allclose(own.lambda_bbox * out["L_bbox"], terms["bbox"], rtol=1e-5)
     np.testing.assert_allclose(own.lambda_cycle * out["L_cycle"], terms["cycle"], rtol=1e-5)
     if detector:
-        np.testing.assert_allclose(o.lambda_real * out["L_real_ahead"], terms["real"], rtol=1e-5)
+        np.testing.assert_allclose(o.lambda_real * out["L_real_unrolled"], terms["real"], rtol=1e-5)
         assert relative_error(p.DET.weights, ahead[0]) < 1e-6
         assert relative_error([m.value for m in p.detector_optimizer.momentums], ahead[1]) < 1e-5
         assert int(p.detector_optimizer.iterations) == 1
@@ -202,11 +202,11 @@ def test_several_virtual_steps_reach_the_generators(tiny, arena):
         images=x_syn, boxes=b.insertion.boxes[:, None], labels=b.insertion.labels[:, None]
     )
     step_of = p.DET, p.detector_optimizer, b.y, synthetic, b.y2
-    look = unroll.lookahead(*step_of, later=b.y_later)
-    assert look.L_real_ahead != unroll.lookahead(*step_of).L_real_ahead
+    look = unroll.unrolled_step(*step_of, later=b.y_later)
+    assert look.L_real_unrolled != unroll.unrolled_step(*step_of).L_real_unrolled
     out = joint_step.joint_step(p, o, b, SEED)
-    np.testing.assert_allclose(out["L_real_ahead"], look.L_real_ahead, rtol=1e-6)
-    squares = 9 * tf.reduce_sum(look.d_L_real_ahead**2)
+    np.testing.assert_allclose(out["L_real_unrolled"], look.L_real_unrolled, rtol=1e-6)
+    squares = 9 * tf.reduce_sum(look.d_L_real_unrolled**2)
     assert squares > 0
     found = out["squared_norm/real_inside"] + out["squared_norm/real_outside"]
     np.testing.assert_allclose(found, squares, rtol=1e-4)
@@ -316,7 +316,7 @@ def test_discriminators_train_on_the_pool(tiny, arena):
         / 2
         for name, (real, fake, D) in expected.items()
     }
-    out = joint_step.joint_step(Players(gan), tiny.objective(), b, SEED)
+    out = joint_step.joint_step(JointModels(gan), tiny.objective(), b, SEED)
     for name, value in expected.items():
         np.testing.assert_allclose(out[name], value, rtol=1e-5)
     (given_images, given_boxes, seed_X), *rest = pools[0].given
@@ -329,7 +329,7 @@ def test_discriminators_train_on_the_pool(tiny, arena):
 def test_norms_by_hand():
     """Box over the left column of 2 x 2: 3 and 1 inside, 4 and 2 outside."""
     wish = tf.reshape([3.0, 4.0, 1.0, 2.0], [1, 2, 2, 1])
-    found = joint_step._norms({"bbox": wish}, tf.constant([[0.0, 0.0, 1.0, 2.0]]))
+    found = joint_step._squared_norms({"bbox": wish}, tf.constant([[0.0, 0.0, 1.0, 2.0]]))
     assert {k: float(v) for k, v in found.items()} == {
         "squared_norm/bbox_inside": 9 + 1,
         "squared_norm/bbox_outside": 16 + 4,
@@ -342,4 +342,4 @@ def test_a_disconnected_network_is_an_error(tiny, arena):
     idle = dataclasses.replace(p.gan, DIS_localX=lambda crops: crops[:, :1, :1])
     idle.DIS_localX.trainable_variables = p.gan.DIS_localX.trainable_variables
     with pytest.raises(RuntimeError, match="the discriminators' objective has no gradient for: "):
-        joint_step.joint_step(Players(idle), tiny.objective(), tiny.batch(), SEED)
+        joint_step.joint_step(JointModels(idle), tiny.objective(), tiny.batch(), SEED)

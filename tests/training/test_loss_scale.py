@@ -111,14 +111,14 @@ def test_all_players_step_or_none_does(mirrored, replicas):
 def test_joint_step_in_float16(tiny):
     """Every player's step is near float32's; with a scale that overflows nobody moves and nothing is NaN."""
     o, b, seed = tiny.objective(lambda_real=10.0), tiny.batch(), tf.constant([0, 0])
-    one = tiny.players()
+    one = tiny.joint_models()
 
     def detector():  # stays in float32
         with dtype_policy("float32"):
             return tiny.one_level()
 
     with dtype_policy("mixed_float16"):
-        two = dataclasses.replace(tiny.players(detector=detector), loss_scale=LossScale())
+        two = dataclasses.replace(tiny.joint_models(detector=detector), loss_scale=LossScale())
     first = tiny.networks(two)
     two.loss_scale.scale.assign(2.0**40)
     skipped = joint_step(two, o, b, seed)

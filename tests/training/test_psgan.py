@@ -10,7 +10,7 @@ import tensorflow as tf
 from tf_detectorgan import checkpoints, losses, train
 from tf_detectorgan.models.unet import redraw
 from tf_detectorgan.training import phases, run_directory
-from tf_detectorgan.training.joint_step import ALONE, Players, joint_step
+from tf_detectorgan.training.joint_step import GAN_ONLY, JointModels, joint_step
 from tf_detectorgan.training.loop import StopSignal
 from tf_detectorgan.training.psgan import PSGAN
 from tf_detectorgan.training.run import build_gan_training
@@ -87,7 +87,7 @@ def test_step_with_a_detector_is_the_gradient_of_the_written_objective(tiny):
     for part in parts:  # neither is lost in the other
         assert tf.linalg.global_norm(part) > 0.01 * tf.linalg.global_norm(expected)
 
-    out = joint_step(Players(gan, DET, optimizer), o, b, SEED)
+    out = joint_step(JointModels(gan, DET, optimizer), o, b, SEED)
 
     momenta = [m / -RATE for m in gan.generator_optimizer.momentums]
     assert relative_error(momenta, expected) < 1e-5
@@ -104,12 +104,12 @@ def test_step_without_a_detector(tiny, person):
     with tf.GradientTape() as tape:
         own, _ = own_objective(gan, b)
     expected = tape.gradient(own, gan.theta)
-    out = joint_step(Players(gan), ALONE, b, SEED)
+    out = joint_step(JointModels(gan), GAN_ONLY, b, SEED)
     assert ("L_person" in out) == ("L_DIS_person" in out) == person
     assert relative_error([m / -RATE for m in gan.generator_optimizer.momentums], expected) < 1e-5
     again = tiny.psgan("full", person)
     empty = b.insertion._replace(exemplars=tf.zeros_like(b.x))
-    joint_step(Players(again), ALONE, b._replace(x=tf.zeros_like(b.x), insertion=empty), SEED)
+    joint_step(JointModels(again), GAN_ONLY, b._replace(x=tf.zeros_like(b.x), insertion=empty), SEED)
     for one, other in zip(gan.theta, again.theta, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -183,7 +183,7 @@ def test_an_arm_starts_where_its_pretraining_ends(tmp_path, tiny_phantom, monkey
         run.layout.arm("psgan"),
     )
     phases.train_gan(run, pretraining, gan, range(settings.gan_steps))
-    for weight in gan.players.gan.theta:
+    for weight in gan.joint_models.gan.theta:
         weight.assign(tf.zeros_like(weight))  # what the joint phase must load is not what is there
     phases.joint(run, "psgan", gan)
     phases.make_images(run, "psgan", gan, None)

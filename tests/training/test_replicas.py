@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_detectorgan.training import replicas, unroll, update_rules
 from tf_detectorgan.training.detector_step import detector_step
-from tf_detectorgan.training.joint_step import Players, joint_step
+from tf_detectorgan.training.joint_step import JointModels, joint_step
 
 
 def on_all(strategy, step):
@@ -55,8 +55,8 @@ def test_joint_step(tiny, mirrored):
         tiny.objective(lambda_real=10.0),
         {"clipnorm": 2.0, "batch_size": 4, "detector": tiny.pyramid},
     )
-    one = tiny.players(**options, pool_size=4)
-    two = tiny.players(**options, pool_size=2, strategy=mirrored)
+    one = tiny.joint_models(**options, pool_size=4)
+    two = tiny.joint_models(**options, pool_size=2, strategy=mirrored)
     step = on_all(mirrored, lambda batch, seed: joint_step(two, o, batch, seed))
     for number in range(2):
         batch, seed = tiny.batch(number, 4), tf.constant([0, number])
@@ -90,14 +90,14 @@ def test_joint_step_of_psgan(tiny, mirrored):
     o, batch, seed = tiny.objective(lambda_real=20.0, lambda_syn=2.0), tiny.batch(0, 4), tf.constant([0, 0])
     batch = tiny.aligned(batch)
 
-    def players(strategy):
+    def joint_models(strategy):
         keras.utils.set_random_seed(1)
         with strategy.scope():
             DET = tiny.one_level()
             optimizer = tiny.sgd(DET.network.trainable_variables)
-        return Players(tiny.psgan("box", strategy=strategy), DET, optimizer)
+        return JointModels(tiny.psgan("box", strategy=strategy), DET, optimizer)
 
-    one, two = players(tf.distribute.get_strategy()), players(mirrored)
+    one, two = joint_models(tf.distribute.get_strategy()), joint_models(mirrored)
     expected = joint_step(one, o, batch, seed)
     found = on_all(mirrored, lambda half, seed: joint_step(two, o, half, seed))(split(mirrored, batch), seed)
     assert set(found) == set(expected)
@@ -168,9 +168,9 @@ def test_lookahead(tiny, mirrored, rule, steps, recompute):
             optimizer.build(DET.network.trainable_variables)
 
         def step(y, synthetic, y2, later):
-            ahead = unroll.lookahead(DET, optimizer, y, synthetic, y2, later, recompute)
+            ahead = unroll.unrolled_step(DET, optimizer, y, synthetic, y2, later, recompute)
             update_rules.commit(optimizer, ahead.update)
-            return ahead.d_L_real_ahead
+            return ahead.d_L_real_unrolled
 
         return DET, step
 

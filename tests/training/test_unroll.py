@@ -45,18 +45,21 @@ def test_gradient_equals_central_differences(float64, momentum, clipnorm):
     DET, y, syn, y2 = _detector(), _labelled(1), _labelled(2), _labelled(3)
     optimizer = _optimizer(DET, momentum, clipnorm)
     # A live state that is not zero, so that momentum enters.
-    update_rules.commit(optimizer, unroll.lookahead(DET, optimizer, y, syn, None).update)
+    update_rules.commit(optimizer, unroll.unrolled_step(DET, optimizer, y, syn, None).update)
 
     def losses(x_syn):
-        look, targets = unroll.lookahead(DET, optimizer, y, syn._replace(images=x_syn), None), DET.targets(y2)
+        look, targets = (
+            unroll.unrolled_step(DET, optimizer, y, syn._replace(images=x_syn), None),
+            DET.targets(y2),
+        )
         return DET.loss(look.update.W, y2.images, targets, DET.positives(targets)), look.L_syn
 
-    exact = unroll.lookahead(DET, optimizer, y, syn, y2)
-    assert exact.d_L_real_ahead.dtype == tf.float64
-    np.testing.assert_allclose((exact.L_real_ahead, exact.L_syn), losses(syn.images), rtol=1e-12)
+    exact = unroll.unrolled_step(DET, optimizer, y, syn, y2)
+    assert exact.d_L_real_unrolled.dtype == tf.float64
+    np.testing.assert_allclose((exact.L_real_unrolled, exact.L_syn), losses(syn.images), rtol=1e-12)
     size = np.random.default_rng(0).normal(size=syn.images.shape)
     h = 1e-7  # at 1e-5 some ReLU of the thousands lies between the two points
-    for k, gradient in enumerate((exact.d_L_real_ahead, exact.d_L_syn)):
+    for k, gradient in enumerate((exact.d_L_real_unrolled, exact.d_L_syn)):
         v = exactness._uphill(gradient, size)  # nothing cancels, so rounding stays small
         plus, minus = losses(syn.images + h * v), losses(syn.images - h * v)
         central = (plus[k] - minus[k]) / (2 * h)
@@ -93,7 +96,7 @@ def test_committed_steps_equal_keras_sgd(momentum, clipnorm):
     start = [w.numpy() for w in DET.weights]
     optimizer = _optimizer(DET, momentum, clipnorm)
     for _ in range(2):
-        update_rules.commit(optimizer, unroll.lookahead(DET, optimizer, y, syn, None).update)
+        update_rules.commit(optimizer, unroll.unrolled_step(DET, optimizer, y, syn, None).update)
     ours = [w.numpy() for w in DET.weights]
     for w, value in zip(DET.weights, start, strict=True):
         w.assign(value)
@@ -130,11 +133,11 @@ def _toy(tiny, rule, form=FORMS[0], dtype=tf.float64, layer=None):
     steps, recompute = form
     later = (third, fourth)[: steps - 1]
     for _ in range(2):
-        update_rules.commit(optimizer, unroll.lookahead(DET, optimizer, y, syn, None).update)
+        update_rules.commit(optimizer, unroll.unrolled_step(DET, optimizer, y, syn, None).update)
 
     def look(x_syn=syn.images):
-        found = unroll.lookahead(DET, optimizer, y, syn._replace(images=x_syn), y2, later, recompute)
-        return found.L_real_ahead, found.L_syn, found.d_L_real_ahead, found.d_L_syn
+        found = unroll.unrolled_step(DET, optimizer, y, syn._replace(images=x_syn), y2, later, recompute)
+        return found.L_real_unrolled, found.L_syn, found.d_L_real_unrolled, found.d_L_syn
 
     return DET, optimizer, look, syn.images
 
@@ -158,14 +161,14 @@ def test_k_steps_judges_the_weights_that_keras_would_reach(float64, tiny, rule):
     variables = DET.network.trainable_variables
     optimizer.build(variables)
     y, syn, y2, third, fourth = (_labelled(k) for k in range(5))
-    update_rules.commit(optimizer, unroll.lookahead(DET, optimizer, y, syn, None).update)
-    look = unroll.lookahead(DET, optimizer, y, syn, y2, later=(third, fourth))
+    update_rules.commit(optimizer, unroll.unrolled_step(DET, optimizer, y, syn, None).update)
+    look = unroll.unrolled_step(DET, optimizer, y, syn, y2, later=(third, fourth))
     for labelled in (y, third, fourth):
         with tf.GradientTape() as tape:
             loss = tf.add_n([unroll._loss_on(DET, one)(DET.weights, one.images) for one in (labelled, syn)])
         optimizer.apply(tape.gradient(loss, variables), variables)
     reached = unroll._loss_on(DET, y2)(DET.weights, y2.images)
-    np.testing.assert_allclose(look.L_real_ahead, reached, rtol=1e-12)
+    np.testing.assert_allclose(look.L_real_unrolled, reached, rtol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -187,7 +190,7 @@ def test_k_steps_eager_graph_and_xla_agree_in_float64(float64, tiny):
 
     def look(x_syn):
         synthetic = syn._replace(images=x_syn)
-        return unroll.lookahead(DET, optimizer, y, synthetic, y2, later=(third,)).d_L_real_ahead
+        return unroll.unrolled_step(DET, optimizer, y, synthetic, y2, later=(third,)).d_L_real_unrolled
 
     eager = look(syn.images)
     for compiled in (False, True):
@@ -215,19 +218,19 @@ def test_k_steps_commits_the_first(tiny):
     DET, optimizer = tiny.ToyDetector(), RULES["adam"]()
     optimizer.build(DET.network.trainable_variables)
     y, syn, y2, third = (_labelled(k, dtype=tf.float32) for k in range(4))
-    one = unroll.lookahead(DET, optimizer, y, syn, y2)
-    two = unroll.lookahead(DET, optimizer, y, syn, y2, later=(third,))
+    one = unroll.unrolled_step(DET, optimizer, y, syn, y2)
+    two = unroll.unrolled_step(DET, optimizer, y, syn, y2, later=(third,))
     for a, b in zip(tf.nest.flatten(one.update), tf.nest.flatten(two.update), strict=True):
         np.testing.assert_array_equal(a, b)
     assert one.L_real == two.L_real
-    assert one.L_real_ahead != two.L_real_ahead
+    assert one.L_real_unrolled != two.L_real_unrolled
 
 
 def test_an_optimizer_in_another_order_is_an_error(tiny):
     DET, optimizer, y = tiny.ToyDetector(), RULES["adam"](), _labelled(0, dtype=tf.float32)
     optimizer.build(DET.network.trainable_variables[::-1])
     with pytest.raises(ValueError, match="Adam is built on 4 variables .* in another order"):
-        unroll.lookahead(DET, optimizer, y, y, y)
+        unroll.unrolled_step(DET, optimizer, y, y, y)
 
 
 class _Gathered(keras.layers.Layer):
@@ -250,11 +253,11 @@ def test_a_weight_that_is_gathered(float64, tiny, form):
 
     def look(x_syn=syn.images):
         synthetic, later = syn._replace(images=x_syn), (third,)[: steps - 1]
-        return unroll.lookahead(DET, optimizer, y, synthetic, y2, later, recompute)
+        return unroll.unrolled_step(DET, optimizer, y, synthetic, y2, later, recompute)
 
-    d = look().d_L_real_ahead
+    d = look().d_L_real_unrolled
     v, h = d / tf.reduce_max(tf.abs(d)), 1e-5
-    plus, minus = (look(syn.images + sign * h * v).L_real_ahead for sign in (1, -1))
+    plus, minus = (look(syn.images + sign * h * v).L_real_unrolled for sign in (1, -1))
     np.testing.assert_allclose(tf.reduce_sum(d * v), (plus - minus) / (2 * h), rtol=1e-6)
 
 
@@ -264,7 +267,7 @@ def test_a_weight_without_a_gradient_is_named(tiny, recompute):
     optimizer.build(DET.network.trainable_variables)
     y, syn, y2, third = (_labelled(k, dtype=tf.float32) for k in range(4))
     with pytest.raises(RuntimeError, match="L_real has no gradient for: .*conv2d/kernel, .*conv2d/bias$"):
-        unroll.lookahead(DET, optimizer, y, syn, y2, (third,), recompute)
+        unroll.unrolled_step(DET, optimizer, y, syn, y2, (third,), recompute)
 
 
 def test_a_keras_norm_would_be_wrong(float64):

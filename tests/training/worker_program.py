@@ -1,6 +1,6 @@
 """One process of test_workers.py: worker_program.py DIRECTORY WORKERS STEPS, or ... DIES_AT (worker 1).
 
-Trains tiny players by the joint step through the outer loop; leaves losses and weights beside checkpoints.
+Trains tiny networks by the joint step in the outer loop; writes losses and weights next to the checkpoints.
 """
 
 import json
@@ -16,7 +16,7 @@ from tests.training import conftest as tiny
 from tf_detectorgan.training import workers
 from tf_detectorgan.training.joint_step import joint_step
 from tf_detectorgan.training.loop import Every, Phase, StopSignal, run_phase
-from tf_detectorgan.training.phases import _player_parts
+from tf_detectorgan.training.phases import _trackable_parts
 
 BATCH, POOL = 4, 64  # pools never fill up: after that each replica exchanges images by draws of its own
 
@@ -24,14 +24,14 @@ BATCH, POOL = 4, 64  # pools never fill up: after that each replica exchanges im
 def train(directory, together, steps, dies_at):
     strategy = together.strategy or tf.distribute.get_strategy()
     count = strategy.num_replicas_in_sync
-    players = tiny.players(batch_size=BATCH, pool_size=POOL // count, strategy=together.strategy)
+    joint_models = tiny.joint_models(batch_size=BATCH, pool_size=POOL // count, strategy=together.strategy)
     objective = tiny.objective()
     losses = []
 
     def step(batch, number):
         if number == dies_at and together.index == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        shares = strategy.run(joint_step, args=(players, objective, batch, tf.constant([0, number])))
+        shares = strategy.run(joint_step, args=(joint_models, objective, batch, tf.constant([0, number])))
         values = {k: strategy.reduce("SUM", v, axis=None) for k, v in shares.items()}
         losses.append({k: float(v) for k, v in values.items()})
         return values
@@ -43,10 +43,16 @@ def train(directory, together, steps, dies_at):
         return together.rows(own) if together.strategy else own
 
     phase = Phase(
-        "joint", directory / "joint", _player_parts(players), steps, step, batches, lambda done, row: None
+        "joint",
+        directory / "joint",
+        _trackable_parts(joint_models),
+        steps,
+        step,
+        batches,
+        lambda done, row: None,
     )
     run_phase(phase, Every(log=1, checkpoint=1, inspect=100), StopSignal().install(), together)
-    weights = {f"{net}/{i}": w for net, ws in tiny.networks(players).items() for i, w in enumerate(ws)}
+    weights = {f"{net}/{i}": w for net, ws in tiny.networks(joint_models).items() for i, w in enumerate(ws)}
     np.savez(directory / f"weights_{together.index}.npz", **weights)
     (directory / f"losses_{together.index}.json").write_text(json.dumps(losses))
 

@@ -28,7 +28,7 @@ class PhantomConfig:
 
 
 def plan(config: PhantomConfig) -> shards.Plan:
-    """Drawn chest X-rays with exact boxes around faint nodules."""
+    """Generated chest X-rays with exact boxes around faint nodules."""
     counts = {
         "train_labelled": config.train_images,
         "train_clean": config.clean_images,
@@ -39,7 +39,7 @@ def plan(config: PhantomConfig) -> shards.Plan:
     }
     return shards.Plan(
         # Version 1.0.0 had fainter nodules and no shadows that look like them.
-        shards.About("phantom", "2.0.0", f"Drawn chest X-rays, {dataclasses.asdict(config)}"),
+        shards.About("phantom", "2.0.0", f"Generated chest X-rays, {dataclasses.asdict(config)}"),
         schema=records.features((config.size, config.size, 1), 8, CLASS_NAMES),
         max_boxes=2,
         # Every split counts from its own base, so a larger split begins with the smaller one's images.

@@ -35,7 +35,7 @@ class Host:
         return np.arange(batch_size) // (batch_size // self.count) == self.index
 
 
-ALONE = Host()
+GAN_ONLY = Host()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""What the joint step asks of the GAN it trains. Whatever answers this can have a detector in its loop.
+"""The interface of a GAN that the joint step can train together with a detector.
 
-Letters: N images a replica, H, W, C channels. theta: the generators' trainable variables. Every loss is this
-replica's share of the global batch's (`replicas.py`).
+Letters: N images a replica, H, W, C channels. theta are the generators' trainable variables. Every loss is
+this replica's share of the global batch's loss (`replicas.py`).
 """
 
 from __future__ import annotations
@@ -17,56 +17,62 @@ from tf_detectorgan.training import replicas
 from tf_detectorgan.training.loss_scale import Step
 
 
-class Drawn(NamedTuple):
-    """Images [N, H, W, C] that the generators make of a batch, each a function of theta."""
+class Generated(NamedTuple):
+    """Images [N, H, W, C] that the generators compute from a batch, each a function of theta."""
 
-    x_syn: tf.Tensor  # clean x with an object at `batch.insertion`: what DET is shown
-    beside: tuple[tf.Tensor, ...]  # what else is judged
+    x_syn: tf.Tensor  # clean x with an object inserted at `batch.insertion`: DET's synthetic input
+    others: tuple[tf.Tensor, ...]  # the other images that a loss depends on
 
 
-class Judged(NamedTuple):
-    """The generators' own objective: every opinion of the images but DET's."""
+class GeneratorLosses(NamedTuple):
+    """The base GAN's part of the generators' objective, and its gradients."""
 
     terms: dict[str, tf.Tensor]  # name -> unweighted scalar, for the summaries
-    wishes: dict[str, tf.Tensor]  # name -> weighted derivative at x_syn
-    d_beside: tuple[tf.Tensor, ...]  # derivative at each image of `Drawn.beside`
-    d_theta: list[tf.Tensor | None]  # of terms that reach theta by other ways than the drawn images
+    image_gradients: dict[str, tf.Tensor]  # name -> gradient of the weighted term with respect to x_syn
+    d_others: tuple[tf.Tensor, ...]  # gradient with respect to each of `Generated.others`
+    d_theta: list[tf.Tensor | None]  # gradient of the terms that depend on theta without these images
 
 
 class BaseGAN(Protocol):
-    """Networks with their optimizers, built, and what they play for."""
+    """Generators and discriminators, built, with their optimizers and losses."""
 
     generator_optimizer: keras.optimizers.Optimizer
     discriminator_optimizer: keras.optimizers.Optimizer
 
     @property
     def theta(self) -> list[keras.Variable]:
-        """What the generators' optimizer trains, in its order."""
+        """The variables that the generators' optimizer trains, in its order."""
 
     @property
     def parts(self) -> dict[str, Any]:
-        """Everything that `joint_step` changes, by name (networks, optimizers, pools): the checkpoint's."""
+        """The networks, optimizers and pools that the joint step changes, by their names in a checkpoint."""
 
-    def draw(self, batch: Batch) -> Drawn:
-        """The forward pass of the generators."""
+    def generate(self, batch: Batch) -> Generated:
+        """Returns the images that the generators compute from `batch`."""
 
-    def judge(self, batch: Batch, drawn: Drawn, step: Step) -> Judged:
-        """The generators' objective and its derivatives, by `step.gradient`."""
+    def generator_losses(self, batch: Batch, generated: Generated, step: Step) -> GeneratorLosses:
+        """Returns the generators' losses and their gradients, computed by `step.gradient`."""
 
-    def train_discriminators(self, batch: Batch, drawn: Drawn, seed, step: Step) -> dict[str, tf.Tensor]:
-        """One step on real and generated images; returns scalars. `seed`: int32 [2], of this step."""
+    def train_discriminators(
+        self, batch: Batch, generated: Generated, seed, step: Step
+    ) -> dict[str, tf.Tensor]:
+        """Updates the discriminators on real and generated images; returns their losses.
 
-    def insert(self, x, insertion: Insertion, strength=None) -> tf.Tensor:
-        """x [N, H, W, C] with the objects of `insertion`, as `draw` makes x_syn: synthesis.
-
-        `strength` [N]: as in `generators.insert`; a GAN that does not start from an object has no use for it.
+        `seed`: int32 [2], different at every step.
         """
 
-    def picture(self, batch: Batch) -> tf.Tensor:
-        """[1, h, w, 3] for the summaries: what the generators do with a batch, beside what they are given."""
+    def insert(self, x, insertion: Insertion, residual_scale=None) -> tf.Tensor:
+        """Returns x [N, H, W, C] with the objects of `insertion`, computed as x_syn is in `generate`.
+
+        `residual_scale` [N]: as in `generators.insert`. Ignored where the object is no input of the
+        generator.
+        """
+
+    def summary_image(self, batch: Batch) -> tf.Tensor:
+        """Returns [1, h, w, 3] for TensorBoard: inputs and outputs of the generators, in rows."""
 
 
 def discriminator_loss(real, fake, kind: str) -> tf.Tensor:
-    """What a discriminator pays for its logits of real and of generated images, on average."""
+    """Returns the mean of a discriminator's losses for its logits of real and of generated images."""
     L_real = replicas.share(losses.adversarial_real(real, kind))
     return 0.5 * (L_real + replicas.share(losses.adversarial_fake(fake, kind)))

@@ -1,4 +1,4 @@
-"""From settings to players: networks, optimizers, pools, on one device or several."""
+"""From settings to networks: networks, optimizers, pools, on one device or several."""
 
 from __future__ import annotations
 

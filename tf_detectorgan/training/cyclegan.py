@@ -16,7 +16,7 @@ from tf_detectorgan.batch import Batch, Insertion
 from tf_detectorgan.models.generators import Composition, bbox_target, bbox_weight, insert, reinsert, remove
 from tf_detectorgan.resampling import crop
 from tf_detectorgan.training import replicas, summaries
-from tf_detectorgan.training.base_gan import Drawn, Judged, discriminator_loss
+from tf_detectorgan.training.base_gan import Generated, GeneratorLosses, discriminator_loss
 from tf_detectorgan.training.image_pool import ImagePool
 from tf_detectorgan.training.loss_scale import Step
 
@@ -57,14 +57,14 @@ class CycleGAN:
     def parts(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "objective"}
 
-    def draw(self, batch: Batch) -> Drawn:
+    def generate(self, batch: Batch) -> Generated:
         """G_X(x, m) and, beside it, G_Y(y, m)."""
         x_syn = self.insert(batch.x, batch.insertion)
-        return Drawn(x_syn, (remove(self.G_Y, *batch.y, batch.y_content, self.objective.composition),))
+        return Generated(x_syn, (remove(self.G_Y, *batch.y, batch.y_content, self.objective.composition),))
 
-    def judge(self, batch: Batch, drawn: Drawn, step: Step) -> Judged:
+    def generator_losses(self, batch: Batch, generated: Generated, step: Step) -> GeneratorLosses:
         """Who judges x_syn, and how it should change to please them: d(term)/dx_syn, term by term."""
-        o, x_syn, (y_clean,), boxes = self.objective, drawn.x_syn, drawn.beside, batch.insertion.boxes
+        o, x_syn, (y_clean,), boxes = self.objective, generated.x_syn, generated.others, batch.insertion.boxes
         with tf.GradientTape(persistent=True) as tape:
             tape.watch([x_syn, y_clean])
             # Eqn 4, the generators' side.
@@ -82,11 +82,11 @@ class CycleGAN:
                 "local": o.lambda_gan * L_localX,
                 "bbox": o.lambda_bbox * L_bbox,
             }
-        wishes = {name: step.gradient(tape, term, x_syn) for name, term in weighted.items()}
+        image_gradients = {name: step.gradient(tape, term, x_syn) for name, term in weighted.items()}
         losses_y, (d_y_cycle, *d_G_X) = self._cycle_y(batch, y_clean, step)
         # In turns: the activations of one half of the cycle are free before those of the other are kept.
         with tf.control_dependencies([d_y_cycle, *d_G_X]):
-            losses_x, (wishes["cycle"], *d_G_Y) = self._cycle_x(batch, x_syn, step)
+            losses_x, (image_gradients["cycle"], *d_G_Y) = self._cycle_x(batch, x_syn, step)
         d_y = step.gradient(tape, adversarial_Y, y_clean) + d_y_cycle
         L_cycle, L_identity = (a + b for a, b in zip(losses_y, losses_x, strict=True))
         terms = {
@@ -97,13 +97,15 @@ class CycleGAN:
             "L_cycle": L_cycle,
             "L_identity": L_identity,
         }
-        return Judged(terms, wishes, (d_y,), [*d_G_X, *d_G_Y])
+        return GeneratorLosses(terms, image_gradients, (d_y,), [*d_G_X, *d_G_Y])
 
-    def train_discriminators(self, batch: Batch, drawn: Drawn, seed, step: Step) -> dict[str, tf.Tensor]:
+    def train_discriminators(
+        self, batch: Batch, generated: Generated, seed, step: Step
+    ) -> dict[str, tf.Tensor]:
         """Eqn 4, the discriminators' side, on real images and on the pool. u trains DIS_globalX only."""
-        o, replica, (y_clean,) = self.objective, replicas.index(), drawn.beside
+        o, replica, (y_clean,) = self.objective, replicas.index(), generated.others
         seed = seed + tf.constant([0, 7919], tf.int32) * replica
-        fake_X, fake_boxes = self.pools_X[replica].exchange(drawn.x_syn, batch.insertion.boxes, seed)
+        fake_X, fake_boxes = self.pools_X[replica].exchange(generated.x_syn, batch.insertion.boxes, seed)
         fake_Y, _ = self.pools_Y[replica].exchange(y_clean, batch.y_boxes, seed + 2)
         nets = (self.DIS_globalX, self.DIS_localX, self.DIS_globalY)
         phi = [v for net in nets for v in net.trainable_variables]
@@ -132,8 +134,8 @@ class CycleGAN:
     def insert(self, x, insertion: Insertion, strength=None) -> tf.Tensor:
         return insert(self.G_X, x, insertion, self.objective.composition, strength)
 
-    def picture(self, batch: Batch) -> tf.Tensor:
-        x_syn, (y_clean,) = self.draw(batch)
+    def summary_image(self, batch: Batch) -> tf.Tensor:
+        x_syn, (y_clean,) = self.generate(batch)
         return summaries.insertion_picture(batch.x, batch.insertion, x_syn, batch.y, y_clean)
 
     def _cycle_y(self, batch: Batch, y_clean, step: Step):
@@ -143,8 +145,8 @@ class CycleGAN:
             tape.watch(y_clean)
             twice, content = (tf.nest.map_structure(_twice, v) for v in (y, batch.y_content))
             images = tf.concat([y_clean, y.images], 0)
-            drawn = reinsert(self.G_X, images, twice, content, self.objective.composition)
-            terms, weighted = self._cyclic(drawn, y.images)
+            generated = reinsert(self.G_X, images, twice, content, self.objective.composition)
+            terms, weighted = self._cyclic(generated, y.images)
         return terms, step.gradient(tape, weighted, [y_clean, *variables])
 
     def _cycle_x(self, batch: Batch, x_syn, step: Step):
@@ -154,17 +156,17 @@ class CycleGAN:
         with tf.GradientTape() as tape:
             tape.watch(x_syn)
             images, composed = tf.concat([x_syn, x], 0), self.objective.composition
-            drawn = remove(self.G_Y, images, boxes[:, None], labels[:, None], content, composed)
-            terms, weighted = self._cyclic(drawn, x)
+            generated = remove(self.G_Y, images, boxes[:, None], labels[:, None], content, composed)
+            terms, weighted = self._cyclic(generated, x)
         return terms, step.gradient(tape, weighted, [x_syn, *variables])
 
-    def _cyclic(self, drawn, images):
-        """Returns (L_cycle, L_identity) of `drawn` [2N, H, W, C] and their weighted sum.
+    def _cyclic(self, generated, images):
+        """Returns (L_cycle, L_identity) of `generated` [2N, H, W, C] and their weighted sum.
 
-        Both compare with `images` [N, H, W, C], from which the second half was drawn; the first was drawn
-        from what the other generator made of them.
+        Both are L1 distances to `images` [N, H, W, C]. The first half of `generated` comes from the other
+        generator's output for `images`, the second half from `images`.
         """
-        back, same = tf.split(drawn, 2)
+        back, same = tf.split(generated, 2)
         L_cycle, L_identity = (replicas.share(losses.l1(half, images)) for half in (back, same))
         o = self.objective
         return (L_cycle, L_identity), o.lambda_cycle * L_cycle + o.lambda_identity * L_identity

@@ -21,7 +21,7 @@ WARM_UP = 2  # steps, so that the optimizer's moments are not 0
 
 
 class Streams(NamedTuple):
-    """Images and boxes as `unroll.lookahead` takes them."""
+    """Images and boxes as `unroll.unrolled_step` takes them."""
 
     y: Labelled
     synthetic: Labelled
@@ -47,7 +47,7 @@ class Check(NamedTuple):
 def warm_up(DET: Detector, optimizer: keras.optimizers.Optimizer, streams: Streams) -> None:
     """Takes WARM_UP steps on y and the synthetic images."""
     for _ in range(WARM_UP):
-        look = unroll.lookahead(DET, optimizer, streams.y, streams.synthetic, None)
+        look = unroll.unrolled_step(DET, optimizer, streams.y, streams.synthetic, None)
         update_rules.commit(optimizer, look.update)
 
 
@@ -77,8 +77,8 @@ def check_steps(
         @tf.function(autograph=False)
         def look(images, extra=extra):
             there = synthetic._replace(images=images)
-            found = unroll.lookahead(DET, optimizer, y, there, y2, extra, recompute)
-            return found.L_real_ahead, found.d_L_real_ahead
+            found = unroll.unrolled_step(DET, optimizer, y, there, y2, extra, recompute)
+            return found.L_real_unrolled, found.d_L_real_unrolled
 
         # Without what only the derivative needs (decision 0075).
         value = tf.function(lambda images, look=look: look(images)[0], autograph=False)
@@ -107,7 +107,7 @@ def check_precision(
 
     @tf.function(autograph=False)
     def look(which, its):
-        return unroll.lookahead(which, its, *streams[:3]).d_L_real_ahead
+        return unroll.unrolled_step(which, its, *streams[:3]).d_L_real_unrolled
 
     expected, found = look(DET, optimizer), look(rounded, rounded_optimizer)
     product = tf.norm(found) * tf.norm(expected)

@@ -1,8 +1,7 @@
-"""One joint iteration of DetectorGAN, in the paper's order and symbols (section 3, Eqn 1 to 4).
+"""The joint step of DetectorGAN, in the paper's order and symbols (section 3, Eqn 1 to 4).
 
-The GAN that is trained (`base_gan.py`) brings Eqn 4; Eqn 1 to 3 are here and in `unroll.py`, for any GAN.
-Letters: N images a replica, H, W, C channels. Every loss is this replica's share of the global batch's
-(`replicas.py`).
+Letters: N images a replica, H, W, C channels. theta are the generators' weights, W those of DET. Every loss
+is this replica's share of the global batch's loss (`replicas.py`).
 """
 
 from __future__ import annotations
@@ -21,86 +20,95 @@ from tf_detectorgan.training.loss_scale import LossScale, Step
 
 
 @dataclasses.dataclass
-class Players:
-    """The GAN, and the detector that plays along in the joint phase of some arms."""
+class JointModels:
+    """The networks that the joint step trains, with their optimizers."""
 
     gan: BaseGAN
-    DET: Detector | None = None
-    detector_optimizer: keras.optimizers.Optimizer | None = None  # one of update_rules'
-    loss_scale: LossScale | None = None  # where networks compute in float16
+    DET: Detector | None = None  # None: the GAN is trained alone
+    detector_optimizer: keras.optimizers.Optimizer | None = None  # with a rule in update_rules.py
+    loss_scale: LossScale | None = None  # None: no network computes in float16
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Weights of DET's opinion in the generator's objective.
+    """Weights of the detector's losses in the generators' objective, see `joint_step`."""
 
-    lambda_syn > 0 *maximises* L_syn [paper], up to `syn_cap`; < 0 minimises it (ACGAN).
-    """
-
-    lambda_real: float
-    lambda_syn: float
+    lambda_real: float  # 0 leaves Eqn 3 out
+    lambda_syn: float  # > 0: G_X maximises L_syn [paper]; < 0: G_X minimises it (ACGAN)
     syn_cap: float
-    recompute: bool = False  # of unroll.lookahead
+    recompute: bool = False  # as in `unroll.unrolled_step`
 
 
-ALONE = Objective(0.0, 0.0, 0.0)  # of a GAN without a detector: nothing of it is looked at
+GAN_ONLY = Objective(0.0, 0.0, 0.0)  # for a GAN that is trained without a detector
 
 
-def joint_step(players: Players, objective: Objective, batch: Batch, seed) -> dict[str, tf.Tensor]:
-    """Trains the generators, DET (when present) and the discriminators once; with a loss scale all or none.
+def joint_step(models: JointModels, objective: Objective, batch: Batch, seed) -> dict[str, tf.Tensor]:
+    """Trains the generators, DET and the discriminators once, in this order.
 
-    Returns scalars: shares, and squared norms. `seed`: int32 [2], different at every step.
+    With x_syn = G_X(x, m), the generators' weights theta minimise
+
+        L_GAN(theta)  -  lambda_syn min(L_syn, syn_cap)  +  lambda_real L~_real
+
+        L_GAN    the base GAN's objective: Eqn 4, BboxLoss, cycle and identity losses for CycleGAN
+        L_syn  = L_d(DET(x_syn; W))                                                           (Eqn 2)
+        L~_real = L_d(DET(y2; W')), W' = W after one update on L_real + L_syn                 (Eqn 3)
+
+    DET's weights W minimise L_real + L_syn, L_real = L_d(DET(y; W)) (Eqn 1); the discriminators' weights
+    maximise Eqn 4. W' of Eqn 3 is assigned to W at the end: it is computed once.
+
+    With a loss scale, either all networks are updated or none. `seed`: int32 [2], different at every step.
+    Returns scalars by name: this replica's share of each loss, and `_squared_norms`.
     """
-    gan, p, o, step = players.gan, players, objective, Step(players.loss_scale)
-    with tf.GradientTape() as generators:
-        drawn = gan.draw(batch)  # x_syn = G_X(x, m)
+    gan, DET, o, step = models.gan, models.DET, objective, Step(models.loss_scale)
+    with tf.GradientTape() as tape:
+        generated = gan.generate(batch)  # x_syn = G_X(x, m)
 
-    after: dict[str, tf.Tensor] = {}  # scalars that hang on gradients
-    terms, wishes, d_beside, d_theta = gan.judge(batch, drawn, step)  # Eqn 4, the GAN's own
-    if p.DET is not None:
-        synthetic = Labelled(drawn.x_syn, batch.insertion.boxes[:, None], batch.insertion.labels[:, None])
-        # In turns: the activations of the cycle are free before those of DET are kept (decision 0135).
+    after: dict[str, tf.Tensor] = {}  # scalars that depend on gradients
+    terms, image_gradients, d_others, d_theta = gan.generator_losses(batch, generated, step)  # L_GAN
+    if DET is not None:
+        synthetic = Labelled(generated.x_syn, batch.insertion.boxes[:, None], batch.insertion.labels[:, None])
+        # One after the other: the GAN's activations are freed before those of DET are kept (decision 0135).
         with tf.control_dependencies(
-            [tf.group(*wishes.values(), *d_beside, *(d for d in d_theta if d is not None))]
+            [tf.group(*image_gradients.values(), *d_others, *(d for d in d_theta if d is not None))]
         ):
-            look = unroll.lookahead(
-                p.DET,
-                p.detector_optimizer,
+            unrolled = unroll.unrolled_step(
+                DET,
+                models.detector_optimizer,
                 batch.y,
                 synthetic,
                 batch.y2 if o.lambda_real else None,
                 batch.y_later,
                 o.recompute,
             )
-        terms |= {"L_real": look.L_real, "L_syn": look.L_syn}
-        # - lambda_syn min(L_syn, cap): nothing more to gain beyond the cap.
-        below_cap = tf.cast(replicas.total(look.L_syn) < o.syn_cap, tf.float32) if o.lambda_syn > 0 else 1.0
-        wishes["syn"] = -o.lambda_syn * below_cap * look.d_L_syn
-        if look.d_L_real_ahead is not None:
-            after["L_real_ahead"] = look.L_real_ahead
-            wishes["real"] = o.lambda_real * look.d_L_real_ahead
+        terms |= {"L_real": unrolled.L_real, "L_syn": unrolled.L_syn}  # Eqn 1 and 2
+        below = replicas.total(unrolled.L_syn) < o.syn_cap
+        below_cap = tf.cast(below, tf.float32) if o.lambda_syn > 0 else 1.0  # derivative of the minimum
+        image_gradients["syn"] = -o.lambda_syn * below_cap * unrolled.d_L_syn
+        if unrolled.d_L_real_unrolled is not None:  # Eqn 3
+            after["L_real_unrolled"] = unrolled.L_real_unrolled
+            image_gradients["real"] = o.lambda_real * unrolled.d_L_real_unrolled
 
-    # An x_syn that nobody judges is not asked for.
-    d_x_syn = [tf.add_n(list(wishes.values()))] if wishes else []
-    images = [drawn.x_syn, *drawn.beside] if wishes else list(drawn.beside)
-    g = step.gradient(generators, images, gan.theta, [*d_x_syn, *d_beside])
+    # PS-GAN without a detector has no loss on x_syn.
+    d_x_syn = [tf.add_n(list(image_gradients.values()))] if image_gradients else []
+    images = [generated.x_syn, *generated.others] if image_gradients else list(generated.others)
+    g = step.gradient(tape, images, gan.theta, [*d_x_syn, *d_others])
     g = [b if a is None else a if b is None else a + b for a, b in zip(g, d_theta, strict=True)]
     replicas.require_gradients(g, [v.path for v in gan.theta], "the generators' objective")
     step.apply(gan.generator_optimizer, replicas.total(g))
-    if p.DET is not None:
-        step.commit(p.detector_optimizer, look.update)
-    terms |= gan.train_discriminators(batch, drawn, seed, step)
-    return terms | step.end(after | _norms(wishes, batch.insertion.boxes))
+    if DET is not None:
+        step.commit(models.detector_optimizer, unrolled.update)
+    terms |= gan.train_discriminators(batch, generated, seed, step)
+    return terms | step.end(after | _squared_norms(image_gradients, batch.insertion.boxes))
 
 
 SQUARED = "squared_norm/"
 
 
-def _norms(wishes: dict[str, tf.Tensor], boxes) -> dict[str, tf.Tensor]:
-    """Squared norm of each term's weighted derivative at the synthetic image, inside and outside the box."""
+def _squared_norms(image_gradients: dict[str, tf.Tensor], boxes) -> dict[str, tf.Tensor]:
+    """Squared norms of each term's gradient with respect to x_syn, inside and outside of boxes [N, 4]."""
     norms = {}
-    for name, wish in wishes.items():
-        inside = boxes_lib.mask(boxes, wish.shape[1], wish.shape[2])[..., None]
-        norms[f"{SQUARED}{name}_inside"] = tf.reduce_sum(inside * wish * wish)
-        norms[f"{SQUARED}{name}_outside"] = tf.reduce_sum((1 - inside) * wish * wish)
+    for name, gradient in image_gradients.items():
+        inside = boxes_lib.mask(boxes, gradient.shape[1], gradient.shape[2])[..., None]
+        norms[f"{SQUARED}{name}_inside"] = tf.reduce_sum(inside * gradient * gradient)
+        norms[f"{SQUARED}{name}_outside"] = tf.reduce_sum((1 - inside) * gradient * gradient)
     return norms

@@ -124,7 +124,7 @@ def run_phase(phase: Phase, every: Every, stop: StopSignal, workers: Workers | N
     workers.of_chief(lambda: saved.finish(record))
 
 
-_SHOWN = ("L_d", "L_real", "L_syn", "L_real_ahead", "L_localX", "L_bbox")
+_SHOWN = ("L_d", "L_real", "L_syn", "L_real_unrolled", "L_localX", "L_bbox")
 
 
 def _finite(values: dict[str, tf.Tensor], name: str, step: int) -> dict[str, float]:

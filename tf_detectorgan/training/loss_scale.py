@@ -21,7 +21,7 @@ FIRST, GOOD_STEPS = 2.0**15, 2000  # of keras.optimizers.LossScaleOptimizer, who
 class LossScale(tf.Module):
     """S: halved at a step whose gradients are not finite, doubled after GOOD_STEPS others in a row.
 
-    One for all players of a step (decision 0120).
+    One for all joint_models of a step (decision 0120).
 
     Attributes:
       scale: S, float32 scalar, mirrored.
@@ -67,7 +67,7 @@ class LossScale(tf.Module):
 
 
 class Step:
-    """One step of some players: their gradients, and their updates.
+    """One step of some networks: their gradients, and their updates.
 
     Without a loss scale a tape's own gradient, and updates take place at once. With one all of them take
     place at the end, or none.

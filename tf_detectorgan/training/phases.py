@@ -30,7 +30,7 @@ from tf_detectorgan.poisson import poisson_blend
 from tf_detectorgan.synthesis import Inserter, Screening, synthesize
 from tf_detectorgan.training import build, peak_memory, summaries
 from tf_detectorgan.training.base_gan import BaseGAN
-from tf_detectorgan.training.joint_step import Players
+from tf_detectorgan.training.joint_step import JointModels
 from tf_detectorgan.training.loop import Phase, run_phase, skip_finished
 from tf_detectorgan.training.run import (
     DetectorTraining,
@@ -94,7 +94,7 @@ def joint(run: Run, name: str, gan: GANTraining) -> None:
     s, arm, directory = run.settings, ARMS[name], run.layout.arm(name).joint
     if _skips(run, directory):
         return
-    run.load(run.layout.pretrain_gan(arm.gan), _player_parts(gan.players))
+    run.load(run.layout.pretrain_gan(arm.gan), _trackable_parts(gan.joint_models))
     unroll_steps = 1
     if arm.detector:
         run.load(run.layout.pretrain_detector, {"DET": run.DET.network})
@@ -117,7 +117,7 @@ def make_images(run: Run, name: str, gan: GANTraining | None, judges: Auditors |
         batches_began.append(time.monotonic())
 
     peak_memory.reset()
-    inserter = inserter_of(run, name, gan.players.gan if gan else None)
+    inserter = inserter_of(run, name, gan.joint_models.gan if gan else None)
     run.functions[directory.name] = inserter.insert
     kept = synthesize(
         inserter,
@@ -212,10 +212,10 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
 
 
 def train_gan(run: Run, directory: Path, gan: GANTraining, numbers: range, unroll_steps: int = 1) -> None:
-    """Trains the players of `gan`, unless it is done; `numbers`: of its steps, for batches and seeds."""
+    """Trains the networks of `gan`, unless it is done; `numbers`: of its steps, for batches and seeds."""
     if _skips(run, directory):
         return
-    s, players, steps = run.settings, gan.players, len(numbers)
+    s, joint_models, steps = run.settings, gan.joint_models, len(numbers)
     writer = _writer(run, directory)
 
     def batches(start: int) -> Iterator:
@@ -238,11 +238,11 @@ def train_gan(run: Run, directory: Path, gan: GANTraining, numbers: range, unrol
     def inspect(done: int, batch) -> None:
         if done % s.checkpoint_every == 0 or done == steps:
             local = tf.nest.map_structure(lambda v: run.strategy.experimental_local_results(v)[0], batch)
-            writer.image("insertions", done, players.gan.picture(local))
-        if players.DET is not None and (done % s.validate_every == 0 or done == steps):
+            writer.image("insertions", done, joint_models.gan.summary_image(local))
+        if joint_models.DET is not None and (done % s.validate_every == 0 or done == steps):
             writer.scalars(done, _validation(run))
 
-    name, parts = run_layout.phase_name(directory), _player_parts(players)
+    name, parts = run_layout.phase_name(directory), _trackable_parts(joint_models)
     _run(run, Phase(name, directory, parts, steps, step, batches, writer.scalars, inspect), gan.step)
 
 
@@ -315,13 +315,13 @@ def _evaluated(run: Run, name: str) -> None:
     evaluate(run, name)
 
 
-def _player_parts(players: Players) -> dict[str, Any]:
+def _trackable_parts(joint_models: JointModels) -> dict[str, Any]:
     """The trackable parts that `joint_step` changes, by name."""
-    parts = dict(players.gan.parts)
-    if players.loss_scale is not None:
-        parts["loss_scale"] = players.loss_scale
-    if players.DET is not None:
-        parts |= {"DET": players.DET.network, "detector_optimizer": players.detector_optimizer}
+    parts = dict(joint_models.gan.parts)
+    if joint_models.loss_scale is not None:
+        parts["loss_scale"] = joint_models.loss_scale
+    if joint_models.DET is not None:
+        parts |= {"DET": joint_models.DET.network, "detector_optimizer": joint_models.detector_optimizer}
     return parts
 
 

@@ -19,7 +19,7 @@ from tf_detectorgan.models.generators import Composition
 from tf_detectorgan.models.person_discriminator import PersonDiscriminator
 from tf_detectorgan.models.unet import redraw
 from tf_detectorgan.training import replicas, summaries
-from tf_detectorgan.training.base_gan import Drawn, Judged, discriminator_loss
+from tf_detectorgan.training.base_gan import Generated, GeneratorLosses, discriminator_loss
 from tf_detectorgan.training.loss_scale import Step
 
 IMAGE_LOSS, PERSON_LOSS = "log", "lsgan"  # of Ouyang et al., eqn 1 and 2
@@ -54,39 +54,43 @@ class PSGAN:
         parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "objective"}
         return {name: part for name, part in parts.items() if part is not None}
 
-    def draw(self, batch: Batch) -> Drawn:
-        """x with an object, and beside it y drawn back from `batch.y_noised`."""
+    def generate(self, batch: Batch) -> Generated:
+        """x with an object, and beside it y generated back from `batch.y_noised`."""
         composed = self.objective.composition
-        y_drawn = redraw(self.G, batch.y_noised, batch.y_boxes, batch.y_content, composed)
-        return Drawn(self.insert(batch.x, batch.insertion), (y_drawn,))
+        y_redrawn = redraw(self.G, batch.y_noised, batch.y_boxes, batch.y_content, composed)
+        return Generated(self.insert(batch.x, batch.insertion), (y_redrawn,))
 
-    def judge(self, batch: Batch, drawn: Drawn, step: Step) -> Judged:
-        """Everything is judged at y_drawn, where the truth is known; x_syn is DET's alone."""
-        o, (y_drawn,) = self.objective, drawn.beside
+    def generator_losses(self, batch: Batch, generated: Generated, step: Step) -> GeneratorLosses:
+        """Everything is judged at y_redrawn, where the truth is known; x_syn is DET's alone."""
+        o, (y_redrawn,) = self.objective, generated.others
         with tf.GradientTape() as tape:
-            tape.watch(y_drawn)
-            logits = self.DIS_image(tf.concat([batch.y_noised, y_drawn], -1))
+            tape.watch(y_redrawn)
+            logits = self.DIS_image(tf.concat([batch.y_noised, y_redrawn], -1))
             terms = {
                 "L_image": replicas.share(losses.adversarial_generator(logits, IMAGE_LOSS)),
-                "L_l1": replicas.share(losses.l1(y_drawn, batch.y.images)),
+                "L_l1": replicas.share(losses.l1(y_redrawn, batch.y.images)),
             }
             objective = o.lambda_gan * terms["L_image"] + LAMBDA_L1 * terms["L_l1"]
             if self.DIS_person is not None:
-                logits = self.DIS_person(y_drawn, batch.y_boxes)
+                logits = self.DIS_person(y_redrawn, batch.y_boxes)
                 terms["L_person"] = replicas.share(losses.adversarial_generator(logits, PERSON_LOSS))
                 objective += o.lambda_gan * terms["L_person"]
-        return Judged(terms, {}, (step.gradient(tape, objective, y_drawn),), [None] * len(self.theta))
+        return GeneratorLosses(
+            terms, {}, (step.gradient(tape, objective, y_redrawn),), [None] * len(self.theta)
+        )
 
-    def train_discriminators(self, batch: Batch, drawn: Drawn, seed, step: Step) -> dict[str, tf.Tensor]:
-        """y against y_drawn, whole beside its input, and in the box."""
-        y, (y_drawn,), boxes = batch.y.images, drawn.beside, batch.y_boxes
+    def train_discriminators(
+        self, batch: Batch, generated: Generated, seed, step: Step
+    ) -> dict[str, tf.Tensor]:
+        """y against y_redrawn, whole beside its input, and in the box."""
+        y, (y_redrawn,), boxes = batch.y.images, generated.others, batch.y_boxes
         nets = [net for net in (self.DIS_image, self.DIS_person) if net is not None]
         phi = [v for net in nets for v in net.trainable_variables]
         with tf.GradientTape() as tape:
-            real, fake = (self.DIS_image(tf.concat([batch.y_noised, image], -1)) for image in (y, y_drawn))
+            real, fake = (self.DIS_image(tf.concat([batch.y_noised, image], -1)) for image in (y, y_redrawn))
             terms = {"L_DIS_image": discriminator_loss(real, fake, IMAGE_LOSS)}
             if self.DIS_person is not None:
-                real, fake = (self.DIS_person(image, boxes) for image in (y, y_drawn))
+                real, fake = (self.DIS_person(image, boxes) for image in (y, y_redrawn))
                 terms["L_DIS_person"] = discriminator_loss(real, fake, PERSON_LOSS)
             objective = tf.add_n(list(terms.values()))
         g = step.gradient(tape, objective, phi)
@@ -99,6 +103,6 @@ class PSGAN:
         composed = self.objective.composition
         return redraw(self.G, insertion.exemplars, insertion.boxes, insertion.content, composed)
 
-    def picture(self, batch: Batch) -> tf.Tensor:
-        x_syn, (y_drawn,) = self.draw(batch)
-        return summaries.insertion_picture(batch.x, batch.insertion, x_syn, batch.y, y_drawn)
+    def summary_image(self, batch: Batch) -> tf.Tensor:
+        x_syn, (y_redrawn,) = self.generate(batch)
+        return summaries.insertion_picture(batch.x, batch.insertion, x_syn, batch.y, y_redrawn)

@@ -19,7 +19,7 @@ from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.run_layout import RunLayout
 from tf_detectorgan.training import build, prefetch
 from tf_detectorgan.training.detector_step import detector_step
-from tf_detectorgan.training.joint_step import ALONE, SQUARED, Objective, Players, joint_step
+from tf_detectorgan.training.joint_step import GAN_ONLY, SQUARED, JointModels, Objective, joint_step
 from tf_detectorgan.training.loop import Every, StopSignal
 from tf_detectorgan.training.settings import Train
 from tf_detectorgan.training.workers import Workers
@@ -93,7 +93,7 @@ def build_run(
 class GANTraining(NamedTuple):
     """A base GAN, where its objects go, and the joint step that trains it, traced once."""
 
-    players: Players
+    joint_models: JointModels
     placement: Placement
     step: Callable
 
@@ -110,16 +110,16 @@ def build_gan_training(run: Run, kind: str) -> GANTraining:
     """The base GAN of a kind of settings.GANS, without a detector."""
     s = run.settings
     gan = build.gan(s, kind, run.dataset, run.strategy)
-    players = Players(gan, loss_scale=build.loss_scale(s, run.strategy))
+    joint_models = JointModels(gan, loss_scale=build.loss_scale(s, run.strategy))
     placement = build.placement(s, "generator", kind)
-    return GANTraining(players, placement, joint_function(run, players, ALONE))
+    return GANTraining(joint_models, placement, joint_function(run, joint_models, GAN_ONLY))
 
 
 def with_detector(run: Run, gan: GANTraining, objective: Objective) -> GANTraining:
     """The same GAN with DET in its loop, and a new optimizer for DET."""
     optimizer = build.joint_detector_optimizer(run.settings, run.DET, run.strategy)
-    players = dataclasses.replace(gan.players, DET=run.DET, detector_optimizer=optimizer)
-    return GANTraining(players, gan.placement, joint_function(run, players, objective))
+    joint_models = dataclasses.replace(gan.joint_models, DET=run.DET, detector_optimizer=optimizer)
+    return GANTraining(joint_models, gan.placement, joint_function(run, joint_models, objective))
 
 
 def build_detector_training(run: Run, steps: int) -> DetectorTraining:
@@ -128,26 +128,26 @@ def build_detector_training(run: Run, steps: int) -> DetectorTraining:
     return DetectorTraining(optimizer, steps, detector_function(run, optimizer))
 
 
-def joint_function(run: Run, players: Players, objective: Objective) -> Callable:
+def joint_function(run: Run, joint_models: JointModels, objective: Objective) -> Callable:
     """`joint_step` as one graph over all replicas; squared norms become norms after they are summed."""
 
     @tf.function(autograph=False)
     def function(batch: Batch, seed):
-        shares = run.strategy.run(joint_step, args=(players, objective, batch, seed))
+        shares = run.strategy.run(joint_step, args=(joint_models, objective, batch, seed))
         values = {k: run.strategy.reduce("SUM", v, axis=None) for k, v in shares.items()}
         rates = {
-            "learning_rate/generators": players.gan.generator_optimizer.learning_rate,
-            "learning_rate/discriminators": players.gan.discriminator_optimizer.learning_rate,
+            "learning_rate/generators": joint_models.gan.generator_optimizer.learning_rate,
+            "learning_rate/discriminators": joint_models.gan.discriminator_optimizer.learning_rate,
         }
-        if players.detector_optimizer is not None:
-            rates["learning_rate/DET"] = players.detector_optimizer.learning_rate
+        if joint_models.detector_optimizer is not None:
+            rates["learning_rate/DET"] = joint_models.detector_optimizer.learning_rate
         norms = {
             k.replace(SQUARED, "gradient_at_x_syn/"): tf.sqrt(v)
             for k, v in values.items()
             if k.startswith(SQUARED)
         }
         losses = {k: v for k, v in values.items() if not k.startswith(SQUARED)}
-        rates |= players.loss_scale.scalars() if players.loss_scale else {}
+        rates |= joint_models.loss_scale.scalars() if joint_models.loss_scale else {}
         return losses | norms | {k: tf.convert_to_tensor(v) for k, v in rates.items()}
 
     return function

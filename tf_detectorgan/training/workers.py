@@ -21,7 +21,7 @@ import tensorflow as tf
 from tf_detectorgan import disk
 from tf_detectorgan.checkpoints import PhaseDirectory
 from tf_detectorgan.cluster import tf_config
-from tf_detectorgan.data.streams import ALONE, Host
+from tf_detectorgan.data.streams import GAN_ONLY, Host
 from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_CANNOT_WRITE, EXIT_INTERRUPTED, InputError, Interrupted
 
 POLL = 0.5  # seconds between two looks for the others
@@ -41,7 +41,7 @@ class Workers:
     @property
     def host(self) -> Host:
         """Which rows of every batch this process decodes."""
-        return Host(self.index, len(_addresses(self.strategy))) if self.strategy else ALONE
+        return Host(self.index, len(_addresses(self.strategy))) if self.strategy else GAN_ONLY
 
     def of_chief(self, work: Callable[[], Any]) -> int:
         """Calls `work` on the chief only; everybody waits for it and gets its result as an int."""

@@ -1,4 +1,4 @@
-"""The players of the joint step as `train` makes them, and a batch of noise with boxes."""
+"""The networks of the joint step as `train` makes them, and a batch of noise with boxes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 from tf_detectorgan.batch import Batch, Insertion, Labelled
 from tf_detectorgan.models.detectors import retinanet
 from tf_detectorgan.training import build
-from tf_detectorgan.training.joint_step import Players
+from tf_detectorgan.training.joint_step import JointModels
 from tf_detectorgan.training.settings import Train
 
 CLASSES = ("object",)
@@ -38,19 +38,19 @@ def settings(detector: str, batch: int, filters: int, **changes: Any) -> Train:
 
 
 def wide(image_shape: tuple[int, int, int], classes: int) -> retinanet.RetinaNet:
-    """retinanet_small at twice its width: four times its weights and arithmetic. --detector=players:wide."""
+    """retinanet_small at twice its width: four times its weights. --detector=joint_models:wide."""
     return retinanet.small(image_shape, classes, width=64)
 
 
-def players(s: Train, size: int) -> Players:
+def joint_models(s: Train, size: int) -> JointModels:
     """CycleGAN and DET with its optimizer for grey images of `size` pixels."""
     dataset: Any = types.SimpleNamespace(image_shape=(size, size, 1), class_names=CLASSES)
     here = tf.distribute.get_strategy()
     DET = build.detector(s, dataset, here)
-    return Players(build.cyclegan(s, dataset, here), DET, build.joint_detector_optimizer(s, DET, here))
+    return JointModels(build.cyclegan(s, dataset, here), DET, build.joint_detector_optimizer(s, DET, here))
 
 
-def without_detector(p: Players) -> Players:
+def without_detector(p: JointModels) -> JointModels:
     return dataclasses.replace(p, DET=None, detector_optimizer=None)
 
 
