@@ -91,7 +91,7 @@ def paper(options: argparse.Namespace) -> dict:
         "pretrain_gan": {"pretrain_gan": s.gan_steps},
         "pretrain_detector, final_detector": {
             "pretrain_detector": alone,
-            "audit_detectors": s.audit_folds * alone,
+            "held_out_detectors": s.audit_folds * alone,
             "final_detector": s.final_steps,
         },
         "joint": {"joint": s.joint_steps},

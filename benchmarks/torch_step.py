@@ -57,8 +57,8 @@ class Trainer:
     def __init__(self, nets: dict[str, nn.Module], weights: Weights, rate: float):
         self.nets, self.weights = nets, weights
         self.theta = [v for name in ("G_X", "G_Y") for v in nets[name].parameters()]
-        self.judges = [nets[name] for name in ("DIS_globalX", "DIS_localX", "DIS_globalY")]
-        self.phi = [v for net in self.judges for v in net.parameters()]
+        self.held_out = [nets[name] for name in ("DIS_globalX", "DIS_localX", "DIS_globalY")]
+        self.phi = [v for net in self.held_out for v in net.parameters()]
         # Keras's epsilon, not PyTorch's.
         self.of_theta, self.of_phi = (
             torch.optim.Adam(v, rate, betas=(0.5, 0.999), eps=1e-7) for v in (self.theta, self.phi)
@@ -132,7 +132,7 @@ class Trainer:
         return loss.sum() / torch.clamp(positive.sum(), min=1.0)
 
     def _discriminators(self, b: Scene, x_syn, y_clean) -> dict[str, torch.Tensor]:
-        size, (global_X, local_X, global_Y) = self.weights.crop_size, self.judges
+        size, (global_X, local_X, global_Y) = self.weights.crop_size, self.held_out
         fakes = crop(x_syn, b.insertion.boxes, size)
         terms = {
             "L_DIS_globalX": _trained(global_X, torch.cat([b.y.images, b.u]), x_syn),

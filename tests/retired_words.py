@@ -25,7 +25,7 @@ RETIRED = {
     r"judg(e|es|ed|ing)|opinions?|wish(es)?": "loss, gradient, score",
     r"look(ing)? ahead|looks ahead|unrolled_step|L_real_unrolled": "unrolled step, L_real_unrolled",
     r"looks": "appearance, features, steps",
-    r"auditors?|dealt": "held-out detectors, assign_folds",
+    r"held_out_detectors?|assigned": "held-out detectors, assign_folds",
     r"object layers?": "object residual",
     r"beside": "with, next to, in addition to",
     r"nobody|somebody": "say who or what, or use the passive",

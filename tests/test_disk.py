@@ -16,7 +16,7 @@ HOLD = """
 import signal, sys
 from pathlib import Path
 from tf_detectorgan import disk
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # as door.guard has it
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # as command.guard has it
 with disk.held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

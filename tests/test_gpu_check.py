@@ -10,7 +10,7 @@ import time
 import pytest
 import tensorflow as tf
 
-from tf_detectorgan import config, door, gpu_check
+from tf_detectorgan import command, config, gpu_check
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.gpu_check import GRADCHECK, RUNS, GpuCheck
 from tf_detectorgan.training.settings import Train
@@ -81,7 +81,7 @@ def test_processes_that_die_leave_their_last_line(monkeypatch, tmp_path):
 
 
 def test_sigterm_ends_the_running_process_too(monkeypatch, tmp_path, handlers):
-    """By the handler that `door` sets; `timeit` stands for a process that takes long."""
+    """By the handler that `command` sets; `timeit` stands for a process that takes long."""
     file = tmp_path / "pid"
     work = f"open({str(file)!r}, 'w').write(f'{{os.getpid()}}\\n'); time.sleep(60)"
     monkeypatch.setattr(config, "read_flags", lambda options: None)
@@ -96,7 +96,9 @@ def test_sigterm_ends_the_running_process_too(monkeypatch, tmp_path, handlers):
     thread = threading.Thread(target=end_this_process, daemon=True)
     thread.start()
     with pytest.raises(SystemExit) as left:
-        door.guard(GpuCheck, lambda _: gpu_check._run("timeit", "-n1", "-r1", "-s", "import os, time", work))
+        command.guard(
+            GpuCheck, lambda _: gpu_check._run("timeit", "-n1", "-r1", "-s", "import os, time", work)
+        )
     thread.join()
     assert left.value.code == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):

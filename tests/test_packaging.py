@@ -127,7 +127,7 @@ def test_every_file_of_the_package_is_packed(arguments):
 
 
 def test_flags_are_read_at_the_door_only():
-    doors = {"train.py", "prepare.py", "synthesize.py", "evaluate.py", "door.py", "config.py"}
+    doors = {"train.py", "prepare.py", "synthesize.py", "evaluate.py", "command.py", "config.py"}
     readers = {
         str(path.relative_to(PACKAGE))
         for path in SOURCES

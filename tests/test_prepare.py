@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_detectorgan import config, door
+from tf_detectorgan import command, config
 from tf_detectorgan.data import image_files, records
 from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_CANNOT_WRITE, EXIT_INTERRUPTED, InputError
 from tf_detectorgan.prepare import Prepare, prepare
@@ -105,7 +105,7 @@ def test_an_interrupted_prepare_leaves_whole_files_and_goes_on(annotations, monk
 
 def guarded(monkeypatch, chosen):
     monkeypatch.setattr(config, "read_flags", lambda _: chosen)
-    return door.guard(Prepare, prepare)
+    return command.guard(Prepare, prepare)
 
 
 def test_a_full_disk_is_one_error_and_the_same_command_goes_on(annotations, small_disk, monkeypatch, capsys):

@@ -87,13 +87,13 @@ def make(
     batch_size=3,
     seed=0,
     objects=1,
-    judges=None,
+    held_out=None,
     min_audit=0.0,
     **more,
 ):
     placement = Placement(top_k=3, exemplar_flip=True, max_shift=1.0, objects=objects)
     inserter = synthesis.Inserter("cut_paste", insert, placement, 0.25, "abc")
-    screening = synthesis.Screening(judges, min_audit)
+    screening = synthesis.Screening(held_out, min_audit)
     with mock.patch.object(synthesis, "ROWS", batch_size * objects):
         synthesis.synthesize(
             inserter, dataset, directory, count=count, seed=seed, screening=screening, **more
@@ -320,7 +320,7 @@ def test_the_gallery_shows_first_best_median_and_worst():
 
 def test_objects_that_fail_the_audit_are_left_out_and_counted(sets, tmp_path):
     dataset, _, every = sets(objects=3)
-    options = {"judges": Judges(), "objects": 3, "count": SEVERAL}
+    options = {"held_out": Judges(), "objects": 3, "count": SEVERAL}
     good = make(dataset, tmp_path / "good", min_audit=0.5, **options)
     wanted = {int(r.image_id): [one for one in objects_of(r) if one["matched_id"] % 2] for r in every}
     wanted = {i: [one | {"audit": 0.75, "found": True} for one in kept] for i, kept in wanted.items() if kept}

@@ -92,7 +92,7 @@ def runs(data, tmp_path_factory):
     joint = killed / "arms" / "detectorgan" / "joint"
     after = random.SystemRandom().choice(range(CHECKPOINT_EVERY, JOINT_STEPS - 3, CHECKPOINT_EVERY))
     with Call(whole, data) as all_arms:
-        for phase in ("pretrain_gan", "audit_detector_1"):
+        for phase in ("pretrain_gan", "held_out_detector_1"):
             all_arms.wait_until((whole / "shared" / phase / "done.json").exists)
         shutil.copytree(whole / "shared", killed / "shared")
         with Call(killed, data, arms=["detectorgan"]) as first:
@@ -170,7 +170,7 @@ def test_the_diagram_of_a_run_directory_is_this_run(runs):
     found = {path.name for path in runs.whole.iterdir() if not path.name.startswith(".")}
     optional = {"phantom", "backbone.weights.h5", "preflight.json", "preflight.log"}
     assert found | optional == top
-    assert {path.name for path in (runs.whole / "shared").iterdir()} == shared | {"audit_detector_1"}
+    assert {path.name for path in (runs.whole / "shared").iterdir()} == shared | {"held_out_detector_1"}
     assert {path.name for path in (runs.whole / "arms" / "detectorgan").iterdir()} == arm
     assert run_layout.DIAGRAM in (ROOT / "README.md").read_text("utf-8")
 

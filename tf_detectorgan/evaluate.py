@@ -21,7 +21,7 @@ from tf_detectorgan.environment import TENSORFLOW
 
 os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 
-from tf_detectorgan import checkpoints, door
+from tf_detectorgan import checkpoints, command
 from tf_detectorgan.config import option
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
@@ -134,4 +134,4 @@ def finished_arms(run: Run, wanted: tuple[str, ...]) -> list[str]:
 
 
 if __name__ == "__main__":
-    door.run(Evaluate, main)
+    command.run(Evaluate, main)

@@ -21,7 +21,7 @@ os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 
 import keras
 
-from tf_detectorgan import checkpoints, disk, door
+from tf_detectorgan import checkpoints, command, disk
 from tf_detectorgan.config import option
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.models.detectors.serving import ServedDetector
@@ -52,7 +52,7 @@ def main(options: Export) -> None:
             f"run tf_detectorgan.train --arm={options.arm} first"
         )
     out = Path(options.out).expanduser() if options.out else arm.path / "exported"
-    door.check_target(out, "detector.json", "exported detector", options.overwrite)
+    command.check_target(out, "detector.json", "exported detector", options.overwrite)
     model = served(run)
     checkpoints.load(weights, {"DET": model.network})
     with disk.whole_directory(out) as partial:
@@ -108,4 +108,4 @@ def description(run: Run, arm: str, weights: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    door.run(Export, main)
+    command.run(Export, main)

@@ -24,7 +24,7 @@ os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 
 import tensorflow as tf
 
-from tf_detectorgan import config, disk, door, progress
+from tf_detectorgan import command, config, disk, progress
 from tf_detectorgan.config import option
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.preflight import trial
@@ -197,4 +197,4 @@ def table(gpus: int, described: str, records: Records) -> str:
 
 
 if __name__ == "__main__":
-    door.run(GpuCheck, main)
+    command.run(GpuCheck, main)

@@ -20,7 +20,7 @@ os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 import keras
 import tensorflow as tf
 
-from tf_detectorgan import door
+from tf_detectorgan import command
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.data import pipeline
 from tf_detectorgan.models.detectors.detector import Detector
@@ -129,4 +129,4 @@ def first_streams(run: Run) -> exactness.Streams:
 
 
 if __name__ == "__main__":
-    door.run(Train, main)
+    command.run(Train, main)

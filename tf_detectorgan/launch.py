@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tf_detectorgan.door import HELP
+from tf_detectorgan.command import HELP
 from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError, Interrupted
 
 if __name__ == "__main__" and (HELP & set(sys.argv[1:2]) or not find_spec("kubernetes")):
@@ -36,7 +36,7 @@ if __name__ == "__main__" and (HELP & set(sys.argv[1:2]) or not find_spec("kuber
 
 import yaml
 
-from tf_detectorgan import door, progress
+from tf_detectorgan import command, progress
 from tf_detectorgan.cluster import fetch as copying
 from tf_detectorgan.cluster import kubernetes, manifests, pod_logs, table_job
 from tf_detectorgan.cluster.answers import Later
@@ -348,4 +348,4 @@ if __name__ == "__main__":
         sys.exit(EXIT_BAD_INPUT)
     action = sys.argv.pop(1)
     sys.argv = ["--follow" if word == "-f" and action == "logs" else word for word in sys.argv]
-    door.run(*ACTIONS[action])
+    command.run(*ACTIONS[action])

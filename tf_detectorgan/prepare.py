@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from tf_detectorgan import boxes as boxes_lib
-from tf_detectorgan import door
+from tf_detectorgan import command
 from tf_detectorgan.config import option
 from tf_detectorgan.data import (
     cityscapes,
@@ -299,4 +299,4 @@ def _warnings(split: str, held: contents.Contents, classes: Mapping[str, int]) -
 
 
 if __name__ == "__main__":
-    door.run(Prepare, prepare, terminated=EXIT_INTERRUPTED)  # its Job goes on in a new pod
+    command.run(Prepare, prepare, terminated=EXIT_INTERRUPTED)  # its Job goes on in a new pod

@@ -22,7 +22,7 @@ os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 if __name__ == "__main__":  # and that takes seconds, in which process 1 of a pod would not hear a SIGTERM
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(EXIT_INTERRUPTED))
 
-from tf_detectorgan import door
+from tf_detectorgan import command
 from tf_detectorgan.config import option, parse
 from tf_detectorgan.experiments import runner, table_report
 from tf_detectorgan.experiments.runner import Cell, Job
@@ -144,4 +144,4 @@ def _one_cell(options: Reproduce, table: Table, stop: StopSignal) -> None:
 
 
 if __name__ == "__main__":
-    door.run(Reproduce, main, terminated=EXIT_INTERRUPTED)
+    command.run(Reproduce, main, terminated=EXIT_INTERRUPTED)

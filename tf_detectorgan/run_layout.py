@@ -16,7 +16,7 @@ RUN_DIR/
   shared/                   phases that all arms share
     pretrain_gan/
     pretrain_detector/
-    audit_detector_0/ ...
+    held_out_detector_0/ ...
   arms/ARM/
     joint/                  generators, discriminators and DET
     synthetic/              synthetic.tfrecord, annotations.json, images/, audit.json, gallery.html
@@ -92,8 +92,10 @@ class RunLayout:
         """Of a base GAN of a kind of `training.settings.GANS`."""
         return self.shared / ("pretrain_gan" if kind == "cyclegan" else f"pretrain_{kind}")
 
-    def audit_detector(self, fold: int) -> Path:
-        return self.shared / f"audit_detector_{fold}"
+    def held_out_detector(self, fold: int) -> Path:
+        """The directory of the detector that is trained without a fold. Older runs have it by another name."""
+        old = self.shared / f"audit_detector_{fold}"
+        return old if old.is_dir() else self.shared / f"held_out_detector_{fold}"
 
     def arm(self, name: str) -> ArmLayout:
         return ArmLayout(self.arms / name)

@@ -25,7 +25,7 @@ os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 
 import numpy as np
 
-from tf_detectorgan import boxes, door
+from tf_detectorgan import boxes, command
 from tf_detectorgan.config import option
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
@@ -192,4 +192,4 @@ def address(options: Study) -> str:
 
 
 if __name__ == "__main__":
-    door.run(Study, main)
+    command.run(Study, main)

@@ -25,11 +25,11 @@ from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.evaluation import audit
-from tf_detectorgan.evaluation.auditors import Auditors
+from tf_detectorgan.evaluation.held_out_detectors import HeldOutDetectors
 from tf_detectorgan.models.generators import reach
 
 ROWS = 32  # insertions in one call
-FIRST, FEW = 24, 8  # images shown: the first ones made; with judges also the best, the median, the worst
+FIRST, FEW = 24, 8  # images shown: the first ones made; with held_out also the best, the median, the worst
 
 
 class _Shown:
@@ -85,7 +85,7 @@ class Inserter(NamedTuple):
 class Screening(NamedTuple):
     """Whose audit objects get, their rank among real ones, and the lowest rank that is kept."""
 
-    judges: Auditors | None = None
+    held_out: HeldOutDetectors | None = None
     min_audit: float = 0.0
 
 
@@ -178,12 +178,12 @@ class _SyntheticSet:
             yield self._image(batch, list(same), images, verdicts)
 
     def _judged(self, batch: Synthesis, stored: np.ndarray) -> dict[str, np.ndarray]:
-        """What the judges say of images [N, H, W, C], and "found_before", of their backgrounds."""
+        """What the held_out say of images [N, H, W, C], and "found_before", of their backgrounds."""
         if self._judges is None:
             return {}
         what = batch.insertion.boxes, batch.insertion.labels, batch.matched_ids.numpy()
-        before = self._judges.judge(batch.x, *what)["found"]
-        return self._judges.judge(stored, *what) | {"found_before": before}
+        before = self._judges.score_objects(batch.x, *what)["found"]
+        return self._judges.score_objects(stored, *what) | {"found_before": before}
 
     def _measured(self, batch: Synthesis, stored: np.ndarray, rows: np.ndarray, verdicts) -> audit.Measures:
         """The audit's measures of the `rows` of images [N, H, W, C]."""

@@ -17,7 +17,7 @@ from tf_detectorgan.environment import TENSORFLOW
 
 os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 
-from tf_detectorgan import checkpoints, door, run_layout
+from tf_detectorgan import checkpoints, command, run_layout
 from tf_detectorgan.config import option
 from tf_detectorgan.data.formats import export
 from tf_detectorgan.data.placement import MODES
@@ -71,7 +71,7 @@ def main(options: Synthesize) -> None:
     out = Path(options.out).expanduser() if options.out else run.layout.arm(options.arm).path / "more"
     if (out / run_layout.SYNTHETIC).is_file() and checkpoints.finished(out):
         raise InputError(f"--out={out}: a run was trained on these images; choose another directory")
-    door.check_target(out, run_layout.SYNTHETIC, "synthetic images", options.overwrite)
+    command.check_target(out, run_layout.SYNTHETIC, "synthetic images", options.overwrite)
     export.check(options.export, run.dataset.class_names, run.dataset.image_shape[-1])
     settings = run.settings
     if options.placement != "run":
@@ -82,11 +82,11 @@ def main(options: Synthesize) -> None:
         settings = dataclasses.replace(settings, synthetic_objects=options.objects)
     arm = ARMS[options.arm]
     placement = build.placement(settings, arm.images, arm.gan)
-    judges = None
+    held_out = None
     if not run.elsewhere:  # they know the run's own objects
         training = build_detector_training(run, settings.pretrain_detector_steps)
-        judges = phases.audit_detectors(run, training)
-    if options.min_audit and judges is None:
+        held_out = phases.train_held_out_detectors(run, training)
+    if options.min_audit and held_out is None:
         raise InputError(
             f"--min_audit={options.min_audit}: not with --audit_folds=0, nor with other --data_dir"
         )
@@ -98,7 +98,7 @@ def main(options: Synthesize) -> None:
         out.absolute(),
         count=options.count,
         seed=settings.seed + 1 if options.seed < 0 else options.seed,
-        screening=Screening(judges, options.min_audit),
+        screening=Screening(held_out, options.min_audit),
     )
     for kind in options.export:
         export.write(kind, out)
@@ -119,4 +119,4 @@ def _check_finished(run: Run, arm: str) -> None:
 
 
 if __name__ == "__main__":
-    door.run(Synthesize, main)
+    command.run(Synthesize, main)

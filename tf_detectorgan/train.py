@@ -1,6 +1,6 @@
 """Trains everything: python -m tf_detectorgan.train --flagfile=configs/demo.flags.
 
-Phases, each checkpointed and skipped when done: pretrain_gan, pretrain_detector, audit_detectors, then for
+Phases, each checkpointed and skipped when done: pretrain_gan, pretrain_detector, held-out detectors, then for
 every --arm joint, synthetic images, final_detector, evaluate; a report at the end. Run the same command again
 to resume. Exit codes: 75 interrupted, all finished steps saved; 78 bad input.
 """
@@ -19,7 +19,7 @@ os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 if __name__ == "__main__":  # and that takes seconds, in which process 1 of a pod would not hear a SIGTERM
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(EXIT_INTERRUPTED))
 
-from tf_detectorgan import checkpoints, disk, door
+from tf_detectorgan import checkpoints, command, disk
 from tf_detectorgan.cluster import tf_config
 from tf_detectorgan.experiments import report
 from tf_detectorgan.preflight import check
@@ -52,4 +52,4 @@ def summarize(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    door.run(Train, main, terminated=EXIT_INTERRUPTED)
+    command.run(Train, main, terminated=EXIT_INTERRUPTED)

@@ -87,8 +87,8 @@ def test_a_killed_child_leaves_the_phase_the_finished_ones_and_what_helps(script
     assert str(refused.value).endswith("of 100.0 GiB of memory held); try a lower --detector_batch than 8")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[3:6]] == [
-        "audit_detector_0",
-        "audit_detector_1",
+        "held_out_detector_0",
+        "held_out_detector_1",
         "cut_paste/synthetic",
     ]
     assert left_behind(settings) == ["preflight.log"]
@@ -100,7 +100,7 @@ def test_a_child_that_takes_nearly_all_memory_is_ended(scripted, settings, monke
     room = lambda: Room(limit, limit - (kernel.resident(processes[-1].pid) if processes else 0))  # noqa: E731
     monkeypatch.setattr(kernel, "room", room)
     with pytest.raises(
-        InputError, match=r"^preflight: audit_detector_0 was killed, .* memory ran out \(0.[3-9] GiB"
+        InputError, match=r"^preflight: held_out_detector_0 was killed, .* memory ran out \(0.[3-9] GiB"
     ):
         check.before(settings)
     assert processes[0].returncode == -signal.SIGKILL
@@ -109,7 +109,7 @@ def test_a_child_that_takes_nearly_all_memory_is_ended(scripted, settings, monke
 def test_an_error_of_the_child_is_shown_and_its_input_errors_keep_their_text(scripted, settings):
     scripted("raise RuntimeError('no kernel')", finished=1)
     with pytest.raises(
-        RuntimeError, match=r"^preflight: audit_detector_1 failed: RuntimeError: no kernel \(full log: "
+        RuntimeError, match=r"^preflight: held_out_detector_1 failed: RuntimeError: no kernel \(full log: "
     ):
         check.before(settings)
     scripted("print('error: --x=1: is bad; give 2', file=sys.stderr); sys.exit(78)")

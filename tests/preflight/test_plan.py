@@ -14,8 +14,8 @@ def test_phases_of_a_detector_and_a_generator_come_in_the_runs_order():
         Phase(Path("shared/pretrain_pix2pix"), "gan", 40),
         Phase(Path("shared/pretrain_gan"), "gan", 40),
         Phase(Path("shared/pretrain_detector"), "detector", 20),
-        Phase(Path("shared/audit_detector_0"), "detector", 20),
-        Phase(Path("shared/audit_detector_1"), "detector", 20),
+        Phase(Path("shared/held_out_detector_0"), "detector", 20),
+        Phase(Path("shared/held_out_detector_1"), "detector", 20),
         Phase(Path("arms/real_only/final_detector"), "detector", 10),
         Phase(Path("arms/real_only/evaluation"), "evaluation", 5),
         Phase(Path("arms/pix2pix/joint"), "gan", 30),
@@ -28,8 +28,8 @@ def test_phases_of_a_detector_and_a_generator_come_in_the_runs_order():
         Phase(Path("arms/detectorgan/evaluation"), "evaluation", 5),
     ]
     assert [phase.name for phase in phases(s, 5)[3:6]] == [
-        "audit_detector_0",
-        "audit_detector_1",
+        "held_out_detector_0",
+        "held_out_detector_1",
         "real_only/final_detector",
     ]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tf_detectorgan import config, door
+from tf_detectorgan import command, config
 from tf_detectorgan.errors import EXIT_CANNOT_WRITE, InputError, Interrupted
 from tf_detectorgan.preflight import outcome
 from tf_detectorgan.preflight.outcome import Ended, Row
@@ -153,7 +153,7 @@ def test_what_the_short_run_refuses_is_bad_input_in_its_own_words():
     "number, file", [(errno.ENOSPC, "run/ckpt"), (errno.EROFS, "run/ckpt"), (errno.ENOSPC, None)]
 )
 def test_a_full_disk_keeps_its_exit_code(monkeypatch, capsys, number, file):
-    """`door` in the short run, then `door` in the run: the same line and code."""
+    """`command` in the short run, then `command` in the run: the same line and code."""
     monkeypatch.setattr(config, "read_flags", lambda options: None)
 
     def ends(error):
@@ -162,7 +162,7 @@ def test_a_full_disk_keeps_its_exit_code(monkeypatch, capsys, number, file):
 
         with monkeypatch.context() as patch:
             patch.setattr(signal, "signal", lambda *given: None)
-            return door.guard(Train, main), capsys.readouterr().err
+            return command.guard(Train, main), capsys.readouterr().err
 
     code, line = ends(OSError(number, os.strerror(number), file))
     assert code == EXIT_CANNOT_WRITE

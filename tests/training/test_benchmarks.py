@@ -228,7 +228,7 @@ def test_the_estimate_has_every_phase_that_trains(monkeypatch):
     assert steps == {
         "pretrain_gan": 20000,
         "pretrain_detector": 2000,
-        "audit_detectors": 2 * 2000,
+        "held_out_detectors": 2 * 2000,
         "final_detector": 5000,
         "joint": 10000,
     }

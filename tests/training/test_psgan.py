@@ -76,12 +76,12 @@ def test_step_with_a_detector_is_the_gradient_of_the_written_objective(tiny):
         y = b.y.images
         pairs = [gan.DIS_image(tf.concat([b.y_noised, image], -1)) for image in (y, y_drawn)]
         persons = [gan.DIS_person(image, b.y_boxes) for image in (y, y_drawn)]
-        judges = sum(
+        held_out = sum(
             mean(losses.adversarial_real(real, kind) + losses.adversarial_fake(fake, kind)) / 2
             for (real, fake), kind in ((pairs, "log"), (persons, "lsgan"))
         )
     phi = gan.DIS_image.trainable_variables + gan.DIS_person.trainable_variables
-    of_judges = tape.gradient(judges, phi)
+    of_judges = tape.gradient(held_out, phi)
     parts = [tape.gradient(value, gan.theta) for value in (own, loop)]
     expected = [a + c for a, c in zip(*parts, strict=True)]
     for part in parts:  # neither is lost in the other

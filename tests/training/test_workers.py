@@ -184,7 +184,7 @@ def test_two_workers_train_from_the_first_phase_to_the_report(tmp_path, tiny_pha
         for process in both:
             process.kill()
     assert [process.returncode for process in both] == [0, 0], ends
-    phases = ["shared/pretrain_gan", "shared/pretrain_detector", "shared/audit_detector_1"]
+    phases = ["shared/pretrain_gan", "shared/pretrain_detector", "shared/held_out_detector_1"]
     for phase in (*phases, "arms/detectorgan/joint", "arms/detectorgan/final_detector"):
         assert (run_dir / phase / "done.json").exists(), phase
     metrics = json.loads((run_dir / "arms/detectorgan/evaluation/metrics.json").read_text())

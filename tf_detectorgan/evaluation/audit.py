@@ -36,7 +36,9 @@ class Measures(NamedTuple):
 
     contrast: np.ndarray  # [N], see `contrast`
     crops: np.ndarray  # [N, F], see `unit_crops`
-    more: dict[str, np.ndarray]  # [N] each, of synthetic ones: see `changes` and `Auditors.judge`
+    more: dict[
+        str, np.ndarray
+    ]  # [N] each, of synthetic ones: see `changes` and `HeldOutDetectors.score_objects`
 
 
 def measure(objects: Objects, backgrounds: np.ndarray | None = None, margin: float = 0.0) -> Measures:
@@ -66,7 +68,7 @@ def audit(
       synthetic, real: as measured.
       groups: of the real objects [M]; with one group alone nobody can say what a copy is ("copies",
         "nearest_real": None).
-      found_real: share of the real objects that `Auditors` find; None: nobody was asked.
+      found_real: share of the real objects that `HeldOutDetectors` find; None: nobody was asked.
     """
     more = synthetic.more
     nearest = similarity(synthetic.crops, real.crops).max(1)

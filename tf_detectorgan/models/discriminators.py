@@ -1,6 +1,6 @@
 """DIS_globalX and DIS_globalY judge whole images, DIS_localX the object's crop. All are PatchGANs of logits.
 
-In the paper DIS_globalX judges *labelled* images (real y against G_X(x)), DIS_globalY clean ones (x against
+In the paper DIS_globalX held_out *labelled* images (real y against G_X(x)), DIS_globalY clean ones (x against
 G_Y(y)). Letters: N images, H, W, C channels, S the crop's side.
 """
 

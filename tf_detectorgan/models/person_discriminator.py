@@ -1,4 +1,4 @@
-"""PS-GAN's DIS_person: judges the crop of one box of any size (Ouyang et al. 2018, section 3.2).
+"""PS-GAN's DIS_person: held_out the crop of one box of any size (Ouyang et al. 2018, section 3.2).
 
 Letters: N images, H, W, C channels. Crops of different sizes share a batch: each lies in the top left corner
 of a canvas, and what is beyond it stays 0 after every layer, as if each were convolved alone.

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # and that takes seconds, in which the parent may be
 
 import tensorflow as tf
 
-from tf_detectorgan import checkpoints, door
+from tf_detectorgan import checkpoints, command
 from tf_detectorgan.experiments import report
 from tf_detectorgan.preflight import plan
 from tf_detectorgan.training import before_training, build, run_directory
@@ -49,4 +49,4 @@ def train_in_short(settings: Train) -> Run:
 
 
 if __name__ == "__main__":
-    door.run(Train, main, terminated=EXIT_INTERRUPTED)
+    command.run(Train, main, terminated=EXIT_INTERRUPTED)

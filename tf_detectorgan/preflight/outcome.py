@@ -145,7 +145,7 @@ class Ended(NamedTuple):
 
 
 def of_end(ended: Ended, phase: Phase, settings: Train, replicas: int, gpu: bool, log: Path) -> Exception:
-    """Returns the error for a short run that ended in `phase`; its type decides the exit code (`door.run`).
+    """Returns the error for a short run that ended in `phase`; its type sets the exit code (`command.run`).
 
     InputError (78) where a second attempt would fail as well: flags and data that the short run refused, and
     memory. OSError (74): it could not write. Interrupted (75): a signal came. RuntimeError (1): all else.
@@ -193,14 +193,14 @@ def remedies(phase: Phase, settings: Train, replicas: int, gpu: bool) -> list[st
 
 
 def _error_line(output: str) -> str:
-    """Returns the last line that `door` has printed for an error, without "error: "; else the last line."""
+    """Returns the last line of an error, as `command` prints it, without "error: "; else the last line."""
     lines = progress.lines(output)
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["no output"])[-1].removeprefix("error: ")
 
 
 def _disk_error(line: str) -> OSError:
-    """Returns the error for which `door` has printed `line`: "FILE: REASON; what was finished ..."."""
+    """Returns the error for which `command` has printed `line`: "FILE: REASON; what was finished ..."."""
     file, _, reason = line.partition(";")[0].rpartition(": ")
     number = next((code for code in errno.errorcode if os.strerror(code) == reason), errno.ENOSPC)
     return OSError(number, os.strerror(number), file or None)

@@ -58,7 +58,7 @@ def phases(settings: Train, test_images: int) -> list[Phase]:
     found = [Phase(run.pretrain_gan(kind), "gan", s.gan_steps) for kind in kinds]
     detectors = [run.pretrain_detector] if any(arm.detector for arm in arms.values()) else []
     if any(arm.images != "none" for arm in arms.values()):
-        detectors += [run.audit_detector(k) for k in range(s.audit_folds)]
+        detectors += [run.held_out_detector(k) for k in range(s.audit_folds)]
     found += [Phase(folder, "detector", s.pretrain_detector_steps) for folder in detectors]
     for name, arm in arms.items():
         home = run.arm(name)

@@ -22,7 +22,7 @@ import keras
 import tensorflow as tf
 
 import tf_detectorgan
-from tf_detectorgan import checkpoints, door, run_layout
+from tf_detectorgan import checkpoints, command, run_layout
 from tf_detectorgan.data import phantom, records, shards
 from tf_detectorgan.preflight import child, plan
 from tf_detectorgan.training import gpu_ops
@@ -102,4 +102,4 @@ def machine() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    door.run(Train, main)
+    command.run(Train, main)

@@ -23,7 +23,7 @@ from tf_detectorgan.training.loss_scale import Step
 
 @dataclasses.dataclass(frozen=True)
 class CycleObjective:
-    """Weights of what G_X and G_Y are trained for, and what their judges see."""
+    """Weights of what G_X and G_Y are trained for, and what their held_out see."""
 
     gan_loss: str
     lambda_gan: float
@@ -63,7 +63,7 @@ class CycleGAN:
         return Generated(x_syn, (remove(self.G_Y, *batch.y, batch.y_content, self.objective.composition),))
 
     def generator_losses(self, batch: Batch, generated: Generated, step: Step) -> GeneratorLosses:
-        """Who judges x_syn, and how it should change to please them: d(term)/dx_syn, term by term."""
+        """Who held_out x_syn, and how it should change to please them: d(term)/dx_syn, term by term."""
         o, x_syn, (y_clean,), boxes = self.objective, generated.x_syn, generated.others, batch.insertion.boxes
         with tf.GradientTape(persistent=True) as tape:
             tape.watch([x_syn, y_clean])

@@ -1,6 +1,6 @@
 """The phases of a run, in order. Each is skipped when done and resumed when half done.
 
-    pretrain_gan -> pretrain_detector -> audit_detectors -> joint -> synthesize -> final_detector -> evaluate
+    pretrain_gan -> pretrain_detector -> held_out_detectors -> joint -> synthesize -> final_detector -> evaluate
 
 The first three are shared by all arms of a run; the others are an arm's own.
 """
@@ -20,9 +20,9 @@ import tensorflow as tf
 from tf_detectorgan import checkpoints, disk, run_layout
 from tf_detectorgan.batch import Synthesis
 from tf_detectorgan.data import pipeline, records, split_guard
-from tf_detectorgan.evaluation import auditors
-from tf_detectorgan.evaluation.auditors import Auditors
+from tf_detectorgan.evaluation import held_out_detectors
 from tf_detectorgan.evaluation.detect import detect_split, quick_ap
+from tf_detectorgan.evaluation.held_out_detectors import HeldOutDetectors
 from tf_detectorgan.evaluation.metrics import evaluate as score
 from tf_detectorgan.evaluation.records import to_coco_results, truth_to_json, write_json
 from tf_detectorgan.models.generators import paste
@@ -60,33 +60,35 @@ def run_arms(run: Run) -> None:
     if any(ARMS[name].detector for name in s.arm):
         train_detector(run, layout.pretrain_detector, pretraining)
     unmade = workers.of_chief(lambda: _without_images(run))
-    judges = audit_detectors(run, pretraining) if unmade else None
+    held_out = train_held_out_detectors(run, pretraining) if unmade else None
     for name in s.arm:
         own = gans.get(ARMS[name].gan)
         if own:
             joint(run, name, own)
-        workers.of_chief(functools.partial(make_images, run, name, own, judges))
+        workers.of_chief(functools.partial(make_images, run, name, own, held_out))
         final_detector(run, name, final)
         workers.of_chief(functools.partial(_evaluated, run, name))
 
 
-def audit_detectors(run: Run, training: DetectorTraining) -> Auditors | None:
-    """Trains what judges the arms' synthetic images, as pretrain_detector does; None: not wanted (here)."""
+def train_held_out_detectors(run: Run, training: DetectorTraining) -> HeldOutDetectors | None:
+    """Trains what held_out the arms' synthetic images, as pretrain_detector does; None: not wanted (here)."""
     s = run.settings
     if not s.audit_folds:
         return None
-    dealt = auditors.deal(run.dataset, s.audit_folds)
+    assigned = held_out_detectors.assign_folds(run.dataset, s.audit_folds)
     folds = []
     for k in range(s.audit_folds):
-        directory = run.layout.audit_detector(k)
-        train_detector(run, directory, training, real=auditors.outside(run.dataset, dealt, k))
+        directory = run.layout.held_out_detector(k)
+        train_detector(
+            run, directory, training, real=held_out_detectors.training_part(run.dataset, assigned, k)
+        )
         run.load(directory, {"DET": run.DET.network})
         if not run.workers.chief:
             continue
         weights = [tf.identity(w) for w in run.DET.weights]
-        wanted = [image_id for image_id, fold in dealt if fold == k]
-        folds.append(auditors.calibrated(run.detect, weights, run.dataset, wanted, s.main_iou))
-    return Auditors(run.detect, s.main_iou, dict(dealt), folds) if run.workers.chief else None
+        wanted = [image_id for image_id, fold in assigned if fold == k]
+        folds.append(held_out_detectors.calibrate(run.detect, weights, run.dataset, wanted, s.main_iou))
+    return HeldOutDetectors(run.detect, s.main_iou, dict(assigned), folds) if run.workers.chief else None
 
 
 def joint(run: Run, name: str, gan: GANTraining) -> None:
@@ -104,7 +106,7 @@ def joint(run: Run, name: str, gan: GANTraining) -> None:
     train_gan(run, directory, gan, range(s.gan_steps, s.gan_steps + s.joint_steps), unroll_steps)
 
 
-def make_images(run: Run, name: str, gan: GANTraining | None, judges: Auditors | None) -> None:
+def make_images(run: Run, name: str, gan: GANTraining | None, held_out: HeldOutDetectors | None) -> None:
     """The arm's synthetic images."""
     arm, directory = ARMS[name], run.layout.arm(name).synthetic
     phase = run_layout.phase_name(directory)
@@ -125,7 +127,7 @@ def make_images(run: Run, name: str, gan: GANTraining | None, judges: Auditors |
         directory,
         count=s.synthetic_count,
         seed=s.seed,
-        screening=Screening(judges),
+        screening=Screening(held_out),
         between=between,
     )
     record = {"count": kept, "seconds": round(time.monotonic() - began, 1)} | peak_memory.read()

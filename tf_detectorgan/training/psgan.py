@@ -36,7 +36,7 @@ class AlignedObjective:
 
 @dataclasses.dataclass
 class PSGAN:
-    """G draws, DIS_image judges pairs of input and image, DIS_person the box; without it: pix2pix."""
+    """G draws, DIS_image held_out pairs of input and image, DIS_person the box; without it: pix2pix."""
 
     objective: AlignedObjective
     G: keras.Model

@@ -216,7 +216,7 @@ class Train:
             raise InputError(f"--workers={self.workers} uses all devices; --distribution must be auto")
         if self.audit_folds == 1:
             raise InputError(
-                "--audit_folds=1: a detector judges what others are trained on; give 2 or more, or 0"
+                "--audit_folds=1: a detector held_out what others are trained on; give 2 or more, or 0"
             )
         if self.synthetic_objects > 1 and self.compose == "full":
             raise InputError(

@@ -1,4 +1,4 @@
-"""Cross-fitted detectors: nobody judges what it was trained on; scores, thresholds and ranks by hand."""
+"""Cross-fitted detectors: nobody held_out what it was trained on; scores, thresholds and ranks by hand."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ import tensorflow as tf
 from tf_detectorgan.batch import Detections
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
-from tf_detectorgan.evaluation import auditors
-from tf_detectorgan.evaluation.auditors import Auditors, Fold
+from tf_detectorgan.evaluation import held_out_detectors
+from tf_detectorgan.evaluation.held_out_detectors import Fold, HeldOutDetectors
 
 
 @pytest.fixture(scope="module")
@@ -18,19 +18,22 @@ def dataset(tiny_phantom):
 
 
 def test_groups_are_dealt_whole_and_no_fold_is_seen_by_its_own_detector(dataset):
-    dealt = auditors.deal(dataset, 2)
-    assert [fold for _, fold in dealt] == [0, 1, 1, 0, 1, 0, 0, 1]
+    assigned = held_out_detectors.assign_folds(dataset, 2)
+    assert [fold for _, fold in assigned] == [0, 1, 1, 0, 1, 0, 0, 1]
     for k in (0, 1):
-        seen = {int(r.image_id) for r in auditors.outside(dataset, dealt, k).map(dataset.decode)}
-        assert seen == {image_id for image_id, fold in dealt if fold != k}
+        seen = {
+            int(r.image_id)
+            for r in held_out_detectors.training_part(dataset, assigned, k).map(dataset.decode)
+        }
+        assert seen == {image_id for image_id, fold in assigned if fold != k}
     with pytest.raises(InputError, match="are of 6 group"):
-        auditors.deal(dataset, 7)
+        held_out_detectors.assign_folds(dataset, 7)
 
 
 @pytest.mark.parametrize("scores, images, expected", [([0.3, 0.9, 0.5], 2, 0.3), ([0.3, 0.9], 2, 0.0)])
 def test_threshold_leaves_one_false_positive_an_image(scores, images, expected):
-    assert auditors.threshold(np.array(scores), images) == pytest.approx(expected)
-    assert (np.array(scores) > auditors.threshold(np.array(scores), images)).sum() <= images
+    assert held_out_detectors.threshold(np.array(scores), images) == pytest.approx(expected)
+    assert (np.array(scores) > held_out_detectors.threshold(np.array(scores), images)).sum() <= images
 
 
 def fixed(*answers):
@@ -49,7 +52,7 @@ def test_calibration_by_hand(dataset):
     first = next(iter(dataset.serialized("train_labelled").map(dataset.decode)))
     corners = [([0, 0, 2, 2], 0.8, 0), ([30, 30, 32, 32], 0.4, 0)]
     detect = fixed(corners[0], (first.boxes[0].numpy(), 0.6, 0), corners[1])
-    fold = auditors.calibrated(detect, [1.0], dataset, [int(first.image_id)], iou=0.5)
+    fold = held_out_detectors.calibrate(detect, [1.0], dataset, [int(first.image_id)], iou=0.5)
     assert fold.threshold == pytest.approx(0.4)
     assert fold.real[-1] == pytest.approx(0.6)
     assert len(fold.real) == len(first.labels)
@@ -59,10 +62,12 @@ def test_each_object_is_judged_by_the_fold_of_its_match():
     """DET_1's scores are half of DET_0's; boxes elsewhere, other classes, real misses do not count."""
     detect = fixed(([0, 0, 10, 10], 0.8, 0), ([20, 20, 30, 30], 0.6, 1))
     folds = [Fold([1.0], 0.5, np.array([0.0, 0.7, 0.9])), Fold([0.5], 0.5, np.array([0.4, 0.5]))]
-    judges = Auditors(detect, 0.5, {7: 0, 8: 1}, folds)
+    held_out = HeldOutDetectors(detect, 0.5, {7: 0, 8: 1}, folds)
     boxes = np.float32([[0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30], [20, 20, 30, 30], [5, 0, 15, 10]])
-    verdict = judges.judge(np.zeros((5, 4, 4, 1)), boxes, np.int32([0, 0, 0, 1, 0]), [7, 8, 7, 8, 7])
+    verdict = held_out.score_objects(
+        np.zeros((5, 4, 4, 1)), boxes, np.int32([0, 0, 0, 1, 0]), [7, 8, 7, 8, 7]
+    )
     #                          0.8 of DET_0, 0.4 of DET_1, another class, 0.3 of DET_1, IoU 1/3
-    np.testing.assert_array_equal(verdict["found"], [1, 0, 0, 0, 0])
-    np.testing.assert_allclose(verdict["rank"], [0.667, 0.5, 0, 0, 0])
-    assert judges.found_real() == pytest.approx(2 / 5)
+    np.testing.assert_array_equal(scored["found"], [1, 0, 0, 0, 0])
+    np.testing.assert_allclose(scored["rank"], [0.667, 0.5, 0, 0, 0])
+    assert held_out.found_real() == pytest.approx(2 / 5)

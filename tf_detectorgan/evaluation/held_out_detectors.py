@@ -1,6 +1,6 @@
 """Detectors that judge objects which they were not trained on: is there something to be found in the box?
 
-The labelled training images are dealt out to folds, whole groups each, and DET_k is trained on the images
+The labelled training images are assigned out to folds, whole groups each, and DET_k is trained on the images
 outside fold k. So DET_k can be asked about the objects of fold k: the real ones, and the synthetic ones that
 were matched with them (cross-fitting: a detector trained on an object finds its copy even in noise).
 Letters: N images with one object each, D detections.
@@ -30,7 +30,7 @@ class Fold(NamedTuple):
     real: np.ndarray  # its scores of the fold's real objects, ascending
 
 
-class Auditors(NamedTuple):
+class HeldOutDetectors(NamedTuple):
     """All folds' detectors."""
 
     detect: Callable[[tf.Tensor, list[tf.Tensor]], Detections]  # (images, weights)
@@ -42,7 +42,7 @@ class Auditors(NamedTuple):
         """Share of the real objects that are found."""
         return float(np.concatenate([fold.real > fold.threshold for fold in self.folds]).mean())
 
-    def judge(self, images, boxes, labels, matched_ids) -> dict[str, np.ndarray]:
+    def score_objects(self, images, boxes, labels, matched_ids) -> dict[str, np.ndarray]:
         """Each inserted object, judged by the detector that does not know its matched image.
 
         Args:
@@ -66,34 +66,34 @@ class Auditors(NamedTuple):
         return {"found": found, "rank": np.round(rank, 3)}
 
 
-def deal(dataset: Dataset, folds: int) -> list[tuple[int, int]]:
+def assign_folds(dataset: Dataset, folds: int) -> list[tuple[int, int]]:
     """(image id, fold) of every labelled training image in order: groups in turn, as they first appear.
 
     Raises:
       InputError: there are fewer groups than folds.
     """
     fold_of_group: dict[bytes, int] = {}
-    dealt = []
+    assigned = []
     for record in dataset.serialized("train_labelled").map(dataset.decode):
         group = record.groups[0].numpy()
         fold_of_group.setdefault(group, len(fold_of_group) % folds)
-        dealt.append((int(record.image_id), fold_of_group[group]))
+        assigned.append((int(record.image_id), fold_of_group[group]))
     if len(fold_of_group) < folds:
         raise InputError(
             f"--audit_folds={folds}: the labelled training images are of {len(fold_of_group)} group(s); "
             "give as many folds at most, or 0 for no such audit"
         )
-    return dealt
+    return assigned
 
 
-def outside(dataset: Dataset, dealt: Sequence[tuple[int, int]], k: int) -> tf.data.Dataset:
+def training_part(dataset: Dataset, assigned: Sequence[tuple[int, int]], k: int) -> tf.data.Dataset:
     """The labelled images that DET_k may see, undecoded."""
-    allowed = tf.constant([fold != k for _, fold in dealt])
+    allowed = tf.constant([fold != k for _, fold in assigned])
     strings = dataset.serialized("train_labelled").enumerate()
     return strings.filter(lambda i, _: allowed[i]).map(lambda _, one: one)
 
 
-def calibrated(detect, weights: list[tf.Tensor], dataset: Dataset, wanted: Sequence[int], iou: float) -> Fold:
+def calibrate(detect, weights: list[tf.Tensor], dataset: Dataset, wanted: Sequence[int], iou: float) -> Fold:
     """DET_k with its threshold and its scores of real objects, both from the images `wanted` of its fold."""
     real: list[np.ndarray] = []
     false: list[np.ndarray] = []

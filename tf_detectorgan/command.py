@@ -1,4 +1,4 @@
-"""What every command does at its door: flags in, one line and an exit code out when the input is at fault."""
+"""The command line of every command: reads flags, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-from tf_detectorgan import config, door
+from tf_detectorgan import command, config
 from tf_detectorgan.errors import InputError, Interrupted
 
 KEPT = "; what was finished is kept: see to the disk and run it again"
@@ -47,25 +47,25 @@ def test_an_expected_end_is_one_line_and_an_exit_code(capsys, error, code, line)
         assert options.size == 3
         raise error
 
-    assert door.guard(Options, main) == code
+    assert command.guard(Options, main) == code
     assert capsys.readouterr().err == line + "\n"
 
 
 def test_names_that_are_no_utf_8_can_be_said(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), "utf-8")
     monkeypatch.setattr(sys, "stdout", stream)
-    assert door.guard(Options, lambda options: print("found \udcff.csv")) == 0
+    assert command.guard(Options, lambda options: print("found \udcff.csv")) == 0
     stream.flush()
     assert stream.buffer.getvalue() == b"found \\udcff.csv\n"
 
 
 def test_success_is_silent_and_a_fault_of_ours_keeps_its_traceback(capsys):
-    assert door.guard(Options, lambda options: None) == 0
+    assert command.guard(Options, lambda options: None) == 0
     assert capsys.readouterr().err == ""
     with pytest.raises(ZeroDivisionError):
-        door.guard(Options, lambda options: 1 / 0)
+        command.guard(Options, lambda options: 1 / 0)
     with pytest.raises(FileNotFoundError):
-        door.guard(Options, lambda options: open("no such file"))
+        command.guard(Options, lambda options: open("no such file"))
 
 
 @pytest.mark.parametrize("given, code", [({}, 143), ({"terminated": 75}, 75)])
@@ -80,7 +80,7 @@ def test_sigterm_leaves_through_finally(given, code):
             cleaned.append(True)
 
     with pytest.raises(SystemExit) as caught:
-        door.guard(Options, main, **given)
+        command.guard(Options, main, **given)
     assert caught.value.code == code
     assert cleaned
 
@@ -91,7 +91,7 @@ def test_a_wrong_flag_is_bad_input(capsys, monkeypatch, argument, expected):
     flags.DEFINE_integer("size", 3, "a size", flag_values=values)
     monkeypatch.setattr(flags, "FLAGS", values)
     with pytest.raises(SystemExit) as caught:
-        door._parse(["prepare", argument])
+        command._parse(["prepare", argument])
     assert caught.value.code == 78
     assert expected in capsys.readouterr().err
 
@@ -100,6 +100,6 @@ def test_help_is_no_error(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["command", "--size=0", "--help"])
     monkeypatch.setattr(sys.modules["__main__"], "__doc__", "What it does.")
     with pytest.raises(SystemExit) as left:
-        door.run(Options, lambda options: pytest.fail("called"))
+        command.run(Options, lambda options: pytest.fail("called"))
     assert left.value.code == 0
     assert capsys.readouterr().out == "What it does.\nFlags\n  --size=3\n      a size\n"
