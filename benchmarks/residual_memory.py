@@ -84,12 +84,12 @@ def write(folder: Path, street: Street) -> None:
 
 def measure(folder: Path) -> dict[str, float]:
     """Peak resident memory of this process before and after it has prepared the residuals of a data set."""
-    from tf_detectorgan.data.object_layers import object_layers
+    from tf_detectorgan.data.object_residuals import object_residuals
 
     dataset = records.open_dataset(folder)
     next(iter(dataset.serialized("train_labelled").map(dataset.decode)))  # TensorFlow has started
     before = status_kib("VmHWM")
-    layers = object_layers(dataset)
+    layers = object_residuals(dataset)
     after = status_kib("VmHWM")
     kept = sum(np.asarray(part).nbytes for part in layers)
     objects = len(layers.own)

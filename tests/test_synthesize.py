@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from tf_detectorgan import checkpoints, synthesize
-from tf_detectorgan.data import coco as data_coco
-from tf_detectorgan.data import formats, records, resize
+from tf_detectorgan.data import formats, image_files, records, validation
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.synthesize import Synthesize
 from tf_detectorgan.training import build, phases, run_directory
@@ -40,11 +39,11 @@ def test_the_run_s_seed_gives_the_run_s_images_and_more(run_dir, tmp_path, capsy
     np.testing.assert_array_equal(stored, records.to_stored(again[3, ..., 0], 8))
     for kind in ("voc", "yolo", "node21"):
         place = formats.locate(kind, None, tmp_path / "again" / kind)
-        sources = data_coco.check(place.read(), place.images, keys=data_coco.Keys()).sources
+        sources = validation.check(place.read(), place.images, keys=validation.Keys()).sources
         for image, annotation, source in zip(again, coco["annotations"], sources, strict=True):
             x, y, w, h = annotation["bbox"]
             np.testing.assert_allclose(source.boxes, [(x, y, x + w, y + h)], atol=1e-5)
-            np.testing.assert_array_equal(resize.read_image(source.path), records.to_stored(image, 8))
+            np.testing.assert_array_equal(image_files.read_image(source.path), records.to_stored(image, 8))
 
 
 def provenances(folder):

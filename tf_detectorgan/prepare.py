@@ -23,10 +23,9 @@ from tf_detectorgan import command
 from tf_detectorgan.config import option
 from tf_detectorgan.data import (
     cityscapes,
-    coco,
-    coco_builder,
     contents,
     formats,
+    image_builder,
     nih_chestxray,
     nih_tables,
     phantom,
@@ -34,6 +33,7 @@ from tf_detectorgan.data import (
     shards,
     split_guard,
     splits,
+    validation,
 )
 from tf_detectorgan.data.image_files import Source
 from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
@@ -74,8 +74,8 @@ class Prepare:
         "shares of training, validation, test; default: 0.7,0.1,0.2; nih: 57, 9, 13 of 79, as the paper; "
         "cityscapes: 0.9,0.1,0 of the official training cities",
     )
-    group_key: str = option(coco.Keys.group, "key or column of an image that names its group")
-    exclude_key: str = option(coco.Keys.exclude, "images where this key is true are left out")
+    group_key: str = option(validation.Keys.group, "key or column of an image that names its group")
+    exclude_key: str = option(validation.Keys.exclude, "images where this key is true are left out")
     split_key: str = option("", "key of an image that names its split, instead of --splits")
     train_only: str = option("", "key=value of images that must stay out of validation and test")
     label_filter: tuple[str, ...] = option((), "names of the categories to keep; default: all")
@@ -193,19 +193,19 @@ def _annotated(options: Prepare) -> tuple[shards.Plan, list[str]]:
     title, boxes = formats.FORMATS[place.kind].title, len(document.annotations)
     print(f"found {title}: {len(document.images)} images and {boxes} boxes in {place.annotations}")
     print(f"images below {place.images}")
-    folder = coco.check(
+    folder = validation.check(
         document,
         place.images,
-        keys=coco.Keys(options.group_key, options.exclude_key, options.split_key, options.train_only),
+        keys=validation.Keys(options.group_key, options.exclude_key, options.split_key, options.train_only),
         label_filter=options.label_filter,
         skip_bad=options.skip_bad,
     )
-    division, left_out = coco_builder.divide(
+    division, left_out = image_builder.divide(
         folder.sources, options.splits, options.seed, options.train_images, options.split_key
     )
     twice = _check_pictures(division, options)
     grey = all(source.grey for source in folder.sources)
-    plan = coco_builder.plan(
+    plan = image_builder.plan(
         division,
         folder.class_names,
         shards.About("coco", "1.0.0", "Images with boxes", document.citation),
@@ -246,7 +246,7 @@ def _published(
     print(f"found {title} in {options.images}: {counts}")
     notes += _check_pictures(division, options)
     form = {"image_size": options.image_size, "channels": channels}
-    return coco_builder.plan(division, [class_name], reader.ABOUT, **form), notes
+    return image_builder.plan(division, [class_name], reader.ABOUT, **form), notes
 
 
 def _check_pictures(division: Mapping[str, list[Source]], options: Prepare) -> list[str]:

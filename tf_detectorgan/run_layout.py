@@ -93,7 +93,7 @@ class RunLayout:
         return self.shared / ("pretrain_gan" if kind == "cyclegan" else f"pretrain_{kind}")
 
     def held_out_detector(self, fold: int) -> Path:
-        """The directory of the detector that is trained without a fold. Older runs have it by another name."""
+        """The directory of the detector trained without a fold. Older runs have it by another name."""
         old = self.shared / f"audit_detector_{fold}"
         return old if old.is_dir() else self.shared / f"held_out_detector_{fold}"
 

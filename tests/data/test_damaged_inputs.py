@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data import test_cityscapes, test_formats, test_nih_chestxray
-from tf_detectorgan.data import cityscapes, coco, formats, nih_chestxray, records
+from tf_detectorgan.data import cityscapes, formats, nih_chestxray, records, validation
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.prepare import Prepare, prepare
 
@@ -165,7 +165,7 @@ def write_streets(kind):
 def read_formats(kind):
     def read(root, data, skip_bad):
         place = formats.locate(data.draw(st.sampled_from(["auto", kind])), None, root)
-        folder = coco.check(place.read(), place.images, keys=coco.Keys(), skip_bad=skip_bad)
+        folder = validation.check(place.read(), place.images, keys=validation.Keys(), skip_bad=skip_bad)
         return folder.sources, len(folder.class_names)
 
     return read

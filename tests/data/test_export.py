@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 import tensorflow as tf
 
-from tf_detectorgan.data import coco, formats, resize
+from tf_detectorgan.data import formats, image_files, validation
 from tf_detectorgan.data.formats import export
 from tf_detectorgan.errors import InputError
 
@@ -92,7 +92,9 @@ def test_another_reader_finds_the_same_boxes_and_pixels(folder, kind, reader, pl
     export.write(kind, root)
     for stem in BOXES:
         assert_equal(reader(root / kind, stem, names), stem, names)
-        np.testing.assert_array_equal(resize.read_image(root / kind / place / f"{stem}.png"), pixels[stem])
+        np.testing.assert_array_equal(
+            image_files.read_image(root / kind / place / f"{stem}.png"), pixels[stem]
+        )
 
 
 def test_simpleitk_reads_node21_s_images_and_its_table_has_the_boxes(folder):
@@ -124,13 +126,13 @@ def test_our_own_reader_brings_everything_back(folder, kind):
     export.write(kind, root)
     place = formats.locate("auto", None, root / kind)
     assert place.kind == kind
-    result = coco.check(place.read(), place.images, keys=coco.Keys())
+    result = validation.check(place.read(), place.images, keys=validation.Keys())
     assert len(result.sources) == len(BOXES)
     for source in result.sources:
         stem = source.path.stem
         found = [(result.class_names[n], box) for n, box in zip(source.labels, source.boxes, strict=True)]
         assert_equal(found, stem, names)
-        np.testing.assert_array_equal(resize.read_image(source.path), pixels[stem])
+        np.testing.assert_array_equal(image_files.read_image(source.path), pixels[stem])
 
 
 def test_an_unknown_format_is_refused():

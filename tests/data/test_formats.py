@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from tf_detectorgan.data import coco, formats, medical_images, records, resize
+from tf_detectorgan.data import formats, image_files, medical_images, records, validation
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.prepare import Prepare, prepare
 
@@ -128,7 +128,7 @@ WRITERS = {
 
 def read(root, kind="auto", **options):
     place = formats.locate(kind, None, root)
-    return coco.check(place.read(), place.images, **{"keys": coco.Keys()} | options)
+    return validation.check(place.read(), place.images, **{"keys": validation.Keys()} | options)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -138,7 +138,7 @@ def test_a_format_is_recognised_and_read_with_the_boxes_that_were_written(tmp_pa
     assert place.kind == kind
     assert formats.locate(kind, None, tmp_path) == place
     assert formats.locate("auto", place.annotations, place.images) == place
-    folder = coco.check(place.read(), place.images, keys=coco.Keys())
+    folder = validation.check(place.read(), place.images, keys=validation.Keys())
     assert [Path(s.file_name).stem for s in folder.sources] == list(TRUTH)
     for source, (stem, boxes) in zip(folder.sources, TRUTH.items(), strict=True):
         assert len(source.boxes) == len(boxes), stem
@@ -155,7 +155,7 @@ def test_dicom_patients_are_groups_and_voc_and_yolo_keep_their_splits(tmp_path):
         WRITERS[kind](tmp_path / kind)
     assert [s.group for s in read(tmp_path / "dicom").sources] == [f"patient 1.2.{i}" for i in range(3)]
     for kind in ("voc", "yolo"):
-        sources = read(tmp_path / kind, keys=coco.Keys(split="split")).sources
+        sources = read(tmp_path / kind, keys=validation.Keys(split="split")).sources
         assert [s.split for s in sources] == ["train"] * 3
 
 
@@ -181,11 +181,11 @@ def test_other_columns_of_a_csv_are_keys_where_an_images_lines_agree(tmp_path):
     (tmp_path / "boxes.csv").write_text(
         "image,x1,y1,x2,y2,patient,reader,clean\na,1,1,5,5,p7,r1,\na,2,2,6,6,p7,r2,\nb,1,1,5,5,p7,r1,\nc,,,,,p8,r1,FALSE\n"
     )
-    folder = read(tmp_path, keys=coco.Keys(group="patient"))
+    folder = read(tmp_path, keys=validation.Keys(group="patient"))
     assert [s.group for s in folder.sources] == ["p7", "p7", "p8"]
     assert [s.stream for s in folder.sources] == ["labelled", "labelled", "unboxed"]
     with pytest.raises(InputError, match="a.png.*no 'reader'"):
-        read(tmp_path, keys=coco.Keys(group="reader"))
+        read(tmp_path, keys=validation.Keys(group="reader"))
 
 
 def test_a_csv_of_corners_may_state_the_images_sizes(tmp_path):
@@ -212,7 +212,7 @@ def test_a_table_says_yes_and_no_in_several_ways(tmp_path):
     (tmp_path / "boxes.csv").write_text(
         "image,x1,y1,x2,y2,exclude,clean,weak\na,1,1,5,5,0,,TRUE\nb,,,,,No,0,\nc,,,,,yes,1,\n"
     )
-    folder = read(tmp_path, keys=coco.Keys(training_only="weak=true"))
+    folder = read(tmp_path, keys=validation.Keys(training_only="weak=true"))
     assert [(s.file_name, s.stream, s.training_only) for s in folder.sources] == [
         ("a.png", "labelled", True),
         ("b.png", "unboxed", False),
@@ -418,7 +418,7 @@ GREY = {
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": 2047.5, "WindowWidth": 4096}])
 def test_dicom_of_falling_values_is_turned_round(tmp_path, window):
     dicom(tmp_path / "a.dcm", np.array([[0, 4095]]), RescaleSlope=-1, RescaleIntercept=4095, **window)
-    np.testing.assert_allclose(resize.read_image(tmp_path / "a.dcm")[0, :, 0], [65535, 0], atol=20)
+    np.testing.assert_allclose(image_files.read_image(tmp_path / "a.dcm")[0, :, 0], [65535, 0], atol=20)
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -429,7 +429,7 @@ def test_dicom_is_seen_as_a_radiologist_sees_it(tmp_path, case, inverse):
         elements = {**elements, "PhotometricInterpretation": "MONOCHROME1"}
         expected = [65535 - v for v in expected]
     dicom(tmp_path / "a.dcm", np.array([[0, 1000, 1500, 4095]]), **elements)
-    pixels = resize.read_image(tmp_path / "a.dcm")
+    pixels = image_files.read_image(tmp_path / "a.dcm")
     assert pixels.dtype == np.uint16
     np.testing.assert_allclose(pixels[0, :, 0], expected, atol=1)
 
@@ -440,13 +440,13 @@ def test_dicom_with_a_voi_table_signed_values_or_8_bits(tmp_path):
     table.LUTData = np.array([0, 100, 1000, 1023], "<u2").tobytes()
     dicom(tmp_path / "a.dcm", np.array([[0, 1, 2, 3, 4, 9]]), VOILUTSequence=[table])
     expected = np.rint(np.array([0, 0, 100, 1000, 1023, 1023]) / 1023 * 65535)
-    np.testing.assert_array_equal(resize.read_image(tmp_path / "a.dcm")[0, :, 0], expected)
+    np.testing.assert_array_equal(image_files.read_image(tmp_path / "a.dcm")[0, :, 0], expected)
     dicom(tmp_path / "b.dcm", np.array([[-2048, 0, 2047]]).astype(np.int16), PixelRepresentation=1)
     expected = np.rint(np.array([0, 2048, 4095]) / 4095 * 65535)
-    np.testing.assert_array_equal(resize.read_image(tmp_path / "b.dcm")[0, :, 0], expected)
+    np.testing.assert_array_equal(image_files.read_image(tmp_path / "b.dcm")[0, :, 0], expected)
     dicom(tmp_path / "c.dcm", np.array([[0, 7, 255]]), bits=8)
-    assert resize.read_image(tmp_path / "c.dcm").dtype == np.uint8
-    np.testing.assert_array_equal(resize.read_image(tmp_path / "c.dcm")[0, :, 0], [0, 7, 255])
+    assert image_files.read_image(tmp_path / "c.dcm").dtype == np.uint8
+    np.testing.assert_array_equal(image_files.read_image(tmp_path / "c.dcm")[0, :, 0], [0, 7, 255])
     dicom(tmp_path / "d.dcm", np.zeros((2, 2)), NumberOfFrames=2)
     with pytest.raises(ValueError, match="NumberOfFrames 2"):
         medical_images.read_dicom(tmp_path / "d.dcm")
@@ -455,10 +455,10 @@ def test_dicom_with_a_voi_table_signed_values_or_8_bits(tmp_path):
 def test_16_bit_colour_tiff_is_kept_and_a_stack_is_refused(tmp_path):
     deep = np.random.default_rng(0).integers(0, 65536, (5, 7, 3)).astype(np.uint16)
     cv2.imwrite(str(tmp_path / "a.tif"), deep[..., ::-1])
-    np.testing.assert_array_equal(resize.read_image(tmp_path / "a.tif"), deep)
+    np.testing.assert_array_equal(image_files.read_image(tmp_path / "a.tif"), deep)
     Image.new("L", (4, 4)).save(tmp_path / "b.tif", save_all=True, append_images=[Image.new("L", (4, 4))])
     with pytest.raises(ValueError, match="2 pages"):
-        resize.read_image(tmp_path / "b.tif")
+        image_files.read_image(tmp_path / "b.tif")
 
 
 @pytest.mark.parametrize("kind", ["voc", "dicom"])

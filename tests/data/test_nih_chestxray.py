@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tf_detectorgan.data import coco_builder, nih_chestxray, nih_tables, records, shards
+from tf_detectorgan.data import image_builder, nih_chestxray, nih_tables, records, shards
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.experiments import data_card
 
@@ -88,7 +88,7 @@ def test_the_papers_nodules_on_the_real_tables(real_data):
     assert any("not normal" in note for note in notes)
     tests = []
     for seed in range(2):
-        plan, _ = coco_builder.divide(sources, nih_chestxray.SHARES, seed, 0, "")
+        plan, _ = image_builder.divide(sources, nih_chestxray.SHARES, seed, 0, "")
         counts = {split: len(rows) for split, rows in plan.items()}
         assert counts == {
             "train_labelled": 57,
@@ -106,7 +106,7 @@ def test_the_papers_nodules_on_the_real_tables(real_data):
         assert {len(found) for found in parts.values()} == {1}
         tests.append(names(plan)["test_labelled"])
     assert tests[0] != tests[1]
-    again, _ = coco_builder.divide(sources, nih_chestxray.SHARES, 0, 0, "")
+    again, _ = image_builder.divide(sources, nih_chestxray.SHARES, 0, 0, "")
     assert names(again)["test_labelled"] == tests[0]
 
 
@@ -363,7 +363,7 @@ def test_what_is_written_is_grey_and_says_where_it_comes_from(collection, tmp_pa
     collection.place("images_001", BOXED, mode="RGBA")
     plan, _ = collection.plan()
     out = tmp_path / "set"
-    shards.build(coco_builder.plan(plan, ["Nodule"], nih_chestxray.ABOUT, image_size=64), out)
+    shards.build(image_builder.plan(plan, ["Nodule"], nih_chestxray.ABOUT, image_size=64), out)
     dataset = records.open_dataset(out)
     assert (dataset.name, dataset.image_shape, dataset.class_names) == (
         "nih_chest_xray",

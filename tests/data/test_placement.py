@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan.data import placement
-from tf_detectorgan.data.object_layers import object_layers, residuals
+from tf_detectorgan.data.object_residuals import object_residuals, residuals
 from tf_detectorgan.data.placement import DRAWS, Placement, insertions, reference_table
 from tf_detectorgan.errors import InputError
 
@@ -124,7 +124,7 @@ def test_a_layer_is_laid_over_the_image_near_its_box_only(scene):
     np.testing.assert_array_equal(scene.moved, moved)
     for before, after in zip((image[0], image[1], image[3]), (boxes, labels, chosen), strict=True):
         np.testing.assert_array_equal(before, after)
-    kept = object_layers(scene.dataset)
+    kept = object_residuals(scene.dataset)
     for box, label, x, exemplar, index in zip(boxes, labels, scene.images, exemplars, chosen, strict=True):
         shifts = box - scene.labelled[index]["boxes"]
         same = np.isclose(shifts, np.tile(np.rint(shifts[:, :2]), 2), atol=1e-5).all(1)
@@ -224,7 +224,7 @@ def test_an_object_cut_off_by_an_edge_stays_at_that_edge(square, mode, name):
     box, distances = EDGES[name]
     scene = with_boxes(square, [box])
     height, width = sizes = (24, 28)
-    learned = placement.context.learn(
+    learned = placement.context_placement.learn(
         scene.images[:1], scene.sizes[:1], tf.constant([box], tf.float32), tf.constant([0]), mirrored=False
     )
     table = dataclasses.replace(scene.table, context=learned if mode == "context" else None)

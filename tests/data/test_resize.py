@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tf_detectorgan.data import resize
+from tf_detectorgan.data import image_files, resize
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from tf_detectorgan.data import resize
 )
 def test_every_depth_and_colour_is_read_unchanged(tmp_path, pixels, name):
     (tmp_path / name).write_bytes(tf.io.encode_png(pixels).numpy())
-    read = resize.read_image(tmp_path / name)
+    read = image_files.read_image(tmp_path / name)
     assert read.dtype == pixels.dtype
     np.testing.assert_array_equal(read, pixels)
 
@@ -27,12 +27,12 @@ def test_every_depth_and_colour_is_read_unchanged(tmp_path, pixels, name):
 def test_16_bit_tiff_alpha_and_palette(tmp_path):
     deep = np.array([[0, 300], [65535, 7]], np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.tif")
-    np.testing.assert_array_equal(resize.read_image(tmp_path / "deep.tif")[..., 0], deep)
+    np.testing.assert_array_equal(image_files.read_image(tmp_path / "deep.tif")[..., 0], deep)
     clear = np.array([[[10, 20, 30, 0]]], np.uint8)
     Image.fromarray(clear).save(tmp_path / "clear.png")
-    np.testing.assert_array_equal(resize.read_image(tmp_path / "clear.png"), clear[..., :3])
+    np.testing.assert_array_equal(image_files.read_image(tmp_path / "clear.png"), clear[..., :3])
     Image.fromarray(clear[..., :3]).quantize().save(tmp_path / "palette.png")
-    np.testing.assert_array_equal(resize.read_image(tmp_path / "palette.png"), clear[..., :3])
+    np.testing.assert_array_equal(image_files.read_image(tmp_path / "palette.png"), clear[..., :3])
 
 
 def test_damaged_files_and_other_depths_are_refused(tmp_path):
@@ -45,10 +45,10 @@ def test_damaged_files_and_other_depths_are_refused(tmp_path):
     for contents in (b"", b"no image", whole.getvalue()[:-40], deep[: len(deep) // 2]):
         path.write_bytes(contents)
         with pytest.raises((ValueError, OSError)):
-            resize.read_image(path)
+            image_files.read_image(path)
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match="8 or 16 bits"):
-        resize.read_image(tmp_path / "float.tif")
+        image_files.read_image(tmp_path / "float.tif")
 
 
 def test_shrinking_averages_areas():

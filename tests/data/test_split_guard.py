@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 from scipy.fft import idctn
 
-from tf_detectorgan.data import chest_film, records, resize, split_guard
+from tf_detectorgan.data import chest_film, image_files, records, split_guard
 from tf_detectorgan.data.split_guard import NEAR, fingerprint
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.prepare import Prepare, prepare
@@ -167,7 +167,7 @@ def test_other_patients_are_no_duplicates_on_real_films(real_data):
     """721 X-rays of 509 patients."""
     folder = real_data("nih_cxr_opacity")
     rows = json.loads((folder / "annotations.json").read_text())["images"]
-    pictures = [resize.read_image(folder / row["file_name"]) for row in rows]
+    pictures = [image_files.read_image(folder / row["file_name"]) for row in rows]
     alarms, pairs = false_alarms(pictures, np.array([row["split_group"] for row in rows]))
     assert (alarms, pairs > 250000) == (0, True)
 

@@ -64,9 +64,7 @@ def test_each_object_is_judged_by_the_fold_of_its_match():
     folds = [Fold([1.0], 0.5, np.array([0.0, 0.7, 0.9])), Fold([0.5], 0.5, np.array([0.4, 0.5]))]
     held_out = HeldOutDetectors(detect, 0.5, {7: 0, 8: 1}, folds)
     boxes = np.float32([[0, 0, 10, 10], [0, 0, 10, 10], [20, 20, 30, 30], [20, 20, 30, 30], [5, 0, 15, 10]])
-    verdict = held_out.score_objects(
-        np.zeros((5, 4, 4, 1)), boxes, np.int32([0, 0, 0, 1, 0]), [7, 8, 7, 8, 7]
-    )
+    scored = held_out.score_objects(np.zeros((5, 4, 4, 1)), boxes, np.int32([0, 0, 0, 1, 0]), [7, 8, 7, 8, 7])
     #                          0.8 of DET_0, 0.4 of DET_1, another class, 0.3 of DET_1, IoU 1/3
     np.testing.assert_array_equal(scored["found"], [1, 0, 0, 0, 0])
     np.testing.assert_allclose(scored["rank"], [0.667, 0.5, 0, 0, 0])

@@ -13,7 +13,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tf_detectorgan import checkpoints, config
-from tf_detectorgan.data import object_layers
+from tf_detectorgan.data import object_residuals
 from tf_detectorgan.training import build, phases, run_directory
 from tf_detectorgan.training.run import build_gan_training
 from tf_detectorgan.training.settings import ARMS, Train
@@ -44,7 +44,7 @@ if __name__ == "__main__":
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 8
     )
-    object_layers.CROPS = 200  # for speed
+    object_residuals.CROPS = 200  # for speed
     data, runs, *wanted = sys.argv[1:]
     for number, one in enumerate(wanted):
         path, gpus = one.rsplit(":", 1)

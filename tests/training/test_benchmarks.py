@@ -163,9 +163,9 @@ def test_host_trips_counts_what_python_calls_in_a_step(tmp_path):
 def test_residual_memory(tmp_path, monkeypatch):
     import residual_memory
 
-    from tf_detectorgan.data import object_layers
+    from tf_detectorgan.data import object_residuals
 
-    monkeypatch.setattr(object_layers, "CROPS", 200)  # for speed
+    monkeypatch.setattr(object_residuals, "CROPS", 200)  # for speed
     residual_memory.write(tmp_path / "set", residual_memory.Street(images=6, size=64, people=3))
     row = residual_memory.measure(tmp_path / "set")
     assert row["images"] == 6

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_detectorgan import progress
-from tf_detectorgan.data import coco_builder, image_files, resize, shards, splits
+from tf_detectorgan.data import image_builder, image_files, shards, splits
 from tf_detectorgan.data.image_files import Problems, Source
 from tf_detectorgan.errors import InputError
 
@@ -71,7 +71,7 @@ ABOUT = shards.About("cityscapes", "1.0.0", _DESCRIPTION, _CITATION)
 @functools.lru_cache(maxsize=1)
 def _read_whole(path: Path) -> np.ndarray:
     """Crops of one image follow one another: it is decoded once for all of them."""
-    return resize.read_image(path)
+    return image_files.read_image(path)
 
 
 def divide(
@@ -109,7 +109,7 @@ def divide(
     for number, crop in enumerate(crops):
         crop.image_id = number
     _divide_cities(crops, shares, seed)
-    result, left_out = coco_builder.divide(crops, shares, seed, train_images, "split")
+    result, left_out = image_builder.divide(crops, shares, seed, train_images, "split")
     return result, notes + left_out
 
 

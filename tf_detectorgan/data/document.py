@@ -1,4 +1,4 @@
-"""What annotations say, whatever their format: readers of `formats/` end here, `coco.check` begins here."""
+"""Annotations of any format, as the readers of `formats/` return them and `validation.check` takes them."""
 
 from __future__ import annotations
 

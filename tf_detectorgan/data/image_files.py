@@ -9,13 +9,65 @@ from os.path import isfile
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageOps
 
 from tf_detectorgan.data import medical_images, resize, split_guard
 from tf_detectorgan.errors import InputError
 
 _TOLERANCE = 1.0  # pixels that a box may lie outside: rounding of annotation tools; it is clipped
 _SHOWN = 10  # problems in an error message
+_WHOLE = {"I;16", "I;16L", "I;16B", "I;16N", "I"}  # Pillow's modes of one channel, over 8 bits
+_TIFF = (b"II*\0", b"MM\0*")
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Pixels [H, W, C] of a file, uint8 or uint16, C 1 or 3; an alpha channel is dropped, a palette applied.
+
+    8-bit files are turned as their EXIF orientation says, as annotation tools show them.
+
+    Raises:
+      ValueError, OSError: the file is no image, is damaged, or has another depth than 8 or 16 bits.
+    """
+    data = path.read_bytes()
+    if data[128:132] == b"DICM":
+        return medical_images.read_dicom(path)
+    if path.suffix.lower() == ".mha":
+        return _whole(medical_images.read_meta_image(path))
+    if data.startswith(_PNG) and data[24:25] == b"\x10":  # bit depth; Pillow reads 16-bit colour as 8-bit
+        try:
+            pixels = tf.io.decode_png(data, dtype=tf.uint16).numpy()
+        except tf.errors.InvalidArgumentError as error:
+            raise ValueError("not a complete PNG file") from error
+        return pixels[..., : 1 if pixels.shape[-1] < 3 else 3]
+    if data.startswith(_TIFF):  # Pillow reads no colour of 16 bits
+        pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)[1]
+        if len(pages) > 1:
+            raise ValueError(f"{len(pages)} pages: give files of one image")
+        if pages and pages[0].ndim == 3 and pages[0].dtype == np.uint16:
+            return pages[0][..., 2::-1]
+    with Image.open(path) as image:
+        if getattr(image, "n_frames", 1) > 1:
+            raise ValueError("several frames: give files of one image")
+        image.load()
+        if image.mode == "F":
+            raise ValueError(f"pixel format {image.mode}: give 8 or 16 bits per channel")
+        shown = ImageOps.exif_transpose(image)
+        if shown.mode in ("1", "L", "LA", "La"):
+            return np.asarray(shown.convert("L"))[..., None]
+        return _whole(np.asarray(shown)) if shown.mode in _WHOLE else np.asarray(shown.convert("RGB"))
+
+
+def _whole(pixels: np.ndarray) -> np.ndarray:
+    """Whole numbers [H, W] as [H, W, 1] uint8 or uint16."""
+    if pixels.dtype == np.uint8:
+        return pixels[..., None]
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError(f"values {pixels.min()} to {pixels.max()}: give 8 or 16 bits per channel")
+    return pixels.astype(np.uint16)[..., None]
 
 
 @dataclasses.dataclass
@@ -50,8 +102,8 @@ class Source:
         return "clean"
 
     def read(self) -> np.ndarray:
-        """The image's pixels [height, width, C], see `resize.read_image`."""
-        return resize.read_image(self.path)
+        """The image's pixels [height, width, C], see `read_image`."""
+        return read_image(self.path)
 
     def add_box(self, bbox: Sequence[float], label: int) -> bool:
         """Adds a box (x, y, width, height), clipped to the image; false if it is there already."""
@@ -105,7 +157,7 @@ def inspect(source: Source, problems: Problems) -> bool:
         )
         return False
     try:
-        pixels = resize.read_image(source.path)
+        pixels = read_image(source.path)
     except InputError:  # a library that is not installed
         raise
     except Exception as error:  # decoders raise many kinds; all mean the same to the user

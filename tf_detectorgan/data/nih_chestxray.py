@@ -13,7 +13,7 @@ from os.path import isdir
 from pathlib import Path
 
 from tf_detectorgan import progress
-from tf_detectorgan.data import coco_builder, image_files, nih_reannotation, nih_tables, shards
+from tf_detectorgan.data import image_builder, image_files, nih_reannotation, nih_tables, shards
 from tf_detectorgan.data.image_files import Problems, Source
 from tf_detectorgan.data.nih_tables import NO_FINDING, SIDE, Box
 from tf_detectorgan.errors import InputError
@@ -62,7 +62,7 @@ def divide(
     if not isdir(folder):
         raise InputError(f"--images={folder}: no such directory")
     sources, notes = _sources(folder, finding)
-    result, left_out = coco_builder.divide(sources, shares, seed, train_images, "")
+    result, left_out = image_builder.divide(sources, shares, seed, train_images, "")
     notes += left_out
     if extra_annotations:
         notes += _annotate_anew(result, nih_reannotation.read(extra_annotations, finding), extra_annotations)
@@ -79,7 +79,7 @@ def divide(
         result[split] = [source for source in bar if _inspect(source, paths, problems)]
     notes += problems.settle(skip_bad)
     result = {split: rows for split, rows in result.items() if rows}
-    coco_builder.check_trainable(result)
+    image_builder.check_trainable(result)
     return result, notes
 
 

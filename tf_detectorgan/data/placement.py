@@ -17,10 +17,10 @@ import tensorflow as tf
 
 from tf_detectorgan import boxes as box_ops
 from tf_detectorgan.batch import Insertion
-from tf_detectorgan.data import augmentation, context, noise
+from tf_detectorgan.data import augmentation, context_placement, noise
 from tf_detectorgan.data import draws as random
-from tf_detectorgan.data.context import Context
-from tf_detectorgan.data.object_layers import Layers, object_layers, residuals
+from tf_detectorgan.data.context_placement import Context
+from tf_detectorgan.data.object_residuals import ObjectResiduals, object_residuals, residuals
 from tf_detectorgan.data.records import Dataset, Record
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.resampling import resample, valid_mask
@@ -38,7 +38,7 @@ class Placement:
 
     matched_shift: the most similar reference, its box shifted at random (the paper).
     uniform: any reference, its box anywhere in the image.
-    context: any reference, its box where the surroundings are like those of its class's objects (context.py).
+    context: any reference; its box is placed by its surroundings (context_placement.py).
     """
 
     mode: str = "matched_shift"
@@ -46,7 +46,9 @@ class Placement:
     top_k: int = 5  # the reference is drawn among the k most similar; 1 is the paper
     exemplar_flip: bool = True  # the reference is mirrored (left, right) in half of the cases
     keep_edges: bool = True  # an object cut off by its image's edge stays at that edge (decision 0033)
-    layer: bool = False  # the exemplar is x with the object laid over (object_layers.py), not the moved image
+    layer: bool = (
+        False  # the exemplar is x with the object laid over (object_residuals.py), not the moved image
+    )
     noise: bool = False  # the exemplar is x with noise in the box (noise.py)
     strength: tuple[float, float] = (1.0, 1.0)  # range of `Synthesis.strength`
     objects: int = 1  # insertions into each image of `synthesis_batches`
@@ -73,7 +75,7 @@ class References:
     image_ids: tf.Tensor  # [L] int64
     groups: tf.Tensor  # [L] string
     context: Context | None = None  # for mode "context"
-    layers: Layers | None = None  # for `Placement.layer`
+    layers: ObjectResiduals | None = None  # for `Placement.layer`
 
 
 def descriptors(images, valid_sizes) -> tf.Tensor:
@@ -103,7 +105,7 @@ def reference_table(
     """Reads the labelled images once and describes them, as far as `options` need it.
 
     Raises:
-      InputError: there are none, or one has no box; see `object_layers`.
+      InputError: there are none, or one has no box; see `object_residuals`.
     """
 
     def describe(serialized):
@@ -125,7 +127,7 @@ def reference_table(
     if options.mode == "context":
         references = dataclasses.replace(references, context=_context(references, dataset, options))
     if options.layer:
-        references = dataclasses.replace(references, layers=object_layers(dataset))
+        references = dataclasses.replace(references, layers=object_residuals(dataset))
     return references
 
 
@@ -139,7 +141,9 @@ def _context(references: References, dataset: Dataset, options: Placement) -> Co
     images = _decoded(references, tf.constant(rows), [len(rows), *dataset.image_shape])
     boxes = tf.gather_nd(references.boxes, np.stack([rows, columns], axis=1))
     sizes = tf.gather(references.valid_sizes, rows)
-    return context.learn(images, sizes, boxes, tf.constant(labels[rows, columns]), options.exemplar_flip)
+    return context_placement.learn(
+        images, sizes, boxes, tf.constant(labels[rows, columns]), options.exemplar_flip
+    )
 
 
 def insertions(images, valid_sizes, references: References, draws, options: Placement) -> Placed:
@@ -175,7 +179,9 @@ def insertions(images, valid_sizes, references: References, draws, options: Plac
     else:
         middle = start + extent / 2
         bounds = middle + shifts[0], middle + shifts[1]
-        wanted = context.choose(references.context, images, valid_sizes, extent, labels, bounds, draws[:, 4])
+        wanted = context_placement.choose(
+            references.context, images, valid_sizes, extent, labels, bounds, draws[:, 4]
+        )
         shift = tf.clip_by_value(tf.round(wanted - middle), *shifts)
     move = shift + (1.0 - zoom) * start  # the top-left corner keeps its place under the zoom
     zoom = tf.repeat(zoom, 2, axis=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_detectorgan.data.object_layers import object_layers
+from tf_detectorgan.data.object_residuals import object_residuals
 from tf_detectorgan.training import build
 from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import ARMS
@@ -67,8 +67,8 @@ def layer_report(run: Run) -> None:
     arms = [ARMS[name] for name in run.settings.arm]
     if not any(build.placement(run.settings, arm.images, arm.gan).layer for arm in arms):
         return
-    for name, share in zip(run.dataset.class_names, object_layers(run.dataset).signal, strict=True):
-        print(f"object layers: {share:.0%} of what is left of a {name} without its background is no error")
+    for name, share in zip(run.dataset.class_names, object_residuals(run.dataset).signal, strict=True):
+        print(f"object residuals: {share:.0%} of what is left of a {name} without its background is no error")
         if share < WANTED_SIGNAL:
             print(
                 f"warning: below {WANTED_SIGNAL:.0%}. What is behind this class cannot be predicted from "

@@ -1,6 +1,6 @@
 """The phases of a run, in order. Each is skipped when done and resumed when half done.
 
-    pretrain_gan -> pretrain_detector -> held_out_detectors -> joint -> synthesize -> final_detector -> evaluate
+    pretrain_gan, pretrain_detector, held_out_detectors, joint, synthesize, final_detector, evaluate
 
 The first three are shared by all arms of a run; the others are an arm's own.
 """

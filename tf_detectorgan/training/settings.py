@@ -29,7 +29,7 @@ ARMS = {
     "boxes_only": Arm("clean", False, 0, 0),  # a control: boxes on clean images, no objects
     "cut_paste": Arm("paste", False, 0, 0),
     "poisson_blend": Arm("poisson", False, 0, 0),
-    "superpose": Arm("layer", False, 0, 0),  # object layers, nothing trained
+    "superpose": Arm("layer", False, 0, 0),  # object residuals, nothing trained
     "cyclegan_bbox": Arm("generator", False, 0, 0, "cyclegan"),
     "acgan": Arm("generator", True, 0, -1, "cyclegan"),  # ACGAN-like: minimises L_syn
     "detectorgan_no_unroll": Arm("generator", True, 0, 1, "cyclegan"),

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import yaml
 
-from tf_detectorgan.data import medical_images, resize
+from tf_detectorgan.data import image_files, medical_images
 from tf_detectorgan.data.document import Document
 from tf_detectorgan.data.formats import coco_file, node21
 from tf_detectorgan.errors import InputError
@@ -67,7 +67,7 @@ def _write_voc(document: Document, source: Path, out: Path) -> None:
         shutil.copyfile(path, out / "JPEGImages" / path.name)
         root = ElementTree.Element("annotation")
         _add(root, folder="JPEGImages", filename=path.name)
-        depth = resize.read_image(path).shape[-1]
+        depth = image_files.read_image(path).shape[-1]
         _add(ElementTree.SubElement(root, "size"), width=image["width"], height=image["height"], depth=depth)
         for label, (x, y, w, h) in boxes:
             one = ElementTree.SubElement(root, "object")
@@ -113,7 +113,7 @@ def _write_node21(document: Document, source: Path, out: Path) -> None:
         for _, path, boxes in _contents(document, source)[1]:
             name = f"{path.stem}.mha"
             itk.WriteImage(
-                itk.GetImageFromArray(resize.read_image(path)[..., 0]), str(out / "images" / name), True
+                itk.GetImageFromArray(image_files.read_image(path)[..., 0]), str(out / "images" / name), True
             )
             lines = [[1, *(f"{v:.10g}" for v in box)] for _, box in boxes]
             rows.writerows([name, *line] for line in lines or [[0] * 5])

@@ -75,7 +75,7 @@ def _label_file(image: Path) -> Path:
 
 
 def _size(path: Path) -> tuple[int, int] | None:
-    """Width and height as shown; None when the file is damaged, which `coco.check` will say."""
+    """Width and height as shown; None when the file is damaged, which `validation.check` will say."""
     try:
         with Image.open(path) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by 90 degrees

@@ -1,12 +1,12 @@
-"""Object layers against layers that are known: objects are drawn over backgrounds and have to come back."""
+"""Object residuals against known ones: objects are added to backgrounds, and their residuals recovered."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from scipy import ndimage
 
-from tf_detectorgan.data import object_layers
-from tf_detectorgan.data.object_layers import _noise, _split, residuals
+from tf_detectorgan.data import object_residuals
+from tf_detectorgan.data.object_residuals import _noise, _split, residuals
 from tf_detectorgan.errors import InputError
 
 S = 48
@@ -102,7 +102,7 @@ def errors(layers, drawn):
 def test_layers_are_what_was_drawn(scene, draw, allowed):
     """Objects of one shape come back cleaner than their grain; objects of their own shapes with it."""
     dataset, drawn = scene(draw)
-    kept = object_layers.object_layers(dataset)
+    kept = object_residuals.object_residuals(dataset)
     layers, signal = images_of(dataset, kept), kept.signal
     assert signal[0] > 0.8
     assert np.isnan(signal[1])  # no object of the other class
@@ -122,7 +122,7 @@ def test_layers_are_what_was_drawn(scene, draw, allowed):
 def test_an_object_cut_off_by_the_edge_keeps_its_strength(scene, edge):
     """What is repeated beyond the edge would show the line to the predictor: it would be background."""
     dataset, drawn = scene(line, thin_at(edge))
-    layers = images_of(dataset, object_layers.object_layers(dataset))
+    layers = images_of(dataset, object_residuals.object_residuals(dataset))
     strength = (layers * drawn).sum((1, 2, 3)) / (drawn**2).sum((1, 2, 3))
     assert np.abs(np.median(strength) - 1) < 0.05
     assert strength.min() > 0.7
@@ -130,7 +130,7 @@ def test_an_object_cut_off_by_the_edge_keeps_its_strength(scene, edge):
 
 def test_no_object_no_layer(scene):
     dataset, _ = scene(lambda rng, box: np.zeros((S, S, 1)))
-    kept = object_layers.object_layers(dataset)
+    kept = object_residuals.object_residuals(dataset)
     assert np.abs(images_of(dataset, kept)).mean() < GRAIN / 20
     assert kept.signal[0] < 0.2
 
@@ -166,10 +166,10 @@ def test_residual_equals_the_formula_on_whole_images(channels):
 
 def test_what_is_kept_grows_with_objects_not_with_images(make_dataset, monkeypatch):
     """Twice the images' side, as many bytes: 12 x 12 cells and a weight of 4 bytes for each object."""
-    monkeypatch.setattr(object_layers, "CROPS", 200)  # for speed
+    monkeypatch.setattr(object_residuals, "CROPS", 200)  # for speed
     for side in (32, 64):
         dataset = make_dataset(side=side)
-        kept = object_layers.object_layers(dataset)
+        kept = object_residuals.object_residuals(dataset)
         counts = [len(e["labels"]) for e in dataset.examples["train_labelled"]]
         assert kept.first.numpy().tolist() == (np.cumsum(counts) - counts).tolist()
         assert kept.cells.shape == (sum(counts), 1, 144)
@@ -209,4 +209,4 @@ def test_each_class_is_weighted_by_the_errors_of_its_own_boxes():
 
 def test_missing_clean_images_are_an_error(make_dataset):
     with pytest.raises(InputError, match="need clean and labelled"):
-        object_layers.object_layers(make_dataset(clean=0))
+        object_residuals.object_residuals(make_dataset(clean=0))

@@ -19,8 +19,8 @@ from tf_detectorgan.resampling import valid_mask
 GRID = 64  # images are looked at in so many cells a side
 POINTS = 12
 BEYOND = 1.5  # cells between the box and the ring
-LOOKS_WIDTH = 0.12  # of the kernel, in standard deviations of the image
-PLACE_WIDTH = 0.09  # of the kernel, in sides of the content
+APPEARANCE_WIDTH = 0.12  # of the kernel, in standard deviations of the image
+POSITION_WIDTH = 0.09  # of the kernel, in sides of the content
 
 _ANGLES = np.arange(POINTS) * 2 * np.pi / POINTS
 _DIRECTIONS = np.stack([np.sin(_ANGLES), np.cos(_ANGLES)], axis=1).astype(np.float32)  # [R, 2]
@@ -78,7 +78,7 @@ def choose(context: Context, images, valid_sizes, extents, labels, bounds, draw)
 
 def _scaled(rings, places) -> tf.Tensor:
     """[..., R + 2]: looks and position in widths of their kernels."""
-    return tf.concat([rings / (LOOKS_WIDTH * POINTS**0.5), places / PLACE_WIDTH], axis=-1)
+    return tf.concat([rings / (APPEARANCE_WIDTH * POINTS**0.5), places / POSITION_WIDTH], axis=-1)
 
 
 def _squared_distances(places, objects) -> tf.Tensor:

@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tf_detectorgan.data import coco, coco_builder, image_files, records, shards
+from tf_detectorgan.data import image_builder, image_files, records, shards, validation
 from tf_detectorgan.data.formats import coco_file
 from tf_detectorgan.errors import InputError
 
@@ -46,7 +46,9 @@ class Folder:
 
     def read(self, **options):
         self.file.write_text(json.dumps(self.document))
-        return coco.check(coco_file.read(self.file, self.root), self.root, **{"keys": coco.Keys()} | options)
+        return validation.check(
+            coco_file.read(self.file, self.root), self.root, **{"keys": validation.Keys()} | options
+        )
 
 
 @pytest.fixture
@@ -195,7 +197,7 @@ def test_a_file_that_is_no_coco_file_is_refused_even_when_bad_rows_are_skipped(t
     if contents is not None:
         path.write_text(contents)
     with pytest.raises(InputError, match=re.escape(expected)) as caught:
-        coco.check(coco_file.read(path, tmp_path), tmp_path, keys=coco.Keys(), skip_bad=True)
+        validation.check(coco_file.read(path, tmp_path), tmp_path, keys=validation.Keys(), skip_bad=True)
     assert "boxes.json" in str(caught.value)
 
 
@@ -260,7 +262,7 @@ def test_excluded_images_are_left_out_with_their_boxes(folder):
 
 def test_without_groups_every_image_is_its_own_but_a_wrong_key_is_refused(folder):
     with pytest.raises(InputError, match="--group_key=patient"):
-        folder.read(keys=coco.Keys(group="patient"))
+        folder.read(keys=validation.Keys(group="patient"))
     for image in folder.document["images"]:
         del image["split_group"]
     result = folder.read()
@@ -273,12 +275,12 @@ def test_a_group_in_two_given_splits_is_an_error_naming_both(folder):
         folder.document["images"], ["train", "val", "train", "train", "test", "test"], strict=True
     ):
         image["part"] = part
-    keys = coco.Keys(split="part")
+    keys = validation.Keys(split="part")
     with pytest.raises(InputError, match="'p1'.*train and validation"):
-        coco_builder.divide(folder.read(keys=keys).sources, (0.7, 0.1, 0.2), 0, 0, "part")
+        image_builder.divide(folder.read(keys=keys).sources, (0.7, 0.1, 0.2), 0, 0, "part")
     folder.document["images"][1]["part"] = "train"
     folder.document["images"][4]["part"] = "train"
-    plan, _ = coco_builder.divide(folder.read(keys=keys).sources, (0.7, 0.1, 0.2), 0, 0, "part")
+    plan, _ = image_builder.divide(folder.read(keys=keys).sources, (0.7, 0.1, 0.2), 0, 0, "part")
     assert {split: [s.image_id for s in rows] for split, rows in plan.items()} == {
         "train_labelled": [1, 2, 3],
         "train_clean": [4, 5],
@@ -293,15 +295,15 @@ def test_a_group_in_two_given_splits_is_an_error_naming_both(folder):
 def test_a_train_only_condition_that_holds_nowhere_is_refused(folder, only):
     edit("images", 1, source="nih")(folder)
     with pytest.raises(InputError, match=f"--train_only={only}"):
-        folder.read(keys=coco.Keys(training_only=only))
+        folder.read(keys=validation.Keys(training_only=only))
 
 
 def test_nothing_to_learn_from_is_an_error(folder):
     sources = folder.read().sources
     with pytest.raises(InputError, match="no training images are clean"):
-        coco_builder.divide(sources[:3], (1.0, 0.0, 0.0), 0, 0, "")
+        image_builder.divide(sources[:3], (1.0, 0.0, 0.0), 0, 0, "")
     with pytest.raises(InputError, match="no training images are labelled"):
-        coco_builder.divide(sources[3:], (1.0, 0.0, 0.0), 0, 0, "")
+        image_builder.divide(sources[3:], (1.0, 0.0, 0.0), 0, 0, "")
 
 
 def source(number, group, boxes, training_only):
@@ -318,7 +320,7 @@ def source(number, group, boxes, training_only):
 def test_splits_never_share_a_group_and_lose_no_image(images, seed):
     sources = [source(i, f"g{g}", boxes, only) for i, (g, boxes, only) in enumerate(images)]
     sources += [source(1000, "l", 1, True), source(1001, "c", 0, True)]
-    plan, notes = coco_builder.divide(sources, (0.5, 0.2, 0.3), seed, 1, "")
+    plan, notes = image_builder.divide(sources, (0.5, 0.2, 0.3), seed, 1, "")
     groups = collections.defaultdict(set)
     for split, rows in plan.items():
         for row in rows:
@@ -332,9 +334,9 @@ def test_splits_never_share_a_group_and_lose_no_image(images, seed):
 
 def build(folder, out, **form):
     result = folder.read()
-    division, _ = coco_builder.divide(result.sources, (1.0, 0.0, 0.0), 0, 0, "")
+    division, _ = image_builder.divide(result.sources, (1.0, 0.0, 0.0), 0, 0, "")
     about = shards.About("coco", "1.0.0", "Images with boxes")
-    shards.build(coco_builder.plan(division, result.class_names, about, **form), out)
+    shards.build(image_builder.plan(division, result.class_names, about, **form), out)
     dataset = records.open_dataset(out)
     rows = [dataset.decode(s) for split in division for s in dataset.serialized(split)]
     return dataset, {int(row.image_id): row for row in rows}

@@ -1,4 +1,4 @@
-"""What an object adds to its image: the object layer, so that it can be laid over another background.
+"""What an object adds to its image: the object residual, so that it can be laid over another background.
 
 X-rays of an object and of what is behind it add up, and a dent darkens whatever surface it is in. Cutting the
 object out takes a piece of its old background along. Here the background behind each labelled object is
@@ -39,7 +39,7 @@ _HOLE_SIDE = int(_IN_HOLE.sum())
 _HOLE = _IN_HOLE[:, None] & _IN_HOLE[None, :]
 
 
-class Layers(NamedTuple):
+class ObjectResiduals(NamedTuple):
     """What `residuals` computes each labelled training object's residual from, and how far to trust them."""
 
     cells: tf.Tensor  # [M, C, d] float32, the part that does not come from the object's image
@@ -71,7 +71,7 @@ class _Predictor(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def object_layers(dataset: Dataset) -> Layers:
+def object_residuals(dataset: Dataset) -> ObjectResiduals:
     """Returns what is kept of all labelled training objects. Holds one decoded image at a time.
 
     Raises:
@@ -79,7 +79,7 @@ def object_layers(dataset: Dataset) -> Layers:
     """
     objects = _objects(dataset)
     if not len(objects.boxes) or not dataset.count("train_clean"):
-        raise InputError(f"{dataset.name}: object layers need clean and labelled training images")
+        raise InputError(f"{dataset.name}: object residuals need clean and labelled training images")
     predictor, errors, which = _learn(dataset, objects)
     residuals, behind = _predicted(dataset, objects, predictor)
     bias = errors.mean(0)
@@ -89,7 +89,7 @@ def object_layers(dataset: Dataset) -> Layers:
     weight = own[:, None, None]
     cells = (1 - weight) * shared.reshape(behind.shape) - weight * behind
     first = np.cumsum(objects.counts) - objects.counts
-    return Layers(
+    return ObjectResiduals(
         tf.constant(cells, tf.float32),
         tf.constant(own, tf.float32),
         tf.constant(first, tf.int32),
@@ -108,7 +108,7 @@ def residuals(images, boxes, cells, own) -> tf.Tensor:
     Args:
       images: [N, S, S, C] float32, the objects' images as decoded.
       boxes: [N, 4] float32, their boxes there.
-      cells, own: [N, C, d] and [N] float32, rows of `Layers`.
+      cells, own: [N, C, d] and [N] float32, rows of `ObjectResiduals`.
 
     Returns:
       [N, S, S, C] float32.
