@@ -35,6 +35,7 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/retired_words.py
 
 format: .venv/installed-test
 	$(BIN)/ruff format .

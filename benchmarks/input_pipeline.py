@@ -133,11 +133,11 @@ def wait(flagfile: Path, steps: int) -> None:
     flags.FLAGS(["wait", f"--flagfile={flagfile}"])
     settings = config.read_flags(Train)
     few = {
-        "gan_steps": 1,
+        "pretrain_gan_steps": 1,
         "pretrain_detector_steps": 1,
-        "final_steps": 1,
+        "final_detector_steps": 1,
         "synthetic_count": 8,
-        "audit_folds": 0,
+        "crossfit_folds": 0,
     }
     with tempfile.TemporaryDirectory(prefix="wait-") as name:
         changes = few | {"joint_steps": WARM_UP + steps, "run_dir": name, "arm": settings.arm[-1:]}

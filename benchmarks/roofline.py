@@ -70,7 +70,7 @@ def phases(options: argparse.Namespace) -> dict:
     seed, double = tf.constant([0, 0]), stage.batch(options.size, 2 * options.batch)
     labelled: Labelled = double.y
     here = tf.distribute.get_strategy()
-    optimizer = build.alone_detector_optimizer(s, p.DET, s.final_steps, here)
+    optimizer = build.alone_detector_optimizer(s, p.DET, s.final_detector_steps, here)
     made = {
         "pretrain_gan": lambda: joint_step(alone, GAN_ONLY, b, seed),
         "pretrain_detector, final_detector": lambda: detector_step(
@@ -88,11 +88,11 @@ def paper(options: argparse.Namespace) -> dict:
     s, rate = Train(), options.gpu_tflops * 1e12 * options.gpu_share
     alone = s.pretrain_detector_steps
     steps = {
-        "pretrain_gan": {"pretrain_gan": s.gan_steps},
+        "pretrain_gan": {"pretrain_gan": s.pretrain_gan_steps},
         "pretrain_detector, final_detector": {
             "pretrain_detector": alone,
-            "held_out_detectors": s.audit_folds * alone,
-            "final_detector": s.final_steps,
+            "held_out_detectors": s.crossfit_folds * alone,
+            "final_detector": s.final_detector_steps,
         },
         "joint": {"joint": s.joint_steps},
     }

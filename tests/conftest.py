@@ -173,7 +173,7 @@ def _train(run_dir, data_dir):
                 run_dir=str(run_dir),
                 data_dir=str(data_dir),
                 arm=("cut_paste",),
-                exemplar="image",
+                object_source="crop",
                 detector="tests.own_detector:tiny",
                 generator_filters=4,
                 generator_blocks=1,
@@ -181,7 +181,7 @@ def _train(run_dir, data_dir):
                 gan_batch=2,
                 detector_batch=2,
                 pretrain_detector_steps=2,
-                final_steps=2,
+                final_detector_steps=2,
                 synthetic_count=3,
             )
         )

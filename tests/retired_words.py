@@ -24,13 +24,13 @@ RETIRED = {
     r"rooms": "packages or modules",
     r"judg(e|es|ed|ing)|opinions?|wish(es)?": "loss, gradient, score",
     r"look(ing)? ahead|looks ahead|unrolled_step|L_real_unrolled": "unrolled step, L_real_unrolled",
-    r"looks": "appearance, features, steps",
+    r"(in|of|two|first|the) looks": "appearance, features, steps",
     r"held_out_detectors?|assigned": "held-out detectors, assign_folds",
     r"object layers?": "object residual",
     r"beside": "with, next to, in addition to",
     r"nobody|somebody": "say who or what, or use the passive",
     r"elsewhere": "evaluation set, or say where",
-    r"of_chief|first words|last words": "run_on_chief; preflight checks; summary",
+    r"run_on_chief|first words|last words": "run_on_chief; preflight checks; summary",
     r"is no error": "share of the residual's variance that is signal",
     r"--(exemplar|condition|compose|strength|gan_steps|final_steps|main_iou|match_top_k|audit_folds)": (
         "--object_source, --generator_input, --output, --residual_scale, --pretrain_gan_steps, "

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from tf_detectorgan import config
+from tf_detectorgan import config, reproduce
 from tf_detectorgan.config import option
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.prepare import Prepare
@@ -98,15 +98,15 @@ def test_a_detector_that_could_not_move_is_refused(parse):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--audit_folds=1"], "give 2 or more, or 0"),
-        (["--strength=0.5"], "--strength=0.5: two shares"),
-        (["--strength=0.5,0.2"], "the lower first"),
-        (["--strength=0,1.5"], "within 0 and 1"),
+        (["--crossfit_folds=1"], "give 2 or more, or 0"),
+        (["--residual_scale=0.5"], "--residual_scale=0.5: give two factors"),
+        (["--residual_scale=0.5,0.2"], "the lower first"),
+        (["--residual_scale=0,1.5"], "from 0 to 1"),
         (
-            ["--compose=full", "--synthetic_objects=3"],
-            "--synthetic_objects=3: with --compose=full .* one object only",
+            ["--output=full_image", "--synthetic_objects=3"],
+            "--synthetic_objects=3: with --output=full_image .* one object only",
         ),
-        (["--strength=0,half"], "every item must be float"),
+        (["--residual_scale=0,half"], "every item must be float"),
     ],
 )
 def test_what_cannot_be_is_refused(parse, flags, message):
@@ -119,14 +119,14 @@ def test_an_empty_list_is_empty(parse):
 
 
 PAPER = {
-    "compose": "full",
-    "exemplar": "image",
-    "condition": "mask",
+    "output": "full_image",
+    "object_source": "crop",
+    "generator_input": "mask",
     "gan_loss": "log",
     "lambda_syn": 1.0,
     "syn_cap": 0.0,
-    "match_top_k": 1,
-    "exemplar_flip": False,
+    "match_candidates": 1,
+    "flip_objects": False,
     "keep_edges": False,
 }
 
@@ -136,7 +136,7 @@ def test_the_papers_flagfile_changes_what_the_paper_says_and_nothing_else(parse)
     own, paper = (f"--flagfile={CONFIGS[0].parent / name}.flags" for name in ("demo", "paper"))
     assert parse(Train, own, paper) == dataclasses.replace(parse(Train, own), **PAPER)
     found = parse(Train, "--lambda_syn=0.05", paper)
-    assert (found.lambda_syn, found.compose) == (0.05, "full")
+    assert (found.lambda_syn, found.output) == (0.05, "full_image")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,11 +228,62 @@ def test_json_and_back():
     assert config.from_json(Options, text, "here") == options
 
 
-def test_json_of_another_version_is_refused():
-    values = json.loads(config.to_json(Options()))
-    values["new"] = values.pop("rate")
-    with pytest.raises(InputError, match=r"config.json: .*missing \['rate'\], unknown \['new'\]"):
+def test_json_with_an_unknown_field_is_refused_by_name():
+    values = json.loads(config.to_json(Options())) | {"new": 1}
+    with pytest.raises(InputError, match="config.json: .* another version, whose new this one does not have"):
         config.from_json(Options, json.dumps(values), "config.json")
+
+
+def test_json_without_a_field_takes_its_default_or_what_runs_did_before_it():
+    values = json.loads(config.to_json(Train()))
+    for name in ("seed", "keep_edges", "residual_scale"):
+        del values[name]
+    found = config.from_json(Train, json.dumps(values), "")
+    assert found == dataclasses.replace(Train(), keep_edges=False, residual_scale=(1.0, 1.0))
+
+
+OLD_NAMES = {
+    "exemplar": "image",
+    "condition": "exemplar",
+    "compose": "full",
+    "strength": [0.25, 0.5],
+    "exemplar_flip": False,
+    "match_top_k": 2,
+    "gan_steps": 3,
+    "final_steps": 4,
+    "audit_folds": 5,
+    "main_iou": 0.5,
+}
+RENAMED = Train(
+    object_source="crop",
+    generator_input="mask_and_object",
+    output="full_image",
+    residual_scale=(0.25, 0.5),
+    flip_objects=False,
+    match_candidates=2,
+    pretrain_gan_steps=3,
+    final_detector_steps=4,
+    crossfit_folds=5,
+    primary_iou=0.5,
+)
+
+
+def test_json_with_old_names_reads_as_the_present_ones():
+    values = json.loads(config.to_json(RENAMED))
+    for name in OLD_NAMES:
+        del values[Train.RENAMED[name].name]
+    assert config.from_json(Train, json.dumps(values | OLD_NAMES), "") == RENAMED
+
+
+def test_old_flags_of_a_flagfile_and_a_command_line_read_as_the_present_ones(tmp_path):
+    file = tmp_path / "old.flags"
+    words = [
+        f"--{name}={','.join(map(str, v)) if isinstance(v, list) else v}" for name, v in OLD_NAMES.items()
+    ]
+    file.write_text("\n".join(words[:5]))
+    assert config.parse(Train, [f"--flagfile={file}", *words[5:]]) == RENAMED
+    assert not config.parse(Train, ["--noexemplar_flip"]).flip_objects
+    assert config.parse(reproduce.Reproduce, ["--workers=3"]).processes == 3
 
 
 def test_arms_are_the_papers_table():

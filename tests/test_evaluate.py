@@ -52,16 +52,16 @@ def test_other_images_have_a_folder_of_their_own(run_dir, tiny_phantom, capsys):
 def test_a_run_s_own_images_are_known_wherever_they_lie(run_dir, tmp_path):
     own = read(run_dir / "config.json")["data_dir"]
     moved = shutil.copytree(own, tmp_path / "moved")
-    assert run_directory.reopen(str(run_dir)).elsewhere == ""
-    assert run_directory.reopen(str(run_dir), str(moved)).elsewhere == ""
+    assert run_directory.reopen(str(run_dir)).evaluation_set == ""
+    assert run_directory.reopen(str(run_dir), str(moved)).evaluation_set == ""
 
 
 def test_another_main_iou_is_scored_anew(run_dir):
     config = read(run_dir / "config.json")
-    (run_dir / "config.json").write_text(json.dumps({**config, "main_iou": 0.5}), "utf-8")
+    (run_dir / "config.json").write_text(json.dumps({**config, "primary_iou": 0.5}), "utf-8")
     score(run_dir)
     metrics = read(run_dir / "arms" / "cut_paste" / "evaluation" / "metrics.json")
-    assert (metrics["main_iou"], metrics["froc"]["iou"]) == (0.5, 0.5)
+    assert (metrics["primary_iou"], metrics["froc"]["iou"]) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_precision_that_a_detector_refuses_is_said_and_not_run(tmp_path):
 
 def test_processes_get_flags_of_train():
     s = config.parse(Train, gpu_check.train_flags(GpuCheck(detector="fcos_small", size=96, steps=5)))
-    assert (s.detector, s.phantom_size, s.gan_steps, s.joint_steps) == ("fcos_small", 96, 5, 5)
+    assert (s.detector, s.phantom_size, s.pretrain_gan_steps, s.joint_steps) == ("fcos_small", 96, 5, 5)
     assert [config.parse(Train, more).deterministic for more in RUNS.values()] == [True, True, False, True]
 
 

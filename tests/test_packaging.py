@@ -11,6 +11,7 @@ import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests import retired_words
 from tf_detectorgan import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +31,22 @@ PROVIDERS = {
     "yaml": "pyyaml",
     "websocket": "websocket-client",
 }
+
+
+def test_every_class_name_is_used_once():
+    names = [
+        node.name
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_retired_words_are_found_by_line():
+    text = "The doors of a house.\nDIS_globalX judges x, beside y; --exemplar=image and --exemplars=3"
+    found = [(number, word) for number, word, _ in retired_words.hits(text)]
+    assert found == [(1, "doors"), (2, "judges"), (2, "beside"), (2, "--exemplar")]
 
 
 @pytest.fixture(scope="module")

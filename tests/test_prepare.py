@@ -76,7 +76,7 @@ def test_an_existing_set_is_replaced_only_when_asked_and_anything_else_never(ann
 def test_an_interrupted_prepare_leaves_whole_files_and_goes_on(annotations, monkeypatch, capsys):
     prepare(options(annotations, out=str(annotations.parent / "other")))
     before = sorted(os.listdir(annotations.parent))
-    read, calls = image_files.Source.read, []
+    read, calls = image_files.AnnotatedImage.read, []
 
     def stopped(self):
         calls.append(self.image_id)
@@ -84,7 +84,7 @@ def test_an_interrupted_prepare_leaves_whole_files_and_goes_on(annotations, monk
             raise KeyboardInterrupt
         return read(self)
 
-    monkeypatch.setattr(image_files.Source, "read", stopped)
+    monkeypatch.setattr(image_files.AnnotatedImage, "read", stopped)
     with pytest.raises(KeyboardInterrupt):
         prepare(options(annotations))
     assert len(calls) == 20
@@ -141,7 +141,7 @@ def test_a_read_only_disk_is_one_error(annotations, small_disk, monkeypatch, cap
 
 
 def test_what_other_settings_left_is_not_used(annotations, monkeypatch):
-    read = image_files.Source.read
+    read = image_files.AnnotatedImage.read
 
     def stopped(self):
         if self.image_id % 2 == 0:  # the clean ones, written after the labelled ones of each split
@@ -149,7 +149,7 @@ def test_what_other_settings_left_is_not_used(annotations, monkeypatch):
         return read(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(image_files.Source, "read", stopped)
+        patch.setattr(image_files.AnnotatedImage, "read", stopped)
         with pytest.raises(KeyboardInterrupt):
             prepare(options(annotations, image_size=32))
     prepare(options(annotations, image_size=64))

@@ -70,7 +70,7 @@ class Tiles:
         return {e["image_id"]: e for split in self.examples.values() for e in split}[image_id]
 
 
-COMPOSITION = Composition("box", "exemplar", 0.25, 2)
+COMPOSITION = Composition("blend_in_box", "mask_and_object", 0.25, 2)
 
 
 def cut_and_paste(batch):
@@ -91,7 +91,7 @@ def make(
     min_audit=0.0,
     **more,
 ):
-    placement = Placement(top_k=3, exemplar_flip=True, max_shift=1.0, objects=objects)
+    placement = Placement(candidates=3, flip_objects=True, max_shift=1.0, objects=objects)
     inserter = synthesis.Inserter("cut_paste", insert, placement, 0.25, "abc")
     screening = synthesis.Screening(held_out, min_audit)
     with mock.patch.object(synthesis, "ROWS", batch_size * objects):
@@ -181,7 +181,7 @@ def test_provenance_is_true(made):
         }  # fmt: skip
         assert said["deterministic"] == is_op_determinism_enabled()
         (inserted,) = said["objects"]
-        assert set(inserted) == {"matched_id", "strength", "box"}
+        assert set(inserted) == {"matched_id", "residual_scale", "box"}
         assert (said["method"], said["checkpoint"], said["seed"]) == ("cut_paste", "abc", 0)
         assert said["number"] + 1 == int(record.image_id)
         np.testing.assert_allclose(inserted["box"], record.boxes[0], atol=1e-3)

@@ -79,8 +79,8 @@ def test_by_default_other_images_than_the_run_s_and_the_audit_can_leave_some_out
     )
 
     file = run_dir / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"audit_folds": 0}), "utf-8")
-    with pytest.raises(InputError, match="--audit_folds=0"):
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"crossfit_folds": 0}), "utf-8")
+    with pytest.raises(InputError, match="--crossfit_folds=0"):
         make(run_dir, count=6, min_audit=0.5, overwrite=True)
 
 
@@ -93,11 +93,11 @@ def test_a_generator_is_loaded_from_its_checkpoint(run_dir, tmp_path):
     phase.save(1)
     phase.finish({"steps": 1})
     out = tmp_path / "brighter"
-    make(run_dir, "cyclegan_bbox", count=2, seed=0, strength=(0.5, 0.9), out=str(out))
+    make(run_dir, "cyclegan_bbox", count=2, seed=0, residual_scale=(0.5, 0.9), out=str(out))
     brighter = images(out)
     change = brighter - images(run_dir / "arms" / "cut_paste" / "synthetic")[:2]
     coco = json.loads((out / "annotations.json").read_text("utf-8"))
-    strengths = [one["strength"] for image in provenances(out) for one in image["objects"]]
+    strengths = [one["residual_scale"] for image in provenances(out) for one in image["objects"]]
     assert 0.5 <= min(strengths) < max(strengths) <= 0.9
     for strength, annotation in zip(strengths, coco["annotations"], strict=True):
         x, y, w, h = annotation["bbox"]

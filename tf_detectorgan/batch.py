@@ -56,7 +56,7 @@ class Synthesis(NamedTuple):
     groups: tf.Tensor  # [N, 2] string: the background's and the matched image's group
     valid_sizes: tf.Tensor  # [N, 2] int32
     seeds: tf.Tensor  # [N] int64, the image's number, which every random choice was drawn from
-    strength: tf.Tensor  # [N] share of what G_X adds to the matched object
+    residual_scale: tf.Tensor  # [N] share of what G_X adds to the matched object
 
 
 class Detections(NamedTuple):

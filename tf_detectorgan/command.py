@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +30,8 @@ def run(options: type[T], main: Callable[[T], None], terminated: int = 128 + sig
         print(f"{sys.modules['__main__'].__doc__}\n{config.help_text(options)}")
         sys.exit(0)
     config.define_flags(options)
-    app.run(lambda _: sys.exit(guard(options, main, terminated)), flags_parser=_parse)
+    parse = functools.partial(_parse, config.renamed(options))
+    app.run(lambda _: sys.exit(guard(options, main, terminated)), flags_parser=parse)
 
 
 def guard(options: type[T], main: Callable[[T], None], terminated: int = 128 + signal.SIGTERM) -> int:
@@ -67,9 +69,9 @@ def check_target(out: Path, marker: str, what: str, overwrite: bool) -> None:
         raise InputError(f"--out={out}: exists; use --overwrite to replace it")
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(new_names: Mapping[str, config.NewName], argv: list[str]) -> list[str]:
     try:
-        rest = flags.FLAGS([argv[0], *config.files_first(argv[1:])])
+        rest = flags.FLAGS([argv[0], *config.files_first(argv[1:], new_names)])
     except (flags.Error, InputError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from absl import flags
 
@@ -29,14 +29,16 @@ def option(
     high: float | None = None,
     repeated: bool = False,
     heading: str = "",
+    absent: Any = None,
 ) -> Any:
     """A dataclass field that is also a flag.
 
     `low` and `high` bound numbers (inclusive). `repeated`: a tuple of strings whose flag is given once an
     item, not a comma-separated list. `heading`: in `help_text`, above this option and those after it.
+    `absent`: what a run did before this option existed; None: what the default says.
     """
     metadata = {"help": help, "choices": choices, "low": low, "high": high, "repeated": repeated}
-    return dataclasses.field(default=default, metadata=metadata | {"heading": heading})
+    return dataclasses.field(default=default, metadata=metadata | {"heading": heading, "absent": absent})
 
 
 def help_text(options: type) -> str:
@@ -95,16 +97,28 @@ def parse(options: type[T], words: Sequence[str]) -> T:
     values = flags.FlagValues()
     define_flags(options, values)
     try:
-        values(["command", *files_first(words)])
+        values(["command", *files_first(words, renamed(options))])
     except flags.Error as error:
         raise InputError(str(error)) from error
     return read_flags(options, values)
 
 
-def files_first(words: Sequence[str]) -> list[str]:
-    """The words of a command line with the lines of its flagfiles, in front of the other flags.
+class NewName(NamedTuple):
+    """The present name of an option, and the present names of those of its values that have new ones."""
 
-    absl takes a flag's last value, which is then the command line's.
+    name: str
+    values: Mapping[str, str] = {}
+
+
+def renamed(options: type) -> Mapping[str, NewName]:
+    """Returns the options that had another name in an older version, by that name: `options.RENAMED`."""
+    return getattr(options, "RENAMED", {})
+
+
+def files_first(words: Sequence[str], new_names: Mapping[str, NewName] = {}) -> list[str]:
+    """Returns a command line with the lines of its flagfiles in front of the other flags, by present names.
+
+    absl takes a flag's last value, which is then the command line's. `new_names`: as of `renamed`.
 
     Raises:
       InputError: as `flagfile_lines`.
@@ -117,7 +131,15 @@ def files_first(words: Sequence[str]) -> list[str]:
             lines += flagfile_lines(Path(file if equals else next(rest, "")))
         else:
             others.append(word)
-    return [*lines, *others]
+    return [_by_present_name(word, new_names) for word in [*lines, *others]]
+
+
+def _by_present_name(word: str, new_names: Mapping[str, NewName]) -> str:
+    name, equals, value = word.partition("=")
+    if not name.startswith("-") or name.lstrip("-") not in new_names:
+        return word
+    present = new_names[name.lstrip("-")]
+    return f"--{present.name}{equals}{present.values.get(value, value)}"
 
 
 def flagfile_lines(file: Path, inside: tuple[Path, ...] = ()) -> list[str]:
@@ -191,18 +213,29 @@ def _check_choices(field: dataclasses.Field, values: tuple) -> None:
 def from_json(options: type[T], text: str, source: str) -> T:
     """Inverse of `to_json`; `source` is the file's name, for errors.
 
+    Reads files of older versions, too: by present names, with `absent` or the default for a missing field.
+
     Raises:
-      InputError: it is not JSON, or a field is missing or unknown: another version of this package wrote it.
+      InputError: it is not JSON, or a field is unknown.
     """
     try:
-        values = json.loads(text)
+        written = json.loads(text)
     except ValueError as error:
         raise InputError(f"{source}: is not JSON ({error})") from error
-    known = {field.name for field in dataclasses.fields(options)}  # type: ignore[arg-type]
-    if set(values) != known:
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        absent = field.metadata["absent"]
+        values[field.name] = field.default if absent is None else absent
+    unknown = []
+    for name, value in written.items():
+        present = renamed(options).get(name, NewName(name))
+        if present.name not in values:
+            unknown.append(name)
+        values[present.name] = present.values.get(value, value) if isinstance(value, str) else value
+    if unknown:
         raise InputError(
-            f"{source}: was written by another version (missing {sorted(known - set(values))}, unknown "
-            f"{sorted(set(values) - known)}); use that version, or a new --run_dir"
+            f"{source}: was written by another version, whose {', '.join(sorted(unknown))} this one does not "
+            "have; use that version, or a new --run_dir"
         )
     return options(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 

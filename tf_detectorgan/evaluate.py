@@ -64,7 +64,7 @@ class Evaluate:
         "result's file_name goes before them.",
         IMAGE_IDS,
     )
-    main_iou: float = option(
+    primary_iou: float = option(
         0.1, "IoU at which FROC counts one of --predictions as right; runs have their own.", choices=SINGLE
     )
 
@@ -81,7 +81,7 @@ def main(options: Evaluate) -> None:
     print(f"{options.split} split of {run.dataset.directory}")
     print(evaluation_table(metrics))
     for arm in arms:
-        print(f"{arm}: metrics and detections in {run.layout.arm(arm).evaluation(run.elsewhere)}")
+        print(f"{arm}: metrics and detections in {run.layout.arm(arm).evaluation(run.evaluation_set)}")
 
 
 def score_predictions(options: Evaluate) -> None:
@@ -93,7 +93,7 @@ def score_predictions(options: Evaluate) -> None:
     else:
         dataset = run_directory.reopen(options.run_dir).dataset
     path = Path(options.predictions).expanduser()
-    found, elsewhere, image_ids = read_predictions(
+    found, ignored, image_ids = read_predictions(
         path,
         dataset,
         options.split,
@@ -102,7 +102,7 @@ def score_predictions(options: Evaluate) -> None:
         image_ids=options.image_ids,
     )
     metrics = score(
-        truth_of_split(dataset, options.split), found, dataset.class_names, main_iou=options.main_iou
+        truth_of_split(dataset, options.split), found, dataset.class_names, primary_iou=options.primary_iou
     )
     out = path.with_suffix(f".{options.split}_metrics.json")
     write_json(out, metrics)
@@ -112,8 +112,8 @@ def score_predictions(options: Evaluate) -> None:
         + (f", numbers in image_id read as {NUMBERS[image_ids]}" if image_ids else "")
     )
     print(evaluation_table({path.stem: metrics}))
-    if elsewhere:
-        print(f"{elsewhere} detections of images of other splits left out")
+    if ignored:
+        print(f"{ignored} detections of images of other splits left out")
     print(f"{path}: metrics in {out}")
 
 

@@ -1,4 +1,4 @@
-"""Writes an arm's final detector for use elsewhere, as a Keras file and as a SavedModel.
+"""Writes an arm's final detector for use evaluation_set, as a Keras file and as a SavedModel.
 
 python -m tf_detectorgan.export_detector --run_dir=runs/demo --arm=detectorgan --out=exported
 

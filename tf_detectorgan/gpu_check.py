@@ -39,7 +39,7 @@ GRADCHECK = "gradcheck"
 SMALL = (
     "--arm=detectorgan --phantom_train_images=8 --generator_filters=4 --generator_blocks=1 "
     "--discriminator_filters=4 --crop_size=16 --gan_batch=2 --detector_batch=2 --synthetic_count=64 "
-    "--audit_folds=0 --distribution=one --log_every=1 --preflight=false"
+    "--crossfit_folds=0 --distribution=one --log_every=1 --preflight=false"
 ).split()
 
 Records = Mapping[str, Mapping[str, Any]]
@@ -81,7 +81,7 @@ def main(options: GpuCheck) -> None:
 
 def train_flags(options: GpuCheck) -> list[str]:
     """The flags of `train` that all processes get."""
-    phases = ("gan_steps", "joint_steps", "pretrain_detector_steps", "final_steps")
+    phases = ("pretrain_gan_steps", "joint_steps", "pretrain_detector_steps", "final_detector_steps")
     steps = [f"--{name}={options.steps}" for name in phases]
     return [*SMALL, *steps, f"--detector={options.detector}", f"--phantom_size={options.size}"]
 

@@ -115,8 +115,8 @@ def first_streams(run: Run) -> exactness.Streams:
         run.dataset,
         batch_size=s.gan_batch,
         seed=s.seed,
-        start_step=s.gan_steps,
-        steps=s.gan_steps + 1,
+        start_step=s.pretrain_gan_steps,
+        steps=s.pretrain_gan_steps + 1,
         placement=build.placement(s, arm.images, arm.gan),
         unroll_steps=max(2, s.unroll_steps),
     )

@@ -76,7 +76,7 @@ class Submit(Sent):
 
 
 @dataclass(frozen=True)
-class Reproduce(Sent):
+class SubmitTable(Sent):
     """Options of `reproduce`."""
 
     table: str = option("1", "The table, as `python -m tf_detectorgan.reproduce` has it.", tuple(TABLES))
@@ -134,7 +134,7 @@ def submit(options: Submit) -> None:
     _send(resources, options, one_is_enough=False)
 
 
-def reproduce(options: Reproduce) -> None:
+def reproduce(options: SubmitTable) -> None:
     """Submits a table, every arm and seed a completion index, or what gathers them."""
     if not options.seeds or len(set(options.seeds)) != len(options.seeds):
         raise InputError(f"--seeds={','.join(map(str, options.seeds))}: one or more different numbers wanted")
@@ -338,7 +338,7 @@ ACTIONS: dict[str, tuple[Any, Any]] = {
     "stop": (OneJob, stop),
     "resume": (OneJob, resume),
     "fetch": (Fetch, fetch),
-    "reproduce": (Reproduce, reproduce),
+    "reproduce": (SubmitTable, reproduce),
 }
 
 

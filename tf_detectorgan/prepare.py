@@ -35,7 +35,7 @@ from tf_detectorgan.data import (
     splits,
     validation,
 )
-from tf_detectorgan.data.image_files import Source
+from tf_detectorgan.data.image_files import AnnotatedImage
 from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
 
 _SMALL_BOX = 2.0  # stored pixels: below this side no network of ours can see the object
@@ -249,7 +249,7 @@ def _published(
     return image_builder.plan(division, [class_name], reader.ABOUT, **form), notes
 
 
-def _check_pictures(division: Mapping[str, list[Source]], options: Prepare) -> list[str]:
+def _check_pictures(division: Mapping[str, list[AnnotatedImage]], options: Prepare) -> list[str]:
     """Notes on pictures that are in two splits; raises InputError if there are some and none may be."""
     prints = {
         split: [(source.file_name, source.fingerprint) for source in rows if source.fingerprint]

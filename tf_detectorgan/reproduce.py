@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from tf_detectorgan import progress
 from tf_detectorgan.environment import TENSORFLOW
@@ -23,7 +24,7 @@ if __name__ == "__main__":  # and that takes seconds, in which process 1 of a po
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(EXIT_INTERRUPTED))
 
 from tf_detectorgan import command
-from tf_detectorgan.config import option, parse
+from tf_detectorgan.config import NewName, option, parse
 from tf_detectorgan.experiments import runner, table_report
 from tf_detectorgan.experiments.runner import Cell, Job
 from tf_detectorgan.experiments.tables import TABLES, Table
@@ -37,6 +38,8 @@ from tf_detectorgan.training.settings import Train
 @dataclass(frozen=True)
 class Reproduce:
     """Options of `reproduce`."""
+
+    RENAMED: ClassVar[Mapping[str, NewName]] = {"workers": NewName("processes")}
 
     table: str = option(
         "1",
@@ -57,7 +60,7 @@ class Reproduce:
         "Arms in the table's order, each with all --seeds.",
         low=-1,
     )
-    workers: int = option(1, "Training processes at a time; each gets its share of the cores.", low=1)
+    processes: int = option(1, "Training processes at a time; each gets its share of the cores.", low=1)
 
 
 def main(options: Reproduce) -> None:
@@ -81,14 +84,14 @@ def main(options: Reproduce) -> None:
     jobs = runner.plan(table, options.seeds, cells, out)
     print(f"table {options.table}: {sum(len(job.arms) for job in jobs)} trainings to do in {len(jobs)} runs")
     _preflight(options, jobs, out)
-    runner.run_jobs(jobs, flagfile, out, options.workers, lambda: stop.received)
-    elsewhere = _score(options, table, stop) if options.test_data else ""
+    runner.run_jobs(jobs, flagfile, out, options.processes, lambda: stop.received)
+    evaluation_set = _score(options, table, stop) if options.test_data else ""
     seeds = ",".join(map(str, options.seeds))
     command = ["python", "-m", "tf_detectorgan.reproduce", f"--table={options.table}", f"--config={flagfile}"]
     command += [f"--out={out}", f"--seeds={seeds}"]
     command += [f"--test_data={options.test_data}"] if options.test_data else []
     page, text = table_report.write_table(
-        options.table, table, options.seeds, out, shlex.join(command), elsewhere
+        options.table, table, options.seeds, out, shlex.join(command), evaluation_set
     )
     print(text)
     print(f"table: {page}, {page.with_suffix('.md').name}, {page.with_suffix('.json').name}; runs: {out}")
@@ -108,23 +111,23 @@ def _preflight(options: Reproduce, jobs: Sequence[Job], out: Path) -> None:
         settings = parse(Train, [f"--flagfile={options.config}"])
         run_dir = str(runner.run_directory(out, job.seed))
         settings = replace(settings, run_dir=run_dir, seed=job.seed, arm=job.arms)
-        environment = runner.environment(options.workers)
-        check.before(settings, environment, runs=len(jobs), processes=min(options.workers, len(jobs)))
+        environment = runner.environment(options.processes)
+        check.before(settings, environment, runs=len(jobs), processes=min(options.processes, len(jobs)))
 
 
 def _score(options: Reproduce, table: Table, stop: StopSignal) -> str:
     """Scores every finished cell on --test_data, unless that is done. Returns that set's name in runs."""
-    out, elsewhere = Path(options.out), ""
+    out, evaluation_set = Path(options.out), ""
     for seed in progress.bar(
         options.seeds, desc=f"scoring on {options.test_data}", unit="run", dynamic_ncols=True
     ):
         arms = [arm for arm in table.arms if runner.metrics_file(out, Cell(arm, seed)).exists()]
         if arms:
             run = run_directory.reopen(str(runner.run_directory(out, seed)), options.test_data)
-            run.stop, elsewhere = stop, run.elsewhere
+            run.stop, evaluation_set = stop, run.evaluation_set
             for arm in arms:
                 phases.evaluate(run, arm, "test")
-    return elsewhere
+    return evaluation_set
 
 
 def _one_cell(options: Reproduce, table: Table, stop: StopSignal) -> None:
@@ -139,7 +142,7 @@ def _one_cell(options: Reproduce, table: Table, stop: StopSignal) -> None:
         _preflight(options, jobs, apart)
         for phase in runner.take_pretraining(table, cell, out):
             print(f"{phase}: taken from another cell", flush=True)
-        runner.run_jobs(jobs, Path(options.config), apart, options.workers, lambda: stop.received)
+        runner.run_jobs(jobs, Path(options.config), apart, options.processes, lambda: stop.received)
     print(f"cell {options.completion_index}: {cell.arm}, seed {cell.seed}: done; runs: {apart}")
 
 

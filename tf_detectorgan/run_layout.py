@@ -59,9 +59,9 @@ class ArmLayout:
     synthetic = _Inside("synthetic")
     final_detector = _Inside("final_detector")
 
-    def evaluation(self, elsewhere: str = "") -> Path:
-        """Of the run's own data, or of those named `elsewhere`."""
-        return self.path / "evaluation" / elsewhere
+    def evaluation(self, evaluation_set: str = "") -> Path:
+        """Of the run's own data, or of those named `evaluation_set`."""
+        return self.path / "evaluation" / evaluation_set
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,7 +77,7 @@ def main(options: Study) -> None:
         serve(options, out, len(opened(options, out).pairs), listener)
 
 
-def opened(options: Study, out: Path) -> plans.Plan:
+def opened(options: Study, out: Path) -> plans.StudyPlan:
     """The study in `out`. The command that began it may be given again.
 
     Raises:

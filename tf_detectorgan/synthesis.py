@@ -250,8 +250,8 @@ def _example(
 
     def told(row: int) -> dict[str, Any]:
         box = [round(float(v), 3) for v in batch.insertion.boxes[row]]
-        strength = round(float(batch.strength[row]), 3)
-        one = {"matched_id": int(batch.matched_ids[row]), "strength": strength, "box": box}
+        residual_scale = round(float(batch.residual_scale[row]), 3)
+        one = {"matched_id": int(batch.matched_ids[row]), "residual_scale": residual_scale, "box": box}
         if verdicts:
             one |= {"audit": round(float(verdicts["rank"][row]), 3), "found": bool(verdicts["found"][row])}
         return one

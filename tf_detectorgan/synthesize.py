@@ -43,7 +43,7 @@ class Synthesize:
         -1, "Images follow from it; -1: the run's seed + 1, unlike the run's own images.", low=-1
     )
     placement: str = option("run", "As of `train`; run: as in training.", ("run", "auto", *MODES))
-    strength: tuple[float, ...] = option(
+    residual_scale: tuple[float, ...] = option(
         (), "Share of what the generator adds, between two numbers; 1,1: all of it; empty: as in the run."
     )
     objects: int = option(0, "Objects an image gets, fewer where they would meet; 0: as in the run.", low=0)
@@ -76,19 +76,19 @@ def main(options: Synthesize) -> None:
     settings = run.settings
     if options.placement != "run":
         settings = dataclasses.replace(settings, placement=options.placement)
-    if options.strength:
-        settings = dataclasses.replace(settings, strength=options.strength)
+    if options.residual_scale:
+        settings = dataclasses.replace(settings, residual_scale=options.residual_scale)
     if options.objects:
         settings = dataclasses.replace(settings, synthetic_objects=options.objects)
     arm = ARMS[options.arm]
     placement = build.placement(settings, arm.images, arm.gan)
     held_out = None
-    if not run.elsewhere:  # they know the run's own objects
+    if not run.evaluation_set:  # they know the run's own objects
         training = build_detector_training(run, settings.pretrain_detector_steps)
         held_out = phases.train_held_out_detectors(run, training)
     if options.min_audit and held_out is None:
         raise InputError(
-            f"--min_audit={options.min_audit}: not with --audit_folds=0, nor with other --data_dir"
+            f"--min_audit={options.min_audit}: not with --crossfit_folds=0, nor with other --data_dir"
         )
     gan = build.gan(settings, arm.gan, run.dataset, run.strategy) if arm.gan else None
     inserter = phases.inserter_of(run, options.arm, gan)._replace(placement=placement)

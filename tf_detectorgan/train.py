@@ -37,9 +37,9 @@ def main(settings: Train) -> None:
             if chief:  # the others wait in `join`
                 check.before(settings)
             run = run_directory.begin(settings, workers.join(settings.workers))
-            run.workers.of_chief(lambda: before_training.check(run))
+            run.workers.run_on_chief(lambda: before_training.check(run))
             run_arms(run)
-            run.workers.of_chief(lambda: summarize(run))
+            run.workers.run_on_chief(lambda: summarize(run))
 
 
 def summarize(run: Run) -> None:

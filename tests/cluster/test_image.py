@@ -15,10 +15,9 @@ from tf_detectorgan import __version__
 ROOT = Path(__file__).resolve().parents[2]
 USER = 10001
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-TINY = (
-    "--arm=cut_paste --exemplar=image --phantom_size=32 --phantom_train_images=4 --pretrain_detector_steps=1"
-)
-TINY += " --final_steps=2 --synthetic_count=3 --detector_batch=2 --audit_folds=0 --run_dir=/runs/tiny"
+TINY = "--arm=cut_paste --object_source=crop --phantom_size=32 --phantom_train_images=4"
+TINY += " --pretrain_detector_steps=1 --final_detector_steps=2 --synthetic_count=3 --detector_batch=2"
+TINY += " --crossfit_folds=0 --run_dir=/runs/tiny"
 
 
 def call(*command, **environment):

@@ -111,7 +111,7 @@ def test_workers_that_are_not_as_many_as_pods_are_refused(server, tmp_path, give
 
 def test_processes_of_one_pod_are_no_pods():
     manifest = manifests.read("reproduce-table1")
-    container(manifests.job_of(manifest))["args"].append("--workers=3")
+    container(manifests.job_of(manifest))["args"].append("--processes=3")
     manifests.check_devices(manifest)
 
 
@@ -156,7 +156,7 @@ def test_places_of_a_desktop_are_refused(server, tmp_path):
     ):
         launch.submit(launch.Submit(train_flags=flagfile))
     with pytest.raises(InputError, match="--config: --data_dir=data/nih is relative"):
-        launch.reproduce(launch.Reproduce(config=flagfile))
+        launch.reproduce(launch.SubmitTable(config=flagfile))
     assert server.asked == []
 
 
@@ -186,15 +186,15 @@ def test_a_manifest_of_ones_own(server, tmp_path):
 
 def test_a_dry_run_prints_what_would_be_sent_and_asks_nobody(server, capsys, tmp_path):
     flags = tmp_path / "my.flags"
-    flags.write_text("# mine\n--gan_steps=7\n--seed=3\n")
+    flags.write_text("# mine\n--pretrain_gan_steps=7\n--seed=3\n")
     launch.submit(launch.Submit(train_flags=str(flags), dry_run=True))
     assert server.asked == []
     printed = list(yaml.safe_load_all(capsys.readouterr().out))
     for resource in printed:
         check(resource)
     before, after = (flagfile_lines(r) for r in (manifests.read("train-nih"), printed))
-    assert set(after) - set(before) == {"--gan_steps=7", "--seed=3"}
-    assert set(before) - set(after) == {"--gan_steps=20000"}
+    assert set(after) - set(before) == {"--pretrain_gan_steps=7", "--seed=3"}
+    assert set(before) - set(after) == {"--pretrain_gan_steps=20000"}
 
 
 def test_what_exists_is_kept_or_replaced_but_for_a_job_nothing_is_changed(server, capsys):
@@ -224,21 +224,21 @@ def test_what_exists_is_kept_or_replaced_but_for_a_job_nothing_is_changed(server
 def test_a_table_is_submitted_as_one_index_a_cell_and_gathered_by_one_pod(server, capsys, tmp_path):
     """Table 5 has 4 arms; its pods find the config, the data, and by index each another cell."""
     flagfile = tmp_path / "mine.flags"
-    flagfile.write_text("--data_dir=/data/cityscapes\n--final_steps=7\n")
+    flagfile.write_text("--data_dir=/data/cityscapes\n--final_detector_steps=7\n")
     options = {"table": "5", "config": str(flagfile), "seeds": (3, 1), "gpus": 1, "memory": "16Gi"}
     options |= {"runs_claim": "mine", "data_claim": "photos", "image": "r.example.com/x:1"}
-    launch.reproduce(launch.Reproduce(**options, wait=0))
+    launch.reproduce(launch.SubmitTable(**options, wait=0))
     configmap, cells = server.sent("POST")
     server.answers["GET", f"{BATCH}/jobs/reproduce-table5"] = job(active=2, succeeded=6) | {
         "spec": cells["spec"]
     }
     with pytest.raises(Interrupted, match="still trains: 6 of 8 cells"):
-        launch.reproduce(launch.Reproduce(**options, gather=True))
+        launch.reproduce(launch.SubmitTable(**options, gather=True))
     server.answers["GET", f"{BATCH}/jobs/reproduce-table5"] = job(terminating=1, spec=cells["spec"])
     with pytest.raises(Interrupted, match="still trains: 0 of 8 cells"):
-        launch.reproduce(launch.Reproduce(**options, gather=True))
+        launch.reproduce(launch.SubmitTable(**options, gather=True))
     server.answers["GET", f"{BATCH}/jobs/reproduce-table5"] = job(succeeded=8)
-    launch.reproduce(launch.Reproduce(**options, gather=True, wait=0))
+    launch.reproduce(launch.SubmitTable(**options, gather=True, wait=0))
     again, gather = server.sent("POST")[2:]
     assert again == configmap
     assert configmap["data"] == {"table1.flags": flagfile.read_text()}
@@ -262,9 +262,9 @@ def test_a_table_is_submitted_as_one_index_a_cell_and_gathered_by_one_pod(server
     assert "completions" not in gather["spec"]
     assert "Job reproduce-table5-gather: created" in capsys.readouterr().out
     with pytest.raises(InputError, match="name the claim of their volume by --data_claim"):
-        launch.reproduce(launch.Reproduce(**options | {"data_claim": ""}))
+        launch.reproduce(launch.SubmitTable(**options | {"data_claim": ""}))
     with pytest.raises(InputError, match="--seeds=1,1: one or more different"):
-        launch.reproduce(launch.Reproduce(seeds=(1, 1)))
+        launch.reproduce(launch.SubmitTable(seeds=(1, 1)))
 
 
 def test_manifests_are_found_and_bad_ones_refused(tmp_path):

@@ -30,7 +30,7 @@ def labelled(dataset, start_step=0, steps=STEPS, **changes):
 
 
 def synthesis(dataset, start=0, count=14, **changes):
-    arguments = {"batch_size": B, "seed": 3, "placement": Placement(strength=(0.2, 0.6)), **changes}
+    arguments = {"batch_size": B, "seed": 3, "placement": Placement(residual_scale=(0.2, 0.6)), **changes}
     return list(pipeline.synthesis_batches(dataset, start=start, count=count, **arguments))
 
 
@@ -254,7 +254,7 @@ def images_of(batches, count):
 def test_synthetic_image_i_depends_on_seed_and_i_alone(dataset, synthesized):
     whole = images_of(synthesized, 14)
     assert sorted(whole) == list(range(14))
-    strengths = [float(row.strength) for row in whole.values()]
+    strengths = [float(row.residual_scale) for row in whole.values()]
     assert len(set(strengths)) == 14
     assert 0.2 <= min(strengths) < 0.4 < max(strengths) < 0.6
     for start, batch_size in [(3, 4), (0, 3)]:
@@ -267,7 +267,7 @@ def test_synthetic_image_i_depends_on_seed_and_i_alone(dataset, synthesized):
 def test_rows_of_one_image_are_independent_insertions_into_it(dataset, synthesized):
     """The first is what the image would have got as its only one."""
     alone = images_of(synthesized, 14)
-    options = {"placement": Placement(strength=(0.2, 0.6), objects=3), "batch_size": 2}
+    options = {"placement": Placement(residual_scale=(0.2, 0.6), objects=3), "batch_size": 2}
     rows = [
         tf.nest.map_structure(lambda v, k=k: v[k], b) for b in synthesis(dataset, **options) for k in range(6)
     ]
@@ -276,7 +276,7 @@ def test_rows_of_one_image_are_independent_insertions_into_it(dataset, synthesiz
         three = rows[3 * number : 3 * number + 3]
         assert_same(three[0], alone[number])
         assert all(tf.reduce_all(row.x == three[0].x) for row in three)
-        assert len({float(row.strength) for row in three}) == 3
+        assert len({float(row.residual_scale) for row in three}) == 3
     places = np.array([row.insertion.boxes[:2] for row in rows]).reshape(14, 3, 2)
     assert (places[:, 0] != places[:, 1]).any(-1).sum() > 7 < (places[:, 1] != places[:, 2]).any(-1).sum()
 

@@ -33,7 +33,7 @@ class Scene:
 
     def place(self, options, **changes):
         call = {"images": self.images, "valid_sizes": self.sizes, "draws": self.draws, **changes}
-        more = options.mode == "context" or options.layer
+        more = options.mode == "context" or options.residual
         table = reference_table(self.dataset, options) if more else self.table
         insertion, chosen, self.moved = insertions(references=table, options=options, **call)
         height, width = np.moveaxis(np.asarray(call["valid_sizes"]), -1, 0)
@@ -58,7 +58,7 @@ def scene(request):
     return request.getfixturevalue(request.param)
 
 
-PAPER = Placement(max_shift=0.15, top_k=1, exemplar_flip=False, keep_edges=False)
+PAPER = Placement(max_shift=0.15, candidates=1, flip_objects=False, keep_edges=False)
 UNIFORM = dataclasses.replace(PAPER, mode="uniform")
 OPTIONS = {
     "default": Placement(),
@@ -120,7 +120,7 @@ def test_a_layer_is_laid_over_the_image_near_its_box_only(scene):
     image = scene.place(UNIFORM)
     moved = scene.moved.numpy()
     np.testing.assert_array_equal(moved, image[2])
-    boxes, labels, exemplars, chosen = scene.place(dataclasses.replace(UNIFORM, layer=True))
+    boxes, labels, exemplars, chosen = scene.place(dataclasses.replace(UNIFORM, residual=True))
     np.testing.assert_array_equal(scene.moved, moved)
     for before, after in zip((image[0], image[1], image[3]), (boxes, labels, chosen), strict=True):
         np.testing.assert_array_equal(before, after)
@@ -182,7 +182,7 @@ def test_top_k_draws_among_the_k_best(square):
     )
     best = tf.argsort(similarity[0], direction="DESCENDING").numpy()
     for k in (1, 2, 3):
-        *_, chosen = square.place(Placement(top_k=k), images=images, draws=ranks)
+        *_, chosen = square.place(Placement(candidates=k), images=images, draws=ranks)
         assert set(chosen) == set(best[:k])
 
 
@@ -229,7 +229,7 @@ def test_an_object_cut_off_by_an_edge_stays_at_that_edge(square, mode, name):
     )
     table = dataclasses.replace(scene.table, context=learned if mode == "context" else None)
     for keep in (True, False):
-        options = Placement(mode, exemplar_flip=False, keep_edges=keep)
+        options = Placement(mode, flip_objects=False, keep_edges=keep)
         placed = insertions(scene.images, tf.constant([sizes] * N), table, scene.draws, options)
         boxes = placed.insertion.boxes.numpy()
         found = np.stack([boxes[:, 1], boxes[:, 0], height - boxes[:, 3], width - boxes[:, 2]], axis=1)

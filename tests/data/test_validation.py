@@ -307,7 +307,7 @@ def test_nothing_to_learn_from_is_an_error(folder):
 
 
 def source(number, group, boxes, training_only):
-    one = image_files.Source(number, f"{number}.png", None, group, None, training_only, None, 20, 40)
+    one = image_files.AnnotatedImage(number, f"{number}.png", None, group, None, training_only, None, 20, 40)
     one.boxes, one.labels = [(0.0, 0.0, 1.0, 1.0)] * boxes, [0] * boxes
     return one
 

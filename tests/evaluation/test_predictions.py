@@ -54,7 +54,7 @@ def read(photos, tmp_path, results, split="test", **options):
 
 
 def test_boxes_of_the_files_are_scaled_as_the_images_were(photos, tmp_path):
-    found, elsewhere, _ = read(
+    found, ignored, _ = read(
         photos, tmp_path, [result(1), result("scan_2.png", segmentation=[]), result("scan_2", category_id=2)]
     )
     assert [f.image_id for f in found] == [1, 2, 3]
@@ -62,7 +62,7 @@ def test_boxes_of_the_files_are_scaled_as_the_images_were(photos, tmp_path):
     np.testing.assert_array_equal(found[0].boxes, [[4, 2, 12, 12]])
     np.testing.assert_array_equal(found[1].labels, [0, 1])
     assert len(found[2].labels) == 0
-    assert elsewhere == 0
+    assert ignored == 0
 
 
 def test_boxes_of_the_prepared_images_are_left_as_they_are(photos, tmp_path):
@@ -71,9 +71,9 @@ def test_boxes_of_the_prepared_images_are_left_as_they_are(photos, tmp_path):
 
 
 def test_other_splits_are_left_out_and_counted(photos, tmp_path):
-    found, elsewhere, _ = read(photos, tmp_path, [result(4), result(5), result(1)])
+    found, ignored, _ = read(photos, tmp_path, [result(4), result(5), result(1)])
     assert sum(len(f.labels) for f in found) == 1
-    assert elsewhere == 2
+    assert ignored == 2
 
 
 def test_the_categories_of_the_annotation_file(photos, tmp_path):
@@ -201,9 +201,9 @@ def test_names_that_are_numbers(numbered, tmp_path, capsys, results, options):
 def test_ids_of_images_whose_names_are_numbers(numbered, tmp_path):
     """As in the detections that a run writes."""
     ids = list(listed(numbered).values())
-    found, elsewhere, by = read(numbered, tmp_path, [result(i) for i in ids], image_ids="id")
+    found, ignored, by = read(numbered, tmp_path, [result(i) for i in ids], image_ids="id")
     assert [len(f.labels) for f in found] == [1, 1, 1]
-    assert (elsewhere, by) == (0, "id")
+    assert (ignored, by) == (0, "id")
 
 
 @pytest.mark.parametrize(

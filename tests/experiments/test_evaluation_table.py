@@ -11,7 +11,7 @@ def metrics(ap):
         "recall": {"0.5": number(0.75)},
         "localization": {"iou": {"0.1": number(0.5, 0.25, 0.75)}, "iobb": {"0.9": number(None)}},
         "froc": {"sensitivity": {"0.125": 0.25, "1": None}, "mean": 0.375},
-        "main_iou": 0.5,
+        "primary_iou": 0.5,
         "counts": {"images": 9, "groups": 4, "boxes": 12},
         "note": "only 4 groups",
     }

@@ -16,8 +16,8 @@ from tf_detectorgan.evaluation.records import (
 from tf_detectorgan.experiments.report import (
     comparisons,
     duration,
+    eqn3_settings,
     headline,
-    looks_ahead,
     markdown_text,
     matched,
     result_table,
@@ -238,4 +238,4 @@ def test_how_eqn_3_was_computed_is_said(tmp_path, steps, said):
     make_run(tmp_path, ["real_only", "detectorgan"], images=4, samples=False)
     config = {"unroll_steps": steps, "joint_detector_optimizer": "adam"}
     write_json(tmp_path / "config.json", config)
-    assert looks_ahead(read_run(tmp_path)) == [f"detectorgan: {said}"]
+    assert eqn3_settings(read_run(tmp_path)) == [f"detectorgan: {said}"]

@@ -120,7 +120,7 @@ def scripted(monkeypatch, script):
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.05)
     began = []
 
-    def start(job, flagfile, out, workers):
+    def start(job, flagfile, out, processes):
         began.append((job, time.monotonic()))
         folders = [str(runner.metrics_file(out, Cell(a, job.seed)).parent) for a in job.arms]
         runner._log(job, out).parent.mkdir(parents=True, exist_ok=True)
@@ -139,14 +139,14 @@ for folder in map(pathlib.Path, sys.argv[1:]):
 """
 
 
-def run(jobs, out, workers=2, stopped=lambda: None):
-    runner.run_jobs(jobs, Path("x.flags"), out, workers, stopped)
+def run(jobs, out, processes=2, stopped=lambda: None):
+    runner.run_jobs(jobs, Path("x.flags"), out, processes, stopped)
 
 
 def test_a_failed_run_is_named_after_the_others_are_finished(monkeypatch, tmp_path):
     scripted(monkeypatch, "import sys; 'seed1' in sys.argv[1] and sys.exit('out of memory')" + WORK)
     with pytest.raises(RuntimeError, match="1 of 2 runs failed .*out of memory"):
-        run([Job(1, ("a",)), Job(0, ("a", "b"))], tmp_path, workers=1)
+        run([Job(1, ("a",)), Job(0, ("a", "b"))], tmp_path, processes=1)
     assert plan(TABLE, [0, 1], {Cell("b", 0), Cell("a", 1)}, tmp_path) == [Job(1, ("a",))]
 
 
@@ -174,14 +174,14 @@ def test_the_first_job_alone_gets_a_preflight(monkeypatch, tmp_path):
     monkeypatch.setattr(
         reproduce.check, "before", lambda settings, *given, **more: calls.append((settings, more))
     )
-    options = Reproduce(config=str(flagfile), workers=3)
+    options = Reproduce(config=str(flagfile), processes=3)
     jobs = [Job(5, ("real_only",)), Job(0, ("superpose",))]
     reproduce._preflight(options, jobs, tmp_path)
     reproduce._preflight(options, [], tmp_path)
     ((first, more),) = calls
     assert more == {"runs": 2, "processes": 2}
     assert (first.run_dir, first.seed, first.arm) == (str(tmp_path / "base/seed5"), 5, ("real_only",))
-    assert (first.gan_steps, first.preflight) == (1, "true")  # the flagfile's
+    assert (first.pretrain_gan_steps, first.preflight) == (1, "true")  # the flagfile's
     monkeypatch.setattr(runner.subprocess, "Popen", lambda command, **options: commands.append(command))
     runner._start(jobs[0], flagfile, tmp_path, 3)
     assert commands[0][-1] == "--preflight=false"  # wins over the flagfile's
@@ -208,11 +208,11 @@ FLAGS = """
 --gan_batch=2
 --detector_batch=2
 --pretrain_detector_steps=1
---gan_steps=1
+--pretrain_gan_steps=1
 --joint_steps=1
---final_steps=2
+--final_detector_steps=2
 --synthetic_count=3
---audit_folds=0
+--crossfit_folds=0
 """
 
 
@@ -237,7 +237,7 @@ def test_the_command_trains_a_table_and_then_finds_it_done(tmp_path, tiny_phanto
     flagfile.write_text(FLAGS + f"--data_dir={tiny_phantom('table')}\n")
     everything = Reproduce(config=str(flagfile), out=str(out), seeds=(0, 1))
     options = dataclasses.replace(everything, only=("real_only", "cut_paste:1"))
-    first = command(options, "--workers=2")
+    first = command(options, "--processes=2")
     numbers = json.loads((out / "table_1.json").read_text())
     assert [(row["title"], row["seeds"]) for row in numbers["rows"]] == [("real_only", 2), ("cut_paste", 1)]
     for seed in (0, 1):
@@ -259,8 +259,10 @@ def test_the_command_trains_a_table_and_then_finds_it_done(tmp_path, tiny_phanto
     reproduce.main(dataclasses.replace(everything, completion_index=3))
     assert "cut_paste, seed 1: done" in capsys.readouterr().out
     assert not (out / "cells").exists()
-    flagfile.write_text(flagfile.read_text() + "--final_steps=3\n")
-    with pytest.raises(InputError, match="other settings .--final_steps was 2, is 3.; use a new --out"):
+    flagfile.write_text(flagfile.read_text() + "--final_detector_steps=3\n")
+    with pytest.raises(
+        InputError, match="other settings .--final_detector_steps was 2, is 3.; use a new --out"
+    ):
         reproduce.main(options)
 
 

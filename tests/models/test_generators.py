@@ -36,15 +36,19 @@ LABELLED = Labelled(
 WHOLE = boxes_lib.of_sizes([[SIDE, SIDE]])
 
 
-def composition(compose, condition):
-    return Composition(compose, condition, feather=0.25, classes=CLASSES)
+def composition(output, generator_input):
+    return Composition(output, generator_input, feather=0.25, classes=CLASSES)
 
 
 def generator(composed, trained=True):
     """G_X of the recipe; `trained` gives its last layer weights that change every pixel."""
     keras.utils.set_random_seed(0)
     G_X = generators.resnet_generator(
-        SHAPE, composed.input_channels(1), filters=4, blocks=1, residual=composed.condition == "exemplar"
+        SHAPE,
+        composed.input_channels(1),
+        filters=4,
+        blocks=1,
+        residual=composed.generator_input == "mask_and_object",
     )
     if trained:
         last = G_X.layers[-1]
@@ -117,14 +121,14 @@ def test_class_mask_has_one_channel_a_class():
 
 
 def test_input_channels_count_what_the_generator_is_fed():
-    for condition, expected in (("mask", 3 + 2), ("exemplar", 2 * 3 + 2)):
-        assert Composition("box", condition, 0.25, 2).input_channels(3) == expected
+    for generator_input, expected in (("mask", 3 + 2), ("mask_and_object", 2 * 3 + 2)):
+        assert Composition("blend_in_box", generator_input, 0.25, 2).input_channels(3) == expected
 
 
 def test_blend_by_hand():
     """Box of 16 x 8: feather 4. Centres at 0.5, 1.5, 2.5, 3.5 px from its right edge have 1 - d/4."""
     alpha = (
-        composition("box", "mask")
+        composition("blend_in_box", "mask")
         .blend(tf.constant([[4.0, 8.0, 20.0, 16.0]]), WHOLE, SIDE, SIDE)[0, :, :, 0]
         .numpy()
     )
@@ -133,7 +137,7 @@ def test_blend_by_hand():
     np.testing.assert_allclose(alpha[16, 20], 1 - np.hypot(0.5, 0.5) / 4, atol=1e-6)  # round corners
     np.testing.assert_array_equal(alpha[far_from([[4, 8, 20, 16]], 0.25)], 0)
     small = (
-        composition("box", "mask")
+        composition("blend_in_box", "mask")
         .blend(tf.constant([[4.0, 8.0, 6.0, 10.0]]), WHOLE, SIDE, SIDE)[0, :, :, 0]
         .numpy()
     )
@@ -141,7 +145,7 @@ def test_blend_by_hand():
 
 
 def test_blend_of_many_boxes_is_their_union_and_padding_is_nothing():
-    composed = composition("box", "mask")
+    composed = composition("blend_in_box", "mask")
     union = composed.blend(LABELLED.boxes, WHOLE, SIDE, SIDE)
     first, second = (composed.blend(LABELLED.boxes[:, k], WHOLE, SIDE, SIDE) for k in (0, 1))
     np.testing.assert_array_equal(union, np.maximum(first, second))
@@ -151,7 +155,7 @@ def test_blend_of_many_boxes_is_their_union_and_padding_is_nothing():
 def test_paste_offset_by_hand():
     """Background 0.2, object 0.9 in surroundings of 0.5: brightened by -0.3, so the object is 0.6."""
     boxes = tf.constant([[8.0, 8.0, 16.0, 16.0]])
-    alpha = composition("box", "exemplar").blend(boxes, WHOLE, SIDE, SIDE)
+    alpha = composition("blend_in_box", "mask_and_object").blend(boxes, WHOLE, SIDE, SIDE)
     x = tf.fill([1, SIDE, SIDE, 1], 0.2)
     exemplar = np.full((1, SIDE, SIDE, 1), 0.5, np.float32)
     exemplar[:, 8:16, 8:16] = 0.9
@@ -165,7 +169,9 @@ def test_paste_offset_by_hand():
 def test_paste_stays_in_range_and_needs_no_seam():
     """On white, clipped at 1; with alpha 0 or 1 only, there is no seam to measure: nothing is brightened."""
     x, exemplars = tf.fill([1, SIDE, SIDE, 1], 1.0), noise(3, 1)
-    alpha = composition("box", "exemplar").blend(tf.constant([[8.0, 8.0, 16.0, 16.0]]), WHOLE, SIDE, SIDE)
+    alpha = composition("blend_in_box", "mask_and_object").blend(
+        tf.constant([[8.0, 8.0, 16.0, 16.0]]), WHOLE, SIDE, SIDE
+    )
     assert np.abs(generators.paste(x, exemplars, alpha)).max() <= 1
     np.testing.assert_allclose(generators.paste(x, exemplars, tf.ones_like(x)), exemplars, atol=1e-6)
     np.testing.assert_array_equal(generators.paste(x, exemplars, tf.zeros_like(x)), x)
@@ -174,17 +180,17 @@ def test_paste_stays_in_range_and_needs_no_seam():
 def test_bbox_target_is_what_an_untrained_generator_draws():
     """Where the object is pasted, BboxLoss starts at 0; the paper's target is the matched image itself."""
     x, boxes = noise(1), np.asarray(INSERTION.boxes, int)
-    composed = composition("box", "exemplar")
+    composed = composition("blend_in_box", "mask_and_object")
     target = generators.bbox_target(x, INSERTION, composed)
     drawn = generators.insert(generator(composed, trained=False), x, INSERTION, composed)
     for i, (x0, y0, x1, y1) in enumerate(boxes):
         np.testing.assert_array_equal(target[i, y0:y1, x0:x1], drawn[i, y0:y1, x0:x1])
         assert np.any(target[i, y0:y1, x0:x1] != INSERTION.exemplars[i, y0:y1, x0:x1])  # brightened
-    assert generators.bbox_target(x, INSERTION, composition("full", "mask")) is INSERTION.exemplars
+    assert generators.bbox_target(x, INSERTION, composition("full_image", "mask")) is INSERTION.exemplars
 
 
 def test_an_untrained_residual_generator_pastes():
-    composed, x = composition("box", "exemplar"), noise(1)
+    composed, x = composition("blend_in_box", "mask_and_object"), noise(1)
     G_X = generator(composed, trained=False)
     drawn = generators.insert(G_X, x, INSERTION, composed)
     alpha = composed.blend(INSERTION.boxes, WHOLE, SIDE, SIDE)
@@ -194,7 +200,7 @@ def test_an_untrained_residual_generator_pastes():
 
 def test_strength_is_the_share_of_the_difference_to_the_pasted_object():
     """One of each image of a batch; on the faint images here nothing is clipped."""
-    composed, x = composition("box", "exemplar"), 0.1 * noise(1)
+    composed, x = composition("blend_in_box", "mask_and_object"), 0.1 * noise(1)
     faint = INSERTION._replace(exemplars=0.1 * INSERTION.exemplars)
     G_X = generator(composed)
     G_X.layers[-1].set_weights([0.01 * w for w in G_X.layers[-1].get_weights()])
@@ -207,10 +213,10 @@ def test_strength_is_the_share_of_the_difference_to_the_pasted_object():
     np.testing.assert_allclose(some, whole * tf.constant([0.0, 0.25])[:, None, None, None], atol=1e-6)
 
 
-@pytest.mark.parametrize("condition", ["mask", "exemplar"])
-def test_box_changes_nothing_far_from_the_box(condition):
+@pytest.mark.parametrize("generator_input", ["mask", "mask_and_object"])
+def test_box_changes_nothing_far_from_the_box(generator_input):
     """insert, reinsert and remove, bitwise; and they do change what is in the box."""
-    composed, x, G_Y = composition("box", condition), noise(1), remover()
+    composed, x, G_Y = composition("blend_in_box", generator_input), noise(1), remover()
     G_X = generator(composed)
     cases = [
         (x, INSERTION.boxes[:, None], generators.insert(G_X, x, INSERTION, composed)),
@@ -227,9 +233,9 @@ def test_box_changes_nothing_far_from_the_box(condition):
                 assert np.all(after[i].numpy()[inside] != before[i].numpy()[inside])
 
 
-@pytest.mark.parametrize("condition", ["mask", "exemplar"])
-def test_images_whose_boxes_are_all_padding_stay_as_they_are(condition):
-    composed, x = composition("box", condition), noise(1)
+@pytest.mark.parametrize("generator_input", ["mask", "mask_and_object"])
+def test_images_whose_boxes_are_all_padding_stay_as_they_are(generator_input):
+    composed, x = composition("blend_in_box", generator_input), noise(1)
     nothing = Labelled(noise(6), tf.zeros([2, 3, 4]), tf.fill([2, 3], -1))
     np.testing.assert_array_equal(generators.reinsert(generator(composed), x, nothing, WHOLE, composed), x)
     np.testing.assert_array_equal(
@@ -239,7 +245,7 @@ def test_images_whose_boxes_are_all_padding_stay_as_they_are(condition):
 
 def test_full_is_the_generators_own_output():
     """The paper: G_X(x, m) and G_Y(y, m), nothing blended."""
-    composed, x = composition("full", "mask"), noise(1)
+    composed, x = composition("full_image", "mask"), noise(1)
     G_X, G_Y = generator(composed), remover()
     m = generators.class_mask(INSERTION.boxes[:, None], INSERTION.labels[:, None], CLASSES, SIDE, SIDE)
     np.testing.assert_array_equal(generators.insert(G_X, x, INSERTION, composed), G_X(tf.concat([x, m], -1)))
@@ -249,7 +255,7 @@ def test_full_is_the_generators_own_output():
 
 
 def test_full_exemplar_adds_the_difference_everywhere():
-    composed, x = composition("full", "exemplar"), noise(1)
+    composed, x = composition("full_image", "mask_and_object"), noise(1)
     G_X = generator(composed)
     boxes = INSERTION.boxes
     m = generators.class_mask(boxes[:, None], INSERTION.labels[:, None], CLASSES, SIDE, SIDE)
@@ -262,18 +268,18 @@ def test_full_exemplar_adds_the_difference_everywhere():
 
 
 def test_images_of_a_batch_do_not_see_each_other():
-    composed, x = composition("box", "exemplar"), noise(1)
+    composed, x = composition("blend_in_box", "mask_and_object"), noise(1)
     G_X = generator(composed)
     both = generators.insert(G_X, x, INSERTION, composed)
     alone = generators.insert(G_X, x[1:], Insertion(*(v[1:] for v in INSERTION)), composed)
     np.testing.assert_allclose(both[1:], alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("compose", ["box", "full"])
-@pytest.mark.parametrize("condition", ["mask", "exemplar"])
-def test_nothing_is_drawn_on_padding(compose, condition):
+@pytest.mark.parametrize("output", ["blend_in_box", "full_image"])
+@pytest.mark.parametrize("generator_input", ["mask", "mask_and_object"])
+def test_nothing_is_drawn_on_padding(output, generator_input):
     """Content of 14 rows, down to the lower edge of both boxes; the feather and the image go on."""
-    composed, x = composition(compose, condition), noise(1)
+    composed, x = composition(output, generator_input), noise(1)
     content = boxes_lib.of_sizes([[14, SIDE]] * 2)
     y = Labelled(LABELLED.images, INSERTION.boxes[:, None], INSERTION.labels[:, None])
     G_X, labels = generator(composed), INSERTION.labels[:, None]
@@ -289,7 +295,7 @@ def test_nothing_is_drawn_on_padding(compose, condition):
 def test_padding_is_no_part_of_the_seam():
     """As `test_paste_offset_by_hand`, with black padding under the box: the same offset."""
     boxes, content = tf.constant([[8.0, 8.0, 16.0, 16.0]]), boxes_lib.of_sizes([[16, SIDE]])
-    alpha = composition("box", "exemplar").blend(boxes, content, SIDE, SIDE)
+    alpha = composition("blend_in_box", "mask_and_object").blend(boxes, content, SIDE, SIDE)
     x = np.full((1, SIDE, SIDE, 1), 0.2, np.float32)
     x[:, 16:] = -1
     exemplar = np.full((1, SIDE, SIDE, 1), 0.5, np.float32)

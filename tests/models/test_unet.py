@@ -44,9 +44,9 @@ def test_redraw_by_hand():
     """A generator that paints 1: everywhere on the content, or in the box and its seam of 2 pixels."""
     noised, box = tf.zeros([1, 8, 8, 1]), tf.constant([[2.0, 2, 5, 5]])
     content = tf.constant([[0.0, 0, 8, 6]])
-    whole = redraw(tf.ones_like, noised, box, content, Composition("full", "mask", 0.0, 1))[0, ..., 0]
+    whole = redraw(tf.ones_like, noised, box, content, Composition("full_image", "mask", 0.0, 1))[0, ..., 0]
     np.testing.assert_array_equal(whole, np.repeat([[1.0] * 8, [0.0] * 8], [6, 2], axis=0))
-    near = redraw(tf.ones_like, noised, box, content, Composition("box", "mask", 0.0, 1))[0, ..., 0]
+    near = redraw(tf.ones_like, noised, box, content, Composition("blend_in_box", "mask", 0.0, 1))[0, ..., 0]
     np.testing.assert_array_equal(near[2:5, 2:5], 1)
     # Pixel centres lie 1.5, 0.5, 0, 0, 0, 0.5, 1.5, 2.5 from the box: 1 - distance / 2.
     np.testing.assert_allclose(near[3], [0.25, 0.75, 1, 1, 1, 0.75, 0.25, 0])

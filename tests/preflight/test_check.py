@@ -48,7 +48,11 @@ def data(tiny_phantom):
 @pytest.fixture
 def settings(tmp_path, data):
     return Train(
-        run_dir=str(tmp_path / "run"), data_dir=data, arm=("cut_paste",), preflight="true", final_steps=9
+        run_dir=str(tmp_path / "run"),
+        data_dir=data,
+        arm=("cut_paste",),
+        preflight="true",
+        final_detector_steps=9,
     )
 
 
@@ -174,7 +178,7 @@ def test_other_settings_than_the_runs_are_refused_before_the_child_runs(scripted
     scripted("raise AssertionError")
     config = Path(settings.run_dir) / "config.json"
     config.parent.mkdir()
-    config.write_text(json.dumps({"final_steps": 9, "gan_batch": 77}))
+    config.write_text(json.dumps({"final_detector_steps": 9, "gan_batch": 77}))
     with pytest.raises(InputError, match="--gan_batch was 77"):
         check.before(settings)
 

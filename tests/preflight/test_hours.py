@@ -29,8 +29,10 @@ def flags(name):
 def test_hours_by_hand(sides, tmp_path):
     sides["here"] = 100
     s = Train(arm=("cyclegan_bbox",), data_dir="here", generator_filters=10, generator_blocks=2)
-    s = dataclasses.replace(s, gan_batch=3, gan_steps=7, joint_steps=4, detector_batch=5, final_steps=20)
-    s = dataclasses.replace(s, audit_folds=0)
+    s = dataclasses.replace(
+        s, gan_batch=3, pretrain_gan_steps=7, joint_steps=4, detector_batch=5, final_detector_steps=20
+    )
+    s = dataclasses.replace(s, crossfit_folds=0)
     macs = 98 * 10 + (45 + 18 * 2) * 10**2  # a pixel
     seconds = (7 + 4) * 3 * 100**2 * (macs * 2.4e-10 + 2.3e-5) + 20 * 5 * 100**2 * 3e-6
     assert plan.hours(s, tmp_path, {}) == pytest.approx(seconds / 3600)

@@ -2,30 +2,35 @@ import types
 from pathlib import Path
 
 from tf_detectorgan.preflight import plan
-from tf_detectorgan.preflight.plan import Phase, phases
+from tf_detectorgan.preflight.plan import PhasePlan, phases
 from tf_detectorgan.training.settings import Train
 
-STEPS = {"gan_steps": 40, "joint_steps": 30, "pretrain_detector_steps": 20, "final_steps": 10}
+STEPS = {
+    "pretrain_gan_steps": 40,
+    "joint_steps": 30,
+    "pretrain_detector_steps": 20,
+    "final_detector_steps": 10,
+}
 
 
 def test_phases_of_a_detector_and_a_generator_come_in_the_runs_order():
-    s = Train(arm=("real_only", "pix2pix", "detectorgan"), synthetic_count=7, audit_folds=2, **STEPS)
+    s = Train(arm=("real_only", "pix2pix", "detectorgan"), synthetic_count=7, crossfit_folds=2, **STEPS)
     assert phases(s, test_images=5) == [
-        Phase(Path("shared/pretrain_pix2pix"), "gan", 40),
-        Phase(Path("shared/pretrain_gan"), "gan", 40),
-        Phase(Path("shared/pretrain_detector"), "detector", 20),
-        Phase(Path("shared/held_out_detector_0"), "detector", 20),
-        Phase(Path("shared/held_out_detector_1"), "detector", 20),
-        Phase(Path("arms/real_only/final_detector"), "detector", 10),
-        Phase(Path("arms/real_only/evaluation"), "evaluation", 5),
-        Phase(Path("arms/pix2pix/joint"), "gan", 30),
-        Phase(Path("arms/pix2pix/synthetic"), "images", 7),
-        Phase(Path("arms/pix2pix/final_detector"), "detector", 10),
-        Phase(Path("arms/pix2pix/evaluation"), "evaluation", 5),
-        Phase(Path("arms/detectorgan/joint"), "joint", 30),
-        Phase(Path("arms/detectorgan/synthetic"), "images", 7),
-        Phase(Path("arms/detectorgan/final_detector"), "detector", 10),
-        Phase(Path("arms/detectorgan/evaluation"), "evaluation", 5),
+        PhasePlan(Path("shared/pretrain_pix2pix"), "gan", 40),
+        PhasePlan(Path("shared/pretrain_gan"), "gan", 40),
+        PhasePlan(Path("shared/pretrain_detector"), "detector", 20),
+        PhasePlan(Path("shared/held_out_detector_0"), "detector", 20),
+        PhasePlan(Path("shared/held_out_detector_1"), "detector", 20),
+        PhasePlan(Path("arms/real_only/final_detector"), "detector", 10),
+        PhasePlan(Path("arms/real_only/evaluation"), "evaluation", 5),
+        PhasePlan(Path("arms/pix2pix/joint"), "gan", 30),
+        PhasePlan(Path("arms/pix2pix/synthetic"), "images", 7),
+        PhasePlan(Path("arms/pix2pix/final_detector"), "detector", 10),
+        PhasePlan(Path("arms/pix2pix/evaluation"), "evaluation", 5),
+        PhasePlan(Path("arms/detectorgan/joint"), "joint", 30),
+        PhasePlan(Path("arms/detectorgan/synthetic"), "images", 7),
+        PhasePlan(Path("arms/detectorgan/final_detector"), "detector", 10),
+        PhasePlan(Path("arms/detectorgan/evaluation"), "evaluation", 5),
     ]
     assert [phase.name for phase in phases(s, 5)[3:6]] == [
         "held_out_detector_0",
@@ -39,11 +44,16 @@ def test_real_images_alone_need_no_auditors():
 
 
 def test_the_short_run_has_a_workers_share_of_the_batch_and_no_more_steps_than_the_run():
-    s = Train(workers=4, gan_batch=8, detector_batch=16, synthetic_objects=3, gan_steps=1)
+    s = Train(workers=4, gan_batch=8, detector_batch=16, synthetic_objects=3, pretrain_gan_steps=1)
     short = plan.in_short(s, "elsewhere")
     assert (short.run_dir, short.preflight, short.workers) == ("elsewhere", "false", 1)
     assert (short.gan_batch, short.detector_batch) == (2, 4)
-    assert (short.gan_steps, short.joint_steps, short.pretrain_detector_steps, short.final_steps) == (
+    assert (
+        short.pretrain_gan_steps,
+        short.joint_steps,
+        short.pretrain_detector_steps,
+        short.final_detector_steps,
+    ) == (
         1,
         2,
         2,

@@ -8,16 +8,16 @@ import pytest
 from tf_detectorgan import command, config
 from tf_detectorgan.errors import EXIT_CANNOT_WRITE, InputError, Interrupted
 from tf_detectorgan.preflight import outcome
-from tf_detectorgan.preflight.outcome import Ended, Row
-from tf_detectorgan.preflight.plan import Phase
+from tf_detectorgan.preflight.outcome import Ended, PhaseCost
+from tf_detectorgan.preflight.plan import PhasePlan
 from tf_detectorgan.training.settings import Train
 
 GIB = 2**30
-JOINT = Phase(Path("arms/detectorgan/joint"), "joint", 10)
-FINAL = Phase(Path("arms/real_only/final_detector"), "detector", 10)
-IMAGES = Phase(Path("arms/cut_paste/synthetic"), "images", 10)
-PRETRAIN = Phase(Path("shared/pretrain_gan"), "gan", 10)
-EVALUATION = Phase(Path("arms/real_only/evaluation"), "evaluation", 10)
+JOINT = PhasePlan(Path("arms/detectorgan/joint"), "joint", 10)
+FINAL = PhasePlan(Path("arms/real_only/final_detector"), "detector", 10)
+IMAGES = PhasePlan(Path("arms/cut_paste/synthetic"), "images", 10)
+PRETRAIN = PhasePlan(Path("shared/pretrain_gan"), "gan", 10)
+EVALUATION = PhasePlan(Path("arms/real_only/evaluation"), "evaluation", 10)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_signal_to_the_short_run_is_an_interruption():
 
 
 def test_several_runs_at_a_time_share_the_memory():
-    found = [Row(JOINT, 1.0, 1.0, 9000, 3 * 1024, 0), Row(FINAL, 1.0, 1.0, 1, 1, 0)]
+    found = [PhaseCost(JOINT, 1.0, 1.0, 9000, 3 * 1024, 0), PhaseCost(FINAL, 1.0, 1.0, 1, 1, 0)]
     outcome.require_memory(found, 1, 2 * GIB)
     outcome.require_memory(found, 2, 6 * GIB)
     with pytest.raises(InputError) as refused:
@@ -186,7 +186,7 @@ def test_several_runs_at_a_time_share_the_memory():
 
 
 def test_all_runs_share_the_disk():
-    found = [Row(JOINT, 1.0, 1.0, 1, 1, GIB), Row(IMAGES, 1.0, 1.0, 1, 1, 3 * GIB)]
+    found = [PhaseCost(JOINT, 1.0, 1.0, 1, 1, GIB), PhaseCost(IMAGES, 1.0, 1.0, 1, 1, 3 * GIB)]
     outcome.require_disk(found, 2 * GIB, 2, 12 * GIB, "runs/x")
     with pytest.raises(InputError) as refused:
         outcome.require_disk(found, 2 * GIB, 3, 12 * GIB, "runs/x")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tf_detectorgan.preflight import outcome
-from tf_detectorgan.preflight.outcome import Row
+from tf_detectorgan.preflight.outcome import PhaseCost
 from tf_detectorgan.preflight.plan import phases
 from tf_detectorgan.training.settings import Train
 
@@ -24,14 +24,14 @@ def put(home, folder, record, **files):
 def settings():
     """The run: one arm, 500 test images, 40 validation images."""
     return Train(
-        arm=("cut_paste",), audit_folds=0, final_steps=1000, validate_every=300, checkpoint_every=400,
-        synthetic_count=90, log_every=10,
+        arm=("cut_paste",), crossfit_folds=0, final_detector_steps=1000, validate_every=300,
+        checkpoint_every=400, synthetic_count=90, log_every=10,
     )  # fmt: skip
 
 
 @pytest.fixture
 def pairs(settings):
-    short = Train(arm=("cut_paste",), audit_folds=0, final_steps=3, synthetic_count=30)
+    short = Train(arm=("cut_paste",), crossfit_folds=0, final_detector_steps=3, synthetic_count=30)
     return list(zip(phases(settings, 500), phases(short, 10), strict=True))
 
 
@@ -47,9 +47,9 @@ def test_hours_memory_and_disk_of_each_phase(tmp_path, settings, pairs):
     # Four validations of 40 images: after 300, 600, 900 and 1000 steps. Three checkpoints, of which two stay.
     trained = 30 + 997 * 2.0 + 4 * 40 * 0.25
     assert outcome.rows(tmp_path, pairs, settings, 40) == [
-        Row(images, 0.5, (20 + 60 * 0.5) / 3600, 100, 100, fixed + 2 * 200),
-        Row(final, 2.0, trained / 3600, 700, 300, 2 * checkpoint),
-        Row(evaluation, 0.25, (4 + 490 * 0.25) / 3600, 50, 50, 50 * scores),
+        PhaseCost(images, 0.5, (20 + 60 * 0.5) / 3600, 100, 100, fixed + 2 * 200),
+        PhaseCost(final, 2.0, trained / 3600, 700, 300, 2 * checkpoint),
+        PhaseCost(evaluation, 0.25, (4 + 490 * 0.25) / 3600, 50, 50, 50 * scores),
     ]
 
 
@@ -61,7 +61,7 @@ def test_a_short_run_that_ended_early_has_the_rows_of_what_it_finished(tmp_path,
 
 def test_the_text_sums_hours_and_disk_and_takes_the_highest_memory(pairs):
     (images, _), (final, _), _ = pairs
-    found = [Row(images, 0.5, 0.25, 512, 512, 2**30), Row(final, None, 1.5, 2048, 512, 2**29)]
+    found = [PhaseCost(images, 0.5, 0.25, 512, 512, 2**30), PhaseCost(final, None, 1.5, 2048, 512, 2**29)]
     lines = outcome.text(found, others=2**28).splitlines()
     assert lines[2].split() == ["cut_paste/synthetic", "0.5", "90", "0.25", *"0.50 GiB 1.00 GiB".split()]
     assert lines[3].split() == ["cut_paste/final_detector", "–", "1000", "1.50", *"2.00 GiB 0.50 GiB".split()]

@@ -21,7 +21,7 @@ from tf_detectorgan.training.joint_step import JointModels, Objective
 from tf_detectorgan.training.psgan import PSGAN, AlignedObjective
 
 SIDE, CLASSES, CROP = 32, 2, 16
-RECIPES = {"paper": ("full", "mask", "log"), "ours": ("box", "exemplar", "lsgan")}
+RECIPES = {"paper": ("full_image", "mask", "log"), "ours": ("blend_in_box", "mask_and_object", "lsgan")}
 
 
 def objective(**changes):
@@ -31,7 +31,7 @@ def objective(**changes):
 
 def cycle_objective(recipe="ours", **changes):
     """The same for the GAN's own terms."""
-    compose, condition, gan_loss = RECIPES[recipe]
+    output, generator_input, gan_loss = RECIPES[recipe]
     values = {
         "gan_loss": gan_loss,
         "lambda_gan": 1.1,
@@ -39,7 +39,7 @@ def cycle_objective(recipe="ours", **changes):
         "lambda_cycle": 3.0,
         "lambda_identity": 2.0,
         "crop_size": CROP,
-        "composition": Composition(compose, condition, feather=0.25, classes=CLASSES),
+        "composition": Composition(output, generator_input, feather=0.25, classes=CLASSES),
     }
     return CycleObjective(**{**values, **changes})
 
@@ -75,7 +75,7 @@ def joint_models(
             composed.input_channels(1),
             filters=4,
             blocks=1,
-            residual=composed.condition == "exemplar",
+            residual=composed.generator_input == "mask_and_object",
             name="G_X",
         )
         G_Y = resnet_generator(shape, 1 + CLASSES, filters=4, blocks=1, name="G_Y")
@@ -101,7 +101,7 @@ def joint_models(
     return JointModels(gan, DET, detector_optimizer)
 
 
-def psgan(compose, person=True, strategy=None):
+def psgan(output, person=True, strategy=None):
     """PS-GAN with SGD, so that a first momentum is -lr g. Its weights are all different."""
     keras.utils.set_random_seed(0)
     with (strategy or tf.distribute.get_strategy()).scope():
@@ -114,7 +114,7 @@ def psgan(compose, person=True, strategy=None):
             DIS_person(tf.zeros([1, SIDE, SIDE, 1]), tf.constant([[0.0, 0, 8, 8]]))
             phi = phi + DIS_person.trainable_variables
         optimizers = sgd(G.trainable_variables), sgd(phi)
-    weights = AlignedObjective(1.1, Composition(compose, "mask", 0.25, 1))
+    weights = AlignedObjective(1.1, Composition(output, "mask", 0.25, 1))
     return PSGAN(weights, G, DIS_image, DIS_person, *optimizers)
 
 
@@ -179,7 +179,7 @@ class ToyDetector:
         self.weights = [v.value for v in self.network.trainable_variables]
 
     def targets(self, labelled):
-        return anchors.Targets(labelled.labels, labelled.boxes)
+        return anchors.AnchorTargets(labelled.labels, labelled.boxes)
 
     def positives(self, targets):
         return tf.reduce_sum(tf.cast(targets.classes >= 0, tf.float32))

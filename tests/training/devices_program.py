@@ -23,7 +23,7 @@ SMALL = {
     "discriminator_filters": 2,
     "generator_blocks": 1,
     "crop_size": 16,
-    "gan_steps": 1,
+    "pretrain_gan_steps": 1,
 }
 
 
@@ -35,7 +35,7 @@ def first_step(flagfile, count, data_dir, run_dir):
     run = run_directory.begin(settings, run_directory.Workers())
     kind = ARMS[settings.arm[-1]].gan
     directory = run.layout.pretrain_gan(kind)
-    phases.train_gan(run, directory, build_gan_training(run, kind), range(settings.gan_steps))
+    phases.train_gan(run, directory, build_gan_training(run, kind), range(settings.pretrain_gan_steps))
     done = checkpoints.finished(directory)
     return {"gpus": count, "used": run.strategy.num_replicas_in_sync, "steps": done["steps"]}
 

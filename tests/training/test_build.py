@@ -127,26 +127,29 @@ def test_flagfiles_of_gpus_take_their_first_step_on_several_devices(tiny_phantom
 
 def test_places_by_arm():
     """Layers are put by context, cut-out objects and noise near the match, all where --placement says so."""
-    ours, cut = Train(), Train(exemplar="image")
+    ours, cut = Train(), Train(object_source="crop")
     by_context = {"boxes_only", "superpose", "cyclegan_bbox", "acgan", "detectorgan_no_unroll", "detectorgan"}
     for name, arm in ARMS.items():
         found = build.placement(ours, arm.images, arm.gan)
         assert found.mode == ("context" if name in by_context else "matched_shift"), name
-        assert found.layer == (name in by_context - {"boxes_only"}), name
+        assert found.residual == (name in by_context - {"boxes_only"}), name
         assert found.noise == (name in ("pix2pix", "psgan", "psgan_detectorgan")), name
-    assert build.placement(cut, "layer", "").layer
+    assert build.placement(cut, "residual", "").residual
     placed = build.placement(cut, "generator", "cyclegan")
-    assert (placed.mode, placed.layer) == ("matched_shift", False)
+    assert (placed.mode, placed.residual) == ("matched_shift", False)
     assert build.placement(Train(placement="uniform"), "generator", "cyclegan").mode == "uniform"
 
 
 def test_images_keep_a_share_of_what_a_generator_adds_to_an_object():
-    ours, drawn_anew = Train(strength=(0.25, 0.75)), Train(strength=(0.25, 0.75), condition="mask")
+    ours, drawn_anew = (
+        Train(residual_scale=(0.25, 0.75)),
+        Train(residual_scale=(0.25, 0.75), generator_input="mask"),
+    )
     for name, arm in ARMS.items():
         kind = arm.images, arm.gan
-        assert build.placement(drawn_anew, *kind).strength == (1.0, 1.0), name
+        assert build.placement(drawn_anew, *kind).residual_scale == (1.0, 1.0), name
         expected = (0.25, 0.75) if arm.gan == "cyclegan" else (1.0, 1.0)
-        assert build.placement(ours, *kind).strength == expected, name
+        assert build.placement(ours, *kind).residual_scale == expected, name
 
 
 def test_players_of_two_devices_have_two_pools_each():
@@ -157,16 +160,16 @@ def test_players_of_two_devices_have_two_pools_each():
     assert len({id(pool) for pool in (*p.pools_X, *p.pools_Y)}) == 4
 
 
-@pytest.mark.parametrize("condition,channels", [("mask", 1 + 2), ("exemplar", 1 + 1 + 2)])
-def test_players_fit_the_recipe(condition, channels):
-    p = build.cyclegan(Train(**TINY, condition=condition), DATASET, tf.distribute.get_strategy())
+@pytest.mark.parametrize("generator_input,channels", [("mask", 1 + 2), ("mask_and_object", 1 + 1 + 2)])
+def test_players_fit_the_recipe(generator_input, channels):
+    p = build.cyclegan(Train(**TINY, generator_input=generator_input), DATASET, tf.distribute.get_strategy())
     assert p.G_X.input_shape == (None, 32, 32, channels)
     assert p.G_Y.input_shape == (None, 32, 32, 1 + 2)
     assert p.DIS_localX.input_shape == (None, 16, 16, 1)
     assert p.DIS_globalX.input_shape == p.DIS_globalY.input_shape == (None, 32, 32, 1)
     # tanh in the paper, an unbounded difference where the object is pasted already
     assert p.G_X.layers[-1].activation is (
-        keras.activations.linear if condition == "exemplar" else keras.activations.tanh
+        keras.activations.linear if generator_input == "mask_and_object" else keras.activations.tanh
     )
     assert p.G_Y.layers[-1].activation is keras.activations.tanh
 

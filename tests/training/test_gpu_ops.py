@@ -73,7 +73,7 @@ def training_graphs(run: Run) -> dict[str, tf.Graph]:
     labelled = pipeline.labelled_batches(
         run.dataset, batch_size=s.detector_batch, seed=0, start_step=0, steps=1, augment=build.augmentation(s)
     )
-    step = build_detector_training(run, s.final_steps).step
+    step = build_detector_training(run, s.final_detector_steps).step
     graphs["final_detector"] = step.get_concrete_function(labelled.element_spec).graph
     return graphs
 
@@ -83,7 +83,7 @@ def using_graphs(run: Run) -> dict[str, tf.Graph]:
     s = run.settings
     images = tf.TensorSpec([2, *run.dataset.image_shape])
     graphs = {"detect": run.detect.get_concrete_function(images).graph}
-    for name in (name for name in s.arm if ARMS[name].images in ("paste", "layer", "generator")):
+    for name in (name for name in s.arm if ARMS[name].images in ("paste", "residual", "generator")):
         arm = ARMS[name]
         placed = build.placement(s, arm.images, arm.gan)
         batches = pipeline.synthesis_batches(

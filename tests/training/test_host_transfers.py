@@ -29,7 +29,7 @@ PLANTED = {
     "a slice of int32": (lambda v: tf.argsort(v[0, 0, :, 0])[:3], "StridedSlice", 8),
     "a sum of int32": (lambda v: tf.reduce_sum(tf.cast(v > 0, tf.int32)) + 1, "Sum", 128),
     "a condition": (cosine, "StatelessIf", 1),
-    "a loop's condition": (loop, "StatelessWhile", 1),
+    "a loop's generator_input": (loop, "StatelessWhile", 1),
     "an op without a GPU kernel": (lambda v: tf.strings.as_string(v), "AsString", 128),
     "a shape from the device": (lambda v: tf.zeros(tf.cast(v[0, 0, :2, 0], tf.int32)), "Fill", 2),
     "an int32 result": (lambda v: tf.cast(v, tf.int32), "returned", 128),

@@ -93,7 +93,7 @@ def written_objective(p, o, b):
     y_clean = remove(gan.G_Y, *y, b.y_content, composed)
     mask = boxes_lib.mask(b.insertion.boxes, *x.shape[1:3])[..., None]
     target = b.insertion.exemplars
-    if composed.condition == "exemplar":
+    if composed.generator_input == "mask_and_object":
         mask = composed.blend(b.insertion.boxes, content, *x.shape[1:3])
         target = paste(x, target, mask)
     x_back, x_same = (remove(gan.G_Y, image, boxes, labels, content, composed) for image in (x_syn, x))

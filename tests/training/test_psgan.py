@@ -134,13 +134,13 @@ def test_the_whole_arm(tmp_path, tiny_phantom, eagerly):
             generator_filters=2,
             discriminator_filters=2,
             gan_batch=2,
-            gan_steps=1,
+            pretrain_gan_steps=1,
             joint_steps=1,
             pretrain_detector_steps=1,
             detector_batch=2,
-            final_steps=1,
+            final_detector_steps=1,
             synthetic_count=3,
-            audit_folds=0,
+            crossfit_folds=0,
         )
     )
     arm = run / "arms" / "psgan_detectorgan"
@@ -171,10 +171,10 @@ def test_an_arm_starts_where_its_pretraining_ends(tmp_path, tiny_phantom, monkey
         generator_filters=2,
         discriminator_filters=2,
         gan_batch=2,
-        gan_steps=2,
+        pretrain_gan_steps=2,
         joint_steps=0,
         synthetic_count=3,
-        audit_folds=0,
+        crossfit_folds=0,
     )
     run = run_directory.begin(settings, Workers())
     gan, pretraining, arm = (
@@ -182,7 +182,7 @@ def test_an_arm_starts_where_its_pretraining_ends(tmp_path, tiny_phantom, monkey
         run.layout.pretrain_gan("psgan"),
         run.layout.arm("psgan"),
     )
-    phases.train_gan(run, pretraining, gan, range(settings.gan_steps))
+    phases.train_gan(run, pretraining, gan, range(settings.pretrain_gan_steps))
     for weight in gan.joint_models.gan.theta:
         weight.assign(tf.zeros_like(weight))  # what the joint phase must load is not what is there
     phases.joint(run, "psgan", gan)

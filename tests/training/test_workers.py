@@ -129,10 +129,10 @@ def train(run_dir, data, ports, index, *more):
         f"--data_dir={data}",
         "--workers=2",
         "--arm=real_only",
-        "--audit_folds=0",
+        "--crossfit_folds=0",
     ]
     flags += ["--detector=tests.own_detector:tiny", "--detector_batch=4", "--gan_batch=2", "--log_every=1000"]
-    flags += ["--final_steps=20000", "--checkpoint_every=5", "--validate_every=20000", *more]
+    flags += ["--final_detector_steps=20000", "--checkpoint_every=5", "--validate_every=20000", *more]
     return subprocess.Popen(
         [sys.executable, "-m", "tf_detectorgan.train", *flags],
         cwd=ROOT,
@@ -174,8 +174,8 @@ def test_a_signal_to_one_of_two_ends_both_after_the_same_step(tmp_path, tiny_pha
 @pytest.mark.slow
 def test_two_workers_train_from_the_first_phase_to_the_report(tmp_path, tiny_phantom):
     run_dir, data, ports = tmp_path / "run", tiny_phantom("whole"), free_ports(2)
-    flags = ["--arm=detectorgan", "--audit_folds=2", "--generator_filters=4", "--generator_blocks=1"]
-    flags += ["--discriminator_filters=4", "--crop_size=16", "--exemplar=image", "--synthetic_count=2"]
+    flags = ["--arm=detectorgan", "--crossfit_folds=2", "--generator_filters=4", "--generator_blocks=1"]
+    flags += ["--discriminator_filters=4", "--crop_size=16", "--object_source=crop", "--synthetic_count=2"]
     flags += [f"--{phase}_steps=2" for phase in ("gan", "joint", "pretrain_detector", "final")]
     both = [train(run_dir, data, ports, index, *flags) for index in range(2)]
     try:
@@ -209,6 +209,6 @@ def test_a_worker_that_waits_for_another_hears_a_signal(tmp_path):
 def test_one_process_is_its_own_chief():
     alone = workers.join(1)
     assert alone.chief
-    assert alone.of_chief(lambda: 5) == 5
-    assert alone.of_chief(lambda: None) == 0
+    assert alone.run_on_chief(lambda: 5) == 5
+    assert alone.run_on_chief(lambda: None) == 0
     assert alone.total(3) == 3

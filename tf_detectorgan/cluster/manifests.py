@@ -113,8 +113,7 @@ def check_devices(resources: list[Resource]) -> None:
     container = spec["template"]["spec"]["containers"][0]
     together = any(variable["name"] == WORKER_SERVICE for variable in container.get("env") or [])
     pods = spec.get("completions", 1) if together else 1
-    own_processes = "tf_detectorgan.reproduce" in (container.get("command") or [])  # its --workers
-    workers = 1 if own_processes else int(given.get("workers", 1))
+    workers = int(given.get("workers", 1))
     if workers != pods:
         raise InputError(
             f"--workers={workers} is in the Job's flags, and it has {pods} pods that train together; give "

@@ -21,7 +21,7 @@ import numpy as np
 
 from tf_detectorgan import progress
 from tf_detectorgan.data import image_builder, image_files, shards, splits
-from tf_detectorgan.data.image_files import Problems, Source
+from tf_detectorgan.data.image_files import AnnotatedImage, Problems
 from tf_detectorgan.errors import InputError
 
 SIDE = 256  # of a crop
@@ -48,7 +48,7 @@ class Scene(NamedTuple):
 
 
 @dataclasses.dataclass
-class Crop(Source):
+class Crop(AnnotatedImage):
     """A square of `SIDE` pixels of the image at `path`."""
 
     left: int = 0
@@ -81,7 +81,7 @@ def divide(
     seed: int = 0,
     train_images: int = 0,
     skip_bad: bool = False,
-) -> tuple[dict[str, list[Source]], list[str]]:
+) -> tuple[dict[str, list[AnnotatedImage]], list[str]]:
     """The checked crops of every split, and notes for the user.
 
     Args:
@@ -188,7 +188,7 @@ def _fits(box: Corners) -> bool:
 
 def _checked(scene: Scene, number: int, seed: int, problems: Problems) -> Iterator[Crop]:
     """The crops of an image that can be decoded."""
-    whole = Source(
+    whole = AnnotatedImage(
         number, scene.path.name, scene.path, scene.city, None, False, None, scene.height, scene.width
     )
     if image_files.inspect(whole, problems):

@@ -9,7 +9,19 @@ from __future__ import annotations
 import tensorflow as tf
 
 # Append only: the place in the list goes into the seed.
-STREAMS = ("x", "y", "u", "y2", "real", "synthetic", "clean", "synthesis", "y_later", "strength", "objects")
+STREAMS = (
+    "x",
+    "y",
+    "u",
+    "y2",
+    "real",
+    "synthetic",
+    "clean",
+    "synthesis",
+    "y_later",
+    "residual_scale",
+    "objects",
+)
 _PURPOSES = ("order", "draws")
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from tf_detectorgan.data import records, resize, shards, splits
-from tf_detectorgan.data.image_files import Source
+from tf_detectorgan.data.image_files import AnnotatedImage
 from tf_detectorgan.errors import InputError
 
 
 def divide(
-    sources: Sequence[Source], shares: Sequence[float], seed: int, train_images: int, split_key: str
-) -> tuple[dict[str, list[Source]], list[str]]:
+    sources: Sequence[AnnotatedImage], shares: Sequence[float], seed: int, train_images: int, split_key: str
+) -> tuple[dict[str, list[AnnotatedImage]], list[str]]:
     """The sources of every split that is not empty, and notes on the images left out.
 
     Args:
@@ -46,7 +46,7 @@ def divide(
                 )
     else:
         split_of = splits.assign(counts, shares, seed, training_only)
-    result: dict[str, list[Source]] = {split: [] for split in records.SPLIT_NAMES}
+    result: dict[str, list[AnnotatedImage]] = {split: [] for split in records.SPLIT_NAMES}
     for source in sources:
         part = split_of[source.group]
         if part == "train" or not source.training_only:
@@ -67,7 +67,7 @@ def divide(
     return {split: rows for split, rows in result.items() if rows}, notes
 
 
-def check_trainable(plan: Mapping[str, Sequence[Source]]) -> None:
+def check_trainable(plan: Mapping[str, Sequence[AnnotatedImage]]) -> None:
     """Training needs images with boxes and images without the object.
 
     Raises:
@@ -82,7 +82,7 @@ def check_trainable(plan: Mapping[str, Sequence[Source]]) -> None:
 
 
 def plan(
-    division: Mapping[str, Sequence[Source]],
+    division: Mapping[str, Sequence[AnnotatedImage]],
     class_names: Sequence[str],
     about: shards.About,
     *,
@@ -123,7 +123,7 @@ class Form:
     bit_depth: int
     white: int  # stored value of white in 16-bit files
 
-    def __call__(self, source: Source) -> dict[str, Any]:
+    def __call__(self, source: AnnotatedImage) -> dict[str, Any]:
         """The example of an image."""
         longest = self.image_size or max(source.height, source.width)
         height, width = resize.target_size(source.height, source.width, longest)

@@ -71,7 +71,7 @@ def _whole(pixels: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass
-class Source:
+class AnnotatedImage:
     """One image file and what the annotation file says about it."""
 
     image_id: int
@@ -145,7 +145,7 @@ class Problems:
         return [f"skipped {count} x {reason}" for reason, count in sorted(self.reasons.items())]
 
 
-def inspect(source: Source, problems: Problems) -> bool:
+def inspect(source: AnnotatedImage, problems: Problems) -> bool:
     """Decodes the file and notes its size, depth, colour and fingerprint.
 
     False, and a problem, when it is of no use.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tf_detectorgan import progress
 from tf_detectorgan.data import image_builder, image_files, nih_reannotation, nih_tables, shards
-from tf_detectorgan.data.image_files import Problems, Source
+from tf_detectorgan.data.image_files import AnnotatedImage, Problems
 from tf_detectorgan.data.nih_tables import NO_FINDING, SIDE, Box
 from tf_detectorgan.errors import InputError
 
@@ -44,7 +44,7 @@ def divide(
     train_images: int = 0,
     extra_annotations: Path | None = None,
     skip_bad: bool = False,
-) -> tuple[dict[str, list[Source]], list[str]]:
+) -> tuple[dict[str, list[AnnotatedImage]], list[str]]:
     """The checked images of every split, and notes for the user.
 
     Args:
@@ -83,7 +83,7 @@ def divide(
     return result, notes
 
 
-def _sources(folder: Path, finding: str) -> tuple[list[Source], list[str]]:
+def _sources(folder: Path, finding: str) -> tuple[list[AnnotatedImage], list[str]]:
     """The images that the tables offer for a finding, and how many those are."""
     box_table = nih_tables.find_table(folder, "BBox_List_2017.csv")
     label_table = nih_tables.find_table(folder, "Data_Entry_2017*.csv")
@@ -112,9 +112,9 @@ def _sources(folder: Path, finding: str) -> tuple[list[Source], list[str]]:
     ]
 
 
-def _source(name: str, boxes: Sequence[Box] = (), *, unboxed: bool = False) -> Source:
+def _source(name: str, boxes: Sequence[Box] = (), *, unboxed: bool = False) -> AnnotatedImage:
     """An image, not yet looked for; boxes in the tables' pixels. All without a box are for training."""
-    source = Source(
+    source = AnnotatedImage(
         image_id=1000 * int(name[:8]) + int(name[9:12]),
         file_name=name,
         path=Path(name),
@@ -128,13 +128,13 @@ def _source(name: str, boxes: Sequence[Box] = (), *, unboxed: bool = False) -> S
     return source
 
 
-def _set_boxes(source: Source, boxes: Sequence[Box]) -> None:
+def _set_boxes(source: AnnotatedImage, boxes: Sequence[Box]) -> None:
     source.boxes = [(x, y, x + width, y + height) for x, y, width, height in boxes]
     source.labels = [0] * len(boxes)
 
 
 def _annotate_anew(
-    division: dict[str, list[Source]], boxes: Mapping[str, Sequence[Box]], file: Path
+    division: dict[str, list[AnnotatedImage]], boxes: Mapping[str, Sequence[Box]], file: Path
 ) -> list[str]:
     """Replaces the boxes of validation and test images, in place; training keeps what is given to everybody.
 
@@ -164,7 +164,7 @@ def _annotate_anew(
     return notes
 
 
-def _inspect(source: Source, paths: Mapping[str, Path], problems: Problems) -> bool:
+def _inspect(source: AnnotatedImage, paths: Mapping[str, Path], problems: Problems) -> bool:
     """Decodes the image and brings its boxes to its pixels; false when it is of no use."""
     source.path = paths[source.file_name]
     if not image_files.inspect(source, problems):

@@ -233,10 +233,10 @@ def synthesis_batches(
     """
     source = _open(dataset, "train_clean")
     place = _Placer(dataset, placement)
-    low, high = placement.strength
+    low, high = placement.residual_scale
 
     def assemble(x: _Drawn) -> Synthesis:
-        x, strength = _rows_of_objects(x, seed, placement.objects)
+        x, residual_scale = _rows_of_objects(x, seed, placement.objects)
         insertion, chosen, moved = place(x)
         matched_groups = tf.gather(place.references.groups, chosen)
         return Synthesis(
@@ -248,7 +248,7 @@ def synthesis_batches(
             groups=tf.stack([x.groups, matched_groups], axis=1),
             valid_sizes=x.valid_sizes,
             seeds=x.numbers,
-            strength=low + (high - low) * strength,
+            residual_scale=low + (high - low) * residual_scale,
         )
 
     drawn = _drawn(dataset, source, seed, "synthesis", np.ones(batch_size, bool), start)
@@ -256,11 +256,11 @@ def synthesis_batches(
 
 
 def _rows_of_objects(x: _Drawn, seed: int, objects: int) -> tuple[_Drawn, tf.Tensor]:
-    """Each image in `objects` rows that follow one another, and a number in [0, 1) for each row's strength.
+    """Repeats each image in `objects` successive rows; returns them, and a number in [0, 1) for each row.
 
     Random numbers are the row's own. Those of the first row are the same however many follow.
     """
-    first = tf.concat([x.draws, draws.of_each(seed, "strength", x.numbers, 1)], axis=1)
+    first = tf.concat([x.draws, draws.of_each(seed, "residual_scale", x.numbers, 1)], axis=1)
     others = [draws.of_each(seed, "objects", x.numbers, _DRAWS + 1, k) for k in range(1, objects)]
     own = tf.reshape(tf.stack([first, *others], axis=1), [-1, _DRAWS + 1])
     rows = _Drawn(*(tf.repeat(field, objects, axis=0) for field in x))

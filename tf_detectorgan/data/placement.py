@@ -43,14 +43,12 @@ class Placement:
 
     mode: str = "matched_shift"
     max_shift: float = 0.05  # of the content's side, for matched_shift
-    top_k: int = 5  # the reference is drawn among the k most similar; 1 is the paper
-    exemplar_flip: bool = True  # the reference is mirrored (left, right) in half of the cases
+    candidates: int = 5  # the reference is drawn from this many most similar ones; 1 is the paper
+    flip_objects: bool = True  # the reference is mirrored (left, right) in half of the cases
     keep_edges: bool = True  # an object cut off by its image's edge stays at that edge (decision 0033)
-    layer: bool = (
-        False  # the exemplar is x with the object laid over (object_residuals.py), not the moved image
-    )
+    residual: bool = False  # the exemplar is x plus the object residual, not the moved image
     noise: bool = False  # the exemplar is x with noise in the box (noise.py)
-    strength: tuple[float, float] = (1.0, 1.0)  # range of `Synthesis.strength`
+    residual_scale: tuple[float, float] = (1.0, 1.0)  # range of `Synthesis.residual_scale`
     objects: int = 1  # insertions into each image of `synthesis_batches`
 
 
@@ -75,7 +73,7 @@ class References:
     image_ids: tf.Tensor  # [L] int64
     groups: tf.Tensor  # [L] string
     context: Context | None = None  # for mode "context"
-    layers: ObjectResiduals | None = None  # for `Placement.layer`
+    residuals: ObjectResiduals | None = None  # for `Placement.residual`
 
 
 def descriptors(images, valid_sizes) -> tf.Tensor:
@@ -126,8 +124,8 @@ def reference_table(
         raise InputError(f"split {split}: images {which[:5]} have no box; every labelled image needs one")
     if options.mode == "context":
         references = dataclasses.replace(references, context=_context(references, dataset, options))
-    if options.layer:
-        references = dataclasses.replace(references, layers=object_residuals(dataset))
+    if options.residual:
+        references = dataclasses.replace(references, residuals=object_residuals(dataset))
     return references
 
 
@@ -142,7 +140,7 @@ def _context(references: References, dataset: Dataset, options: Placement) -> Co
     boxes = tf.gather_nd(references.boxes, np.stack([rows, columns], axis=1))
     sizes = tf.gather(references.valid_sizes, rows)
     return context_placement.learn(
-        images, sizes, boxes, tf.constant(labels[rows, columns]), options.exemplar_flip
+        images, sizes, boxes, tf.constant(labels[rows, columns]), options.flip_objects
     )
 
 
@@ -156,7 +154,7 @@ def insertions(images, valid_sizes, references: References, draws, options: Plac
       draws: [N, DRAWS] float32 in [0, 1).
       options: how.
     """
-    flip = (draws[:, 1] < 0.5) & options.exemplar_flip
+    flip = (draws[:, 1] < 0.5) & options.flip_objects
     candidates = _candidates(references, valid_sizes)
     chosen = _choose(images, valid_sizes, references, candidates, draws[:, 2], options)
     box_index = random.pick_true(draws[:, 3], tf.gather(candidates, chosen, batch_dims=1))
@@ -190,9 +188,9 @@ def insertions(images, valid_sizes, references: References, draws, options: Plac
     total = zoom * scale, zoom * offset + move, sizes
     decoded = _decoded(references, chosen, images.shape)
     exemplars = moved = resample(decoded, *total)
-    if references.layers is not None:
-        number = tf.gather(references.layers.first, chosen) + box_index
-        parts = (tf.gather(part, number) for part in (references.layers.cells, references.layers.own))
+    if references.residuals is not None:
+        number = tf.gather(references.residuals.first, chosen) + box_index
+        parts = (tf.gather(part, number) for part in (references.residuals.cells, references.residuals.own))
         exemplars = images + resample(residuals(decoded, own_boxes, *parts), *total)
         exemplars = tf.clip_by_value(exemplars, -1.0, 1.0)
     if options.noise:
@@ -215,7 +213,7 @@ def _choose(images, valid_sizes, references, candidates, draw, options):
     allowed = tf.reduce_any(candidates, axis=2)
     similarity = tf.where(allowed, similarity, -2.0)  # below every cosine
     total = references.labels.shape[0]
-    best = total if options.mode in ("uniform", "context") else min(options.top_k, total)
+    best = total if options.mode in ("uniform", "context") else min(options.candidates, total)
     ranked = tf.math.top_k(similarity, best).indices
     available = tf.minimum(tf.reduce_sum(tf.cast(allowed, tf.int32), axis=1), best)
     return tf.gather(ranked, random.pick(draw, available), batch_dims=1)

@@ -37,7 +37,7 @@ class Fingerprint(NamedTuple):
 Marked = Sequence[tuple[str, Fingerprint]]  # names, and what the pictures are known again by
 
 
-class Pair(NamedTuple):
+class SharedImage(NamedTuple):
     """A picture that is in two splits."""
 
     first: str  # file name and split
@@ -83,12 +83,12 @@ def check(splits: Mapping[str, Marked], allow: bool) -> list[str]:
     return [said]
 
 
-def pairs(splits: Mapping[str, Marked]) -> tuple[int, list[Pair]]:
+def pairs(splits: Mapping[str, Marked]) -> tuple[int, list[SharedImage]]:
     """The number of pairs of one picture in two of training, validation and test, and the ten nearest."""
     parts: dict[str, list[tuple[str, Fingerprint]]] = {part: [] for part in SPLITS}
     for split, rows in splits.items():
         parts[split.split("_")[0]] += [(f"{name} ({split})", mark) for name, mark in rows]
-    count, nearest = 0, list[Pair]()  # of pictures all alike there are too many pairs to hold
+    count, nearest = 0, list[SharedImage]()  # of pictures all alike there are too many pairs to hold
     for one, other in combinations(SPLITS, 2):
         for pair in chain(_equal(parts[one], parts[other]), _near(parts[one], parts[other])):
             count += 1
@@ -97,14 +97,14 @@ def pairs(splits: Mapping[str, Marked]) -> tuple[int, list[Pair]]:
     return count, nearest
 
 
-def _equal(ones: Marked, others: Marked) -> Iterator[Pair]:
+def _equal(ones: Marked, others: Marked) -> Iterator[SharedImage]:
     by_digest: dict[bytes, list[str]] = {}
     for name, mark in ones:
         by_digest.setdefault(mark.digest, []).append(name)
-    return (Pair(one, name, -1) for name, mark in others for one in by_digest.get(mark.digest, []))
+    return (SharedImage(one, name, -1) for name, mark in others for one in by_digest.get(mark.digest, []))
 
 
-def _near(ones: Marked, others: Marked) -> Iterator[Pair]:
+def _near(ones: Marked, others: Marked) -> Iterator[SharedImage]:
     """Pairs of nearly, but not quite, equal pictures."""
     (names, rows), (other_names, columns) = _hashes(ones), _hashes(others)
     for start in range(0, len(rows), _ROWS):
@@ -112,7 +112,7 @@ def _near(ones: Marked, others: Marked) -> Iterator[Pair]:
         for i, j in np.argwhere(differ <= NEAR):
             (name, digest), (other, other_digest) = names[start + i], other_names[j]
             if digest != other_digest:
-                yield Pair(name, other, int(differ[i, j]))
+                yield SharedImage(name, other, int(differ[i, j]))
 
 
 def _hashes(marked: Marked) -> tuple[list[tuple[str, bytes]], np.ndarray]:

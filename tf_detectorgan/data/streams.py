@@ -39,7 +39,7 @@ GAN_ONLY = Host()
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class RecordSource:
     """Undecoded records to draw from: held in memory, or read in blocks where they are too large for that."""
 
     strings: tf.data.Dataset  # of serialized Examples ([] string), in a fixed order
@@ -48,7 +48,7 @@ class Source:
     block: int  # records that are shuffled together where they are not held
 
 
-def open_source(strings: tf.data.Dataset, name: str, memory_limit: int = MEMORY_LIMIT) -> Source:
+def open_source(strings: tf.data.Dataset, name: str, memory_limit: int = MEMORY_LIMIT) -> RecordSource:
     """Reads the records once: into memory if they fit into `memory_limit` bytes, else only to count them.
 
     Raises:
@@ -66,10 +66,10 @@ def open_source(strings: tf.data.Dataset, name: str, memory_limit: int = MEMORY_
     if not count:
         raise InputError(f"{name}: no images there; prepare a data set that has some")
     block = max(memory_limit // 2 * count // size, 1)
-    return Source(strings, count, tf.constant(held) if held else None, block)
+    return RecordSource(strings, count, tf.constant(held) if held else None, block)
 
 
-def endless(source: Source, seed: int, stream: str, start: int) -> tf.data.Dataset:
+def endless(source: RecordSource, seed: int, stream: str, start: int) -> tf.data.Dataset:
     """Pairs (p, serialized Example) for p = start, start + 1, ...; skipped elements are never decoded."""
     first_epoch, within = divmod(start, source.count)
     epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)

@@ -11,7 +11,7 @@ from typing import Any
 from tf_detectorgan import progress
 from tf_detectorgan.data import image_files, medical_images
 from tf_detectorgan.data.document import Document, Mark
-from tf_detectorgan.data.image_files import Problems, Source
+from tf_detectorgan.data.image_files import AnnotatedImage, Problems
 from tf_detectorgan.errors import InputError
 
 _WHITES = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits, all kept in files of 16
@@ -43,7 +43,7 @@ class Keys:
 class Folder:
     """What a `Document` holds once it is checked."""
 
-    sources: list[Source]
+    sources: list[AnnotatedImage]
     class_names: list[str]
     notes: list[str]  # what a user should know, one sentence each
     white: int = 65535  # stored value of white in 16-bit files
@@ -127,7 +127,7 @@ def _categories(
 
 def _images(
     rows: Sequence[Mapping], file: Path, folder: Path, keys: Keys, problems: Problems, notes: list[str]
-) -> dict[int, Source]:
+) -> dict[int, AnnotatedImage]:
     """The images that are not excluded, by id; what is wrong with the others is in `problems`."""
     grouped = any(keys.group in row for row in rows)
     if not grouped and keys.group != Keys.group:
@@ -135,7 +135,7 @@ def _images(
     only_key, _, only_value = keys.training_only.partition("=")
     if only_key and not any(only_key in row for row in rows):
         raise InputError(f"--train_only={keys.training_only}: no image of {file} has the key {only_key!r}")
-    sources: dict[int, Source] = {}
+    sources: dict[int, AnnotatedImage] = {}
     ambiguous: set[int] = set()  # ids of two files, or of one file with two ids: whose are the boxes?
     owners: dict[str, int] = {}  # path -> id
     excluded = 0
@@ -152,7 +152,7 @@ def _images(
             if (first := owners.setdefault(normpath(path), number)) != number:
                 problems.add("file named twice", f"{name}: is image {first} and image {number}")
                 ambiguous |= {first, number}
-            sources[number] = Source(
+            sources[number] = AnnotatedImage(
                 image_id=number,
                 file_name=name,
                 path=path,
@@ -173,8 +173,8 @@ def _images(
 
 
 def _grouped_by_patient(
-    sources: Sequence[Source], keys: Keys, problems: Problems, notes: list[str]
-) -> list[Source]:
+    sources: Sequence[AnnotatedImage], keys: Keys, problems: Problems, notes: list[str]
+) -> list[AnnotatedImage]:
     """Images without groups of their own, of the patients that DICOM files name, or as they are.
 
     If some have a patient, one without is a problem, and left out (decision 0013).
@@ -196,7 +196,7 @@ def _grouped_by_patient(
 
 
 def _image_fault(
-    index: int, row: Mapping, sources: Mapping[int, Source], keys: Keys, grouped: bool
+    index: int, row: Mapping, sources: Mapping[int, AnnotatedImage], keys: Keys, grouped: bool
 ) -> tuple[str, str] | None:
     """What is wrong with an image entry, as (reason, sentence); None when it is good."""
     number, name = row.get("id"), row.get("file_name")
@@ -234,13 +234,13 @@ def _is_text(name: str) -> bool:
 
 def _boxes(
     rows: Sequence[Mapping],
-    sources: Mapping[int, Source],
+    sources: Mapping[int, AnnotatedImage],
     known: Collection[Any],
     labels: Mapping[int, int | None],
     problems: Problems,
     notes: list[str],
 ) -> None:
-    """Puts every good box into its `Source`."""
+    """Puts every good box into its `AnnotatedImage`."""
     seen: set[Any] = set()
     crowds = repeated = 0
     for index, row in enumerate(rows):
@@ -284,7 +284,7 @@ def _id_fault(
 
 
 def _row_fault(
-    row: Mapping, source: Source, labels: Mapping[int, int | None], who: str
+    row: Mapping, source: AnnotatedImage, labels: Mapping[int, int | None], who: str
 ) -> tuple[str, str] | None:
     """What is wrong with an annotation of a known image, as (reason, sentence)."""
     if Mark.FAULT in row:

@@ -80,7 +80,7 @@ def assign_folds(dataset: Dataset, folds: int) -> list[tuple[int, int]]:
         assigned.append((int(record.image_id), fold_of_group[group]))
     if len(fold_of_group) < folds:
         raise InputError(
-            f"--audit_folds={folds}: the labelled training images are of {len(fold_of_group)} group(s); "
+            f"--crossfit_folds={folds}: the labelled training images are of {len(fold_of_group)} group(s); "
             "give as many folds at most, or 0 for no such audit"
         )
     return assigned

@@ -21,9 +21,9 @@ def evaluate(
     class_names: Sequence[str],
     seed: int = 0,
     resamples: int = 1000,
-    main_iou: float = 0.1,
+    primary_iou: float = 0.1,
 ) -> dict:
-    """AP, recall, localization accuracy and FROC (at `main_iou`) with intervals; None where undefined.
+    """AP, recall, localization accuracy and FROC (at `primary_iou`) with intervals; None where undefined.
 
     Raises:
       InputError: truth and detections do not fit together (`records.paired`).
@@ -49,7 +49,7 @@ def evaluate(
         "ap": _intervals(bootstrap, "ap"),
         "recall": _intervals(bootstrap, "recall"),
         "localization": pool(places),
-        "froc": froc(matches, main_iou),
+        "froc": froc(matches, primary_iou),
         "precision_recall": _curves(matches),
         "per_class": per_class,
         "counts": {
@@ -61,7 +61,7 @@ def evaluate(
             "detections": sum(len(f.labels) for f in found),
         },
         "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95},
-        "main_iou": main_iou,
+        "primary_iou": primary_iou,
         "note": small_note(bootstrap.groups_with_truth),
     }
 

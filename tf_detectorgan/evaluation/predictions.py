@@ -28,7 +28,7 @@ class Predictions(NamedTuple):
     """What a results file says of one split."""
 
     found: list[Found]  # one for each image of the split, in stored pixels
-    elsewhere: int  # detections of the data set's other images, which are left out
+    ignored: int  # detections of the data set's other images, which are left out
     image_ids: str  # what whole numbers were: "id", "name"; "": there were none to be read
 
 
@@ -63,7 +63,7 @@ def read_predictions(
     known = _Names(image for part in SPLITS for s in STREAMS for image in dataset.listed(f"{part}_{s}"))
     wanted = [image.image_id for s in EVALUATED for image in dataset.listed(f"{split}_{s}")]
     rows: dict[int, list[tuple[Any, float, int]]] = {image_id: [] for image_id in wanted}
-    elsewhere = 0
+    ignored = 0
     results = _results(path)
     images, by = known.meant(results, image_ids, str(path))
     for index, (result, image) in enumerate(zip(results, images, strict=True)):
@@ -78,7 +78,7 @@ def read_predictions(
         if image.image_id in rows:
             rows[image.image_id].append((box, float(result["score"]), labels[result["category_id"]]))
         else:
-            elsewhere += 1
+            ignored += 1
     found = [
         Found(
             image_id,
@@ -88,7 +88,7 @@ def read_predictions(
         )
         for image_id, row in rows.items()
     ]
-    return Predictions(found, elsewhere, by)
+    return Predictions(found, ignored, by)
 
 
 class _Names:

@@ -22,7 +22,7 @@ def evaluation_table(metrics: Mapping[str, dict]) -> str:
         for threshold in first["localization"][kind]:
             shares = (m["localization"][kind][threshold] for m in metrics.values())
             lines.append([f"localization {title} {threshold}", *map(_with_interval, shares)])
-    main = f"{first['main_iou']:g}"
+    main = f"{first['primary_iou']:g}"
     for rate in first["froc"]["sensitivity"]:
         found = (m["froc"]["sensitivity"][rate] for m in metrics.values())
         lines.append([f"found at {rate} false marks an image (IoU {main})", *map(number, found)])

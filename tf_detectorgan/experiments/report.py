@@ -23,7 +23,7 @@ from tf_detectorgan.evaluation.records import Found
 from tf_detectorgan.evaluation.statistics import bootstrap_ap, seeds_difference, sentence
 from tf_detectorgan.experiments import audit_table, figures, training_curves
 from tf_detectorgan.experiments.evaluation_table import KINDS, aligned, interval, number
-from tf_detectorgan.experiments.run_results import Run, read_run
+from tf_detectorgan.experiments.run_results import RunResult, read_run
 from tf_detectorgan.experiments.tables import Column
 from tf_detectorgan.gallery import environment, image_uri
 from tf_detectorgan.run_layout import RunLayout
@@ -34,7 +34,7 @@ EXAMPLES = 8  # test images shown
 GUESSES = 3  # detections shown per image, the best by score
 
 
-class Cell(NamedTuple):
+class FormattedNumber(NamedTuple):
     """One number of the headline table, as text."""
 
     value: str
@@ -51,7 +51,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
       InputError: no arm has been evaluated.
     """
     run = read_run(run_dir)
-    first, main_iou = run.first, f"{run.first['main_iou']:g}"
+    first, primary_iou = run.first, f"{run.first['primary_iou']:g}"
     columns, rows = headline(run)
     found = matched(run)
     audits = {name: arm.audit for name, arm in run.arms.items()}
@@ -64,12 +64,12 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         "class_names": first["class_names"],
         "notes": sorted({arm.metrics["note"] for arm in run.arms.values()} - {""}),
         "comparisons": comparisons(run, found),
-        "classes": _per_class(run, main_iou),
-        "main_iou": main_iou,
+        "classes": _per_class(run, primary_iou),
+        "primary_iou": primary_iou,
         "localization": _localization(run),
         "froc": {name: arm.metrics["froc"]["sensitivity"] for name, arm in run.arms.items()},
         "resamples": run.resamples[0],
-        "looks_ahead": looks_ahead(run),
+        "eqn3_settings": eqn3_settings(run),
         "config": run.config,
         "data_card": run.data_card,
         "costs": _costs(run),
@@ -89,7 +89,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         "training": [
             figures.training(title, curves)
             for title, curves in training_curves.read(
-                RunLayout(run.directory).tensorboard, run.arms, main_iou
+                RunLayout(run.directory).tensorboard, run.arms, primary_iou
             )
         ],
         "examples": examples(run),
@@ -101,7 +101,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     return page
 
 
-def looks_ahead(run: Run) -> list[str]:
+def eqn3_settings(run: RunResult) -> list[str]:
     """A sentence for each arm with Eqn 3: through how many steps, of which optimizer."""
     steps, optimizer = (run.config.get(key) for key in ("unroll_steps", "joint_detector_optimizer"))
     names = [name for name in run.arms if name in ARMS and ARMS[name].real_sign and steps is not None]
@@ -128,9 +128,9 @@ def result_table(run_dir: str | os.PathLike) -> str:
     return "\n".join(text)
 
 
-def headline(run: Run) -> tuple[list[Column], list[tuple[str, list[Cell]]]]:
+def headline(run: RunResult) -> tuple[list[Column], list[tuple[str, list[FormattedNumber]]]]:
     """Columns, and per arm its cells; the highest value of each column (ties too) is marked."""
-    main = f"{run.first['main_iou']:g}"
+    main = f"{run.first['primary_iou']:g}"
     columns = [
         *(Column(f"AP@{iou}", ("ap", iou)) for iou in dict.fromkeys([main, "0.1", "0.5", RANGE_NAME])),
         Column(f"recall@{main}", ("recall", main)),
@@ -148,20 +148,20 @@ def headline(run: Run) -> tuple[list[Column], list[tuple[str, list[Cell]]]]:
     return columns, rows
 
 
-def matched(run: Run) -> dict[str, Matches]:
+def matched(run: RunResult) -> dict[str, Matches]:
     """Detections beside the truth, at all IoUs that the page speaks of."""
-    ious = [*map(float, run.first["precision_recall"]), run.first["main_iou"], 0.5]
+    ious = [*map(float, run.first["precision_recall"]), run.first["primary_iou"], 0.5]
     return {
         name: match(run.truth, arm.found, run.first["class_names"], tuple(dict.fromkeys(ious)))
         for name, arm in run.arms.items()
     }
 
 
-def comparisons(run: Run, found: dict[str, Matches]) -> list[tuple[str, list[str]]]:
+def comparisons(run: RunResult, found: dict[str, Matches]) -> list[tuple[str, list[str]]]:
     """Per AP threshold a sentence for each pair of arms, the later arm minus the earlier."""
     if len(found) < 2:
         return []
-    ious = tuple(dict.fromkeys([run.first["main_iou"], 0.5]))
+    ious = tuple(dict.fromkeys([run.first["primary_iou"], 0.5]))
     draws = {name: [bootstrap_ap(matches, *run.resamples)] for name, matches in found.items()}
     pairs = list(itertools.combinations(reversed(found), 2))
     return [
@@ -173,10 +173,10 @@ def comparisons(run: Run, found: dict[str, Matches]) -> list[tuple[str, list[str
     ]
 
 
-def _plots(run: Run, found: dict[str, Matches]) -> list[str]:
+def _plots(run: RunResult, found: dict[str, Matches]) -> list[str]:
     """Curves of all arms, with bands where there are objects to resample."""
     metrics = {name: arm.metrics for name, arm in run.arms.items()}
-    main, resamples = run.first["main_iou"], run.resamples
+    main, resamples = run.first["primary_iou"], run.resamples
     judged = found if run.first["counts"]["boxes"] else {}
     plots = []
     for iou in map(float, run.first["precision_recall"]):
@@ -188,7 +188,7 @@ def _plots(run: Run, found: dict[str, Matches]) -> list[str]:
     return [*plots, figures.free_response(metrics, bands)]
 
 
-def examples(run: Run) -> list[dict]:
+def examples(run: RunResult) -> list[dict]:
     """Test images with truth boxes and each arm's best detections; images with objects come first."""
     by_id = {t.image_id: t for t in run.truth}
     shown = sorted(run.samples, key=lambda i: (len(by_id[i].labels) == 0, i))
@@ -212,7 +212,7 @@ def _guesses(found: Found) -> list[tuple[list[float], float]]:
     return list(zip(boxes[best].tolist(), found.scores[best].tolist(), strict=True))
 
 
-def _localization(run: Run) -> list[tuple[str, str, list[tuple[str, str]]]]:
+def _localization(run: RunResult) -> list[tuple[str, str, list[tuple[str, str]]]]:
     """(title, threshold, [(arm's share, its "k of n")]) for every T of either kind."""
     kinds = run.first["localization"]
     rows = []
@@ -223,7 +223,7 @@ def _localization(run: Run) -> list[tuple[str, str, list[tuple[str, str]]]]:
     return rows
 
 
-def _per_class(run: Run, iou: str) -> list[tuple[str, int, list[str]]]:
+def _per_class(run: RunResult, iou: str) -> list[tuple[str, int, list[str]]]:
     """(class, its boxes, AP per arm), when there are several classes."""
     arms = [arm.metrics["per_class"] for arm in run.arms.values()]
     names = run.first["class_names"]
@@ -233,7 +233,7 @@ def _per_class(run: Run, iou: str) -> list[tuple[str, int, list[str]]]:
     ]
 
 
-def _costs(run: Run) -> list[tuple[str, str, str, str, str]]:
+def _costs(run: RunResult) -> list[tuple[str, str, str, str, str]]:
     """(phase, time, steps, steps per second, memory); images and evaluation are not made of steps."""
     rows = []
     for phase, cost in run.costs.items():
@@ -276,9 +276,9 @@ def markdown_text(text: object) -> str:
     return re.sub(r"([\\`*<>\[\]|])", r"\\\1", " ".join(str(text).split()))
 
 
-def _cell(entry: dict, top: float | None, several: bool) -> Cell:
+def _cell(entry: dict, top: float | None, several: bool) -> FormattedNumber:
     best = several and top is not None and entry["value"] == top
-    return Cell(number(entry["value"]), interval(entry), best)
+    return FormattedNumber(number(entry["value"]), interval(entry), best)
 
 
 def _file_uri(path: Path) -> str:

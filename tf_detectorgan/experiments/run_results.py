@@ -17,7 +17,7 @@ from tf_detectorgan.run_layout import RunLayout
 from tf_detectorgan.training.settings import ARMS
 
 
-class Arm(NamedTuple):
+class ArmResult(NamedTuple):
     """One arm's evaluation."""
 
     metrics: dict  # as of evaluation.evaluate
@@ -27,11 +27,11 @@ class Arm(NamedTuple):
     audit: dict | None  # of its synthetic images, as of evaluation.audit
 
 
-class Run(NamedTuple):
+class RunResult(NamedTuple):
     """A run directory, read."""
 
     directory: Path
-    arms: dict[str, Arm]  # those with metrics, in the order of ARMS, others by name after them
+    arms: dict[str, ArmResult]  # those with metrics, in the order of ARMS, others by name after them
     missing: list[str]  # arms that were asked for or begun, without metrics
     truth: list[Truth]
     config: dict
@@ -50,8 +50,8 @@ class Run(NamedTuple):
         return self.first["bootstrap"]["resamples"], self.first["bootstrap"]["seed"]
 
 
-def read_run(run_dir: str | os.PathLike, elsewhere: str = "") -> Run:
-    """Reads a run directory; `elsewhere` names another data set than the run's, whose scores are wanted.
+def read_run(run_dir: str | os.PathLike, evaluation_set: str = "") -> RunResult:
+    """Reads a run directory; `evaluation_set` names another data set than the run's, whose scores are wanted.
 
     Raises:
       InputError: no arm has metrics, an evaluated one has no detections or truth, or a file is not JSON.
@@ -64,14 +64,15 @@ def read_run(run_dir: str | os.PathLike, elsewhere: str = "") -> Run:
     arms = {}
     truth = list[Truth]()
     for name in names:
-        scores = layout.arm(name).evaluation(elsewhere)
+        scores = layout.arm(name).evaluation(evaluation_set)
         metrics = _json(run_layout.metrics(scores), None)
         if metrics is not None:
-            truth = truth_from_json(_json(run_layout.truth(scores if elsewhere else directory)))
+            metrics.setdefault("primary_iou", metrics.get("main_iou"))  # its name in older versions
+            truth = truth_from_json(_json(run_layout.truth(scores if evaluation_set else directory)))
             arms[name] = _arm(layout.arm(name).synthetic, scores, metrics, truth)
     if not arms:
         raise InputError(f"{directory}: no arm has been evaluated ({layout.arms} holds no metrics)")
-    return Run(
+    return RunResult(
         directory,
         arms,
         [name for name in names if name not in arms],
@@ -83,9 +84,9 @@ def read_run(run_dir: str | os.PathLike, elsewhere: str = "") -> Run:
     )
 
 
-def _arm(synthetic: Path, scores: Path, metrics: dict, truth: Sequence[Truth]) -> Arm:
+def _arm(synthetic: Path, scores: Path, metrics: dict, truth: Sequence[Truth]) -> ArmResult:
     sheet, gallery = synthetic / run_layout.CONTACT_SHEET, synthetic / run_layout.GALLERY
-    return Arm(
+    return ArmResult(
         metrics,
         from_coco_results(_json(run_layout.detections(scores)), [t.image_id for t in truth]),
         sheet if sheet.exists() else None,

@@ -42,10 +42,10 @@ def run_directory(out: Path, seed: int) -> Path:
     return out / "base" / f"seed{seed}"
 
 
-def metrics_file(out: Path, cell: Cell, elsewhere: str = "") -> Path:
-    """What says that a cell is done; `elsewhere` names another data set that it is scored on."""
+def metrics_file(out: Path, cell: Cell, evaluation_set: str = "") -> Path:
+    """What says that a cell is done; `evaluation_set` names another data set that it is scored on."""
     arm = RunLayout(run_directory(out, cell.seed)).arm(cell.arm)
-    return run_layout.metrics(arm.evaluation(elsewhere))
+    return run_layout.metrics(arm.evaluation(evaluation_set))
 
 
 def parse_only(items: Iterable[str], table: Table, seeds: Sequence[int]) -> set[Cell]:
@@ -152,15 +152,15 @@ def plan(table: Table, seeds: Sequence[int], cells: set[Cell], out: Path) -> lis
 
 
 def run_jobs(
-    jobs: Sequence[Job], flagfile: Path, out: Path, workers: int, stopped: Callable[[], str | None]
+    jobs: Sequence[Job], flagfile: Path, out: Path, processes: int, stopped: Callable[[], str | None]
 ) -> None:
-    """Runs `jobs`, `workers` at a time, each with its share of the cores; output goes to `<run>/train.log`.
+    """Runs `jobs`, `processes` at a time, each with its share of the cores; output goes to `<run>/train.log`.
 
     Args:
       jobs: as `plan` gave them.
       flagfile: of `train`.
       out: parent of the run directories.
-      workers: processes at a time.
+      processes: processes at a time.
       stopped: names the signal that has come, if any: the processes then save and end.
 
     Raises:
@@ -175,9 +175,9 @@ def run_jobs(
     with contextlib.ExitStack() as left, bar:
         left.callback(lambda: _end(running.values()))  # however the block is left, no process goes on
         while waiting or running:
-            while waiting and len(running) < workers:
+            while waiting and len(running) < processes:
                 job = waiting.pop(0)
-                running[job] = _start(job, flagfile, out, workers)
+                running[job] = _start(job, flagfile, out, processes)
                 bar.set_postfix_str(", ".join(_name(job) for job in running))
             time.sleep(POLL_SECONDS)
             done = total - sum(len(_open_arms(job, out)) for job in [*waiting, *running, *failed])
@@ -194,7 +194,7 @@ def run_jobs(
         raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed ({logs})")
 
 
-def _start(job: Job, flagfile: Path, out: Path, workers: int) -> subprocess.Popen:
+def _start(job: Job, flagfile: Path, out: Path, processes: int) -> subprocess.Popen:
     directory = run_directory(out, job.seed)
     directory.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tf_detectorgan.train", f"--flagfile={flagfile}"]
@@ -202,13 +202,13 @@ def _start(job: Job, flagfile: Path, out: Path, workers: int) -> subprocess.Pope
     command += ["--preflight=false"]  # `reproduce` has run it for all
     with open(_log(job, out), "ab") as log:
         return subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment(workers), start_new_session=True
+            command, stdout=log, stderr=log, env=environment(processes), start_new_session=True
         )
 
 
-def environment(workers: int) -> dict[str, str]:
-    """Of one of `workers` processes at a time: its share of the cores."""
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
+def environment(processes: int) -> dict[str, str]:
+    """Of one of `processes` processes at a time: its share of the cores."""
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
     shares = {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
     # Seconds between lines of a progress bar that goes to a file.
     return os.environ | shares | {"TQDM_MININTERVAL": "30"}

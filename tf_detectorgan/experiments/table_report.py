@@ -42,14 +42,14 @@ class Results(NamedTuple):
 
     metrics: dict[str, dict[int, dict]]  # arm -> seed -> metrics
     draws: dict[str, dict[int, Bootstrap]]
-    main_iou: str
+    primary_iou: str
     seconds: float  # of all phases of all runs
     config: dict  # of the first run; what differs between runs is left out
     data: list[str]  # fingerprints of the runs' data, each once
 
 
-def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str = "") -> Results:
-    """Reads every finished cell, scored on the runs' own test images or on those of the set `elsewhere`.
+def read_results(table: Table, seeds: Sequence[int], out: Path, evaluation_set: str = "") -> Results:
+    """Reads every finished cell, scored on the runs' own test images or on those of the set `evaluation_set`.
 
     Raises:
       InputError: nothing is finished, or the runs' main IoUs differ.
@@ -60,10 +60,10 @@ def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str =
     config: dict = {}
     data: set[str] = set()
     cells = [Cell(arm, seed) for arm in table.arms for seed in seeds]
-    cells = [cell for cell in cells if metrics_file(out, cell, elsewhere).exists()]
+    cells = [cell for cell in cells if metrics_file(out, cell, evaluation_set).exists()]
     for name, seed in progress.bar(cells, desc="intervals", unit="cell", dynamic_ncols=True):
         directory = run_directory(out, seed)
-        run = read_run(directory, elsewhere)
+        run = read_run(directory, evaluation_set)
         arm = run.arms[name]
         config = config or {k: v for k, v in run.config.items() if k not in ("arm", "run_dir", "seed")}
         data.add(run.data_card.get("fingerprint", ""))
@@ -73,9 +73,9 @@ def read_results(table: Table, seeds: Sequence[int], out: Path, elsewhere: str =
         draws.setdefault(name, {})[seed] = bootstrap_ap(matches, RESAMPLES, seed=0)
     if not metrics:
         raise InputError(f"{out}: no cell of this table is finished")
-    mains = {m["main_iou"] for by_seed in metrics.values() for m in by_seed.values()}
+    mains = {m["primary_iou"] for by_seed in metrics.values() for m in by_seed.values()}
     if len(mains) > 1:
-        raise InputError(f"{out}: runs with different --main_iou: {sorted(mains)}")
+        raise InputError(f"{out}: runs with different --primary_iou: {sorted(mains)}")
     return Results(metrics, draws, f"{mains.pop():g}", sum(seconds.values()), config, sorted(data - {""}))
 
 
@@ -85,9 +85,9 @@ def write_table(
     seeds: Sequence[int],
     out: Path,
     command: str,
-    elsewhere: str = "",
+    evaluation_set: str = "",
 ) -> tuple[Path, str]:
-    """Writes `table_<name>.html`, `.md` and `.json` to `out`; the set `elsewhere` gets pages of its own.
+    """Writes `table_<name>.html`, `.md` and `.json` to `out`; the set `evaluation_set` gets pages of its own.
 
     Returns:
       The page, and the table as plain text.
@@ -95,15 +95,15 @@ def write_table(
     Raises:
       InputError: as `read_results`.
     """
-    results = read_results(table, seeds, out, elsewhere)
-    table = table._replace(columns=distinct(table.columns, results.main_iou))
+    results = read_results(table, seeds, out, evaluation_set)
+    table = table._replace(columns=distinct(table.columns, results.primary_iou))
     numbers = {
         "table": name,
-        "title": table.title + (f", scored on {elsewhere}" if elsewhere else ""),
+        "title": table.title + (f", scored on {evaluation_set}" if evaluation_set else ""),
         "source": table.source,
         "command": command,
         "seeds": list(seeds),
-        "main_iou": results.main_iou,
+        "primary_iou": results.primary_iou,
         "rows": [_row(row, table.columns, results) for row in table.rows if row.arm in results.metrics],
         "published": [
             {"title": p.title, "cells": [p.numbers.get(c.title) for c in table.columns], "note": p.note}
@@ -122,18 +122,18 @@ def write_table(
         "data": results.data,
         "versions": versions(),
     }
-    stem = f"table_{name}" + (f"_{elsewhere}" if elsewhere else "")
+    stem = f"table_{name}" + (f"_{evaluation_set}" if evaluation_set else "")
     checkpoints.write_text(out / f"{stem}.json", json.dumps(numbers, indent=1) + "\n")
-    return _pages(numbers, table, results.main_iou, out / f"{stem}.html")
+    return _pages(numbers, table, results.primary_iou, out / f"{stem}.html")
 
 
-def _pages(numbers: dict[str, Any], table: Table, main_iou: str, page: Path) -> tuple[Path, str]:
+def _pages(numbers: dict[str, Any], table: Table, primary_iou: str, page: Path) -> tuple[Path, str]:
     """Writes the table as HTML and beside it as Markdown; returns the page, and the table as plain text."""
     templates = environment()
     templates.filters |= {"md": markdown_text, "duration": duration, "cell": cell, "number": number}
-    content = {**numbers, "columns": [column.at(main_iou).title for column in table.columns]}
+    content = {**numbers, "columns": [column.at(primary_iou).title for column in table.columns]}
     content["comparisons"] = [
-        (Column(title, ()).at(main_iou).title, [found["sentence"] for found in compared])
+        (Column(title, ()).at(primary_iou).title, [found["sentence"] for found in compared])
         for title, compared in numbers["comparisons"].items()
         if compared
     ]
@@ -159,7 +159,7 @@ def _text(content: Mapping[str, Any]) -> str:
 
 def comparisons(table: Table, column: Column, results: Results) -> list[dict[str, Any]]:
     """The table's pairs for one column of AP or recall, p-values corrected over the pairs."""
-    measure, iou = column.at(results.main_iou).path
+    measure, iou = column.at(results.primary_iou).path
     found = []
     for first, second in table.comparisons:
         a, b = results.draws.get(first, {}), results.draws.get(second, {})
@@ -199,7 +199,7 @@ def _row(row: Row, columns: Sequence[Column], results: Results) -> dict[str, Any
     by_seed = results.metrics[row.arm]
     cells = []
     for column in columns:
-        shown = column.at(results.main_iou)
+        shown = column.at(results.primary_iou)
         entries = [shown.of(metrics) for metrics in by_seed.values()]
         values = [entry["value"] for entry in entries]
         known = [v for v in values if v is not None]
@@ -232,6 +232,6 @@ def _has_draws(column: Column) -> bool:
     return column.path[0] in ("ap", "recall") and column.path[1] in ("main", RANGE_NAME, *map(str, SINGLE))
 
 
-def distinct(columns: Sequence[Column], main_iou: str) -> tuple[Column, ...]:
-    """Without those that repeat an earlier one, as AP@0.5 does where that is the main IoU."""
-    return tuple({column.at(main_iou).title: column for column in reversed(columns)}.values())[::-1]
+def distinct(columns: Sequence[Column], primary_iou: str) -> tuple[Column, ...]:
+    """Without those that repeat an earlier one, as AP@0.5 does where that is the primary IoU."""
+    return tuple({column.at(primary_iou).title: column for column in reversed(columns)}.values())[::-1]

@@ -24,15 +24,15 @@ class Published(NamedTuple):
 
 
 class Column(NamedTuple):
-    """Where {"value": ...} lies in an arm's metrics; "main" stands for the run's --main_iou."""
+    """Where {"value": ...} lies in an arm's metrics; "main" stands for the run's --primary_iou."""
 
     title: str
     path: tuple[str, ...]
 
-    def at(self, main_iou: str) -> Column:
-        """Returns the column with the main IoU in place of "main"."""
-        path = tuple(main_iou if key == "main" else key for key in self.path)
-        return Column(self.title.replace("@main", f"@{main_iou}"), path)
+    def at(self, primary_iou: str) -> Column:
+        """Returns the column with the primary IoU in place of "main"."""
+        path = tuple(primary_iou if key == "main" else key for key in self.path)
+        return Column(self.title.replace("@main", f"@{primary_iou}"), path)
 
     def of(self, metrics: dict) -> dict[str, Any]:
         """Returns the column's {"value", "low", "high"} of an arm; None where the arm has none."""

@@ -20,7 +20,7 @@ class Curve(NamedTuple):
     values: np.ndarray  # [P] float
 
 
-# Title, and name of the scalar; {iou} is the main IoU.
+# Title, and name of the scalar; {iou} is the primary IoU.
 SHOWN = (
     ("Final detector: loss L_d", "final_detector/L_d"),
     ("Final detector: validation AP@{iou}", "final_detector/validation_ap@{iou}"),

@@ -92,14 +92,14 @@ class Composition:
       classes: number of classes; the mask has one channel each.
     """
 
-    compose: str
-    condition: str
+    output: str
+    generator_input: str
     feather: float
     classes: int
 
     def input_channels(self, channels: int) -> int:
         """Channels of G_X's input for images with `channels`."""
-        return (2 * channels if self.condition == "exemplar" else channels) + self.classes
+        return (2 * channels if self.generator_input == "mask_and_object" else channels) + self.classes
 
     def blend(self, boxes, content, height: int, width: int):
         """alpha [N, H, W, 1] in [0, 1] of boxes [N, 4] (one each) or [N, K, 4] (their union).
@@ -148,7 +148,7 @@ def bbox_target(x, insertion: Insertion, composition: Composition):
     The matched object; with condition "exemplar" as it is pasted, that is, in the light of its new
     surroundings. Without that, BboxLoss asks for a dark patch of lung wherever the background is brighter.
     """
-    if composition.condition == "mask":
+    if composition.generator_input == "mask":
         return insertion.exemplars
     return paste(x, insertion.exemplars, composition.blend(insertion.boxes, insertion.content, *x.shape[1:3]))
 
@@ -158,19 +158,19 @@ def bbox_weight(insertion: Insertion, composition: Composition, height: int, wid
 
     Nobody else would mind what G_X does to the feather around the box, where the target is known as well.
     """
-    if composition.condition == "mask":
+    if composition.generator_input == "mask":
         return boxes_lib.mask(insertion.boxes, height, width)[..., None]
     return composition.blend(insertion.boxes, insertion.content, height, width)
 
 
-def insert(G_X, x, insertion: Insertion, composition: Composition, strength=None):
+def insert(G_X, x, insertion: Insertion, composition: Composition, residual_scale=None):
     """G_X(x, m): x [N, H, W, C] with one object drawn into `insertion.boxes`; same shape, in [-1, 1].
 
-    `strength` [N] is the share kept of the difference that G_X draws to the pasted object; None: all of it,
-    as with condition "mask", where it draws no difference.
+    `residual_scale` [N] multiplies the difference that G_X adds to the pasted object; None: 1, as with
+    generator_input "mask", where there is no such difference.
     """
     boxes, labels = insertion.boxes[:, None], insertion.labels[:, None]
-    return _draw(G_X, x, boxes, labels, insertion.content, insertion.exemplars, composition, strength)
+    return _draw(G_X, x, boxes, labels, insertion.content, insertion.exemplars, composition, residual_scale)
 
 
 def reinsert(G_X, image, y: Labelled, content, composition: Composition):
@@ -189,23 +189,25 @@ def remove(G_Y, y, boxes, labels, content, composition: Composition):
     height, width = y.shape[1:3]
     m = class_mask(boxes, labels, composition.classes, height, width)
     drawn = G_Y(tf.concat([y, m], -1))
-    if composition.compose == "full":
+    if composition.output == "full_image":
         return on_content(drawn, y, content)
     return y + composition.blend(boxes, content, height, width) * (drawn - y)
 
 
-def _draw(G_X, x, boxes, labels, content, exemplars, composition: Composition, strength=None):
+def _draw(G_X, x, boxes, labels, content, exemplars, composition: Composition, residual_scale=None):
     height, width = x.shape[1:3]
     m = class_mask(boxes, labels, composition.classes, height, width)
     alpha = composition.blend(boxes, content, height, width)
-    if composition.condition == "mask":
+    if composition.generator_input == "mask":
         drawn = G_X(tf.concat([x, m], -1))
-        return on_content(drawn, x, content) if composition.compose == "full" else x + alpha * (drawn - x)
+        return (
+            on_content(drawn, x, content) if composition.output == "full_image" else x + alpha * (drawn - x)
+        )
     pasted = paste(x, exemplars, alpha)
     difference = G_X(tf.concat([x, pasted, m], -1))
-    if strength is not None:
-        difference *= strength[:, None, None, None]
-    drawn = pasted + (alpha * difference if composition.compose == "box" else difference)
+    if residual_scale is not None:
+        difference *= residual_scale[:, None, None, None]
+    drawn = pasted + (alpha * difference if composition.output == "blend_in_box" else difference)
     return on_content(tf.clip_by_value(drawn, -1.0, 1.0), x, content)
 
 

@@ -59,6 +59,6 @@ def redraw(G, noised, boxes, content, composition: Composition):
     Padding beyond content [N, 4] stays.
     """
     drawn = G(noised)
-    if composition.compose == "full":
+    if composition.output == "full_image":
         return on_content(drawn, noised, content)
     return noised + composition.blend(boxes, content, *noised.shape[1:3]) * (drawn - noised)

@@ -18,7 +18,7 @@ from tf_detectorgan.cluster.devices import gpus
 from tf_detectorgan.data import records
 from tf_detectorgan.preflight import child, kernel, outcome, plan
 from tf_detectorgan.preflight.outcome import Ended
-from tf_detectorgan.preflight.plan import Phase
+from tf_detectorgan.preflight.plan import PhasePlan
 from tf_detectorgan.run_layout import RunLayout
 from tf_detectorgan.training import run_directory
 from tf_detectorgan.training.loop import StopSignal
@@ -128,7 +128,7 @@ def start(short: Train, environment: Mapping[str, str], log: Path) -> subprocess
     return process
 
 
-def watch(process: subprocess.Popen, home: Path, folders: Sequence[Phase], log: Path) -> Ended:
+def watch(process: subprocess.Popen, home: Path, folders: Sequence[PhasePlan], log: Path) -> Ended:
     """Shows the child's phases until it ends, kills it if memory is nearly used up, and returns how it ended.
 
     The kernel would kill the whole container of a pod, this process included, without a message.
@@ -172,22 +172,22 @@ def _signals() -> Iterator[StopSignal]:
             signal.signal(number, handler)
 
 
-def _show(bar, home: Path, folders: Sequence[Phase]) -> None:
+def _show(bar, home: Path, folders: Sequence[PhasePlan]) -> None:
     done = sum(checkpoints.finished(home / phase.folder) is not None for phase in folders)
     if done != bar.n or not bar.postfix:
         bar.n = done
         bar.set_postfix_str(_unfinished(home, folders).name)  # shows it
 
 
-def _unfinished(home: Path, folders: Sequence[Phase]) -> Phase:
+def _unfinished(home: Path, folders: Sequence[PhasePlan]) -> PhasePlan:
     """Returns the phase that the child is in, or was in when it ended."""
     if not RunLayout(home).devices.exists():
-        return Phase(Path("shared/start-up"), "start-up", 0)
+        return PhasePlan(Path("shared/start-up"), "start-up", 0)
     left = (phase for phase in folders if checkpoints.finished(home / phase.folder) is None)
-    return next(left, Phase(Path("shared/report"), "report", 0))
+    return next(left, PhasePlan(Path("shared/report"), "report", 0))
 
 
-def _results(settings: Train, short: Train, home: Path) -> list[outcome.Row]:
+def _results(settings: Train, short: Train, home: Path) -> list[outcome.PhaseCost]:
     """Returns the rows of the finished phases."""
     data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else RunLayout(home).phantom
     if not records.is_dataset(data_dir):

@@ -39,7 +39,7 @@ def train_in_short(settings: Train) -> Run:
     """Runs every phase in --run_dir, on a few validation and test images."""
     run = run_directory.begin(settings, Workers())
     run.dataset = run.dataset.limited(plan.limits(settings.detector_batch))
-    before_training.layer_report(run)
+    before_training.residual_report(run)
     devices = {"replicas": run.strategy.num_replicas_in_sync, "gpu": bool(build.gpus())}
     # Traced here, so that the times per image below do not include tracing.
     run.detect(tf.zeros([settings.detector_batch, *run.dataset.image_shape]))

@@ -20,7 +20,7 @@ from tf_detectorgan.errors import (
     Interrupted,
 )
 from tf_detectorgan.experiments.evaluation_table import aligned
-from tf_detectorgan.preflight.plan import Phase
+from tf_detectorgan.preflight.plan import PhasePlan
 from tf_detectorgan.run_layout import ANNOTATIONS, AUDIT, IMAGES, SYNTHETIC
 from tf_detectorgan.training.settings import ARMS, Train
 
@@ -37,10 +37,10 @@ _NOISE = re.compile(
 )
 
 
-class Row(NamedTuple):
+class PhaseCost(NamedTuple):
     """One phase of the whole run."""
 
-    phase: Phase
+    phase: PhasePlan
     seconds: float | None  # a step, or an image; None where the short run had but one
     hours: float
     memory: int  # MiB at most, of the GPU that held the most, else of the process
@@ -49,8 +49,8 @@ class Row(NamedTuple):
 
 
 def rows(
-    home: Path, phases: Sequence[tuple[Phase, Phase]], settings: Train, validation_images: int
-) -> list[Row]:
+    home: Path, phases: Sequence[tuple[PhasePlan, PhasePlan]], settings: Train, validation_images: int
+) -> list[PhaseCost]:
     """Returns the rows of the phases that are finished in `home`.
 
     A phase takes what it took there, and its other steps or images the time of one after tracing. A
@@ -74,17 +74,17 @@ def rows(
         resident = record["peak_memory_mib"]
         memory = record.get("gpu_peak_memory_mib", resident)
         disk = _disk(home, whole, short, settings)
-        found.append(Row(whole, each, seconds / 3600, memory, resident, disk))
+        found.append(PhaseCost(whole, each, seconds / 3600, memory, resident, disk))
     return found
 
 
-def _image_seconds(home: Path, phases: Sequence[tuple[Phase, Phase]]) -> float:
+def _image_seconds(home: Path, phases: Sequence[tuple[PhasePlan, PhasePlan]]) -> float:
     """Returns the seconds of detection per image; 0 if nothing was evaluated."""
     records = (checkpoints.finished(home / whole.folder) for whole, _ in phases if whole.kind == "evaluation")
     return next((record["image_seconds"] for record in records if record), 0.0)
 
 
-def _disk(home: Path, whole: Phase, short: Phase, settings: Train) -> int:
+def _disk(home: Path, whole: PhasePlan, short: PhasePlan, settings: Train) -> int:
     folder, times = home / whole.folder, whole.amount / max(short.amount, 1)
     if whole.kind == "evaluation":
         return round(size(folder) * times)
@@ -100,7 +100,7 @@ def size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def text(found: Sequence[Row], others: int) -> str:
+def text(found: Sequence[PhaseCost], others: int) -> str:
     """Returns the table as plain text. `others`: bytes of files that belong to no phase."""
     lines = [["phase", "seconds each", "steps or images", "hours", "peak memory", "disk"]]
     for row in found:
@@ -114,7 +114,7 @@ def text(found: Sequence[Row], others: int) -> str:
     return aligned(lines)
 
 
-def require_memory(found: list[Row], processes: int, total: int) -> None:
+def require_memory(found: list[PhaseCost], processes: int, total: int) -> None:
     """Raises InputError if several runs at a time do not fit into `total` bytes of memory."""
     most = max(found, key=lambda row: row.resident)
     if processes > 1 and processes * most.resident * 2**20 > total:
@@ -124,7 +124,7 @@ def require_memory(found: list[Row], processes: int, total: int) -> None:
         )
 
 
-def require_disk(found: list[Row], others: int, runs: int, free: int, run_dir: str) -> None:
+def require_disk(found: list[PhaseCost], others: int, runs: int, free: int, run_dir: str) -> None:
     """Raises InputError if `runs` runs do not fit into `free` bytes of disk."""
     needed, most = runs * (others + sum(row.disk for row in found)), max(found, key=lambda row: row.disk)
     fewer = ", lower --synthetic_count" if most.phase.kind == "images" else ""
@@ -144,7 +144,7 @@ class Ended(NamedTuple):
     total: int  # bytes of memory that there are
 
 
-def of_end(ended: Ended, phase: Phase, settings: Train, replicas: int, gpu: bool, log: Path) -> Exception:
+def of_end(ended: Ended, phase: PhasePlan, settings: Train, replicas: int, gpu: bool, log: Path) -> Exception:
     """Returns the error for a short run that ended in `phase`; its type sets the exit code (`command.run`).
 
     InputError (78) where a second attempt would fail as well: flags and data that the short run refused, and
@@ -176,7 +176,7 @@ def of_end(ended: Ended, phase: Phase, settings: Train, replicas: int, gpu: bool
     return RuntimeError(f"preflight: {phase.name} failed: {by}{lines[-1][:500]} (full log: {log})")
 
 
-def remedies(phase: Phase, settings: Train, replicas: int, gpu: bool) -> list[str]:
+def remedies(phase: PhasePlan, settings: Train, replicas: int, gpu: bool) -> list[str]:
     """Returns the flags with which a phase needs less memory."""
     s, found = settings, []
     arm = ARMS.get(phase.folder.parent.name)

@@ -25,7 +25,7 @@ from tf_detectorgan.training.settings import ARMS, Train
 
 # The first step is traced, the second timed. A final detector has another number of steps than a pretrained
 # one, so that its step is traced for itself, as in the run.
-STEPS = {"gan_steps": 2, "joint_steps": 2, "pretrain_detector_steps": 2, "final_steps": 3}
+STEPS = {"pretrain_gan_steps": 2, "joint_steps": 2, "pretrain_detector_steps": 2, "final_detector_steps": 3}
 BATCHES = 2  # of synthetic images, each as large as the run's: the first is traced, the second timed
 
 # A GAN's or joint step: seconds per multiply-add of one pass through a generator, and per pixel of a stream
@@ -38,7 +38,7 @@ SMALL = ("retinanet_small", "fcos_small")
 GPU = 100  # times as fast: a guess, and no more is needed
 
 
-class Phase(NamedTuple):
+class PhasePlan(NamedTuple):
     """A part of a run with one folder and one done.json."""
 
     folder: Path  # in the run directory
@@ -51,23 +51,23 @@ class Phase(NamedTuple):
         return phase_name(self.folder)
 
 
-def phases(settings: Train, test_images: int) -> list[Phase]:
+def phases(settings: Train, test_images: int) -> list[PhasePlan]:
     """Returns the phases of `training.phases.run_arms` in its order."""
     s, run, arms = settings, RunLayout(Path()), {name: ARMS[name] for name in settings.arm}
     kinds = dict.fromkeys(arm.gan for arm in arms.values() if arm.gan)
-    found = [Phase(run.pretrain_gan(kind), "gan", s.gan_steps) for kind in kinds]
+    found = [PhasePlan(run.pretrain_gan(kind), "gan", s.pretrain_gan_steps) for kind in kinds]
     detectors = [run.pretrain_detector] if any(arm.detector for arm in arms.values()) else []
     if any(arm.images != "none" for arm in arms.values()):
-        detectors += [run.held_out_detector(k) for k in range(s.audit_folds)]
-    found += [Phase(folder, "detector", s.pretrain_detector_steps) for folder in detectors]
+        detectors += [run.held_out_detector(k) for k in range(s.crossfit_folds)]
+    found += [PhasePlan(folder, "detector", s.pretrain_detector_steps) for folder in detectors]
     for name, arm in arms.items():
         home = run.arm(name)
         if arm.images == "generator":
-            found.append(Phase(home.joint, "joint" if arm.detector else "gan", s.joint_steps))
+            found.append(PhasePlan(home.joint, "joint" if arm.detector else "gan", s.joint_steps))
         if arm.images != "none":
-            found.append(Phase(home.synthetic, "images", s.synthetic_count))
-        found.append(Phase(home.final_detector, "detector", s.final_steps))
-        found.append(Phase(home.evaluation(), "evaluation", test_images))
+            found.append(PhasePlan(home.synthetic, "images", s.synthetic_count))
+        found.append(PhasePlan(home.final_detector, "detector", s.final_detector_steps))
+        found.append(PhasePlan(home.evaluation(), "evaluation", test_images))
     return found
 
 

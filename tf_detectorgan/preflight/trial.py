@@ -59,7 +59,7 @@ def draw(settings: Train) -> None:
         shards.build(phantom.plan(few), directory)
 
 
-def record(run: Run, phase: plan.Phase) -> dict[str, Any]:
+def record(run: Run, phase: plan.PhasePlan) -> dict[str, Any]:
     """Returns a finished phase's facts: the hash of its result, seconds, memory, and what a GPU would refuse.
 
     The ops that deterministic GPUs would refuse, lack or send to the host are those of its function's newest

@@ -21,13 +21,13 @@ def check(run: Run) -> None:
     """Prints what the data say about the settings, with warnings.
 
     Raises:
-      InputError: as `layer_report`.
+      InputError: as `residual_report`.
     """
     if run.settings.precision in ON_CPUS and not build.gpus():
         print(f"warning: --precision={run.settings.precision}: on CPUs {ON_CPUS[run.settings.precision]}")
     coverage_report(run)
-    looks_report(run)
-    layer_report(run)
+    exposure_report(run)
+    residual_report(run)
 
 
 def coverage_report(run: Run) -> None:
@@ -44,33 +44,34 @@ def coverage_report(run: Run) -> None:
         )
 
 
-def looks_report(run: Run) -> None:
+def exposure_report(run: Run) -> None:
     """Says how often the final detector sees each labelled image: more counts for more than synthetic images.
 
     Source: docs/experiments/tiles.md.
     """
     s, labelled = run.settings, run.dataset.count("train_labelled")
     synthetic = round(s.synthetic_fraction * s.detector_batch)
-    alone, beside = (s.final_steps * n / labelled for n in (s.detector_batch, s.detector_batch - synthetic))
+    epochs = s.final_detector_steps / labelled
+    alone, mixed = (epochs * n for n in (s.detector_batch, s.detector_batch - synthetic))
     print(
-        f"final_detector: {s.final_steps} steps show it each of {labelled} labelled images "
-        f"{alone:.3g} times, {beside:.3g} beside synthetic images"
+        f"final_detector: {s.final_detector_steps} steps are {alone:.3g} epochs over {labelled} labelled "
+        f"images, {mixed:.3g} where synthetic images take a part of each batch"
     )
 
 
-def layer_report(run: Run) -> None:
+def residual_report(run: Run) -> None:
     """Prints for arms that use it how well objects stand out from their predicted backgrounds.
 
     Raises:
       InputError: the data set has no clean images, or no labelled objects.
     """
     arms = [ARMS[name] for name in run.settings.arm]
-    if not any(build.placement(run.settings, arm.images, arm.gan).layer for arm in arms):
+    if not any(build.placement(run.settings, arm.images, arm.gan).residual for arm in arms):
         return
     for name, share in zip(run.dataset.class_names, object_residuals(run.dataset).signal, strict=True):
-        print(f"object residuals: {share:.0%} of what is left of a {name} without its background is no error")
+        print(f"object residuals: {share:.0%} of the variance of the residuals of {name} is signal")
         if share < WANTED_SIGNAL:
             print(
                 f"warning: below {WANTED_SIGNAL:.0%}. What is behind this class cannot be predicted from "
-                "around its boxes, often because they are large; --exemplar=image cuts objects out instead"
+                "around its boxes, often because they are large; use --object_source=crop"
             )

@@ -115,7 +115,7 @@ def loss_scale(settings: Train, chosen: tf.distribute.Strategy) -> LossScale | N
 
 def composition(settings: Train, classes: int) -> Composition:
     """How generators' outputs become images, wherever they are used."""
-    return Composition(settings.compose, settings.condition, FEATHER, classes)
+    return Composition(settings.output, settings.generator_input, FEATHER, classes)
 
 
 def objective(settings: Train, arm: Arm) -> Objective:
@@ -131,20 +131,20 @@ def objective(settings: Train, arm: Arm) -> Objective:
 
 def placement(settings: Train, images: str, gan: str) -> Placement:
     """Where and as what objects are inserted, by `Arm.images` and `Arm.gan`."""
-    layer = images == "layer" or (gan == "cyclegan" and settings.exemplar == "layer")
+    residual = images == "residual" or (gan == "cyclegan" and settings.object_source == "residual")
     mode = settings.placement
     if mode == "auto":
-        mode = "context" if layer or images == "clean" else "matched_shift"
-    starts_from_object = gan == "cyclegan" and settings.condition == "exemplar"
-    low, high = settings.strength if starts_from_object else (1.0, 1.0)
+        mode = "context" if residual or images == "clean" else "matched_shift"
+    starts_from_object = gan == "cyclegan" and settings.generator_input == "mask_and_object"
+    low, high = settings.residual_scale if starts_from_object else (1.0, 1.0)
     return Placement(
         mode=mode,
-        top_k=settings.match_top_k,
-        exemplar_flip=settings.exemplar_flip,
+        candidates=settings.match_candidates,
+        flip_objects=settings.flip_objects,
         keep_edges=settings.keep_edges,
-        layer=layer,
+        residual=residual,
         noise=gan in ("pix2pix", "psgan"),
-        strength=(low, high),
+        residual_scale=(low, high),
         objects=settings.synthetic_objects,
     )
 
@@ -179,7 +179,9 @@ def psgan(settings: Train, person: bool, dataset: Dataset, chosen: tf.distribute
     shape = dataset.image_shape
     keras.utils.set_random_seed(settings.seed)
     with chosen.scope(), precision(settings):
-        rate = ConstantThenLinear(settings.gan_learning_rate, settings.gan_steps, settings.joint_steps)
+        rate = ConstantThenLinear(
+            settings.gan_learning_rate, settings.pretrain_gan_steps, settings.joint_steps
+        )
         width = settings.discriminator_filters
         G = unet(shape, filters=settings.generator_filters, name="G")
         DIS_image = patch_gan((*shape[:2], 2 * shape[2]), filters=width, name="DIS_image")
@@ -204,7 +206,9 @@ def cyclegan(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
     composed = composition(settings, classes)
     crop_shape = (settings.crop_size, settings.crop_size, shape[2])
     with chosen.scope(), precision(settings):
-        rate = ConstantThenLinear(settings.gan_learning_rate, settings.gan_steps, settings.joint_steps)
+        rate = ConstantThenLinear(
+            settings.gan_learning_rate, settings.pretrain_gan_steps, settings.joint_steps
+        )
         common: dict[str, Any] = {
             "filters": settings.generator_filters,
             "blocks": settings.generator_blocks or None,
@@ -212,7 +216,7 @@ def cyclegan(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
         G_X = resnet_generator(
             shape,
             composed.input_channels(shape[2]),
-            residual=settings.condition == "exemplar",
+            residual=settings.generator_input == "mask_and_object",
             name="G_X",
             **common,
         )

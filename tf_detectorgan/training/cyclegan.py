@@ -131,8 +131,8 @@ class CycleGAN:
         step.apply(self.discriminator_optimizer, replicas.total(g))
         return terms
 
-    def insert(self, x, insertion: Insertion, strength=None) -> tf.Tensor:
-        return insert(self.G_X, x, insertion, self.objective.composition, strength)
+    def insert(self, x, insertion: Insertion, residual_scale=None) -> tf.Tensor:
+        return insert(self.G_X, x, insertion, self.objective.composition, residual_scale)
 
     def summary_image(self, batch: Batch) -> tf.Tensor:
         x_syn, (y_clean,) = self.generate(batch)

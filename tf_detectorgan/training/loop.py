@@ -121,7 +121,7 @@ def run_phase(phase: Phase, every: Every, stop: StopSignal, workers: Workers | N
     if steps == 0:
         workers.save(saved, phase.parts, 0)
     record = {"steps": steps, "resumed_at": start} | clock.record() | peak_memory.read()
-    workers.of_chief(lambda: saved.finish(record))
+    workers.run_on_chief(lambda: saved.finish(record))
 
 
 _SHOWN = ("L_d", "L_real", "L_syn", "L_real_unrolled", "L_localX", "L_bbox")

@@ -53,31 +53,31 @@ def run_arms(run: Run) -> None:
     # Built by all workers together, before the chief uses them alone.
     gans = {kind: build_gan_training(run, kind) for kind in kinds}
     pretraining = build_detector_training(run, s.pretrain_detector_steps)
-    same = s.final_steps == s.pretrain_detector_steps
-    final = pretraining if same else build_detector_training(run, s.final_steps)
+    same = s.final_detector_steps == s.pretrain_detector_steps
+    final = pretraining if same else build_detector_training(run, s.final_detector_steps)
     for kind, gan in gans.items():
-        train_gan(run, layout.pretrain_gan(kind), gan, range(s.gan_steps))
+        train_gan(run, layout.pretrain_gan(kind), gan, range(s.pretrain_gan_steps))
     if any(ARMS[name].detector for name in s.arm):
         train_detector(run, layout.pretrain_detector, pretraining)
-    unmade = workers.of_chief(lambda: _without_images(run))
+    unmade = workers.run_on_chief(lambda: _without_images(run))
     held_out = train_held_out_detectors(run, pretraining) if unmade else None
     for name in s.arm:
         own = gans.get(ARMS[name].gan)
         if own:
             joint(run, name, own)
-        workers.of_chief(functools.partial(make_images, run, name, own, held_out))
+        workers.run_on_chief(functools.partial(make_images, run, name, own, held_out))
         final_detector(run, name, final)
-        workers.of_chief(functools.partial(_evaluated, run, name))
+        workers.run_on_chief(functools.partial(_evaluated, run, name))
 
 
 def train_held_out_detectors(run: Run, training: DetectorTraining) -> HeldOutDetectors | None:
     """Trains what held_out the arms' synthetic images, as pretrain_detector does; None: not wanted (here)."""
     s = run.settings
-    if not s.audit_folds:
+    if not s.crossfit_folds:
         return None
-    assigned = held_out_detectors.assign_folds(run.dataset, s.audit_folds)
+    assigned = held_out_detectors.assign_folds(run.dataset, s.crossfit_folds)
     folds = []
-    for k in range(s.audit_folds):
+    for k in range(s.crossfit_folds):
         directory = run.layout.held_out_detector(k)
         train_detector(
             run, directory, training, real=held_out_detectors.training_part(run.dataset, assigned, k)
@@ -87,8 +87,8 @@ def train_held_out_detectors(run: Run, training: DetectorTraining) -> HeldOutDet
             continue
         weights = [tf.identity(w) for w in run.DET.weights]
         wanted = [image_id for image_id, fold in assigned if fold == k]
-        folds.append(held_out_detectors.calibrate(run.detect, weights, run.dataset, wanted, s.main_iou))
-    return HeldOutDetectors(run.detect, s.main_iou, dict(assigned), folds) if run.workers.chief else None
+        folds.append(held_out_detectors.calibrate(run.detect, weights, run.dataset, wanted, s.primary_iou))
+    return HeldOutDetectors(run.detect, s.primary_iou, dict(assigned), folds) if run.workers.chief else None
 
 
 def joint(run: Run, name: str, gan: GANTraining) -> None:
@@ -103,7 +103,9 @@ def joint(run: Run, name: str, gan: GANTraining) -> None:
         objective = build.objective(s, arm)
         gan = with_detector(run, gan, objective)
         unroll_steps = s.unroll_steps if objective.lambda_real else 1
-    train_gan(run, directory, gan, range(s.gan_steps, s.gan_steps + s.joint_steps), unroll_steps)
+    train_gan(
+        run, directory, gan, range(s.pretrain_gan_steps, s.pretrain_gan_steps + s.joint_steps), unroll_steps
+    )
 
 
 def make_images(run: Run, name: str, gan: GANTraining | None, held_out: HeldOutDetectors | None) -> None:
@@ -165,7 +167,7 @@ def _insertion(run: Run, images: str, gan: BaseGAN | None) -> Callable[[Synthesi
 
     @tf.function(autograph=False)
     def generator(batch):
-        return gan.insert(batch.x, batch.insertion, batch.strength)
+        return gan.insert(batch.x, batch.insertion, batch.residual_scale)
 
     return generator
 
@@ -183,14 +185,14 @@ def final_detector(run: Run, name: str, training: DetectorTraining) -> None:
 def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
     """The final detector on a split of `run.dataset`; writes metrics and detections, and the truth.
 
-    Metrics that are there at the same main IoU are returned as they are: a finished detector stays the same.
+    Metrics that exist at the same primary IoU are returned: a finished detector does not change.
     """
     layout, arm = run.layout, run.layout.arm(name)
-    directory = arm.evaluation(run.elsewhere)
+    directory = arm.evaluation(run.evaluation_set)
     metrics_file = run_layout.metrics(directory, split)
     if metrics_file.exists():
         metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
-        if metrics["main_iou"] == run.settings.main_iou:
+        if metrics.get("primary_iou", metrics.get("main_iou")) == run.settings.primary_iou:  # the old name
             return metrics
     run.stop.check(f"{name}/evaluation")
     peak_memory.reset()
@@ -200,13 +202,13 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
     truth, found = detect_split(run.detect, run.dataset, split, run.settings.detector_batch)
     image_seconds = (time.monotonic() - detecting) / len(truth)
     write_json(run_layout.detections(directory, split), to_coco_results(found))
-    truth_file = run_layout.truth(directory if run.elsewhere else layout.path, split)
+    truth_file = run_layout.truth(directory if run.evaluation_set else layout.path, split)
     write_json(truth_file, truth_to_json(truth))
     metrics = score(
-        truth, found, run.dataset.class_names, seed=run.settings.seed, main_iou=run.settings.main_iou
+        truth, found, run.dataset.class_names, seed=run.settings.seed, primary_iou=run.settings.primary_iou
     )
     write_json(metrics_file, metrics)
-    if split == "test" and not run.elsewhere:
+    if split == "test" and not run.evaluation_set:
         _keep_samples(run)
         record = {"seconds": round(time.monotonic() - began, 1), "image_seconds": round(image_seconds, 5)}
         checkpoints.finish(directory, record | peak_memory.read())
@@ -299,7 +301,7 @@ def _run(run: Run, phase: Phase, function) -> None:
 def _skips(run: Run, directory: Path) -> bool:
     """`skip_finished` as the chief sees it, on all workers."""
     name = run_layout.phase_name(directory)
-    return bool(run.workers.of_chief(lambda: skip_finished(name, directory)))
+    return bool(run.workers.run_on_chief(lambda: skip_finished(name, directory)))
 
 
 def _writer(run: Run, directory: Path) -> summaries.Writer:

@@ -98,7 +98,7 @@ class PSGAN:
         step.apply(self.discriminator_optimizer, replicas.total(g))
         return terms
 
-    def insert(self, x, insertion: Insertion, strength=None) -> tf.Tensor:
+    def insert(self, x, insertion: Insertion, residual_scale=None) -> tf.Tensor:
         """From x with noise in the box, which is the exemplar here; nothing else is needed."""
         composed = self.objective.composition
         return redraw(self.G, insertion.exemplars, insertion.boxes, insertion.content, composed)

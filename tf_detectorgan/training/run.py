@@ -33,7 +33,7 @@ class Run:
       DET: the one detector network (decision 0050); every phase that uses it loads or resets its weights.
       first_weights: those that DET was built with.
       detect: `DET.detect` as a graph, for batches of any size.
-      elsewhere: names a data set that is not the one the run was trained on; else "".
+      evaluation_set: names a data set that is not the one the run was trained on; else "".
       functions: of the phases that ran, by their directories' names.
     """
 
@@ -41,7 +41,7 @@ class Run:
     dataset: Dataset
     stop: StopSignal
     workers: Workers
-    elsewhere: str
+    evaluation_set: str
     strategy: tf.distribute.Strategy
     DET: Detector
     first_weights: list[np.ndarray]
@@ -66,8 +66,8 @@ class Run:
 
     def load(self, directory: Path, parts: dict[str, Any]) -> None:
         """`parts` of a finished phase, read by the chief, on all workers."""
-        self.workers.of_chief(lambda: checkpoints.load(directory, parts))
-        self.workers.spread(parts)
+        self.workers.run_on_chief(lambda: checkpoints.load(directory, parts))
+        self.workers.broadcast(parts)
 
     def distributed(self, batches: tf.data.Dataset) -> Iterator:
         """The batches in their order, each replica's part on its device where that is a GPU."""
@@ -80,14 +80,14 @@ class Run:
 
 
 def build_run(
-    settings: Train, dataset: Dataset, stop: StopSignal, workers: Workers, elsewhere: str = ""
+    settings: Train, dataset: Dataset, stop: StopSignal, workers: Workers, evaluation_set: str = ""
 ) -> Run:
     """Chooses the devices and builds DET, on all workers together."""
     strategy = build.strategy(settings, workers.strategy)
     DET = build.detector(settings, dataset, strategy)
     detect = tf.function(DET.detect, autograph=False, reduce_retracing=True)
     first_weights = [w.numpy() for w in DET.weights]
-    return Run(settings, dataset, stop, workers, elsewhere, strategy, DET, first_weights, detect)
+    return Run(settings, dataset, stop, workers, evaluation_set, strategy, DET, first_weights, detect)
 
 
 class GANTraining(NamedTuple):

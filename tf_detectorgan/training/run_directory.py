@@ -30,7 +30,7 @@ FREE = {
     "log_every",
     "validate_every",
     "checkpoint_every",
-    "main_iou",
+    "primary_iou",
     "preflight",
 }
 
@@ -56,7 +56,7 @@ def begin(settings: Train, workers: Workers) -> Run:
         same_data(layout.data_card, records.open_dataset(data_dir))
         checkpoints.write_text(layout.config, config.to_json(settings) + "\n")
 
-    workers.of_chief(written)
+    workers.run_on_chief(written)
     return build_run(settings, records.open_dataset(data_dir), StopSignal().install(), workers)
 
 
@@ -77,8 +77,8 @@ def reopen(run_dir: str, data_dir: str = "") -> Run:
     if not data_dir and not records.is_dataset(own):
         raise InputError(f"{own}: the data set of {layout.path} is not there; say where it is by --data_dir")
     dataset = records.open_dataset(data_dir or own)
-    elsewhere = _elsewhere(layout.data_card, dataset, data_dir)
-    return build_run(settings, dataset, StopSignal(), Workers(), elsewhere)
+    evaluation_set = _evaluation_set_name(layout.data_card, dataset, data_dir)
+    return build_run(settings, dataset, StopSignal(), Workers(), evaluation_set)
 
 
 def _determinism(settings: Train) -> None:
@@ -87,7 +87,7 @@ def _determinism(settings: Train) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def _elsewhere(file: Path, dataset: records.Dataset, data_dir: str) -> str:
+def _evaluation_set_name(file: Path, dataset: records.Dataset, data_dir: str) -> str:
     """A name for a data set other than the run's; "" for the run's own, wherever it lies now."""
     own, given = _read(file), _card(dataset)
     if own["fingerprint"] == given["fingerprint"]:
@@ -108,10 +108,11 @@ def same_settings(file: Path, settings: Any, free: Collection[str], renew: str =
     """
     if not file.exists():
         return
-    old, new = _read(file), json.loads(config.to_json(settings))
-    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]
+    written = config.from_json(type(settings), file.read_text(encoding="utf-8"), str(file))
+    old, new = dataclasses.asdict(written), dataclasses.asdict(settings)
+    changed = [k for k in sorted(new) if old[k] != new[k] and k not in free]
     if changed:
-        what = "; ".join(f"--{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
+        what = "; ".join(f"--{k} was {old[k]}, is {new[k]}" for k in changed)
         raise InputError(f"{file.parent} holds a run with other settings ({what}); use a new {renew}")
 
 

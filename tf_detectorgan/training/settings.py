@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from tf_detectorgan.config import option
+from tf_detectorgan.config import NewName, option
 from tf_detectorgan.data import phantom
 from tf_detectorgan.data.placement import MODES, Placement
 from tf_detectorgan.errors import InputError
@@ -16,7 +17,7 @@ from tf_detectorgan.models.detectors import DETECTORS, maker
 class Arm(NamedTuple):
     """One way to make synthetic images. Signs multiply --lambda_real and --lambda_syn."""
 
-    images: str  # "none", "clean", "paste", "poisson" or "layer" (nothing is trained), or "generator"
+    images: str  # "none", "clean", "paste", "poisson" or "residual" (nothing is trained), or "generator"
     detector: bool  # DET takes part in the joint phase
     real_sign: float
     syn_sign: float
@@ -29,7 +30,7 @@ ARMS = {
     "boxes_only": Arm("clean", False, 0, 0),  # a control: boxes on clean images, no objects
     "cut_paste": Arm("paste", False, 0, 0),
     "poisson_blend": Arm("poisson", False, 0, 0),
-    "superpose": Arm("layer", False, 0, 0),  # object residuals, nothing trained
+    "superpose": Arm("residual", False, 0, 0),  # object residuals, nothing trained
     "cyclegan_bbox": Arm("generator", False, 0, 0, "cyclegan"),
     "acgan": Arm("generator", True, 0, -1, "cyclegan"),  # ACGAN-like: minimises L_syn
     "detectorgan_no_unroll": Arm("generator", True, 0, 1, "cyclegan"),
@@ -46,9 +47,23 @@ class Train:
 
     BASIC: ClassVar[tuple[str, ...]] = (  # what --help shows first
         "run_dir", "data_dir", "arm", "seed", "detector", "backbone_weights", "anchor_sizes",
-        "anchor_ratios", "generator_filters", "discriminator_filters", "gan_steps", "joint_steps",
-        "pretrain_detector_steps", "final_steps", "synthetic_count",
+        "anchor_ratios", "generator_filters", "discriminator_filters", "pretrain_gan_steps", "joint_steps",
+        "pretrain_detector_steps", "final_detector_steps", "synthetic_count",
     )  # fmt: skip
+
+    RENAMED: ClassVar[Mapping[str, NewName]] = {
+        "exemplar": NewName("object_source", {"image": "crop", "layer": "residual"}),
+        "condition": NewName("generator_input", {"exemplar": "mask_and_object"}),
+        "compose": NewName("output", {"full": "full_image", "box": "blend_in_box"}),
+        "strength": NewName("residual_scale"),
+        "exemplar_flip": NewName("flip_objects"),
+        "noexemplar_flip": NewName("noflip_objects"),
+        "match_top_k": NewName("match_candidates"),
+        "gan_steps": NewName("pretrain_gan_steps"),
+        "final_steps": NewName("final_detector_steps"),
+        "audit_folds": NewName("crossfit_folds"),
+        "main_iou": NewName("primary_iou"),
+    }
 
     run_dir: str = option(
         "runs/phantom", "Where everything of this run is written; call again to resume.", heading="Run"
@@ -101,9 +116,16 @@ class Train:
     generator_blocks: int = option(0, "Residual blocks; 0: 9, or 6 at up to 128 pixels.", low=0)
     discriminator_filters: int = option(64, "Filters of the discriminators' first layer.", low=1)
     crop_size: int = option(32, "Side of the crops that DIS_localX sees.", low=16)
-    compose: str = option("box", "full: G's output is the image. box: blended near the box.", ("full", "box"))
-    condition: str = option(
-        "exemplar", "What G_X sees: image and mask, or also the matched object.", ("mask", "exemplar")
+    output: str = option(
+        "blend_in_box",
+        "full_image: the generator's output is the image. blend_in_box: it is blended into the image near "
+        "the box.",
+        ("full_image", "blend_in_box"),
+    )
+    generator_input: str = option(
+        "mask_and_object",
+        "Input of G_X. mask: the image and the mask. mask_and_object: also the matched object.",
+        ("mask", "mask_and_object"),
     )
 
     gan_loss: str = option("lsgan", "Adversarial loss; log is Eqn 4.", ("log", "lsgan"), heading="GAN losses")
@@ -152,33 +174,36 @@ class Train:
     )
     augment: bool = option(True, "Flip, shift, scale and light changes for detectors, the same in all arms.")
 
-    exemplar: str = option(
-        "layer",
-        "What generators start from. image: the matched object cut out with its background. layer: what it "
-        "adds to its background, laid over x.",
-        ("image", "layer"),
+    object_source: str = option(
+        "residual",
+        "The matched object, as generators get it. crop: cut out with its background. residual: what it adds "
+        "to its background, added to x.",
+        ("crop", "residual"),
         heading="Insertion",
     )
-    strength: tuple[float, ...] = option(
+    residual_scale: tuple[float, ...] = option(
         (0.0, 1.0),
-        "Synthetic images keep a share of what G_X adds to the matched object, drawn between these two; with "
-        "--condition=mask all of it.",
+        "Range of the random factor on what G_X adds to the matched object in synthetic images; 1 with "
+        "--generator_input=mask.",
+        absent=(1.0, 1.0),
     )
     placement: str = option(
         "auto",
         "Where to insert. auto: context for what is laid over x, matched_shift for objects cut out.",
         ("auto", *MODES),
     )
-    match_top_k: int = option(Placement.top_k, "Draw the matched image among this many best ones.", low=1)
-    exemplar_flip: bool = option(Placement.exemplar_flip, "Insert objects mirrored half of the time.")
+    match_candidates: int = option(
+        Placement.candidates, "The matched image is drawn from this many most similar ones.", low=1
+    )
+    flip_objects: bool = option(Placement.flip_objects, "Insert objects mirrored half of the time.")
     keep_edges: bool = option(
-        Placement.keep_edges, "An object cut off by its image's edge is inserted at that edge."
+        Placement.keep_edges, "An object cut off by its image's edge is inserted at that edge.", absent=False
     )
 
-    gan_steps: int = option(20000, "Steps of pretrain_gan.", low=0, heading="Schedule")
+    pretrain_gan_steps: int = option(20000, "Steps of pretrain_gan.", low=0, heading="Schedule")
     joint_steps: int = option(10000, "Steps of the joint phase.", low=0)
     pretrain_detector_steps: int = option(2000, "Steps of pretrain_detector.", low=0)
-    final_steps: int = option(5000, "Steps of final_detector, the same for all arms.", low=1)
+    final_detector_steps: int = option(5000, "Steps of final_detector, the same for all arms.", low=1)
     gan_batch: int = option(4, "Images of each stream a step, over all devices.", low=1)
     detector_batch: int = option(8, "Images a step of a detector alone, over all devices.", low=1)
     gan_learning_rate: float = option(
@@ -193,16 +218,16 @@ class Train:
         low=1,
     )
     synthetic_fraction: float = option(0.5, "Share of them in a batch of final_detector.", low=0.0, high=1.0)
-    audit_folds: int = option(
+    crossfit_folds: int = option(
         2,
-        "Detectors that judge synthetic objects they were not trained on (cross-fitted over the labelled "
-        "groups, --pretrain_detector_steps each); 0: none.",
+        "Held-out detectors that score synthetic objects, each trained without one fold of the labelled "
+        "groups for --pretrain_detector_steps; 0: none.",
         low=0,
     )
 
-    main_iou: float = option(
+    primary_iou: float = option(
         0.1,
-        "IoU at which FROC and the headline count a detection as right.",
+        "IoU from which on FROC and the headline count a detection as correct.",
         choices=SINGLE,
         heading="Logging",
     )
@@ -214,18 +239,19 @@ class Train:
         maker(self.detector, [option for option, value in self.detector_options.items() if value])
         if self.workers > 1 and self.distribution != "auto":
             raise InputError(f"--workers={self.workers} uses all devices; --distribution must be auto")
-        if self.audit_folds == 1:
+        if self.crossfit_folds == 1:
             raise InputError(
-                "--audit_folds=1: a detector held_out what others are trained on; give 2 or more, or 0"
+                "--crossfit_folds=1: no labelled image would be left to train on; give 2 or more, or 0"
             )
-        if self.synthetic_objects > 1 and self.compose == "full":
+        if self.synthetic_objects > 1 and self.output == "full_image":
             raise InputError(
-                f"--synthetic_objects={self.synthetic_objects}: with --compose=full a generator draws the "
-                "whole image, so it can insert one object only; give --synthetic_objects=1"
+                f"--synthetic_objects={self.synthetic_objects}: with --output=full_image a generator draws "
+                "the whole image, so it can insert one object only; give --synthetic_objects=1"
             )
-        if len(self.strength) != 2 or not 0.0 <= self.strength[0] <= self.strength[1] <= 1.0:
+        scale = self.residual_scale
+        if len(scale) != 2 or not 0.0 <= scale[0] <= scale[1] <= 1.0:
             raise InputError(
-                f"--strength={','.join(map(str, self.strength))}: two shares within 0 and 1, the lower first"
+                f"--residual_scale={','.join(map(str, scale))}: give two factors from 0 to 1, the lower first"
             )
         if self.unroll_recompute and not self.unroll_steps:
             raise InputError("--unroll_recompute: --unroll_steps=0 keeps nothing to be recomputed")

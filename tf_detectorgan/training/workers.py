@@ -43,7 +43,7 @@ class Workers:
         """Which rows of every batch this process decodes."""
         return Host(self.index, len(_addresses(self.strategy))) if self.strategy else GAN_ONLY
 
-    def of_chief(self, work: Callable[[], Any]) -> int:
+    def run_on_chief(self, work: Callable[[], Any]) -> int:
         """Calls `work` on the chief only; everybody waits for it and gets its result as an int."""
         result = int(work() or 0) if self.chief else 0
         return self.total(result)
@@ -54,8 +54,8 @@ class Workers:
 
     def restore(self, phase: PhaseDirectory, parts: dict[str, Any]) -> int:
         """The chief's newest checkpoint on all workers; returns the number of finished steps."""
-        steps = self.of_chief(phase.restore)
-        self.spread(parts)
+        steps = self.run_on_chief(phase.restore)
+        self.broadcast(parts)
         return steps
 
     def save(self, phase: PhaseDirectory, parts: dict[str, Any], steps: int) -> None:
@@ -68,7 +68,7 @@ class Workers:
         if self.chief:
             phase.save(steps)
 
-    def spread(self, parts: dict[str, Any]) -> None:
+    def broadcast(self, parts: dict[str, Any]) -> None:
         """Gives the chief's values to the variables of all workers."""
         if self.strategy:
             for part in parts.values():

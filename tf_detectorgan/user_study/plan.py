@@ -23,7 +23,7 @@ PLAN = "study.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class ImagePair:
     """Two images of one background with an object in the same box.
 
     Of an attention check A is a real image and B the same with the box's pixels shuffled.
@@ -35,12 +35,12 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """A study. Image k of method A is `images/k_A.png`."""
 
     methods: tuple[str, str]
     seed: int
-    pairs: tuple[Pair, ...]
+    pairs: tuple[ImagePair, ...]
     runs: tuple[str, ...] = ()  # where the methods' images came from
 
 
@@ -142,31 +142,31 @@ def write(
     methods: tuple[str, str],
     seed: int,
     runs: tuple[str, ...] = (),
-) -> Plan:
+) -> StudyPlan:
     """Copies the images and writes the plan; `directory` appears whole or not at all.
 
     Images become 8-bit PNGs without any of the files' own text, which might name the method.
     """
     rng = np.random.default_rng([seed, 1])
-    rows = list[Pair]()
+    rows = list[ImagePair]()
     with disk.whole_directory(directory) as partial:
         (partial / "images").mkdir()
         for first, second in pairs:
             for side, one in zip(SIDES, (first, second), strict=True):
                 _picture(one.file).save(image_file(partial, len(rows), side))
-            rows.append(Pair(first.boxes[0], False, f"{first.file.name}, {second.file.name}"))
+            rows.append(ImagePair(first.boxes[0], False, f"{first.file.name}, {second.file.name}"))
         for real in checks:
             for side, pixels in zip(SIDES, (real.pixels, shuffled(real, rng)), strict=True):
                 Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
                     image_file(partial, len(rows), side)
                 )
-            rows.append(Pair(real.box, True, real.name))
-        plan = Plan(methods, seed, tuple(rows), runs)
+            rows.append(ImagePair(real.box, True, real.name))
+        plan = StudyPlan(methods, seed, tuple(rows), runs)
         (partial / PLAN).write_text(json.dumps(dataclasses.asdict(plan), indent=1), encoding="utf-8")
     return plan
 
 
-def read(directory: Path) -> Plan:
+def read(directory: Path) -> StudyPlan:
     """Inverse of `write`.
 
     Raises:
@@ -174,14 +174,14 @@ def read(directory: Path) -> Plan:
     """
     try:
         values: dict[str, Any] = json.loads((directory / PLAN).read_text("utf-8"))
-        pairs = tuple(Pair(tuple(row["box"]), row["check"], row["origin"]) for row in values["pairs"])
+        pairs = tuple(ImagePair(tuple(row["box"]), row["check"], row["origin"]) for row in values["pairs"])
         methods = (values["methods"][0], values["methods"][1])
-        return Plan(methods, values["seed"], pairs, tuple(values.get("runs", ())))
+        return StudyPlan(methods, values["seed"], pairs, tuple(values.get("runs", ())))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{directory / PLAN}: no study that can be read ({error!r})") from error
 
 
-def order(plan: Plan, rater: int) -> list[Shown]:
+def order(plan: StudyPlan, rater: int) -> list[Shown]:
     """The pairs in the order and on the sides of one rater: A at the left in half of them."""
     rng = np.random.default_rng([plan.seed, 2, rater])
     count = len(plan.pairs)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from tf_detectorgan.evaluation.statistics import exact_interval
 from tf_detectorgan.user_study.answers import CHOICES, Answer, Rater
-from tf_detectorgan.user_study.plan import SIDES, Plan
+from tf_detectorgan.user_study.plan import SIDES, StudyPlan
 
 
 def fleiss_kappa(ratings: Sequence[Sequence[str]]) -> float | None:
@@ -56,7 +56,7 @@ def agreement(answers: Sequence[Answer], what: str, pairs: int) -> str:
     return f"Fleiss' kappa {value} ({len(whole)} raters who answered all {pairs} pairs{without})"
 
 
-def table(plan: Plan, raters: Sequence[Rater], answers: Sequence[Answer]) -> str:
+def table(plan: StudyPlan, raters: Sequence[Rater], answers: Sequence[Answer]) -> str:
     """The whole report as text."""
     checked = {k for k, pair in enumerate(plan.pairs) if pair.check}
     counted = [answer for answer in answers if answer.pair not in checked]
@@ -74,7 +74,7 @@ def table(plan: Plan, raters: Sequence[Rater], answers: Sequence[Answer]) -> str
     return "\n".join(lines)
 
 
-def _results(plan: Plan, counted: Sequence[Answer], pairs: int) -> list[str]:
+def _results(plan: StudyPlan, counted: Sequence[Answer], pairs: int) -> list[str]:
     """Table 4's lines, of these answers to a study's `pairs` that are no checks."""
     wide = max(len(f"{method}, {what}") for method in plan.methods for what in CHOICES) + 2
     lines = [f"{'':<{wide}}{'prefer':<20}Likert, mean ± SD"]

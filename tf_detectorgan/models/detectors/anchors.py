@@ -62,7 +62,7 @@ class Layout:
         )
 
 
-class Targets(NamedTuple):
+class AnchorTargets(NamedTuple):
     """What a detector should answer at each anchor."""
 
     classes: tf.Tensor  # [N, A] int32: class, BACKGROUND or IGNORED
@@ -75,8 +75,8 @@ def make_anchors(height: int, width: int, layout: Layout) -> tf.Tensor:
     return tf.concat([tf.cast(level, tf.float32) for level in levels.values()], 0)
 
 
-def match(anchors, boxes, labels, match_iou: tuple[float, float] = MATCH_IOU) -> Targets:
-    """Targets of boxes [N, K, 4] with labels [N, K] (-1: padding) at anchors [A, 4].
+def match(anchors, boxes, labels, match_iou: tuple[float, float] = MATCH_IOU) -> AnchorTargets:
+    """AnchorTargets of boxes [N, K, 4] with labels [N, K] (-1: padding) at anchors [A, 4].
 
     An anchor takes the class of the box that it overlaps most, from `match_iou[0]` on; from `match_iou[1]` to
     there it is ignored. The best anchor of a box is always positive: small objects would otherwise teach
@@ -97,7 +97,7 @@ def match(anchors, boxes, labels, match_iou: tuple[float, float] = MATCH_IOU) ->
     classes = tf.where(positive, tf.gather(labels, best_box, batch_dims=1), BACKGROUND)
     classes = tf.where(~positive & (best_iou >= negative_iou), IGNORED, classes)
     offsets = encode(anchors, tf.gather(boxes, best_box, batch_dims=1))
-    return Targets(classes, tf.where(positive[..., None], offsets, 0.0))
+    return AnchorTargets(classes, tf.where(positive[..., None], offsets, 0.0))
 
 
 def encode(anchors, boxes):

@@ -48,10 +48,10 @@ class FCOS(Detector):
         )
         self.network = _network(image_shape, classes, backbone, pyramid, head_filters, head_layers)
 
-    def targets(self, labelled: Labelled) -> points_lib.Targets:
+    def targets(self, labelled: Labelled) -> points_lib.PointTargets:
         return points_lib.match(self.points, labelled.boxes, labelled.labels, RADIUS)
 
-    def loss(self, W, images, targets: points_lib.Targets, normalizer) -> tf.Tensor:
+    def loss(self, W, images, targets: points_lib.PointTargets, normalizer) -> tf.Tensor:
         """L_d: focal + GIoU + centre-ness, summed, divided by `normalizer` points in boxes (scalar)."""
         out = self.call(W, images)
         logits = out["classification"]

@@ -23,7 +23,7 @@ class Points(NamedTuple):
     reach: tf.Tensor  # [P, 2] float32: a point answers for boxes whose longest distance is in (low, high]
 
 
-class Targets(NamedTuple):
+class PointTargets(NamedTuple):
     """What a detector should answer at each point."""
 
     classes: tf.Tensor  # [N, P] int32: class or BACKGROUND
@@ -72,8 +72,8 @@ def claims(points: Points, boxes, radius: float):
     return claimed, distances
 
 
-def match(points: Points, boxes, labels, radius: float) -> Targets:
-    """Targets of boxes [N, K, 4] with labels [N, K] (-1: padding).
+def match(points: Points, boxes, labels, radius: float) -> PointTargets:
+    """PointTargets of boxes [N, K, 4] with labels [N, K] (-1: padding).
 
     A point in several boxes belongs to the smallest (Tian et al. 2019, 3.1).
     """
@@ -91,7 +91,7 @@ def match(points: Points, boxes, labels, radius: float) -> Targets:
     centerness = tf.sqrt(
         tf.minimum(left, right) / tf.maximum(left, right) * tf.minimum(top, bottom) / tf.maximum(top, bottom)
     )
-    return Targets(classes, chosen, tf.where(positive, centerness, 0.0))
+    return PointTargets(classes, chosen, tf.where(positive, centerness, 0.0))
 
 
 def decode(points: Points, distances):

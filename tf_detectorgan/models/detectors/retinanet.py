@@ -54,10 +54,10 @@ class RetinaNet(Detector):
         out = self.call(W, images)
         return out["classification"], out["box"]
 
-    def targets(self, labelled: Labelled) -> anchors_lib.Targets:
+    def targets(self, labelled: Labelled) -> anchors_lib.AnchorTargets:
         return anchors_lib.match(self.anchors, labelled.boxes, labelled.labels, self._match_iou)
 
-    def loss(self, W, images, targets: anchors_lib.Targets, normalizer) -> tf.Tensor:
+    def loss(self, W, images, targets: anchors_lib.AnchorTargets, normalizer) -> tf.Tensor:
         """L_d: focal + BOX_WEIGHT smooth L1, summed, divided by `normalizer` positive anchors (scalar)."""
         logits, offsets = self.outputs(W, images)
         per_image = losses.focal(logits, targets.classes) + BOX_WEIGHT * losses.smooth_l1(
