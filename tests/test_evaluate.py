@@ -98,5 +98,5 @@ def test_data_that_are_gone(run_dir, tmp_path):
 def test_a_run_of_another_version(run_dir):
     config = read(run_dir / "config.json")
     (run_dir / "config.json").write_text(json.dumps({**config, "lambda_magic": 1}), "utf-8")
-    with pytest.raises(InputError, match="written by another version .*lambda_magic"):
+    with pytest.raises(InputError, match="written by another version, .*lambda_magic"):
         score(run_dir)

@@ -284,10 +284,10 @@ def test_several_objects_share_an_image_and_do_not_touch(sets):
     assert found["change_outside_worst"] < 0.5 / 255  # each is measured alone
 
 
-class Judges:
+class HeldOut:
     """Ranks images by the parity of their matched image's id; finds nothing in a background."""
 
-    def generator_losses(self, images, boxes, labels, matched_ids):
+    def score_objects(self, images, boxes, labels, matched_ids):
         assert len(images) == len(boxes) == len(labels) == len(matched_ids)
         rank = np.asarray(matched_ids) % 2 * 0.5 + 0.25
         return {"rank": rank, "found": (rank > 0.5) * float(np.ptp(images) > 0)}
@@ -320,7 +320,7 @@ def test_the_gallery_shows_first_best_median_and_worst():
 
 def test_objects_that_fail_the_audit_are_left_out_and_counted(sets, tmp_path):
     dataset, _, every = sets(objects=3)
-    options = {"held_out": Judges(), "objects": 3, "count": SEVERAL}
+    options = {"held_out": HeldOut(), "objects": 3, "count": SEVERAL}
     good = make(dataset, tmp_path / "good", min_audit=0.5, **options)
     wanted = {int(r.image_id): [one for one in objects_of(r) if one["matched_id"] % 2] for r in every}
     wanted = {i: [one | {"audit": 0.75, "found": True} for one in kept] for i, kept in wanted.items() if kept}

@@ -77,7 +77,7 @@ def test_two_raters_at_once_by_keyboard_and_by_mouse(browser, address, study):
             desk.keyboard.press("ArrowLeft")  # half an answer, lost by the reload
             desk.reload()
             desk.wait_for_selector("fieldset.current")
-            assert desk.get_by_role("heading").inner_text() == "ImagePair 3 of 4"
+            assert desk.get_by_role("heading").inner_text() == "Pair 3 of 4"
         # a slip (2) is taken back and put right
         by_keyboard(desk, ["ArrowLeft", "ArrowLeft", "2", "Backspace", "5", "4", "3", "1"])
         by_mouse(tablet, ["right", "right"], [1, 2, 4, 5])
@@ -104,7 +104,7 @@ def test_one_browser_for_one_rater_after_the_other(browser, address, study):
     page.wait_for_selector("fieldset.current")
     by_keyboard(page, ["ArrowRight", "ArrowRight", "5", "4", "3", "1"])
     page.goto(address)  # Bea comes back
-    assert page.get_by_role("heading").inner_text() == "ImagePair 2 of 4"
+    assert page.get_by_role("heading").inner_text() == "Pair 2 of 4"
     assert [len(Answers(study).all(rater)) for rater in (1, 2)] == [4, 1]
     assert faults == []
 

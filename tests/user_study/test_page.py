@@ -37,7 +37,7 @@ def test_a_whole_study(client, study):
     shown = plans.order(plans.read(study), 1)
     for position in range(4):
         page = client.get("/pair").text
-        assert f"ImagePair {position + 1} of 4" in page
+        assert f"Pair {position + 1} of 4" in page
         answered = client.post(f"/pair/{position}", data={**GIVEN, "csrf": csrf(client)})
         assert answered.status_code == 303
     assert "Thank you, Ada" in client.get("/pair").text
@@ -76,7 +76,7 @@ def test_resuming_by_cookie(client, study):
     again = create_app(study).test_client()  # the server was restarted
     name = client.application.config["SESSION_COOKIE_NAME"]
     again.set_cookie(name, client.get_cookie(name).value)
-    assert "ImagePair 2 of 4" in again.get("/pair").text
+    assert "Pair 2 of 4" in again.get("/pair").text
 
 
 def test_a_taken_name_an_empty_one_and_a_script(client, study):
@@ -182,7 +182,7 @@ def test_another_token_locks_everybody_out(study):
 def test_another_rater_takes_the_seat(client, study):
     join(client)
     assert client.post("/leave").status_code == 400  # without the CSRF token
-    assert "ImagePair 1" in client.get("/pair").text
+    assert "Pair 1" in client.get("/pair").text
     assert client.post("/leave", data={"csrf": csrf(client)}).status_code == 303
     assert client.get("/pair").headers["Location"] == "/"
     assert join(client, "Bea").status_code == 302
