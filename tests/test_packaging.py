@@ -44,7 +44,7 @@ def test_every_class_name_is_used_once():
 
 
 def test_retired_words_are_found_by_line():
-    text = "The doors of a house.\nDIS_globalX judges x, beside y; --exemplar=image and --exemplars=3"
+    text = "The doors of a building.\nDIS_globalX judges x, beside y; --exemplar=image and --exemplars=3"
     found = [(number, word) for number, word, _ in retired_words.hits(text)]
     assert found == [(1, "doors"), (2, "judges"), (2, "beside"), (2, "--exemplar")]
 
