@@ -89,10 +89,10 @@ def measure(folder: Path) -> dict[str, float]:
     dataset = records.open_dataset(folder)
     next(iter(dataset.serialized("train_labelled").map(dataset.decode)))  # TensorFlow has started
     before = status_kib("VmHWM")
-    layers = object_residuals(dataset)
+    residuals = object_residuals(dataset)
     after = status_kib("VmHWM")
-    kept = sum(np.asarray(part).nbytes for part in layers)
-    objects = len(layers.own)
+    kept = sum(np.asarray(part).nbytes for part in residuals)
+    objects = len(residuals.weights)
     return {
         "images": dataset.count("train_labelled"),
         "objects": objects,

@@ -6,7 +6,7 @@ import tensorflow as tf
 from scipy import ndimage
 
 from tf_detectorgan.data import object_residuals
-from tf_detectorgan.data.object_residuals import _noise, _split, residuals
+from tf_detectorgan.data.object_residuals import _noise_variance, _split, residuals
 from tf_detectorgan.errors import InputError
 
 S = 48
@@ -90,7 +90,7 @@ def images_of(dataset, kept):
     examples = dataset.examples["train_labelled"]
     images = np.stack([e["image"] / np.float32(127.5) - 1 for e in examples for _ in e["labels"]])
     boxes = np.concatenate([e["boxes"] for e in examples])
-    return residuals(tf.constant(images, tf.float32), boxes, kept.cells, kept.own).numpy()
+    return residuals(tf.constant(images, tf.float32), boxes, kept.cells, kept.weights).numpy()
 
 
 def errors(layers, drawn):
@@ -173,8 +173,8 @@ def test_what_is_kept_grows_with_objects_not_with_images(make_dataset, monkeypat
         counts = [len(e["labels"]) for e in dataset.examples["train_labelled"]]
         assert kept.first.numpy().tolist() == (np.cumsum(counts) - counts).tolist()
         assert kept.cells.shape == (sum(counts), 1, 144)
-        assert kept.own.shape == (sum(counts),)
-        assert kept.cells.dtype == kept.own.dtype == tf.float32
+        assert kept.weights.shape == (sum(counts),)
+        assert kept.cells.dtype == kept.weights.dtype == tf.float32
 
 
 def test_shared_and_own_part_by_hand():
@@ -200,7 +200,7 @@ def test_each_class_is_weighted_by_the_errors_of_its_own_boxes():
     rng = np.random.default_rng(0)
     of_errors = np.repeat([0, 1, 2], [2000, 2000, 2])
     errors = rng.standard_normal((4002, 50)) * np.where(of_errors == 0, 1.0, 2.0)[:, None]
-    noise = _noise(errors, of_errors, 4)
+    noise = _noise_variance(errors, of_errors, 4)
     np.testing.assert_allclose(noise, [1, 4, 2.5, 2.5], rtol=0.03)
     found = rng.standard_normal((6000, 50)) * 3
     _, own = _split(found, np.repeat([0, 1, 2], 2000), errors, noise)

@@ -134,7 +134,7 @@ def test_a_layer_is_laid_over_the_image_near_its_box_only(scene):
         m = sum(len(one["labels"]) for one in scene.labelled[:index]) + k
         own_box = scene.labelled[index]["boxes"][k : k + 1]
         layer = residuals(
-            scene.decoded[index][None], own_box, kept.cells[m : m + 1], kept.own[m : m + 1]
+            scene.decoded[index][None], own_box, kept.cells[m : m + 1], kept.weights[m : m + 1]
         ).numpy()[0]
         laid = layer[y0 - dy : y1 - dy, x0 - dx : x1 - dx]
         wanted = np.clip(x.numpy()[y0:y1, x0:x1] + laid, -1, 1)

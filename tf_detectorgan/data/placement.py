@@ -190,7 +190,9 @@ def insertions(images, valid_sizes, references: References, draws, options: Plac
     exemplars = moved = resample(decoded, *total)
     if references.residuals is not None:
         number = tf.gather(references.residuals.first, chosen) + box_index
-        parts = (tf.gather(part, number) for part in (references.residuals.cells, references.residuals.own))
+        parts = (
+            tf.gather(part, number) for part in (references.residuals.cells, references.residuals.weights)
+        )
         exemplars = images + resample(residuals(decoded, own_boxes, *parts), *total)
         exemplars = tf.clip_by_value(exemplars, -1.0, 1.0)
     if options.noise:
