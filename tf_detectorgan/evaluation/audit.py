@@ -127,7 +127,7 @@ def contrast(objects: Objects) -> np.ndarray:
 
 
 def unit_crops(objects: Objects) -> np.ndarray:
-    """Returns crops of the objects with a margin, [N, F] of mean 0 and length 1; products are correlations."""
+    """Returns crops of the objects with a margin, [N, F], mean 0, length 1; products are correlations."""
     crops = crop(tf.constant(objects.images), tf.constant(objects.boxes), CROP, CONTEXT)
     flat = tf.reshape(crops, [len(objects.images), -1]).numpy()
     flat = flat - flat.mean(1, keepdims=True)
