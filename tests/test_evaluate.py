@@ -90,7 +90,7 @@ def test_data_that_are_gone(run_dir, tmp_path):
     config = read(run_dir / "config.json")
     (run_dir / "config.json").write_text(json.dumps({**config, "data_dir": str(tmp_path / "gone")}), "utf-8")
     with pytest.raises(
-        InputError, match="gone: the data set of .* is not there; say where it is by --data_dir"
+        InputError, match="gone: the data set of .* is missing; give its path with --data_dir"
     ):
         score(run_dir)
 

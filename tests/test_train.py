@@ -239,7 +239,7 @@ def test_a_second_call_does_nothing(runs, data):
         out, errors, code = again.finish()
     assert code == 0, errors
     assert time.monotonic() - began < 90  # training takes minutes, of which most are tracing
-    assert f"detectorgan/joint: done before ({JOINT_STEPS})" in out
+    assert f"detectorgan/joint: already finished ({JOINT_STEPS})" in out
     assert before == {file: file.stat().st_mtime_ns for file in trained}
 
 
@@ -254,7 +254,7 @@ def test_other_settings_in_the_same_directory_are_refused_in_one_line(runs, data
     (line,) = [
         line for line in errors.splitlines() if line.startswith("error: ")
     ]  # TensorFlow talks there too
-    assert line.startswith(f"error: {run} holds a run with other settings (--lambda_syn was 0.05, is 0.5)")
+    assert line.startswith(f"error: {run} has a run with other settings (--lambda_syn was 0.05, is 0.5)")
     assert (run / "config.json").read_text() == settings
 
 

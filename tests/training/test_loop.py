@@ -149,7 +149,7 @@ def test_skip_finished(tmp_path, capsys):
     assert capsys.readouterr().out == ""
     Counted(tmp_path, 3).run()
     assert loop.skip_finished("joint", tmp_path)
-    assert capsys.readouterr().out == "joint: done before (3)\n"
+    assert capsys.readouterr().out == "joint: already finished (3)\n"
 
 
 def test_infinite_is_not_finite():

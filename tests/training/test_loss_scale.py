@@ -22,7 +22,7 @@ def test_the_rule_is_keras_s(monkeypatch):
     monkeypatch.setattr(loss_scale, "GOOD_STEPS", 3)
     variable, ours = keras.Variable([1.0]), LossScale()
     theirs = keras.optimizers.LossScaleOptimizer(
-        keras.optimizers.SGD(0.0), initial_scale=loss_scale.FIRST, dynamic_growth_steps=3
+        keras.optimizers.SGD(0.0), initial_scale=loss_scale.INITIAL, dynamic_growth_steps=3
     )
     theirs.build([variable])
     seen = []
@@ -30,7 +30,9 @@ def test_the_rule_is_keras_s(monkeypatch):
         theirs.apply([tf.constant([gradient])], [variable])
         taken = ours.accept([tf.constant([gradient])])
         assert bool(taken) == (gradient == 1)
-        seen.append((float(ours.scale) / loss_scale.FIRST, float(theirs.dynamic_scale) / loss_scale.FIRST))
+        seen.append(
+            (float(ours.scale) / loss_scale.INITIAL, float(theirs.dynamic_scale) / loss_scale.INITIAL)
+        )
     assert [a for a, _ in seen] == [b for _, b in seen] == [1, 1, 0.5, 0.5, 0.5, 1, 1, 0.5, 0.25, 0.25]
     assert int(ours.skipped) == 3
 

@@ -20,7 +20,7 @@ from tf_detectorgan.data import augmentation, draws, noise, placement, streams
 from tf_detectorgan.data.augmentation import Augmentation
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.data.records import Dataset
-from tf_detectorgan.data.streams import GAN_ONLY, Host
+from tf_detectorgan.data.streams import SINGLE_HOST, Host
 from tf_detectorgan.errors import InputError
 
 # One draw chooses a box of a labelled image (y_boxes).
@@ -74,7 +74,7 @@ def joint_batches(
     steps: int,
     placement: Placement,
     unroll_steps: int = 1,
-    host: Host = GAN_ONLY,
+    host: Host = SINGLE_HOST,
 ) -> tf.data.Dataset:
     """The `Batch` of each step from `start_step` to `steps` - 1; half of the images are mirrored.
 
@@ -135,7 +135,7 @@ def labelled_batches(
     synthetic_fraction: float = 0.5,
     synthetic_objects: int = 1,
     clean_fraction: float = 0.0,
-    host: Host = GAN_ONLY,
+    host: Host = SINGLE_HOST,
 ) -> tf.data.Dataset:
     """The `Labelled` batch of each step from `start_step` to `steps` - 1, for training a detector.
 

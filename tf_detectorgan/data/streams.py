@@ -35,7 +35,7 @@ class Host:
         return np.arange(batch_size) // (batch_size // self.count) == self.index
 
 
-GAN_ONLY = Host()
+SINGLE_HOST = Host()
 
 
 @dataclasses.dataclass(frozen=True)
