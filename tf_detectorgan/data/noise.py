@@ -1,4 +1,4 @@
-"""The noise that PS-GAN's generator draws a person into (Ouyang et al. 2018, section 3.1).
+"""The noise in the box at which PS-GAN's generator draws a person (Ouyang et al. 2018, section 3.1).
 
 Letters: N images, S stored side, C channels.
 """
@@ -11,9 +11,9 @@ from tf_detectorgan import boxes as box_ops
 
 
 def fill(images, boxes, draws) -> tf.Tensor:
-    """`images` [N, S, S, C] with each pixel of boxes [N, 4] black, grey or white, a third of them each.
+    """Returns `images` [N, S, S, C] with each pixel of boxes [N, 4] black, grey or white at random.
 
-    `draws` [N, 2] float32 alone decide which pixel is what: image by image, whatever else is in the batch.
+    The pixels of an image depend only on its `draws` [N, 2] float32, not on the rest of the batch.
     """
     height, width = images.shape[1:3]
 

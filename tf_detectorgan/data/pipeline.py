@@ -1,8 +1,8 @@
-"""From undecoded records to batches. The batch of step t is a function of (seed, t) alone (decision 0030).
+"""Input pipelines: batches from undecoded records. The batch of step t depends on (seed, t) only (0030).
 
-Records are drawn by number (streams.py), every random number of an image is a function of that number
-(draws.py), and all steps below work on whole batches of one static shape. So a run that resumes at step t
-sees what it would have seen, on any number of threads.
+Records are drawn by number (streams.py), and every random number of an image is a function of that number
+(draws.py). All operations below work on whole batches of one static shape. So a run that resumes at step t
+gets the same batches as an uninterrupted one, for any number of threads.
 Letters: N images, S stored side, C channels, K = dataset.max_boxes.
 """
 
@@ -28,7 +28,7 @@ _DRAWS = augmentation.DRAWS + placement.DRAWS + 1
 
 
 class EvaluationBatch(NamedTuple):
-    """Images to be judged, with their truth; the last batch is filled up with images that are not `real`."""
+    """Images to evaluate, with their boxes; the last batch is padded with images that are not `real`."""
 
     images: tf.Tensor  # [N, S, S, C]
     image_ids: tf.Tensor  # [N] int64
@@ -76,16 +76,16 @@ def joint_batches(
     unroll_steps: int = 1,
     host: Host = SINGLE_HOST,
 ) -> tf.data.Dataset:
-    """The `Batch` of each step from `start_step` to `steps` - 1; half of the images are mirrored.
+    """Returns the `Batch` of each step from `start_step` to `steps` - 1; half of the images are mirrored.
 
     Args:
-      dataset: with train_clean, train_labelled and, if there is one, train_unboxed; without it, u is y.
+      dataset: with train_clean and train_labelled. Without train_unboxed, u is y.
       batch_size: N, of each stream.
-      seed: of everything drawn here.
-      start_step, steps: the first step wanted, and the number of the whole run's.
-      placement: where objects go into x, and whether as noise; if so, y has noise in y_boxes as well.
-      unroll_steps: virtual steps of Eqn 3; each after the first has a draw of its own in y_later.
-      host: whose rows of the batches are wanted.
+      seed: of all random numbers.
+      start_step, steps: the first step, and the number of steps of the whole run.
+      placement: how objects are inserted into x. With `noise`, y_noised has noise in y_boxes.
+      unroll_steps: unrolled steps of Eqn 3. Each after the first has its own labelled images, in y_later.
+      host: the process whose rows of the batches are returned.
 
     Raises:
       InputError: a split is missing.
@@ -137,25 +137,25 @@ def labelled_batches(
     clean_fraction: float = 0.0,
     host: Host = SINGLE_HOST,
 ) -> tf.data.Dataset:
-    """The `Labelled` batch of each step from `start_step` to `steps` - 1, for training a detector.
+    """Returns the `Labelled` batch of each step from `start_step` to `steps` - 1, for training a detector.
 
-    Every batch has exactly round(fraction * batch_size) synthetic and clean images; the others are from
-    train_labelled. The kinds are spread evenly over the batch, so that each replica gets its share.
+    Every batch has exactly round(fraction * batch_size) synthetic and clean images, by their fractions; the
+    others are from train_labelled. Each kind is distributed evenly, so that every replica gets its share.
 
     Args:
       dataset: the real images.
-      batch_size, seed: N, and the seed of everything drawn here.
-      start_step, steps: the first step wanted, and the number of the whole run's.
-      augment: what is done to all images.
-      real: serialized Examples of train_labelled, None: all of them.
-      synthetic: serialized Examples of the same schema (`records.read_records`), None: no synthetic images.
-      synthetic_fraction, clean_fraction: their shares of the batch; clean images have no box.
-      synthetic_objects: boxes that one of `synthetic` has at most; K is at least this.
-      host: whose rows of the batches are wanted.
+      batch_size, seed: N, and the seed of all random numbers.
+      start_step, steps: the first step, and the number of steps of the whole run.
+      augment: augmentation of all images.
+      real: serialized Examples to use in place of all of train_labelled; None: all.
+      synthetic: serialized Examples of the same schema (`records.read_records`); None: no synthetic images.
+      synthetic_fraction, clean_fraction: shares of the batch; clean images have no box.
+      synthetic_objects: most boxes of one synthetic image; K is at least this.
+      host: the process whose rows of the batches are returned.
 
     Raises:
-      InputError: there are no images of a kind that is wanted.
-      ValueError: the fractions leave no place for real images, or are negative; hosts cannot share a batch.
+      InputError: there are no images of a kind with a share.
+      ValueError: the fractions leave no real images, or are negative; hosts cannot share a batch.
     """
     counts = {
         "synthetic": 0 if synthetic is None else round(synthetic_fraction * batch_size),
@@ -185,10 +185,10 @@ def labelled_batches(
 
 
 def _mixed(counts: Mapping[str, int], rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Which images of each kind stand in the batch's `rows` (bool [batch size]), and in which order.
+    """Distributes the images of each kind over the batch; returns those in `rows` (bool [batch size]).
 
-    Kinds are spread evenly: image j of a kind wants the place (j + 1/2) / count of the batch. Returns for
-    each kind that has any a bool [count], and the order of these images, kind after kind, in the rows.
+    Image j of a kind has the relative position (j + 1/2) / count in the batch, so each is distributed evenly.
+    Returns a bool [count] for each kind with images, and the order of these images, kind by kind, in `rows`.
     """
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts.values()])
     mine = np.argsort(places, kind="stable")[rows]
@@ -198,7 +198,7 @@ def _mixed(counts: Mapping[str, int], rows: np.ndarray) -> tuple[dict[str, np.nd
 
 
 def evaluation_batches(dataset: Dataset, splits: Sequence[str], batch_size: int) -> tf.data.Dataset:
-    """`EvaluationBatch`es with each image of `splits` ("test_labelled", "test_clean", ...) once, in order.
+    """Returns `EvaluationBatch`es with each image of `splits` ("test_labelled", ...) once, in order.
 
     Raises:
       InputError: the splits have no image.
@@ -221,12 +221,12 @@ def evaluation_batches(dataset: Dataset, splits: Sequence[str], batch_size: int)
 def synthesis_batches(
     dataset: Dataset, *, count: int, batch_size: int, seed: int, start: int, placement: Placement
 ) -> tf.data.Dataset:
-    """`Synthesis` batches of the images numbered `start` to `count` - 1; `Synthesis.seeds` are the numbers.
+    """Returns `Synthesis` batches of the images `start` to `count` - 1; `Synthesis.seeds` has these numbers.
 
-    A batch has `batch_size` images, each in `placement.objects` rows that follow one another, an insertion
-    each. Row k of image i is a function of (seed, i, k) alone. The last batch is filled up with the images
-    that would come next: leave out those with a number of `count` or more. The backgrounds are train_clean
-    in random order, each once before any comes again; none is augmented.
+    A batch has `batch_size` images, each in `placement.objects` consecutive rows with one insertion each. Row
+    k of image i is a function of (seed, i, k) only. The last batch is padded with the next images: ignore
+    those with a number of `count` or more. The backgrounds are train_clean in random order, each used once
+    before any is used again, without augmentation.
 
     Raises:
       InputError: a split is missing.
@@ -258,7 +258,7 @@ def synthesis_batches(
 def _rows_of_objects(x: _Drawn, seed: int, objects: int) -> tuple[_Drawn, tf.Tensor]:
     """Repeats each image in `objects` successive rows; returns them, and a number in [0, 1) for each row.
 
-    Random numbers are the row's own. Those of the first row are the same however many follow.
+    Each row has its own random numbers. Those of the first row do not depend on the number of objects.
     """
     first = tf.concat([x.draws, draws.of_each(seed, "residual_scale", x.numbers, 1)], axis=1)
     others = [draws.of_each(seed, "objects", x.numbers, _DRAWS + 1, k) for k in range(1, objects)]
@@ -268,7 +268,7 @@ def _rows_of_objects(x: _Drawn, seed: int, objects: int) -> tuple[_Drawn, tf.Ten
 
 
 class _Placer:
-    """`placement.insertions` with its references."""
+    """Returns `placement.insertions` with its references."""
 
     def __init__(self, dataset: Dataset, options: Placement):
         self.references, self.options = placement.reference_table(dataset, options), options
@@ -279,20 +279,20 @@ class _Placer:
 
 
 def _open(dataset, split, some=None):
-    """The split's records, or `some` of them."""
+    """Returns the split's records, or `some` of them."""
     strings = dataset.serialized(split) if some is None else some
     return streams.open_source(strings, f"split {split} of {dataset.name}")
 
 
 def _drawn(dataset, source, seed, stream, wanted: np.ndarray, start, max_boxes: int = 0) -> tf.data.Dataset:
-    """Endless `_Drawn` batches of a stream from element `start` on: their `wanted` rows [batch size]."""
+    """Returns endless `_Drawn` batches of a stream from element `start` on, with their `wanted` rows."""
 
     def decode(number, serialized):
         fields = _decode(dataset, serialized, max_boxes)
         return _Drawn(number, *fields, draws.uniforms(seed, stream, number, _DRAWS))
 
     elements = streams.endless(source, seed, stream, start)
-    if not wanted.all():  # what others decode is left out before it is decoded
+    if not wanted.all():  # rows of other processes are not decoded
         elements = elements.filter(lambda number, _: tf.constant(wanted)[(number - start) % len(wanted)])
     return _mapped(elements, decode).batch(wanted.sum(), drop_remainder=True)
 
@@ -300,7 +300,7 @@ def _drawn(dataset, source, seed, stream, wanted: np.ndarray, start, max_boxes: 
 def _decode(
     dataset, serialized, max_boxes: int = 0
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """image, image_id, group, boxes, labels, valid_size of one record, of static shape."""
+    """Returns image, image_id, group, boxes, labels, valid_size of one record, of static shape."""
     record = dataset.decode(serialized)
     image = tf.ensure_shape(record.image, dataset.image_shape)
     boxes, labels = placement.padded_boxes(record, max_boxes or dataset.max_boxes)
@@ -316,7 +316,7 @@ def _mapped(dataset, function):
 def _finished(dataset, count: int | None = None):
     options = tf.data.Options()
     options.deterministic = True
-    # A strategy splits a host's batch among its replicas; nobody drops or repeats records.
+    # A strategy divides a host's batch among its replicas; no record is dropped or repeated.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     if count is not None:
         dataset = dataset.take(max(count, 0))

@@ -1,7 +1,7 @@
-"""Writes a data set shard by shard, each a file of its own: in bounded memory, and resumable.
+"""Writes a data set in shards, one file each, in bounded memory; an interrupted call can be resumed.
 
-TFDS describes and names the files; it does not write them, because its writers hold what they write in memory
-and begin anew after an interruption (docs/decisions/0010).
+TFDS names and describes the files, but does not write them: its writers hold all examples in memory and start
+again after an interruption (docs/decisions/0010).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from tf_detectorgan import __version__, disk, progress
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
 
-_NAME_BYTES = 200  # of the usual 255; the hidden directory beside it has a longer one
+_NAME_BYTES = 200  # of the usual 255; the hidden directory next to it has a longer one
 _SHARD_BYTES = 64 << 20  # of decoded images: 256 grey ones of 512 pixels, some seconds of work
 
 
 class About(NamedTuple):
-    """What a data set says of itself."""
+    """Name, version and description of a data set."""
 
     name: str
     version: str
     description: str
-    citation: str = ""  # what the publisher says of source and licence
+    citation: str = ""  # the publisher's statement of source and licence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file to be written, all or nothing."""
+    """One file, written completely or not at all."""
 
     split: str
     path: Path
@@ -72,7 +72,7 @@ def _template(plan: Plan, split: str, directory: Path) -> tfds.core.ShardedFileT
 
 
 def _shards(plan: Plan, directory: Path) -> list[Shard]:
-    """What is to be written into `directory`, in order."""
+    """Returns the shards to write into `directory`, in order."""
     image, found = plan.schema["image"], []
     size = max(_SHARD_BYTES // (int(np.prod(image.shape)) * np.dtype(image.np_dtype).itemsize), 1)
     for split, items in plan.splits.items():
@@ -112,18 +112,18 @@ def _describe(plan: Plan, shards: Sequence[Shard], directory: Path) -> None:
 
 
 def build(plan: Plan, out, overwrite: bool = False) -> None:
-    """Writes a data set into the directory `out`, whole or not at all.
+    """Writes a data set into the directory `out`, completely or not at all.
 
-    The work happens in a hidden directory beside `out`. After an interruption only finished shards are left
-    there, and the same call goes on; a call with other images or settings deletes them.
+    Shards are written to a hidden directory next to `out`. After an interruption the finished shards remain
+    there, and the same call continues; a call with other images or settings deletes them.
 
     Args:
-      plan: what to write.
-      out: where to put the data set.
+      plan: the data set.
+      out: its directory.
       overwrite: replace the data set that is there.
 
     Raises:
-      InputError: `out` exists and is not to be overwritten, or is no prepared data set.
+      InputError: `out` exists, and `overwrite` is false or it is not a prepared data set.
     """
     out = Path(out).expanduser().absolute()
     work = out.with_name(f".{out.name}.partial")
@@ -146,13 +146,13 @@ def build(plan: Plan, out, overwrite: bool = False) -> None:
 
 
 def _put_back(work: Path, out: Path) -> None:
-    """The old data set, where a process ended between two renames."""
+    """Returns the directory of the old data set, if a process ended between two renames."""
     if (work / "old").exists() and not out.exists():
         (work / "old").rename(out)
 
 
 def _keep_own(work: Path, plan: Plan, shards: Sequence[Shard]) -> None:
-    """Deletes what is left of another call, one with other images, settings or another version."""
+    """Deletes the shards of a call with other images, other settings or another version."""
     digest = hashlib.sha256(f"{__version__} {plan.schema} {plan.example}".encode())
     for shard in shards:
         digest.update(f"{shard.path.name} {shard.items}".encode())
@@ -164,7 +164,7 @@ def _keep_own(work: Path, plan: Plan, shards: Sequence[Shard]) -> None:
 
 
 def _clear(work: Path, shards: Sequence[Shard]) -> None:
-    """After a failure: leaves finished shards only, and says so."""
+    """After a failure, deletes unfinished shards and prints how many are finished."""
     if kept := sum(shard.path.is_file() for shard in shards):
         print(
             f"{kept} of {len(shards)} record files are finished and kept in {work}: "
@@ -188,25 +188,25 @@ def _write(plan: Plan, shards: Sequence[Shard]) -> None:
 
 
 def check_target(out, overwrite: bool) -> None:
-    """Refuses to write over anything but a prepared data set, and over that only when asked.
+    """Checks that `out` can be written.
 
     Raises:
-      InputError: as said, or no file can have this name.
+      InputError: `out` exists and is not a prepared data set, or `overwrite` is false; invalid name.
       OSError: nothing can be written there.
     """
     try:
-        str(out).encode("utf-8")  # TensorFlow takes no other names
+        str(out).encode("utf-8")  # TensorFlow needs UTF-8 names
     except UnicodeEncodeError as error:
-        raise InputError(f"--out={out}: is no UTF-8; choose another name") from error
+        raise InputError(f"--out={out}: is not UTF-8; choose another name") from error
     out = Path(out).expanduser().absolute()
     if max(len(os.fsencode(part)) for part in out.parts) > _NAME_BYTES:
-        raise InputError(f"--out={out}: a name of over {_NAME_BYTES} bytes; choose a shorter one")
+        raise InputError(f"--out={out}: its name has over {_NAME_BYTES} bytes; choose a shorter one")
     place = next((folder for folder in out.parents if folder.exists()), out)
-    with tempfile.TemporaryFile(dir=place):  # now, and not after an hour of reading
+    with tempfile.TemporaryFile(dir=place):  # fails now, not after an hour of reading
         pass
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not records.is_dataset(out):
-        raise InputError(f"--out={out}: exists and is no prepared data set; choose another directory")
+        raise InputError(f"--out={out}: exists and is not a prepared data set; choose another directory")
     if not overwrite:
         raise InputError(f"--out={out}: already holds a data set; use --overwrite to replace it")

@@ -1,7 +1,7 @@
-"""Endless, reshuffled passes over undecoded records that can start anywhere.
+"""Endless streams of undecoded records, reshuffled every epoch, that can start at any element.
 
-Element p of a stream is a function of (seed, stream, p) alone. Each record comes once per epoch, that is once
-among the elements e * count to (e + 1) * count - 1.
+Element p of a stream is a function of (seed, stream, p) only. Each record occurs once per epoch e, among the
+elements e * count to (e + 1) * count - 1.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ MEMORY_LIMIT = 512 * 2**20  # bytes of undecoded records of one stream that may 
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """One of the processes that train together: of every batch it decodes and gets its own rows alone."""
+    """One of the processes that train together; it decodes only its own rows of every batch."""
 
     index: int = 0
     count: int = 1
 
     def rows(self, batch_size: int) -> np.ndarray:
-        """Which rows of a batch are its own: bool [batch_size].
+        """Returns bool [batch_size]: the row belongs to this process.
 
         Raises:
-          ValueError: the hosts cannot have equally many.
+          ValueError: the batch is not divisible by the number of processes.
         """
         if batch_size % self.count:
             raise ValueError(f"{batch_size} rows are not divisible by {self.count} hosts")
@@ -40,7 +40,7 @@ SINGLE_HOST = Host()
 
 @dataclasses.dataclass(frozen=True)
 class RecordSource:
-    """Undecoded records to draw from: held in memory, or read in blocks where they are too large for that."""
+    """Undecoded records: held in memory, or read in blocks if they are too large for that."""
 
     strings: tf.data.Dataset  # of serialized Examples ([] string), in a fixed order
     count: int
@@ -70,7 +70,7 @@ def open_source(strings: tf.data.Dataset, name: str, memory_limit: int = MEMORY_
 
 
 def endless(source: RecordSource, seed: int, stream: str, start: int) -> tf.data.Dataset:
-    """Pairs (p, serialized Example) for p = start, start + 1, ...; skipped elements are never decoded."""
+    """Returns pairs (p, serialized Example) for p = start, start + 1, ...; nothing before is decoded."""
     first_epoch, within = divmod(start, source.count)
     epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
     if source.held is not None:
@@ -88,7 +88,7 @@ def endless(source: RecordSource, seed: int, stream: str, start: int) -> tf.data
 
 
 def _by_blocks(source, seed, stream, epoch):
-    """One epoch, shuffled in blocks whose borders differ from epoch to epoch (decision 0030)."""
+    """Yields one epoch, shuffled in blocks whose borders differ between epochs (decision 0030)."""
     # Numbered below 0, as the elements' own draws are numbered from 0.
     draw = draws.uniforms(seed, stream, -1 - epoch, 1)[0]
     border = 1 + tf.cast(draws.pick(draw, source.block), tf.int64)
