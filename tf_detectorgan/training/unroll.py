@@ -124,9 +124,7 @@ def _recomputed(loss: Callable, W, images):
     @tf.custom_gradient
     def forward(images, *W):
         def backward(_, __, *upstream, variables=()):
-            with tf.control_dependencies(
-                upstream
-            ):  # otherwise Grappler merges this with the first computation
+            with tf.control_dependencies(upstream):  # else Grappler merges this with the first computation
                 inputs = [tf.identity(v) for v in (images, *W)]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(inputs)
