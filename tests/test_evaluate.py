@@ -70,7 +70,7 @@ def test_another_main_iou_is_scored_anew(run_dir):
         ({"arm": ("cut_paste", "acgan")}, "no final detector of acgan \\(finished: cut_paste\\)"),
         ({"data_dir": "smaller"}, "image_shape is \\[16, 16, 1\\], but the run has \\[32, 32, 1\\]"),
         ({"data_dir": "unvalidated", "split": "validation"}, "has no validation split"),
-        ({"data_dir": "nowhere"}, "no prepared data set"),
+        ({"data_dir": "nowhere"}, "not a prepared data set"),
     ],
 )
 def test_bad_input(run_dir, tiny_phantom, options, message):

@@ -68,7 +68,7 @@ def test_an_existing_set_is_replaced_only_when_asked_and_anything_else_never(ann
     other = annotations.parent / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="no prepared data set"):
+    with pytest.raises(InputError, match="not a prepared data set"):
         prepare(options(annotations, out=str(other), overwrite=True))
     assert (other / "thesis.tex").read_text() == "years of work"
 
@@ -164,9 +164,9 @@ def test_what_other_settings_left_is_not_used(annotations, monkeypatch):
         ({"annotations": ""}, "--annotations="),
         ({"images": "/no/such/place"}, "--images=/no/such/place"),
         ({"images": "x" * 300}, "--images=xxx.*: no such directory"),
-        ({"out": "x" * 300}, "--out=.*xxx: a name of over 200 bytes"),
-        ({"out": "\udcff"}, "--out=.*: is no UTF-8"),
-        ({"out": "/"}, "--out=/: exists and is no prepared data set"),
+        ({"out": "x" * 300}, "--out=.*xxx: a name has more than 200 bytes"),
+        ({"out": "\udcff"}, "--out=.*: not valid UTF-8"),
+        ({"out": "/"}, "--out=/: exists and is not a prepared data set"),
         ({"splits": (0.5, 0.2)}, "--splits=0.5,0.2"),
         ({"train_images": 57}, "--train_images=57"),
         ({"dataset": "phantom", "annotations": "", "image_size": 16}, "--image_size=16"),

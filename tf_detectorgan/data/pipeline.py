@@ -52,8 +52,8 @@ class _Drawn(NamedTuple):
     draws: tf.Tensor  # [N, _DRAWS]
 
     def augmented(self, options: Augmentation) -> _Drawn:
-        mine = self.draws[:, : augmentation.DRAWS]
-        changed = augmentation.augment(self.images, self.boxes, self.labels, self.valid_sizes, mine, options)
+        part = self.draws[:, : augmentation.DRAWS]
+        changed = augmentation.augment(self.images, self.boxes, self.labels, self.valid_sizes, part, options)
         return self._replace(images=changed[0], boxes=changed[1], labels=changed[2])
 
     @property
@@ -89,7 +89,7 @@ def joint_batches(
 
     Raises:
       InputError: a split is missing.
-      ValueError: hosts cannot share a batch.
+      ValueError: the batch cannot be divided among the hosts.
     """
     labelled = _open(dataset, "train_labelled")
     sources = {"x": _open(dataset, "train_clean"), "y": labelled, "y2": labelled}
@@ -114,9 +114,9 @@ def joint_batches(
         return batch
 
     rows = host.rows(batch_size)
-    wanted = dict.fromkeys(sources, rows) | {"y_later": np.tile(rows, unroll_steps - 1)}
+    rows_of = dict.fromkeys(sources, rows) | {"y_later": np.tile(rows, unroll_steps - 1)}
     drawn = {
-        name: _drawn(dataset, source, seed, name, wanted[name], start_step * len(wanted[name]))
+        name: _drawn(dataset, source, seed, name, rows_of[name], start_step * len(rows_of[name]))
         for name, source in sources.items()
     }
     return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
@@ -163,23 +163,23 @@ def labelled_batches(
     }
     counts["real"] = batch_size - sum(counts.values())
     if min(counts.values()) < 0 or not counts["real"]:
-        raise ValueError(f"{synthetic_fraction=}, {clean_fraction=}: {counts['real']} real images in a batch")
+        raise ValueError(f"{synthetic_fraction=}, {clean_fraction=}: negative, or no real images in a batch")
     counts = {kind: count for kind, count in counts.items() if count}
     sources = {"real": _open(dataset, "train_labelled", real)}
     if "clean" in counts:
         sources["clean"] = _open(dataset, "train_clean")
     if synthetic is not None and "synthetic" in counts:
         sources["synthetic"] = streams.open_source(synthetic, "the synthetic set")
-    wanted, order = _mixed(counts, host.rows(batch_size))
-    boxes = max(dataset.max_boxes, synthetic_objects)  # one K in all arms, so that nothing is traced again
+    rows_of, order = _mixed(counts, host.rows(batch_size))
+    boxes = max(dataset.max_boxes, synthetic_objects)  # the same K in all arms: no function is traced again
 
     def assemble(drawn: dict[str, _Drawn]) -> Labelled:
         columns = zip(*(drawn[kind].augmented(augment).labelled for kind in drawn), strict=True)
         return Labelled(*(tf.gather(tf.concat(column, axis=0), order) for column in columns))
 
     drawn = {
-        kind: _drawn(dataset, sources[kind], seed, kind, places, start_step * len(places), boxes)
-        for kind, places in wanted.items()
+        kind: _drawn(dataset, sources[kind], seed, kind, rows, start_step * len(rows), boxes)
+        for kind, rows in rows_of.items()
     }
     return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
 
@@ -191,17 +191,17 @@ def _mixed(counts: Mapping[str, int], rows: np.ndarray) -> tuple[dict[str, np.nd
     Returns a bool [count] for each kind with images, and the order of these images, kind by kind, in `rows`.
     """
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts.values()])
-    mine = np.argsort(places, kind="stable")[rows]
-    own = np.split(np.isin(np.arange(len(rows)), mine), np.cumsum([*counts.values()])[:-1])
-    wanted = {kind: chosen for kind, chosen in zip(counts, own, strict=True) if chosen.any()}
-    return wanted, np.searchsorted(np.sort(mine), mine)
+    images = np.argsort(places, kind="stable")[rows]
+    masks = np.split(np.isin(np.arange(len(rows)), images), np.cumsum([*counts.values()])[:-1])
+    rows_of = {kind: mask for kind, mask in zip(counts, masks, strict=True) if mask.any()}
+    return rows_of, np.searchsorted(np.sort(images), images)
 
 
 def evaluation_batches(dataset: Dataset, splits: Sequence[str], batch_size: int) -> tf.data.Dataset:
     """Returns `EvaluationBatch`es with each image of `splits` ("test_labelled", ...) once, in order.
 
     Raises:
-      InputError: the splits have no image.
+      InputError: the splits have no images.
     """
     total = sum(dataset.count(split) for split in splits)
     if not total:
@@ -256,15 +256,15 @@ def synthesis_batches(
 
 
 def _rows_of_objects(x: _Drawn, seed: int, objects: int) -> tuple[_Drawn, tf.Tensor]:
-    """Repeats each image in `objects` successive rows; returns them, and a number in [0, 1) for each row.
+    """Repeats each image in `objects` consecutive rows; returns the rows and a number in [0, 1) for each.
 
     Each row has its own random numbers. Those of the first row do not depend on the number of objects.
     """
-    first = tf.concat([x.draws, draws.of_each(seed, "residual_scale", x.numbers, 1)], axis=1)
-    others = [draws.of_each(seed, "objects", x.numbers, _DRAWS + 1, k) for k in range(1, objects)]
-    own = tf.reshape(tf.stack([first, *others], axis=1), [-1, _DRAWS + 1])
+    first = tf.concat([x.draws, draws.batch_uniforms(seed, "residual_scale", x.numbers, 1)], axis=1)
+    others = [draws.batch_uniforms(seed, "objects", x.numbers, _DRAWS + 1, k) for k in range(1, objects)]
+    uniform = tf.reshape(tf.stack([first, *others], axis=1), [-1, _DRAWS + 1])
     rows = _Drawn(*(tf.repeat(field, objects, axis=0) for field in x))
-    return rows._replace(draws=own[:, :-1]), own[:, -1]
+    return rows._replace(draws=uniform[:, :-1]), uniform[:, -1]
 
 
 class _Placer:
@@ -274,8 +274,8 @@ class _Placer:
         self.references, self.options = placement.reference_table(dataset, options), options
 
     def __call__(self, x: _Drawn):
-        mine = x.draws[:, augmentation.DRAWS : augmentation.DRAWS + placement.DRAWS]
-        return placement.insertions(x.images, x.valid_sizes, self.references, mine, self.options)
+        part = x.draws[:, augmentation.DRAWS : augmentation.DRAWS + placement.DRAWS]
+        return placement.insertions(x.images, x.valid_sizes, self.references, part, self.options)
 
 
 def _open(dataset, split, some=None):
@@ -309,7 +309,7 @@ def _decode(
 
 
 def _mapped(dataset, function):
-    function = tf.autograph.experimental.do_not_convert(function)  # no tensor decides a branch: traced faster
+    function = tf.autograph.experimental.do_not_convert(function)  # no tensor-dependent branches: faster
     return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 

@@ -40,13 +40,13 @@ class About(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A data set that is to be written."""
+    """A data set to be written."""
 
     about: About
     schema: tfds.features.FeaturesDict
-    max_boxes: int  # of an image
+    max_boxes: int  # of one image
     splits: Mapping[str, Sequence[Any]]  # items of each split
-    example: Callable[[Any], dict[str, Any]]  # an item to an example, see `records.encode`
+    example: Callable[[Any], dict[str, Any]]  # makes an item's example, see `records.encode`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Shard:
     items: Sequence[Any]
 
     def write(self, plan: Plan, progress: Callable[[], object]) -> None:
-        """Writes under a temporary name, then renames."""
+        """Writes the file under a temporary name, then renames it."""
         with disk.whole_file(self.path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
             for item in self.items:
                 writer.write(records.encode(plan.schema, plan.example(item)))
@@ -84,7 +84,7 @@ def _shards(plan: Plan, directory: Path) -> list[Shard]:
 
 
 def _describe(plan: Plan, shards: Sequence[Shard], directory: Path) -> None:
-    """Writes TFDS's description of the shards, which have been written, into `directory`."""
+    """Writes TFDS's description of the finished shards into `directory`."""
     splits = []
     for split, found in groupby(shards, key=lambda shard: shard.split):
         files = [(shard.path.stat().st_size, len(shard.items)) for shard in found]
@@ -127,20 +127,20 @@ def build(plan: Plan, out, overwrite: bool = False) -> None:
     """
     out = Path(out).expanduser().absolute()
     work = out.with_name(f".{out.name}.partial")
-    _put_back(work, out)
+    _restore_old(work, out)
     check_target(out, overwrite)
     directory = work / "shards"
     shards = _shards(plan, directory)
     try:
-        _keep_own(work, plan, shards)
+        _delete_stale(work, plan, shards)
         _write(plan, shards)
         _describe(plan, shards, directory)
         if out.exists():
             out.rename(work / "old")
         directory.rename(out)
     except BaseException:
-        _put_back(work, out)
-        _clear(work, shards)
+        _restore_old(work, out)
+        _clean_up(work, shards)
         raise
     shutil.rmtree(work)
 
@@ -168,7 +168,7 @@ def _clear(work: Path, shards: Sequence[Shard]) -> None:
     if kept := sum(shard.path.is_file() for shard in shards):
         print(
             f"{kept} of {len(shards)} record files are finished and kept in {work}: "
-            "the same command goes on from there",
+            "run the same command again to continue",
             file=sys.stderr,
         )
     else:
@@ -176,11 +176,11 @@ def _clear(work: Path, shards: Sequence[Shard]) -> None:
 
 
 def _write(plan: Plan, shards: Sequence[Shard]) -> None:
-    for partial in shards[0].path.parent.glob(".*.partial"):  # of a process that was killed
+    for partial in shards[0].path.parent.glob(".*.partial"):  # left by a killed process
         partial.unlink()
     missing = [shard for shard in shards if not shard.path.is_file()]
     if len(missing) < len(shards):
-        print(f"{len(shards) - len(missing)} of {len(shards)} record files were finished before")
+        print(f"{len(shards) - len(missing)} of {len(shards)} record files were already finished")
     with progress.bar(total=sum(len(shard.items) for shard in missing), unit="image") as bar:
         for shard in missing:
             bar.set_description(f"writing {shard.split}")
@@ -209,4 +209,4 @@ def check_target(out, overwrite: bool) -> None:
     if not records.is_dataset(out):
         raise InputError(f"--out={out}: exists and is not a prepared data set; choose another directory")
     if not overwrite:
-        raise InputError(f"--out={out}: already holds a data set; use --overwrite to replace it")
+        raise InputError(f"--out={out}: already contains a data set; use --overwrite to replace it")

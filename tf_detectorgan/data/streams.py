@@ -45,14 +45,14 @@ class RecordSource:
     strings: tf.data.Dataset  # of serialized Examples ([] string), in a fixed order
     count: int
     held: tf.Tensor | None  # [count] string, all of `strings`; None: too large
-    block: int  # records that are shuffled together where they are not held
+    block: int  # records that are shuffled together if they are not held
 
 
 def open_source(strings: tf.data.Dataset, name: str, memory_limit: int = MEMORY_LIMIT) -> RecordSource:
-    """Reads the records once: into memory if they fit into `memory_limit` bytes, else only to count them.
+    """Reads the records once: into memory if they fit into `memory_limit` bytes, otherwise to count them.
 
     Raises:
-      InputError: there is no record.
+      InputError: there are no records.
     """
     held: list[bytes] = []
     size = count = 0
@@ -64,7 +64,7 @@ def open_source(strings: tf.data.Dataset, name: str, memory_limit: int = MEMORY_
         else:
             held.clear()
     if not count:
-        raise InputError(f"{name}: no images there; prepare a data set that has some")
+        raise InputError(f"{name}: has no images; prepare a data set that has some")
     block = max(memory_limit // 2 * count // size, 1)
     return RecordSource(strings, count, tf.constant(held) if held else None, block)
 
@@ -74,7 +74,7 @@ def endless(source: RecordSource, seed: int, stream: str, start: int) -> tf.data
     first_epoch, within = divmod(start, source.count)
     epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
     if source.held is not None:
-        held = source.held  # held by the closure: never copied into a graph
+        held = source.held  # captured by the closure, not copied into a graph
 
         def one_epoch(epoch):
             return tf.data.Dataset.from_tensor_slices(
