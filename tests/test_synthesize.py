@@ -127,7 +127,7 @@ def test_the_control_has_the_boxes_of_layers_and_no_objects(run_dir, tmp_path):
     "options, message",
     [
         ({"arm": "detectorgan"}, "the generator of detectorgan is not trained to its end"),
-        ({"export": ("vco",)}, "'vco' is none of voc, yolo, node21"),
+        ({"export": ("vco",)}, "'vco' is not one of voc, yolo, node21"),
         ({"out": "strange", "overwrite": True}, "holds no synthetic images"),
         ({"out": "run/arms/cut_paste/synthetic", "overwrite": True}, "a run was trained on these images"),
     ],
