@@ -1,8 +1,8 @@
-"""Input pipelines: batches from undecoded records. The batch of step t depends on (seed, t) only (0030).
+"""Makes batches from undecoded records. The batch of step t depends on (seed, t) alone (decision 0030).
 
-Records are drawn by number (streams.py), and every random number of an image is a function of that number
-(draws.py). All operations below work on whole batches of one static shape. So a run that resumes at step t
-gets the same batches as an uninterrupted one, for any number of threads.
+Records are drawn by number (streams.py). Every random number of an image is a function of that number
+(draws.py). All functions below process whole batches of one static shape. So a resumed run gets the same
+batches as an uninterrupted one, on any number of threads.
 Letters: N images, S stored side, C channels, K = dataset.max_boxes.
 """
 
@@ -28,7 +28,7 @@ _DRAWS = augmentation.DRAWS + placement.DRAWS + 1
 
 
 class EvaluationBatch(NamedTuple):
-    """Images to evaluate, with their boxes; the last batch is padded with images that are not `real`."""
+    """Images to be evaluated, with their boxes. The last batch is filled up with copies: `real` is False."""
 
     images: tf.Tensor  # [N, S, S, C]
     image_ids: tf.Tensor  # [N] int64
@@ -79,12 +79,12 @@ def joint_batches(
     """Returns the `Batch` of each step from `start_step` to `steps` - 1; half of the images are mirrored.
 
     Args:
-      dataset: with train_clean and train_labelled. Without train_unboxed, u is y.
+      dataset: has train_clean, train_labelled and optionally train_unboxed; without train_unboxed, u is y.
       batch_size: N, of each stream.
-      seed: of all random numbers.
+      seed: of all random numbers drawn here.
       start_step, steps: the first step, and the number of steps of the whole run.
-      placement: how objects are inserted into x. With `noise`, y_noised has noise in y_boxes.
-      unroll_steps: unrolled steps of Eqn 3. Each after the first has its own labelled images, in y_later.
+      placement: where objects are inserted into x; if they are noise, y gets noise in y_boxes as well.
+      unroll_steps: unrolled steps of Eqn 3; each after the first has its own labelled images in y_later.
       host: the process whose rows of the batches are returned.
 
     Raises:
@@ -139,23 +139,24 @@ def labelled_batches(
 ) -> tf.data.Dataset:
     """Returns the `Labelled` batch of each step from `start_step` to `steps` - 1, for training a detector.
 
-    Every batch has exactly round(fraction * batch_size) synthetic and clean images, by their fractions; the
-    others are from train_labelled. Each kind is distributed evenly, so that every replica gets its share.
+    Every batch has exactly round(fraction * batch_size) synthetic and clean images; the others are from
+    train_labelled. The three kinds are spread evenly over the batch, so that each replica gets all of them.
 
     Args:
       dataset: the real images.
-      batch_size, seed: N, and the seed of all random numbers.
+      batch_size, seed: N, and the seed of all random numbers drawn here.
       start_step, steps: the first step, and the number of steps of the whole run.
-      augment: augmentation of all images.
-      real: serialized Examples to use in place of all of train_labelled; None: all.
+      augment: the augmentation of all images.
+      real: serialized Examples of train_labelled; None: all of them.
       synthetic: serialized Examples of the same schema (`records.read_records`); None: no synthetic images.
-      synthetic_fraction, clean_fraction: shares of the batch; clean images have no box.
-      synthetic_objects: most boxes of one synthetic image; K is at least this.
+      synthetic_fraction, clean_fraction: their shares of the batch; clean images have no box.
+      synthetic_objects: the largest number of boxes of a synthetic image; K is at least this.
       host: the process whose rows of the batches are returned.
 
     Raises:
-      InputError: there are no images of a kind with a share.
-      ValueError: the fractions leave no real images, or are negative; hosts cannot share a batch.
+      InputError: a kind of images has a share of the batch, but there are none.
+      ValueError: the fractions are negative or leave no real image; the batch cannot be divided among the
+        hosts.
     """
     counts = {
         "synthetic": 0 if synthetic is None else round(synthetic_fraction * batch_size),
@@ -185,10 +186,10 @@ def labelled_batches(
 
 
 def _mixed(counts: Mapping[str, int], rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Distributes the images of each kind over the batch; returns those in `rows` (bool [batch size]).
+    """Spreads the kinds evenly over a batch: image j of a kind is placed at (j + 1/2) / count of the batch.
 
-    Image j of a kind has the relative position (j + 1/2) / count in the batch, so each is distributed evenly.
-    Returns a bool [count] for each kind with images, and the order of these images, kind by kind, in `rows`.
+    Returns for each kind a bool [count], True for its images in `rows` (bool [batch size]); kinds without any
+    are left out. Also returns the order in which these images, concatenated by kind, fill the rows.
     """
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts.values()])
     images = np.argsort(places, kind="stable")[rows]
@@ -221,12 +222,12 @@ def evaluation_batches(dataset: Dataset, splits: Sequence[str], batch_size: int)
 def synthesis_batches(
     dataset: Dataset, *, count: int, batch_size: int, seed: int, start: int, placement: Placement
 ) -> tf.data.Dataset:
-    """Returns `Synthesis` batches of the images `start` to `count` - 1; `Synthesis.seeds` has these numbers.
+    """Returns `Synthesis` batches of the images `start` to `count` - 1; `Synthesis.seeds` are these numbers.
 
-    A batch has `batch_size` images, each in `placement.objects` consecutive rows with one insertion each. Row
-    k of image i is a function of (seed, i, k) only. The last batch is padded with the next images: ignore
-    those with a number of `count` or more. The backgrounds are train_clean in random order, each used once
-    before any is used again, without augmentation.
+    A batch has `batch_size` images. Each has `placement.objects` consecutive rows with one insertion each.
+    Row k of image i is a function of (seed, i, k) alone. The last batch is filled up with the next images;
+    the caller drops those with a number of `count` or more. The backgrounds are the train_clean images in
+    random order, without augmentation. Each is used once per epoch.
 
     Raises:
       InputError: a split is missing.
@@ -258,7 +259,7 @@ def synthesis_batches(
 def _rows_of_objects(x: _Drawn, seed: int, objects: int) -> tuple[_Drawn, tf.Tensor]:
     """Repeats each image in `objects` consecutive rows; returns the rows and a number in [0, 1) for each.
 
-    Each row has its own random numbers. Those of the first row do not depend on the number of objects.
+    Each row has its own random numbers. Those of the first row do not depend on `objects`.
     """
     first = tf.concat([x.draws, draws.batch_uniforms(seed, "residual_scale", x.numbers, 1)], axis=1)
     others = [draws.batch_uniforms(seed, "objects", x.numbers, _DRAWS + 1, k) for k in range(1, objects)]
@@ -268,7 +269,7 @@ def _rows_of_objects(x: _Drawn, seed: int, objects: int) -> tuple[_Drawn, tf.Ten
 
 
 class _Placer:
-    """Returns `placement.insertions` with its references."""
+    """Calls `placement.insertions` with the references and options of one data set."""
 
     def __init__(self, dataset: Dataset, options: Placement):
         self.references, self.options = placement.reference_table(dataset, options), options
@@ -278,29 +279,29 @@ class _Placer:
         return placement.insertions(x.images, x.valid_sizes, self.references, part, self.options)
 
 
-def _open(dataset, split, some=None):
-    """Returns the split's records, or `some` of them."""
-    strings = dataset.serialized(split) if some is None else some
+def _open(dataset, split, subset=None):
+    """Returns a `RecordSource` of the split's records, or of a `subset` of them."""
+    strings = dataset.serialized(split) if subset is None else subset
     return streams.open_source(strings, f"split {split} of {dataset.name}")
 
 
-def _drawn(dataset, source, seed, stream, wanted: np.ndarray, start, max_boxes: int = 0) -> tf.data.Dataset:
-    """Returns endless `_Drawn` batches of a stream from element `start` on, with their `wanted` rows."""
+def _drawn(dataset, source, seed, stream, rows: np.ndarray, start, max_boxes: int = 0) -> tf.data.Dataset:
+    """Returns endless `_Drawn` batches of the `rows` (bool [batch size]) from element `start` on."""
 
     def decode(number, serialized):
         fields = _decode(dataset, serialized, max_boxes)
         return _Drawn(number, *fields, draws.uniforms(seed, stream, number, _DRAWS))
 
     elements = streams.endless(source, seed, stream, start)
-    if not wanted.all():  # rows of other processes are not decoded
-        elements = elements.filter(lambda number, _: tf.constant(wanted)[(number - start) % len(wanted)])
-    return _mapped(elements, decode).batch(wanted.sum(), drop_remainder=True)
+    if not rows.all():  # rows of other hosts are dropped before they are decoded
+        elements = elements.filter(lambda number, _: tf.constant(rows)[(number - start) % len(rows)])
+    return _mapped(elements, decode).batch(rows.sum(), drop_remainder=True)
 
 
 def _decode(
     dataset, serialized, max_boxes: int = 0
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns image, image_id, group, boxes, labels, valid_size of one record, of static shape."""
+    """Returns image, image_id, group, boxes, labels and valid_size of one record, all of static shape."""
     record = dataset.decode(serialized)
     image = tf.ensure_shape(record.image, dataset.image_shape)
     boxes, labels = placement.padded_boxes(record, max_boxes or dataset.max_boxes)
@@ -316,7 +317,7 @@ def _mapped(dataset, function):
 def _finished(dataset, count: int | None = None):
     options = tf.data.Options()
     options.deterministic = True
-    # A strategy divides a host's batch among its replicas; no record is dropped or repeated.
+    # tf.distribute only splits a host's batch among its replicas: no record is dropped or repeated.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     if count is not None:
         dataset = dataset.take(max(count, 0))

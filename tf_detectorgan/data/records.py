@@ -1,4 +1,4 @@
-"""The record on disk: one schema for real, drawn and synthetic images, read and written only here.
+"""Reads and writes records on disk: one schema for real, phantom and synthetic images.
 
 A prepared data set is one TFDS directory. Its splits are `{train,validation,test}_{labelled,clean,unboxed}`:
 labelled images have boxes, clean images do not show the object, unboxed images show it but have no boxes.
@@ -142,7 +142,7 @@ def decode(schema: tfds.features.FeaturesDict, serialized: tf.Tensor) -> Record:
 def write_records(path, examples: Iterable[Mapping[str, Any]], schema: tfds.features.FeaturesDict) -> int:
     """Writes examples (see `encode`) to one TFRecord file, under a temporary name until it is complete.
 
-    Writes the schema into the same directory. Returns the number of examples.
+    Also writes the schema into the same directory. Returns the number of examples.
     """
     path, count = Path(path), 0
     with disk.whole_file(path) as partial:
@@ -158,7 +158,7 @@ def read_features(directory) -> tfds.features.FeaturesDict:
     """Returns the schema that `write_records` wrote into `directory`.
 
     Raises:
-      InputError: there is no schema, or it cannot be read.
+      InputError: the schema is missing or cannot be read.
     """
     try:
         return tfds.features.FeaturesDict.from_config(str(directory))
@@ -179,7 +179,7 @@ def read_records(path) -> tf.data.Dataset:
 
 
 def check_records(path) -> tuple[int, str]:
-    """Reads a whole TFRecord file and returns its number of records and a hash of their contents.
+    """Reads a TFRecord file through and returns its number of records and a hash of their contents.
 
     Raises:
       InputError: the file is missing, truncated or damaged (a record's checksum does not match).
@@ -218,7 +218,7 @@ class Dataset:
         self._limits: Mapping[str, int] = {}
 
     def limited(self, limits: Mapping[str, int]) -> Dataset:
-        """Returns this data set with splits shortened: one in `limits` has only that many first images."""
+        """Returns a view of this data set with at most the first `limits[split]` images of each split."""
         view = copy.copy(self)
         view._limits = dict(limits)
         return view
@@ -291,7 +291,7 @@ def open_dataset(data_dir) -> Dataset:
     """Opens a directory that `prepare` wrote; reads the description and the file sizes, but no images.
 
     Raises:
-      InputError: the directory is missing, is not a prepared data set, is incomplete or has another schema.
+      InputError: the directory is missing, not a prepared data set, incomplete, or has another schema.
     """
     directory = Path(data_dir).expanduser()
     if not is_dataset(directory):

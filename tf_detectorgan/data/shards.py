@@ -1,6 +1,6 @@
-"""Writes a data set in shards, one file each, in bounded memory; an interrupted call can be resumed.
+"""Writes a data set shard by shard, one file each: in bounded memory, and resumable after an interruption.
 
-TFDS names and describes the files, but does not write them: its writers hold all examples in memory and start
+TFDS names and describes the files. Its writers are not used, because they hold the data in memory and start
 again after an interruption (docs/decisions/0010).
 """
 
@@ -25,17 +25,17 @@ from tf_detectorgan import __version__, disk, progress
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
 
-_NAME_BYTES = 200  # of the usual 255; the hidden directory next to it has a longer one
-_SHARD_BYTES = 64 << 20  # of decoded images: 256 grey ones of 512 pixels, some seconds of work
+_NAME_BYTES = 200  # of the usual 255; the name of the temporary directory is longer
+_SHARD_BYTES = 64 << 20  # of decoded images: 256 grey images of 512 x 512 pixels, some seconds of work
 
 
 class About(NamedTuple):
-    """Name, version and description of a data set."""
+    """Name, version, description and citation of a data set."""
 
     name: str
     version: str
     description: str
-    citation: str = ""  # the publisher's statement of source and licence
+    citation: str = ""  # source and licence, as the publisher states them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file, written completely or not at all."""
+    """One file of a data set, written completely or not at all."""
 
     split: str
     path: Path
@@ -72,7 +72,7 @@ def _template(plan: Plan, split: str, directory: Path) -> tfds.core.ShardedFileT
 
 
 def _shards(plan: Plan, directory: Path) -> list[Shard]:
-    """Returns the shards to write into `directory`, in order."""
+    """Returns the shards to be written into `directory`, in order."""
     image, found = plan.schema["image"], []
     size = max(_SHARD_BYTES // (int(np.prod(image.shape)) * np.dtype(image.np_dtype).itemsize), 1)
     for split, items in plan.splits.items():
@@ -114,16 +114,16 @@ def _describe(plan: Plan, shards: Sequence[Shard], directory: Path) -> None:
 def build(plan: Plan, out, overwrite: bool = False) -> None:
     """Writes a data set into the directory `out`, completely or not at all.
 
-    Shards are written to a hidden directory next to `out`. After an interruption the finished shards remain
-    there, and the same call continues; a call with other images or settings deletes them.
+    Shards are written into a hidden directory next to `out`. After an interruption, finished shards stay
+    there, and the same call continues. A call with other images or settings deletes them.
 
     Args:
       plan: the data set.
       out: its directory.
-      overwrite: replace the data set that is there.
+      overwrite: replace an existing data set.
 
     Raises:
-      InputError: `out` exists, and `overwrite` is false or it is not a prepared data set.
+      InputError: `out` exists and `overwrite` is false, or `out` is not a prepared data set.
     """
     out = Path(out).expanduser().absolute()
     work = out.with_name(f".{out.name}.partial")
@@ -145,14 +145,14 @@ def build(plan: Plan, out, overwrite: bool = False) -> None:
     shutil.rmtree(work)
 
 
-def _put_back(work: Path, out: Path) -> None:
-    """Returns the directory of the old data set, if a process ended between two renames."""
+def _restore_old(work: Path, out: Path) -> None:
+    """Moves the old data set back to `out` if a process ended between the two renames."""
     if (work / "old").exists() and not out.exists():
         (work / "old").rename(out)
 
 
-def _keep_own(work: Path, plan: Plan, shards: Sequence[Shard]) -> None:
-    """Deletes the shards of a call with other images, other settings or another version."""
+def _delete_stale(work: Path, plan: Plan, shards: Sequence[Shard]) -> None:
+    """Deletes files that were left by a call with other images, settings or another version."""
     digest = hashlib.sha256(f"{__version__} {plan.schema} {plan.example}".encode())
     for shard in shards:
         digest.update(f"{shard.path.name} {shard.items}".encode())
@@ -163,8 +163,8 @@ def _keep_own(work: Path, plan: Plan, shards: Sequence[Shard]) -> None:
         key.write_text(digest.hexdigest(), "utf-8")
 
 
-def _clear(work: Path, shards: Sequence[Shard]) -> None:
-    """After a failure, deletes unfinished shards and prints how many are finished."""
+def _clean_up(work: Path, shards: Sequence[Shard]) -> None:
+    """Keeps finished shards after a failure and prints a note, or deletes `work` if there are none."""
     if kept := sum(shard.path.is_file() for shard in shards):
         print(
             f"{kept} of {len(shards)} record files are finished and kept in {work}: "
@@ -188,19 +188,19 @@ def _write(plan: Plan, shards: Sequence[Shard]) -> None:
 
 
 def check_target(out, overwrite: bool) -> None:
-    """Checks that `out` can be written.
+    """Checks that a data set can be written to `out`.
 
     Raises:
-      InputError: `out` exists and is not a prepared data set, or `overwrite` is false; invalid name.
-      OSError: nothing can be written there.
+      InputError: `out` is a data set and `overwrite` is false, or something else, or the name is invalid.
+      OSError: the parent directory is not writable.
     """
     try:
-        str(out).encode("utf-8")  # TensorFlow needs UTF-8 names
+        str(out).encode("utf-8")  # TensorFlow accepts no other names
     except UnicodeEncodeError as error:
-        raise InputError(f"--out={out}: is not UTF-8; choose another name") from error
+        raise InputError(f"--out={out}: not valid UTF-8; choose another name") from error
     out = Path(out).expanduser().absolute()
     if max(len(os.fsencode(part)) for part in out.parts) > _NAME_BYTES:
-        raise InputError(f"--out={out}: its name has over {_NAME_BYTES} bytes; choose a shorter one")
+        raise InputError(f"--out={out}: a name has more than {_NAME_BYTES} bytes; choose a shorter one")
     place = next((folder for folder in out.parents if folder.exists()), out)
     with tempfile.TemporaryFile(dir=place):  # fails now, not after an hour of reading
         pass

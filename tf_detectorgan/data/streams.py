@@ -1,7 +1,7 @@
-"""Endless streams of undecoded records, reshuffled every epoch, that can start at any element.
+"""Endless, reshuffled passes over undecoded records, which can start at any element.
 
-Element p of a stream is a function of (seed, stream, p) only. Each record occurs once per epoch e, among the
-elements e * count to (e + 1) * count - 1.
+Element p of a stream is a function of (seed, stream, p) alone. Each record occurs once per epoch e, which is
+the elements e * count to (e + 1) * count - 1.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ MEMORY_LIMIT = 512 * 2**20  # bytes of undecoded records of one stream that may 
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """One of the processes that train together; it decodes only its own rows of every batch."""
+    """One of the processes that train together. It decodes and gets only its own rows of each batch."""
 
     index: int = 0
     count: int = 1
 
     def rows(self, batch_size: int) -> np.ndarray:
-        """Returns bool [batch_size]: the row belongs to this process.
+        """Returns bool [batch_size]: True for this host's rows.
 
         Raises:
-          ValueError: the batch is not divisible by the number of processes.
+          ValueError: the rows cannot be divided equally among the hosts.
         """
         if batch_size % self.count:
             raise ValueError(f"{batch_size} rows are not divisible by {self.count} hosts")
@@ -40,7 +40,7 @@ SINGLE_HOST = Host()
 
 @dataclasses.dataclass(frozen=True)
 class RecordSource:
-    """Undecoded records: held in memory, or read in blocks if they are too large for that."""
+    """Undecoded records to draw from: held in memory, or read in blocks if they are too large."""
 
     strings: tf.data.Dataset  # of serialized Examples ([] string), in a fixed order
     count: int
@@ -70,7 +70,7 @@ def open_source(strings: tf.data.Dataset, name: str, memory_limit: int = MEMORY_
 
 
 def endless(source: RecordSource, seed: int, stream: str, start: int) -> tf.data.Dataset:
-    """Returns pairs (p, serialized Example) for p = start, start + 1, ...; nothing before is decoded."""
+    """Returns (p, serialized Example) for p = start, start + 1, ...; earlier elements are not decoded."""
     first_epoch, within = divmod(start, source.count)
     epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
     if source.held is not None:
@@ -88,8 +88,8 @@ def endless(source: RecordSource, seed: int, stream: str, start: int) -> tf.data
 
 
 def _by_blocks(source, seed, stream, epoch):
-    """Yields one epoch, shuffled in blocks whose borders differ between epochs (decision 0030)."""
-    # Numbered below 0, as the elements' own draws are numbered from 0.
+    """Returns one epoch, shuffled in blocks whose borders differ between epochs (decision 0030)."""
+    # A negative number, because the draws of the elements are numbered from 0.
     draw = draws.uniforms(seed, stream, -1 - epoch, 1)[0]
     border = 1 + tf.cast(draws.pick(draw, source.block), tf.int64)
     blocks = source.strings.take(border).batch(source.block)
