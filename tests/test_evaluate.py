@@ -70,7 +70,7 @@ def test_another_main_iou_is_scored_anew(run_dir):
         ({"arm": ("cut_paste", "acgan")}, "no final detector of acgan \\(finished: cut_paste\\)"),
         ({"data_dir": "smaller"}, "image_shape is \\[16, 16, 1\\], but the run has \\[32, 32, 1\\]"),
         ({"data_dir": "unvalidated", "split": "validation"}, "has no validation split"),
-        ({"data_dir": "nowhere"}, "no prepared data set"),
+        ({"data_dir": "nowhere"}, "not a prepared data set"),
     ],
 )
 def test_bad_input(run_dir, tiny_phantom, options, message):
@@ -90,7 +90,7 @@ def test_data_that_are_gone(run_dir, tmp_path):
     config = read(run_dir / "config.json")
     (run_dir / "config.json").write_text(json.dumps({**config, "data_dir": str(tmp_path / "gone")}), "utf-8")
     with pytest.raises(
-        InputError, match="gone: the data set of .* is not there; say where it is by --data_dir"
+        InputError, match="gone: the data set of .* is missing; give its path with --data_dir"
     ):
         score(run_dir)
 

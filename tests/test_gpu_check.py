@@ -108,7 +108,7 @@ def test_sigterm_ends_the_running_process_too(monkeypatch, tmp_path, handlers):
 def test_precision_that_a_detector_refuses_is_said_and_not_run(tmp_path):
     words = ["--detector=retinanet_kerashub", "--precision=mixed_bfloat16"]
     (reason,) = gpu_check.run_trial(words, tmp_path / "0").values()
-    assert reason.startswith("--precision=mixed_bfloat16: rounding spoils Eqn 3")
+    assert reason.startswith("--precision=mixed_bfloat16: rounding makes the gradient")
 
 
 def test_processes_get_flags_of_train():

@@ -1,7 +1,7 @@
-"""Boxes. The only file that knows the order of a box's coordinates.
+"""Functions of boxes. Only this file depends on the order of a box's coordinates.
 
-A box is float32 (x0, y0, x1, y1): pixels of the stored image, origin at the image's top-left corner, x1 and
-y1 edges (width = x1 - x0). Letters: N boxes, M boxes, H and W the image's height and width.
+A box is float32 (x0, y0, x1, y1) in pixels of the stored image. The origin is its top-left corner, and x1 and
+y1 are edges (width = x1 - x0). Letters: N and M boxes, H and W the image's height and width.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 
 def from_xywh(boxes):
-    """COCO's (x, y, width, height) [..., 4] to ours, same unit and dtype."""
+    """Converts COCO's (x, y, width, height) [..., 4] to (x0, y0, x1, y1), with the same unit and dtype."""
     x, y, w, h = tf.unstack(tf.convert_to_tensor(boxes), axis=-1)
     return tf.stack([x, y, x + w, y + h], axis=-1)
 
@@ -22,7 +22,7 @@ def to_xywh(boxes):
 
 
 def from_center(boxes):
-    """(center x, center y, width, height) [..., 4] to ours."""
+    """Converts (center x, center y, width, height) [..., 4] to (x0, y0, x1, y1)."""
     cx, cy, w, h = tf.unstack(tf.convert_to_tensor(boxes), axis=-1)
     return tf.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=-1)
 
@@ -34,31 +34,31 @@ def to_center(boxes):
 
 
 def longer_side(boxes):
-    """The greater of width and height [...] of boxes [..., 4]."""
+    """Returns the greater of width and height [...] of boxes [..., 4]."""
     return tf.reduce_max(to_xywh(boxes)[..., 2:], -1)
 
 
 def to_relative_yxyx(boxes, height, width):
-    """[..., 4] as fractions (y0, x0, y1, x1) of the image's edges: TensorFlow's crop and NMS order."""
+    """Converts boxes [..., 4] to fractions (y0, x0, y1, x1) of the image's sides, as in TensorFlow's ops."""
     x0, y0, x1, y1 = tf.unstack(tf.cast(boxes, tf.float32), axis=-1)
     height, width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
     return tf.stack([y0 / height, x0 / width, y1 / height, x1 / width], axis=-1)
 
 
 def of_sizes(sizes):
-    """The box [..., 4] from the top left corner of images of sizes [..., 2], (height, width) in any dtype."""
+    """Returns the boxes [..., 4] of whole images of sizes [..., 2], (height, width) in any dtype."""
     height, width = tf.unstack(tf.cast(sizes, tf.float32), axis=-1)
     return tf.stack([tf.zeros_like(width), tf.zeros_like(height), width, height], axis=-1)
 
 
 def area(boxes):
-    """Area in square pixels [...]; 0 for a box with no extent or padded with zeros."""
+    """Returns the areas [...] in square pixels; 0 for a box without extent or a padded box."""
     x0, y0, x1, y1 = tf.unstack(boxes, axis=-1)
     return tf.maximum(x1 - x0, 0.0) * tf.maximum(y1 - y0, 0.0)
 
 
 def intersection(a, b):
-    """Pairwise overlap [..., N, M] in square pixels of a [..., N, 4] and b [..., M, 4]."""
+    """Returns the pairwise overlap [..., N, M] in square pixels of a [..., N, 4] and b [..., M, 4]."""
     a, b = tf.expand_dims(a, -2), tf.expand_dims(b, -3)
     low = tf.maximum(a[..., :2], b[..., :2])
     high = tf.minimum(a[..., 2:], b[..., 2:])
@@ -67,27 +67,27 @@ def intersection(a, b):
 
 
 def iou(a, b):
-    """Pairwise intersection over the *union* [..., N, M]; 0 where both boxes are empty."""
+    """Returns the pairwise intersection over *union* [..., N, M]; 0 if both boxes are empty."""
     overlap = intersection(a, b)
     union = tf.expand_dims(area(a), -1) + tf.expand_dims(area(b), -2) - overlap
     return tf.math.divide_no_nan(overlap, union)
 
 
 def iobb(detected, truth):
-    """Pairwise intersection over the *detected* box's area [..., N, M] (IoBB, Wang et al. 2017, 4.2)."""
+    """Returns pairwise intersection over the *detected* area [..., N, M] (IoBB, Wang et al. 2017, 4.2)."""
     return tf.math.divide_no_nan(intersection(detected, truth), tf.expand_dims(area(detected), -1))
 
 
 def shift(boxes, dx, dy):
-    """Boxes [..., 4] moved right by dx and down by dy pixels (scalars or [...])."""
+    """Returns boxes [..., 4] moved right by dx and down by dy pixels (scalars or [...])."""
     dx, dy = tf.cast(dx, boxes.dtype), tf.cast(dy, boxes.dtype)
     return boxes + tf.stack([dx, dy, dx, dy], axis=-1)
 
 
 def affine(boxes, scale, offset):
-    """Boxes [..., 4] under point -> scale * point + offset; a negative scale mirrors.
+    """Returns boxes [..., 4] mapped by point -> scale * point + offset; a negative scale mirrors.
 
-    `scale` and `offset` are [..., 2], (vertical, horizontal), and may have 1 where boxes have more.
+    `scale` and `offset` are [..., 2], (vertical, horizontal), and broadcast against the boxes.
     """
     x0, y0, x1, y1 = tf.unstack(boxes, axis=-1)
     (sy, sx), (ty, tx) = tf.unstack(scale, axis=-1), tf.unstack(offset, axis=-1)
@@ -96,7 +96,7 @@ def affine(boxes, scale, offset):
 
 
 def clip(boxes, height, width):
-    """Boxes [..., 4] cut to the image [0, width] x [0, height]; height and width scalars or [...]."""
+    """Returns boxes [..., 4] clipped to [0, width] x [0, height]; height and width: scalars or [...]."""
     height, width = tf.cast(height, boxes.dtype), tf.cast(width, boxes.dtype)
     x0, y0, x1, y1 = tf.unstack(boxes, axis=-1)
     return tf.stack(
@@ -111,13 +111,13 @@ def clip(boxes, height, width):
 
 
 def dilate(boxes, margin):
-    """Boxes [..., 4] grown on every side by `margin` pixels (scalar or [...])."""
+    """Returns boxes [..., 4] enlarged on every side by `margin` pixels (scalar or [...])."""
     margin = tf.cast(margin, boxes.dtype)
     return boxes + tf.stack([-margin, -margin, margin, margin], axis=-1)
 
 
 def mask(boxes, height: int, width: int):
-    """1.0 where a pixel's centre lies in the box, else 0.0: [..., height, width] for boxes [..., 4]."""
+    """Returns masks [..., height, width] of boxes [..., 4]: 1.0 where a pixel's centre is inside, else 0."""
     x0, y0, x1, y1 = tf.unstack(boxes[..., None, None, :], axis=-1)
     x = tf.range(width, dtype=boxes.dtype) + 0.5
     y = tf.range(height, dtype=boxes.dtype)[:, None] + 0.5
@@ -125,11 +125,11 @@ def mask(boxes, height: int, width: int):
 
 
 def feathered_mask(boxes, height: int, width: int, feather):
-    """Box mask [..., height, width] whose edge falls from 1 to 0 over `feather` pixels outside the box.
+    """Returns masks [..., height, width] that fall from 1 to 0 within `feather` pixels outside the box.
 
     `feather` is a positive scalar (0 gives NaN), or broadcasts against the result.
 
-    1 in the whole box, 0 at more than `feather` pixels from it; corners are rounded (Euclidean distance).
+    The mask is 1 in the box, 0 at more than `feather` pixels from it, by the Euclidean distance.
     """
     x0, y0, x1, y1 = tf.unstack(boxes[..., None, None, :], axis=-1)
     x = tf.range(width, dtype=boxes.dtype) + 0.5

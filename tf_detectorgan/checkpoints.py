@@ -1,4 +1,4 @@
-"""What a phase leaves on disk: numbered checkpoints while it runs, `done.json` when it is finished."""
+"""The files of a phase: numbered checkpoints while it runs, `done.json` when it is finished."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tf_detectorgan.run_layout import DONE, RunLayout
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes to a temporary name, then renames: readers see the old file or the new one."""
+    """Writes `text` to a temporary file, then renames it: readers get either the old or the new file."""
     with disk.whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 class PhaseDirectory:
-    """Checkpoints of one phase, and its time. `parts`: trackable objects (networks, pools) by name."""
+    """The checkpoints and the time of one phase. `parts`: trackable objects (networks, pools) by name."""
 
     def __init__(self, path: Path, parts: dict[str, Any]):
         self.path = path
-        self._began = time.monotonic()  # later, if it is resumed, by what earlier calls have taken
-        self._clock = path / "seconds.json"  # not in the checkpoint: two equal runs have equal checkpoints
+        self._began = time.monotonic()  # minus the time of earlier calls, after `restore`
+        self._clock = path / "seconds.json"  # not in the checkpoint, which is equal in equal runs
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="phase_step")
         self._checkpoint = tf.train.Checkpoint(step=self.step, **parts)
         self._manager = tf.train.CheckpointManager(self._checkpoint, str(path), max_to_keep=2)
@@ -43,42 +43,42 @@ class PhaseDirectory:
 
     @property
     def seconds(self) -> float:
-        """What the phase has taken, in this call and up to the last checkpoints of those before."""
+        """The time of the phase in this call, and in earlier calls up to their last checkpoints."""
         return time.monotonic() - self._began
 
     def save(self, step: int) -> None:
-        """Saves after `step` finished steps; if that fails, only older checkpoints are there."""
+        """Saves a checkpoint after `step` finished steps. If this fails, only older checkpoints remain."""
         self.step.assign(step)
         before = set(self.path.glob("*"))
         try:
             self._manager.save(checkpoint_number=step)
         except Exception:
-            for piece in set(self.path.glob("*")) - before:
-                shutil.rmtree(piece) if piece.is_dir() else piece.unlink()
+            for partial in set(self.path.glob("*")) - before:
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
             raise
         write_text(self._clock, json.dumps(self.seconds))
 
     def finish(self, record: dict[str, Any]) -> None:
-        """Marks the phase as done, with the seconds that it took."""
+        """Marks the phase as finished, with its time in seconds."""
         finish(self.path, record | {"seconds": round(self.seconds, 1)})
         self._clock.unlink(missing_ok=True)
 
 
 def finish(path: Path, record: dict[str, Any]) -> None:
-    """Marks work in a directory as done."""
+    """Marks the work in a directory as finished."""
     write_text(path / DONE, json.dumps(record, indent=2, sort_keys=True))
 
 
 def finished(path: Path) -> dict[str, Any] | None:
-    """The record of a finished phase, or None."""
+    """Returns the record of a finished phase, or None."""
     file = path / DONE
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def write_costs(run: Path, *joining: Path) -> None:
-    """costs.json of a run directory: what each phase took, from the records that phases leave behind.
+    """Writes costs.json of a run directory: the time and memory of each phase, from the phases' records.
 
-    `joining`: run directories whose arms are about to be moved here; a phase that is in both counts once.
+    `joining`: run directories whose arms will be moved to `run`; a phase in both counts once.
     """
     costs = {}
     for home in (*joining, run):
@@ -90,15 +90,15 @@ def write_costs(run: Path, *joining: Path) -> None:
 
 
 def load(path: Path, parts: dict[str, Any]) -> None:
-    """Loads `parts` from the newest checkpoint of a finished phase (other parts of it are left alone)."""
+    """Loads `parts` from the newest checkpoint of a finished phase; its other parts are ignored."""
     newest = tf.train.latest_checkpoint(str(path))
     if newest is None:
-        raise FileNotFoundError(f"{path} holds no checkpoint")
+        raise FileNotFoundError(f"{path} has no checkpoint")
     tf.train.Checkpoint(**parts).restore(newest).assert_existing_objects_matched().expect_partial()
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 over the newest checkpoint's files, 16 hex digits: provenance of synthetic images."""
+    """Returns the SHA-256 of the newest checkpoint's files, 16 hex digits: provenance of synthetic images."""
     newest = tf.train.latest_checkpoint(str(path))
     digest = hashlib.sha256()
     for file in sorted(Path(newest).parent.glob(Path(newest).name + ".*")):

@@ -115,7 +115,7 @@ def run_gradcheck(words: Sequence[str], run_dir: Path) -> dict[str, Any]:
     """{"exact": bool, "relative error", "said"} of tf_detectorgan.gradcheck, or {"error": why it failed}."""
     done = _run("tf_detectorgan.gradcheck", *words, f"--run_dir={run_dir}")
     lines = done.stdout.splitlines()
-    errors = [line.split()[1] for line in lines if line.startswith("1 ")]  # of one virtual step
+    errors = [line.split()[1] for line in lines if line.startswith("1 ")]  # of one unrolled step
     if done.returncode not in (0, 1) or not errors:
         said = done.stderr if done.returncode > 1 or not lines else done.stdout
         return {"error": _failed(done.returncode, said)}

@@ -1,10 +1,10 @@
-"""Is Eqn 3 exact for your detector? python -m tf_detectorgan.gradcheck --flagfile=configs/demo.flags.
+"""Checks the derivative of Eqn 3: python -m tf_detectorgan.gradcheck --flagfile=configs/demo.flags.
 
-Takes the flags of `train`, opens (or begins) its run directory and compares, in float64, the derivative of
-L~_real to the synthetic images with central differences, through one virtual step and through --unroll_steps
-(at least 2). The detector has its first weights. With --precision=mixed_bfloat16 the derivative in this
-precision is compared with that in float32, too. Exit codes: 0 exact; 1 not, or too far from float32; 78 bad
-input.
+Takes the flags of `train` and opens (or creates) its run directory. Compares the derivative of L~_real with
+respect to the synthetic images with central differences in float64, through one unrolled step and through
+--unroll_steps (at least 2). The detector has its initial weights. With --precision=mixed_bfloat16, it also
+compares the derivative in this precision with that in float32. Exit codes: 0 exact; 1 not exact, or too
+different from float32; 78 bad input.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from tf_detectorgan.training.settings import ARMS, Train
 from tf_detectorgan.training.workers import Workers
 
 DIRECTIONS = 3
-TOLERANCE = 1e-6  # a Keras norm planted in a detector: 4.5e-5; registered detectors: 1e-9 (decision 0075)
-NEAR = 0.9  # cosine of Eqn 3's derivative in bfloat16 to float32's (decision 0120)
+TOLERANCE = 1e-6  # a detector with one of Keras's norms: 4.5e-5; registered detectors: 1e-9 (decision 0075)
+MIN_COSINE = 0.9  # of Eqn 3's derivatives in bfloat16 and in float32 (decision 0120)
 
 
 def main(settings: Train) -> None:
-    """Prints the table and leaves with exit code 1 when the derivative is not exact."""
+    """Prints the table; ends with exit code 1 if the derivative is not exact."""
     run = run_directory.begin(settings, Workers())
-    given = first_streams(run)
+    streams_32 = first_streams(run)
     DET, optimizer = full_precision(run, "float64")
-    streams = given.cast(tf.float64)
-    what = f"{settings.detector}, {settings.joint_detector_optimizer}, {len(given.y2.images)} images"
+    streams = streams_32.cast(tf.float64)
+    what = f"{settings.detector}, {settings.joint_detector_optimizer}, {len(streams.y2.images)} images"
     try:
-        for found in (obstacles := second_order.obstacles(DET, streams.y)):
-            print(f"no exact second derivative: {found.op} ({found.kind}); use {found.instead}")
+        for obstacle in (obstacles := second_order.obstacles(DET, streams.y)):
+            print(f"no exact second derivative: {obstacle.op} ({obstacle.kind}); use {obstacle.instead}")
         exactness.warm_up(DET, optimizer, streams)
         checks = exactness.check_steps(
             *(DET, optimizer, streams),
@@ -53,10 +53,10 @@ def main(settings: Train) -> None:
             seed=settings.seed,
             recompute=settings.unroll_recompute,
         )
-    except (LookupError, RuntimeError) as error:  # an op without a derivative; a gradient that is None
+    except (LookupError, RuntimeError) as error:  # an op has no derivative, or a gradient is None
         print(f"{what}: Eqn 3 cannot be computed: {error}")
         sys.exit(1)
-    print(f"{'virtual steps':<14}{'relative error':>16}")
+    print(f"{'unrolled steps':<14}{'relative error':>16}")
     for check in checks:
         print(f"{check.steps:<14}{check.error:>16.1e}")
     exact = all(is_exact(check) for check in checks)
@@ -66,21 +66,21 @@ def main(settings: Train) -> None:
     )
     if not exact and not obstacles:
         print(
-            "no op of the network or the loss stops the derivative; not looked at were custom gradients "
-            "(tf.custom_gradient): look there"
+            "no op of the network or the loss stops the derivative; custom gradients (tf.custom_gradient) "
+            "were not checked: check those of the detector"
         )
-    near = settings.precision != "mixed_bfloat16" or is_near(run, given)
+    near = settings.precision != "mixed_bfloat16" or is_near(run, streams_32)
     if not exact or not near:
         sys.exit(1)
 
 
 def is_exact(check: exactness.Check) -> bool:
-    """Whether the derivative is. One that is 0 everywhere, rightly or not, shows nothing."""
+    """Returns whether the derivative is exact; False if it is 0 everywhere, which shows nothing."""
     return check.error <= TOLERANCE and check.norm != 0
 
 
 def full_precision(run: Run, dtype: str) -> tuple[Detector, keras.optimizers.Optimizer]:
-    """DET in `dtype`, from now on Keras's own, with its optimizer of the joint phase; on one device."""
+    """Returns DET in `dtype`, which becomes Keras's floatx, and its joint-phase optimizer, on one device."""
     one_device = tf.distribute.get_strategy()
     settings = dataclasses.replace(run.settings, precision="float32")
     keras.config.set_floatx(dtype)
@@ -90,25 +90,25 @@ def full_precision(run: Run, dtype: str) -> tuple[Detector, keras.optimizers.Opt
 
 
 def is_near(run: Run, streams: exactness.Streams) -> bool:
-    """Prints how far the derivative in --precision is from that in float32; whether NEAR allows it."""
+    """Compares the derivative in --precision with float32's; prints and returns if it is near enough."""
     precision, one_device = run.settings.precision, tf.distribute.get_strategy()
     DET, optimizer = full_precision(run, "float32")
     exactness.warm_up(DET, optimizer, streams)
     rounded = build.detector(run.settings, run.dataset, one_device)
-    its = build.joint_detector_optimizer(run.settings, rounded, one_device)
-    error, cosine = exactness.check_precision(DET, optimizer, rounded, its, streams)
-    near = cosine >= NEAR
+    rounded_optimizer = build.joint_detector_optimizer(run.settings, rounded, one_device)
+    error, cosine = exactness.check_precision(DET, optimizer, rounded, rounded_optimizer, streams)
+    near = cosine >= MIN_COSINE
     print(
-        f"{precision} against float32: cosine {cosine:.4f}, relative error {error:.1e}; "
-        f"{'near' if near else 'NOT near'} enough, which is a cosine of {NEAR} or more"
+        f"{precision} compared with float32: cosine {cosine:.4f}, relative error {error:.1e}; "
+        f"{'near' if near else 'NOT near'} enough (a cosine of at least {MIN_COSINE})"
     )
     return near
 
 
 def first_streams(run: Run) -> exactness.Streams:
-    """Streams of the joint phase's first batch, with real images for all virtual steps; float32.
+    """Returns the streams of the joint phase's first batch, with real images for all unrolled steps; float32.
 
-    Objects are laid over or pasted into the synthetic images, as before any generator is trained.
+    The synthetic images have pasted exemplars, as before any generator is trained.
     """
     s, arm = run.settings, ARMS["detectorgan"]
     batches = pipeline.joint_batches(
@@ -121,8 +121,8 @@ def first_streams(run: Run) -> exactness.Streams:
         unroll_steps=max(2, s.unroll_steps),
     )
     batch = next(iter(batches))
-    composed = build.composition(s, len(run.dataset.class_names))
-    alpha = composed.blend(batch.insertion.boxes, batch.insertion.content, *batch.x.shape[1:3])
+    composition = build.composition(s, len(run.dataset.class_names))
+    alpha = composition.blend(batch.insertion.boxes, batch.insertion.content, *batch.x.shape[1:3])
     x_syn = paste(batch.x, batch.insertion.exemplars, alpha)
     synthetic = Labelled(x_syn, batch.insertion.boxes[:, None], batch.insertion.labels[:, None])
     return exactness.Streams(batch.y, synthetic, batch.y2, batch.y_later)

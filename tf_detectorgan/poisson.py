@@ -1,6 +1,6 @@
-"""Poisson blending (Perez et al. 2003) by OpenCV: what a user would otherwise paste objects with.
+"""Poisson blending (Perez et al. 2003) with OpenCV, a common way to paste objects without a network.
 
-The baseline of NODE21's generation track. Letters: N images, H, W, C channels.
+It is the baseline of NODE21's generation track. Letters: N images, H, W, C channels.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import tensorflow as tf
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan.batch import Insertion
 
-BORDER = 8  # pixels repeated around both images: OpenCV needs room around the object
-MARGIN = 1.0  # pixels between the box and the seam: the gradients of the object's rim are the object's
+BORDER = 8  # pixels repeated around both images: OpenCV needs space around the object
+MARGIN = 1.0  # pixels between the box and the seam, so that gradients at the box's edge are the object's
 
 
 def poisson_blend(x, insertion: Insertion) -> tf.Tensor:
-    """x [N, H, W, C] with the gradients of `insertion.exemplars` inside its boxes; same shape, in [-1, 1].
+    """Returns x [N, H, W, C] in [-1, 1] with the gradients of `insertion.exemplars` inside its boxes.
 
-    OpenCV works on 8 bits a channel: 16-bit images lose depth inside the box, and only there.
+    OpenCV uses 8 bits per channel, so 16-bit images lose depth inside the box, and only there.
     """
     height, width = x.shape[1:3]
     masks = boxes_lib.mask(boxes_lib.dilate(insertion.boxes, MARGIN), height, width)
@@ -29,10 +29,10 @@ def poisson_blend(x, insertion: Insertion) -> tf.Tensor:
 
 
 def _blend(background: np.ndarray, exemplar: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """One image [H, W, C]; outside `mask` [H, W] the background's own values, bit by bit."""
+    """Returns one blended image [H, W, C]; outside `mask` [H, W] it equals the background exactly."""
     padded = np.pad(mask.astype(np.uint8) * 255, BORDER)
     left, top, width, height = cv2.boundingRect(padded)
-    # OpenCV centres the mask's bounding box here: in place, that is.
+    # OpenCV moves the centre of the mask's bounding box to this point; here it stays in place.
     centre = (left + width // 2, top + height // 2)
     blended = cv2.seamlessClone(
         _eight_bits(exemplar), _eight_bits(background), padded, centre, cv2.NORMAL_CLONE
@@ -44,7 +44,7 @@ def _blend(background: np.ndarray, exemplar: np.ndarray, mask: np.ndarray) -> np
 
 
 def _eight_bits(image: np.ndarray) -> np.ndarray:
-    """[H, W, C] in [-1, 1] to uint8 [H + 2 BORDER, W + 2 BORDER, 3]."""
+    """Converts [H, W, C] in [-1, 1] to uint8 [H + 2 BORDER, W + 2 BORDER, 3]."""
     levels = np.clip(np.rint((image + 1.0) * 127.5), 0, 255).astype(np.uint8)
     levels = np.pad(levels, ((BORDER, BORDER), (BORDER, BORDER), (0, 0)), mode="edge")
     return np.repeat(levels, 3, axis=-1) if levels.shape[-1] == 1 else np.ascontiguousarray(levels)

@@ -1,14 +1,14 @@
-"""Crops, moves, mirrors and scales image content by bilinear interpolation: the only file that does.
+"""Crops, shifts, mirrors and scales images by bilinear interpolation.
 
-Networks crop by two matrix products (`crop`, `cut`): their gradient is two more, which GPUs compute
+Networks crop by two matrix products (`crop`, `cut`). Their gradient is two more, which GPUs compute
 deterministically, unlike that of `tf.image.crop_and_resize` or of gathered rows (decision 0133). On GPUs with
 TensorFloat-32 the products round pixels to 11 bits, as convolutions do.
 
-The input pipeline moves whole images by gathering two rows for each row (`resample`): it runs on the CPU and
-needs no gradient, and a matrix product takes 2 to 10 times as long there from 128 pixels on.
+The input pipeline transforms whole images by gathering two rows for each row (`resample`): it runs on the CPU
+and needs no gradient. There a matrix product takes 2 to 10 times as long for images of 128 pixels or more.
 
 Letters: N images, H, W, C channels, S the crop's side or the stored side. Pairs are (vertical, horizontal),
-as in `valid_sizes`. A point is in continuous coordinates: pixel i has its centre at i + 0.5.
+as in `valid_sizes`. Points have continuous coordinates: the centre of pixel i is at i + 0.5.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from tf_detectorgan import boxes as boxes_lib
 
 
 def crop(images, boxes, size: int, context: float = 0.0) -> tf.Tensor:
-    """The content of boxes resampled to S x S; 0 beyond the image.
+    """Returns the content of boxes resampled to S x S; 0 outside the image.
 
-    Sample i of S lies in the middle of the i-th of S equal parts of the box, and is 0 unless it lies between
-    the centres of the image's outermost pixels.
+    Sample i of S is in the middle of the i-th of S equal parts of the box. It is 0 unless it is between the
+    centres of the image's outermost pixels.
 
     Args:
       images: [N, H, W, C] float32 or float64, finite.
-      boxes: [N, 4] in pixels, of any size; no gradient flows to them.
+      boxes: [N, 4] in pixels, of any size; they have no gradient.
       size: S.
-      context: widens the box on every side by this fraction of its longer side.
+      context: the box is enlarged on every side by this fraction of its longer side.
 
     Returns:
       [N, S, S, C] of the images' dtype.
@@ -42,13 +42,13 @@ def crop(images, boxes, size: int, context: float = 0.0) -> tf.Tensor:
 
 
 def cut(images, boxes) -> tuple[tf.Tensor, tf.Tensor]:
-    """The pixels that boxes [N, 4] touch, moved to the top left corner of [N, H, W, C], 0 beyond.
+    """Moves the pixels that overlap with boxes [N, 4] to the top left corner; the rest is 0.
 
     Returns:
       The moved pixels [N, H, W, C], and their sizes [N, 2] int64, (height, width), at least 1.
     """
     low, high = _corners(boxes)
-    limits = tf.constant([*images.shape[1:3]], tf.int64)  # GPUs do the arithmetic of int32 on the host
+    limits = tf.constant([*images.shape[1:3]], tf.int64)  # TensorFlow computes int32 on the host
     first = tf.clip_by_value(tf.cast(tf.floor(low), tf.int64), 0, limits - 1)
     last = tf.clip_by_value(tf.cast(tf.math.ceil(high), tf.int64), first + 1, limits)
     rows, columns = (_moved(first[:, axis], last[:, axis], images.shape[1 + axis]) for axis in (0, 1))
@@ -56,20 +56,20 @@ def cut(images, boxes) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _corners(boxes) -> tuple[tf.Tensor, tf.Tensor]:
-    """First and last edges [N, 2] of boxes [N, 4], no gradient."""
+    """Returns the first and last edges [N, 2] of boxes [N, 4], without gradient."""
     low, high = tf.split(boxes_lib.to_relative_yxyx(tf.stop_gradient(boxes), 1, 1), 2, axis=-1)
     return low, high
 
 
 def _hat(places, count: int) -> tf.Tensor:
-    """Weights [N, S, count] of `count` pixels at `places` [N, S]: linear interpolation, 0 beyond them."""
+    """Returns the weights [N, S, count] of linear interpolation at `places` [N, S]; 0 outside the pixels."""
     distance = tf.abs(places[..., None] - tf.range(count, dtype=tf.float32))
     inside = (places >= 0) & (places <= count - 1)
     return tf.where(inside[..., None], tf.maximum(0.0, 1.0 - distance), 0.0)
 
 
 def _moved(first, last, count: int) -> tf.Tensor:
-    """Weights [N, count, count] that move pixels `first` to `last` - 1 (both [N]) to the beginning."""
+    """Returns weights [N, count, count] that move pixels `first` to `last` - 1 (each [N]) to the start."""
     first, last = (tf.cast(edge, tf.float32)[:, None] for edge in (first, last))
     places = tf.range(count, dtype=tf.float32)
     source = first + places
@@ -78,17 +78,16 @@ def _moved(first, last, count: int) -> tf.Tensor:
 
 
 def _products(rows, columns, images) -> tf.Tensor:
-    """A_y · image · A_x^T: [N, S, T, C] of rows A_y [N, S, H], columns A_x [N, T, W], images [N, H, W, C]."""
+    """Returns A_y · image · A_x^T [N, S, T, C] of A_y [N, S, H], A_x [N, T, W] and images [N, H, W, C]."""
     rows, columns = (tf.cast(weights, images.dtype) for weights in (rows, columns))
     return tf.einsum("ntw,nswc->nstc", columns, tf.einsum("nsh,nhwc->nswc", rows, images))
 
 
 def resample(images, scale, offset, valid_sizes) -> tf.Tensor:
-    """Bilinear image of the map point -> scale * point + offset, for the input pipeline on the CPU.
+    """Transforms images by the map point -> scale * point + offset, for the input pipeline on the CPU.
 
-    The same map, given to `boxes.affine`, moves the boxes along. It only ever reads *valid* content, whose
-    edge is repeated beyond it: padding at the right and the bottom is not dragged in. A whole-pixel shift or
-    mirror copies pixels bit by bit.
+    `boxes.affine` transforms boxes by the same map. Only *valid* content is read, and its edge is repeated
+    outside it, so padding never enters the result. Whole-pixel shifts and mirroring are exact copies.
 
     Args:
       images: [N, S, S, C] float32.
@@ -117,6 +116,6 @@ def _along_rows(images, scale, offset, size):
 
 
 def valid_mask(valid_sizes, side: int) -> tf.Tensor:
-    """True on the content, False on the padding: bool [N, side, side, 1]."""
+    """Returns bool [N, side, side, 1]: True on the content, False on the padding."""
     rows, columns = (tf.sequence_mask(valid_sizes[:, axis], side) for axis in (0, 1))
     return (rows[:, :, None] & columns[:, None, :])[..., None]

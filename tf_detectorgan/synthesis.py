@@ -1,6 +1,6 @@
-"""Synthetic images with exact boxes: TFRecord of the data set's schema, PNGs with a COCO file, a gallery.
+"""Writes synthetic images with their boxes: TFRecord of the data set's schema, PNGs with a COCO file.
 
-Letters: N rows of a batch, each an insertion; those of one image follow one another. H, W, C: its pixels.
+Letters: N rows of a batch, each one insertion; the rows of one image are consecutive. H, W, C as usual.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from tf_detectorgan.evaluation import audit
 from tf_detectorgan.evaluation.held_out_detectors import HeldOutDetectors
 from tf_detectorgan.models.generators import reach
 
-ROWS = 32  # insertions in one call
-FIRST, FEW = 24, 8  # images shown: the first ones made; with held_out also the best, the median, the worst
+ROWS = 32  # insertions in a batch
+FIRST, FEW = 24, 8  # images in the gallery: the first ones; the best, median and worst by held-out detectors
 
 
 class _Shown:
-    """The images for the gallery, picked while images pass by."""
+    """The images of the gallery, selected while images are made."""
 
     def __init__(self):
         self._first: list[dict[str, Any]] = []
@@ -41,7 +41,7 @@ class _Shown:
         self._ranked: dict[int, list[tuple[float, int, dict[str, Any]]]] = {1: [], -1: []}
 
     def offer(self, number: int, rank: float | None, entry: dict[str, Any]) -> None:
-        """An object of image `number` with its audit."""
+        """Considers an object of image `number`; `rank` is its rank among real objects, if known."""
         if len(self._first) < FIRST:
             self._first.append(entry)
         if rank is not None:
@@ -50,7 +50,7 @@ class _Shown:
                 best[:] = sorted([*best, (-sign * rank, number, entry)], key=lambda one: one[:2])[:FEW]
 
     def sections(self) -> dict[str, list[dict[str, Any]]]:
-        """Heading -> entries. Those about the median are the nearest to it among the first ones."""
+        """Returns heading -> entries. Those about the median are the nearest to it among the first images."""
         best, worst = ([entry for _, _, entry in self._ranked[sign]] for sign in (1, -1))
         away = np.abs(np.array(self._ranks) - np.median(self._ranks or 0.0))
         median = [self._first[i] for i in np.argsort(away[:FIRST], kind="stable")[:FEW]]
@@ -63,7 +63,7 @@ class _Shown:
 
 
 def _picked(sections: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What the contact sheet shows: the first eight made, then two of each other section, captioned so."""
+    """Returns the contact sheet's entries: the first eight, then two of each other section."""
     (_, first), *others = sections.items()
     named = [
         one | {"caption": f"{heading}: {one['caption']}"} for heading, some in others for one in some[:2]
@@ -72,18 +72,18 @@ def _picked(sections: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]
 
 
 class Inserter(NamedTuple):
-    """How an arm inserts objects, and what the provenance says of it."""
+    """The way in which an arm inserts objects, with its provenance."""
 
     method: str  # the arm's name
-    # To images [N, H, W, C] in [-1, 1], a row's object alone in each.
+    # Returns images [N, H, W, C] in [-1, 1], each with the object of its row only.
     insert: Callable[[Synthesis], tf.Tensor]
     placement: Placement
-    reach: float  # how far beyond a box `insert` may draw, in longer sides of the box
+    reach: float  # distance from a box up to which `insert` may change pixels, in longer sides of the box
     checkpoint: str = ""  # hash of the weights, if there are any
 
 
 class Screening(NamedTuple):
-    """Whose audit objects get, their rank among real ones, and the lowest rank that is kept."""
+    """The held-out detectors that rank objects among real ones, and the lowest rank that is kept."""
 
     held_out: HeldOutDetectors | None = None
     min_audit: float = 0.0
@@ -99,17 +99,17 @@ def synthesize(
     screening: Screening,
     between: Callable[[], None] = lambda: None,
 ) -> int:
-    """Writes synthetic images to `directory`, which appears when all are finished; returns their number.
+    """Writes synthetic images to `directory`, which is created when all are finished; returns their number.
 
     Args:
-      inserter: of the arm. Objects that would touch another one of their image are left out.
-      dataset: where backgrounds and matched objects come from (training split).
+      inserter: the arm's. Objects that would overlap another one in the same image are left out.
+      dataset: its training split provides backgrounds and matched objects.
       directory: gets synthetic.tfrecord, annotations.json (COCO), images/*.png, gallery.html,
         contact_sheet.png, audit.json.
-      count: images in all.
+      count: number of images before screening.
       seed: image i is a function of (seed, i) and of the placement.
-      screening: objects that fail are left out, and images without any other object are not written.
-      between: called before every batch and after the last; what it raises ends the work, all of it undone.
+      screening: objects below the lowest rank are left out, and images without any other are not written.
+      between: called before every batch and after the last; an exception that it raises removes everything.
 
     Raises:
       InputError: no image passes `screening`.
@@ -120,7 +120,7 @@ def synthesize(
         dataset, count=count, batch_size=batch_size, seed=seed, start=0, placement=placement
     )
 
-    def examples(made: _SyntheticSet) -> Iterator[dict[str, Any]]:
+    def examples(made: SyntheticSetWriter) -> Iterator[dict[str, Any]]:
         with progress.bar(total=count, desc=f"synthesize {method}", unit="image", dynamic_ncols=True) as bar:
             for batch in batches:
                 between()
@@ -131,7 +131,7 @@ def synthesize(
 
     with disk.whole_directory(directory) as partial:
         (partial / "images").mkdir()
-        made = _SyntheticSet(partial, dataset, inserter, screening, seed)
+        made = SyntheticSetWriter(partial, dataset, inserter, screening, seed)
         kept = records.write_records(partial / "synthetic.tfrecord", examples(made), dataset.features)
         if not kept:
             raise InputError(
@@ -141,14 +141,14 @@ def synthesize(
     return kept
 
 
-class _SyntheticSet:
-    """Turns insertions into records; PNGs, COCO file, audit and gallery are gathered as they pass by."""
+class SyntheticSetWriter:
+    """Turns insertions into records, and writes PNGs, COCO file, audit and gallery of the same images."""
 
     def __init__(
         self, directory: Path, dataset: Dataset, inserter: Inserter, screening: Screening, seed: int
     ):
         self._directory, self._dataset, self._inserter = directory, dataset, inserter
-        self._judges, self._min_audit = screening
+        self._held_out, self._min_audit = screening
         self._origin = {
             "method": inserter.method,
             "checkpoint": inserter.checkpoint,
@@ -162,54 +162,54 @@ class _SyntheticSet:
         self._objects = 0  # made, also those that fail the audit
 
     def examples(self, batch: Synthesis, inserted: np.ndarray, made: np.ndarray) -> Iterator[dict[str, Any]]:
-        """The records of the images of those rows [N, H, W, C] that are `made` [N] and pass the audit."""
+        """Yields the records of the images whose rows are in `made` [N] and pass the screening."""
         images = records.to_stored(inserted, self._dataset.bit_depth)
         stored = records.to_float(tf.constant(images), self._dataset.bit_depth).numpy()
-        verdicts = self._judged(batch, stored)
+        scores = self._scored(batch, stored)
         wanted = made & _apart(batch, self._inserter.reach)
         self._objects += int(wanted.sum())
-        if verdicts:
-            wanted &= verdicts["rank"] >= self._min_audit
+        if scores:
+            wanted &= scores["rank"] >= self._min_audit
         rows = np.flatnonzero(wanted)
         if len(rows):
-            self._audited.append(self._measured(batch, stored, rows, verdicts))
+            self._audited.append(self._measured(batch, stored, rows, scores))
         numbers = batch.seeds.numpy()
         for _, same in itertools.groupby(rows.tolist(), lambda row: numbers[row]):
-            yield self._image(batch, list(same), images, verdicts)
+            yield self._image(batch, list(same), images, scores)
 
-    def _judged(self, batch: Synthesis, stored: np.ndarray) -> dict[str, np.ndarray]:
-        """What the held_out say of images [N, H, W, C], and "found_before", of their backgrounds."""
-        if self._judges is None:
+    def _scored(self, batch: Synthesis, stored: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns held-out scores of images [N, H, W, C], and of their backgrounds ("found_before")."""
+        if self._held_out is None:
             return {}
-        what = batch.insertion.boxes, batch.insertion.labels, batch.matched_ids.numpy()
-        before = self._judges.score_objects(batch.x, *what)["found"]
-        return self._judges.score_objects(stored, *what) | {"found_before": before}
+        objects = batch.insertion.boxes, batch.insertion.labels, batch.matched_ids.numpy()
+        before = self._held_out.score_objects(batch.x, *objects)["found"]
+        return self._held_out.score_objects(stored, *objects) | {"found_before": before}
 
-    def _measured(self, batch: Synthesis, stored: np.ndarray, rows: np.ndarray, verdicts) -> audit.Measures:
-        """The audit's measures of the `rows` of images [N, H, W, C]."""
+    def _measured(self, batch: Synthesis, stored: np.ndarray, rows: np.ndarray, scores) -> audit.Measures:
+        """Returns the audit's measures of the `rows` of images [N, H, W, C]."""
         boxes, content = (v.numpy()[rows] for v in (batch.insertion.boxes, batch.insertion.content))
         objects = audit.Objects(stored[rows], boxes, content)
         found = audit.measure(objects, batch.x.numpy()[rows], self._inserter.reach)
-        return found._replace(more=found.more | {name: values[rows] for name, values in verdicts.items()})
+        return found._replace(more=found.more | {name: values[rows] for name, values in scores.items()})
 
-    def _image(self, batch: Synthesis, rows: list[int], images: np.ndarray, verdicts) -> dict[str, Any]:
-        """The record of one image with the objects of `rows`; COCO file, PNG and gallery get it as well."""
+    def _image(self, batch: Synthesis, rows: list[int], images: np.ndarray, scores) -> dict[str, Any]:
+        """Returns the record of one image with the objects of `rows`; adds it to the other outputs."""
         background = records.to_stored(batch.x[rows[0]].numpy(), self._dataset.bit_depth)
         image = background
-        for row in rows:  # their changes do not meet
+        for row in rows:  # their changes do not overlap
             image = np.where(images[row] != background, images[row], image)
-        example = _example(batch, rows, image, self._origin, verdicts)
+        example = _example(batch, rows, image, self._origin, scores)
         _add_to_coco(self._coco, example)
         _save_png(self._directory / example["file_name"], image)
         for place, row in enumerate(rows):
-            rank = float(verdicts["rank"][row]) if verdicts else None
+            rank = float(scores["rank"][row]) if scores else None
             entry = _gallery_entry(batch, row, images[row], example, place)
             self._shown.offer(int(batch.seeds[row]), rank, entry)
         return example
 
     def finish(self) -> None:
-        """Writes what was gathered of all images."""
-        found_real = self._judges.found_real() if self._judges else None
+        """Writes the COCO file, the audit and the gallery of all images."""
+        found_real = self._held_out.found_real() if self._held_out else None
         found = audit.audit(audit.joined(self._audited), *_measured_training(self._dataset), found_real)
         found |= {"made": self._objects, "min_audit": self._min_audit}
         for name, content in {run_layout.ANNOTATIONS: self._coco, run_layout.AUDIT: found}.items():
@@ -220,7 +220,7 @@ class _SyntheticSet:
 
 
 def _measured_training(dataset: Dataset) -> tuple[audit.Measures, list[bytes]]:
-    """The audit's measures of every object of the labelled training images, and its group."""
+    """Returns the audit's measures and the groups of all objects of the labelled training images."""
     parts, groups = [], list[bytes]()
     for record in dataset.serialized("train_labelled").map(dataset.decode):
         count = len(record.boxes)
@@ -232,28 +232,28 @@ def _measured_training(dataset: Dataset) -> tuple[audit.Measures, list[bytes]]:
 
 
 def _apart(batch: Synthesis, margin: float) -> np.ndarray:
-    """bool [N]: the row may draw nowhere that an earlier one of its image, itself apart, may draw."""
+    """Returns bool [N]: the row's changes overlap those of no earlier row of its image that is kept."""
     boxes, numbers = batch.insertion.boxes, batch.seeds.numpy()
-    drawn = boxes_lib.dilate(boxes, reach(boxes, margin) + 1.0)  # a pixel that both touch in part
-    meets = boxes_lib.iou(drawn, drawn).numpy() > 0
+    drawn = boxes_lib.dilate(boxes, reach(boxes, margin) + 1.0)  # + 1: pixels that both change in part
+    overlaps = boxes_lib.iou(drawn, drawn).numpy() > 0
     apart = np.ones(len(numbers), bool)
     for row in range(len(numbers)):
         before = (numbers[:row] == numbers[row]) & apart[:row]
-        apart[row] = not (meets[row, :row] & before).any()
+        apart[row] = not (overlaps[row, :row] & before).any()
     return apart
 
 
 def _example(
-    batch: Synthesis, rows: Sequence[int], image: np.ndarray, origin: dict[str, Any], verdicts
+    batch: Synthesis, rows: Sequence[int], image: np.ndarray, origin: dict[str, Any], scores
 ) -> dict[str, Any]:
-    """The record of `image` [H, W, C], stored, with the objects of these `rows`."""
+    """Returns the record of `image` [H, W, C], in stored grey levels, with the objects of `rows`."""
 
-    def told(row: int) -> dict[str, Any]:
+    def provenance_of(row: int) -> dict[str, Any]:
         box = [round(float(v), 3) for v in batch.insertion.boxes[row]]
         residual_scale = round(float(batch.residual_scale[row]), 3)
         one = {"matched_id": int(batch.matched_ids[row]), "residual_scale": residual_scale, "box": box}
-        if verdicts:
-            one |= {"audit": round(float(verdicts["rank"][row]), 3), "found": bool(verdicts["found"][row])}
+        if scores:
+            one |= {"audit": round(float(scores["rank"][row]), 3), "found": bool(scores["found"][row])}
         return one
 
     first = rows[0]
@@ -262,7 +262,7 @@ def _example(
         **origin,
         "number": number,
         "background_id": int(batch.background_ids[first]),
-        "objects": [told(row) for row in rows],
+        "objects": [provenance_of(row) for row in rows],
     }
     groups = np.concatenate([batch.groups[row].numpy() for row in rows])
     return {
@@ -305,7 +305,7 @@ def _add_to_coco(coco: dict[str, list], example: dict[str, Any]) -> None:
 
 
 def _save_png(path: Path, image: np.ndarray) -> None:
-    """uint8 or uint16 grey, or uint8 colour (Pillow has no 16-bit colour: TensorFlow writes that)."""
+    """Writes a PNG of 8 or 16 bits, grey or colour; TensorFlow writes 16-bit colour, which Pillow cannot."""
     if image.dtype == np.uint16 and image.shape[-1] == 3:
         path.write_bytes(tf.io.encode_png(image).numpy())
     else:
@@ -315,19 +315,19 @@ def _save_png(path: Path, image: np.ndarray) -> None:
 def _gallery_entry(
     batch: Synthesis, row: int, image: np.ndarray, example: dict[str, Any], place: int
 ) -> dict[str, Any]:
-    """The object of a row, alone in its stored `image`; it is the one at `place` in the example."""
+    """Returns the gallery's entry of object `place` of the example; `image` has only this object."""
 
     def eight_bits(pixels):
         return records.to_stored(np.asarray(pixels), 8)
 
-    told = json.loads(example["provenance"])
-    one, many = told["objects"][place], len(told["objects"])
+    provenance = json.loads(example["provenance"])
+    one, many = provenance["objects"][place], len(provenance["objects"])
     which = "object" if many == 1 else f"{place + 1} of {many} objects,"
     return {
         "background": eight_bits(batch.x[row]),
         "inserted": (image // (257 if image.dtype == np.uint16 else 1)).astype(np.uint8),
         "matched": eight_bits(batch.matched[row]),
         "box": example["boxes"][place],
-        "caption": f"{example['file_name']}: background {told['background_id']}, {which} "
+        "caption": f"{example['file_name']}: background {provenance['background_id']}, {which} "
         f"of {one['matched_id']}" + (f", audit {one['audit']}" if "audit" in one else ""),
     }

@@ -1,8 +1,8 @@
-"""Trains everything: python -m tf_detectorgan.train --flagfile=configs/demo.flags.
+"""Trains all networks of a run: python -m tf_detectorgan.train --flagfile=configs/demo.flags.
 
-Phases, each checkpointed and skipped when done: pretrain_gan, pretrain_detector, held-out detectors, then for
-every --arm joint, synthetic images, final_detector, evaluate; a report at the end. Run the same command again
-to resume. Exit codes: 75 interrupted, all finished steps saved; 78 bad input.
+Phases: pretrain_gan, pretrain_detector, held_out_detectors, then joint, synthesize, final_detector and
+evaluate for every --arm; a report at the end. Each phase is saved in checkpoints and skipped when finished.
+Run the same command again to resume. Exit codes: 75 interrupted, all finished steps saved; 78 bad input.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tf_detectorgan.environment import TENSORFLOW
 from tf_detectorgan.errors import EXIT_INTERRUPTED
 
 os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
-if __name__ == "__main__":  # and that takes seconds, in which process 1 of a pod would not hear a SIGTERM
+if __name__ == "__main__":  # the import takes seconds, in which process 1 of a pod would ignore a SIGTERM
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(EXIT_INTERRUPTED))
 
 from tf_detectorgan import checkpoints, command, disk
@@ -30,11 +30,11 @@ from tf_detectorgan.training.settings import Train
 
 
 def main(settings: Train) -> None:
-    """Runs the preflight if it is due, every phase that is not done yet, then writes the report."""
+    """Runs the preflight if it is due, then every unfinished phase, and writes the report."""
     with workers.ending_together(settings.workers):
         chief = tf_config.task_index(os.environ, settings.workers) == 0
         with disk.held(Path(settings.run_dir)) if chief else contextlib.nullcontext():
-            if chief:  # the others wait in `join`
+            if chief:  # the other workers wait in `join`
                 check.before(settings)
             run = run_directory.begin(settings, workers.join(settings.workers))
             run.workers.run_on_chief(lambda: before_training.check(run))
@@ -43,7 +43,7 @@ def main(settings: Train) -> None:
 
 
 def summarize(run: Run) -> None:
-    """Costs, report, result table."""
+    """Writes costs.json and the report; prints the result table and the paths."""
     checkpoints.write_costs(run.layout.path)
     page = report.write_report(run.layout.path)
     print(report.result_table(run.layout.path))

@@ -103,7 +103,7 @@ def test_layers_are_what_was_drawn(scene, draw, allowed):
     """Objects of one shape come back cleaner than their grain; objects of their own shapes with it."""
     dataset, drawn = scene(draw)
     kept = object_residuals.object_residuals(dataset)
-    layers, signal = images_of(dataset, kept), kept.signal
+    layers, signal = images_of(dataset, kept), kept.signal_share
     assert signal[0] > 0.8
     assert np.isnan(signal[1])  # no object of the other class
     assert layers.shape == (40, S, S, 1)
@@ -132,7 +132,7 @@ def test_no_object_no_layer(scene):
     dataset, _ = scene(lambda rng, box: np.zeros((S, S, 1)))
     kept = object_residuals.object_residuals(dataset)
     assert np.abs(images_of(dataset, kept)).mean() < GRAIN / 20
-    assert kept.signal[0] < 0.2
+    assert kept.signal_share[0] < 0.2
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -191,7 +191,7 @@ def test_shared_and_own_part_by_hand():
     _, own = _split(mean + own_part, np.zeros(20000, int), noise, np.ones(1))
     assert own == pytest.approx(1 - 1 / (1.5 * 3 / 4), abs=0.03)  # the strength takes one of four dimensions
     few, own = _split(strength[:4, None] * mean, np.zeros(4, int), noise, np.ones(1))
-    assert (few == 0).all()  # fewer than FEWEST objects share nothing
+    assert (few == 0).all()  # fewer than MIN_OBJECTS objects share nothing
     assert own == pytest.approx(1 - 1 / np.mean((strength[:4, None] * mean) ** 2), abs=0.01)
 
 

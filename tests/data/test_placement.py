@@ -224,7 +224,7 @@ def test_an_object_cut_off_by_an_edge_stays_at_that_edge(square, mode, name):
     box, distances = EDGES[name]
     scene = with_boxes(square, [box])
     height, width = sizes = (24, 28)
-    learned = placement.context_placement.learn(
+    learned = placement.context_placement.fit(
         scene.images[:1], scene.sizes[:1], tf.constant([box], tf.float32), tf.constant([0]), mirrored=False
     )
     table = dataclasses.replace(scene.table, context=learned if mode == "context" else None)

@@ -130,5 +130,5 @@ def test_a_group_in_two_parts_is_pointed_out():
 
 
 def test_a_directory_without_a_data_set_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no prepared data set"):
+    with pytest.raises(InputError, match="not a prepared data set"):
         prepare(Prepare(inspect=str(tmp_path)))

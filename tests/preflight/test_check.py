@@ -125,7 +125,7 @@ def test_a_signal_ends_the_child_and_gives_the_handlers_back(scripted, settings,
     processes = scripted("time.sleep(60)")
     mine = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(kernel, "resident", lambda pid: os.kill(os.getpid(), signal.SIGTERM) or 0)
-    with pytest.raises(Interrupted, match="SIGTERM in preflight: begins again with the next call"):
+    with pytest.raises(Interrupted, match="SIGTERM in preflight: it is not saved"):
         check.before(settings)
     assert processes[0].returncode == -signal.SIGKILL
     assert signal.getsignal(signal.SIGTERM) is mine

@@ -1,4 +1,4 @@
-"""From settings to networks: sizes, schedules by hand, devices."""
+"""Networks, learning-rate schedules and devices that `build` makes from settings."""
 
 import json
 import subprocess
@@ -28,8 +28,8 @@ TINY = {
 }
 
 
-def test_generators_schedule_by_hand():
-    """0.2 for 100 steps, then to 0 in 50: half of it after 125. Without a joint phase it just stops."""
+def test_constant_then_linear_schedule_by_hand():
+    """0.2 for 100 steps, then linearly to 0 in 50 steps: half of it at step 125."""
     rate = schedules.ConstantThenLinear(0.2, 100, 50)
     found = [float(rate(step)) for step in (0, 99, 100, 125, 150, 1000)]
     np.testing.assert_allclose(found, [0.2, 0.2, 0.2, 0.1, 0, 0], atol=1e-7)
@@ -38,8 +38,8 @@ def test_generators_schedule_by_hand():
     assert float(again(tf.constant(125, tf.int64))) == pytest.approx(0.1)
 
 
-def test_detectors_schedule_by_hand():
-    """Of 100 steps 5 warm up; then a cosine: half of the rate in the middle of the other 95, 0 at the end."""
+def test_detector_schedule_by_hand():
+    """5 of 100 steps are warm-up; the cosine is half of the rate in the middle of the other 95, then 0."""
     DET = types.SimpleNamespace(network=types.SimpleNamespace(trainable_variables=[keras.Variable([1.0])]))
     settings = Train(detector_learning_rate=0.01)
     optimizer = build.alone_detector_optimizer(settings, DET, 100, tf.distribute.get_strategy())
@@ -49,10 +49,10 @@ def test_detectors_schedule_by_hand():
 
 
 @pytest.mark.parametrize("warm_up, decay", [(1, 1), (5, 95), (250, 4750)])
-def test_detectors_schedule_is_keras_s_to_the_last_bit(warm_up, decay):
+def test_warm_up_then_cosine_is_bit_identical_to_keras(warm_up, decay):
     ours = schedules.WarmUpThenCosine(1e-3, warm_up, decay)
-    keras_s = keras.optimizers.schedules.CosineDecay(0.0, decay, warmup_target=1e-3, warmup_steps=warm_up)
-    both = tf.function(lambda step: (ours(step), keras_s(step)), autograph=False)
+    theirs = keras.optimizers.schedules.CosineDecay(0.0, decay, warmup_target=1e-3, warmup_steps=warm_up)
+    both = tf.function(lambda step: (ours(step), theirs(step)), autograph=False)
     for step in {*range(0, warm_up + decay + 3, 1 + decay // 50), warm_up, warm_up + decay}:
         found, expected = both(tf.constant(step, tf.int64))
         assert found.numpy() == expected.numpy(), step
@@ -60,7 +60,7 @@ def test_detectors_schedule_is_keras_s_to_the_last_bit(warm_up, decay):
     assert float(again(tf.constant(warm_up, tf.int64))) == pytest.approx(1e-3)
 
 
-def test_devices():
+def test_distribution_chooses_the_number_of_replicas():
     assert build.strategy(Train()).num_replicas_in_sync == 1
     assert build.strategy(Train(distribution="one")).num_replicas_in_sync == 1
     mirrored = build.strategy(Train(distribution="mirrored"))
@@ -79,19 +79,19 @@ def test_devices():
         ("cityscapes_psgan", {1: 1, 2: 2, 3: 2, 4: 4, 8: 4}),
     ],
 )
-def test_auto_takes_as_many_gpus_as_divide_both_batches(flagfile, used, monkeypatch, capsys):
+def test_auto_uses_the_largest_number_of_gpus_that_divides_both_batches(flagfile, used, monkeypatch, capsys):
     settings = config.parse(Train, [f"--flagfile={ROOT / 'configs' / flagfile}.flags"])
     monkeypatch.setattr(tf.distribute, "MirroredStrategy", FakeMirrored)
-    for count, wanted in used.items():
+    for count, expected in used.items():
         names = [f"/device:GPU:{number}" for number in range(count)]
         monkeypatch.setattr(build, "gpus", lambda names=names: names)
         chosen = build.strategy(settings)
-        assert chosen.num_replicas_in_sync == wanted
-        assert getattr(chosen, "devices", names[:1]) == names[:wanted]
-        said = capsys.readouterr().out
-        assert [name for name in names if name.removeprefix("/device:") in said] == names[wanted:]
-        if wanted < count:  # the next multiple of the number of GPUs
-            assert f"; --gan_batch={6 if count == 3 else count} " in said
+        assert chosen.num_replicas_in_sync == expected
+        assert getattr(chosen, "devices", names[:1]) == names[:expected]
+        printed = capsys.readouterr().out
+        assert [name for name in names if name.removeprefix("/device:") in printed] == names[expected:]
+        if expected < count:  # the next multiple of the number of GPUs
+            assert f"--gan_batch={6 if count == 3 else count}" in printed.rpartition("use all of")[2].split()
 
 
 class FakeMirrored:
@@ -101,12 +101,13 @@ class FakeMirrored:
         self.devices, self.num_replicas_in_sync = devices, len(devices)
 
 
-def test_devices_that_share_batches_equally_by_hand():
-    assert build.shared_equally([], {"gan_batch": 4}) == []
-    assert build.shared_equally("abcdef", {"gan_batch": 12, "detector_batch": 8}) == ["a", "b", "c", "d"]
-    assert build.idle(["/device:GPU:0", "/device:GPU:1"], 1, {"gan_batch": 3, "detector_batch": 8}) == (
-        "idle: GPU:1, because 2 GPUs cannot share --gan_batch=3 --detector_batch=8 equally; "
-        "--gan_batch=4 would use all"
+def test_usable_devices_and_idle_message_by_hand():
+    assert build.usable([], {"gan_batch": 4}) == []
+    assert build.usable("abcdef", {"gan_batch": 12, "detector_batch": 8}) == ["a", "b", "c", "d"]
+    names, batches = ["/device:GPU:0", "/device:GPU:1"], {"gan_batch": 3, "detector_batch": 8}
+    assert build.idle_message(names, 1, batches) == (
+        "idle: GPU:1; 2 GPUs cannot share --gan_batch=3 --detector_batch=8 equally; "
+        "use all of them with --gan_batch=4"
     )
 
 
@@ -125,12 +126,12 @@ def test_flagfiles_of_gpus_take_their_first_step_on_several_devices(tiny_phantom
     assert [(row["used"], row["steps"]) for row in rows] == [(count, 1) for count in used]
 
 
-def test_places_by_arm():
-    """Layers are put by context, cut-out objects and noise near the match, all where --placement says so."""
-    ours, cut = Train(), Train(object_source="crop")
+def test_placement_of_every_arm():
+    """Residuals: by context; cut-out objects and noise: near the match; --placement overrides both."""
+    default, cut = Train(), Train(object_source="crop")
     by_context = {"boxes_only", "superpose", "cyclegan_bbox", "acgan", "detectorgan_no_unroll", "detectorgan"}
     for name, arm in ARMS.items():
-        found = build.placement(ours, arm.images, arm.gan)
+        found = build.placement(default, arm.images, arm.gan)
         assert found.mode == ("context" if name in by_context else "matched_shift"), name
         assert found.residual == (name in by_context - {"boxes_only"}), name
         assert found.noise == (name in ("pix2pix", "psgan", "psgan_detectorgan")), name
@@ -140,19 +141,19 @@ def test_places_by_arm():
     assert build.placement(Train(placement="uniform"), "generator", "cyclegan").mode == "uniform"
 
 
-def test_images_keep_a_share_of_what_a_generator_adds_to_an_object():
-    ours, drawn_anew = (
+def test_residual_scale_is_used_only_by_cyclegan_with_the_object_as_input():
+    with_object, mask_only = (
         Train(residual_scale=(0.25, 0.75)),
         Train(residual_scale=(0.25, 0.75), generator_input="mask"),
     )
     for name, arm in ARMS.items():
         kind = arm.images, arm.gan
-        assert build.placement(drawn_anew, *kind).residual_scale == (1.0, 1.0), name
+        assert build.placement(mask_only, *kind).residual_scale == (1.0, 1.0), name
         expected = (0.25, 0.75) if arm.gan == "cyclegan" else (1.0, 1.0)
-        assert build.placement(ours, *kind).residual_scale == expected, name
+        assert build.placement(with_object, *kind).residual_scale == expected, name
 
 
-def test_players_of_two_devices_have_two_pools_each():
+def test_cyclegan_on_two_devices_has_two_pools_per_discriminator():
     chosen = build.strategy(Train(distribution="mirrored"))
     p = build.cyclegan(Train(**TINY, gan_batch=4), DATASET, chosen)
     for pools in (p.pools_X, p.pools_Y):
@@ -161,20 +162,20 @@ def test_players_of_two_devices_have_two_pools_each():
 
 
 @pytest.mark.parametrize("generator_input,channels", [("mask", 1 + 2), ("mask_and_object", 1 + 1 + 2)])
-def test_players_fit_the_recipe(generator_input, channels):
+def test_cyclegan_inputs_and_activations(generator_input, channels):
     p = build.cyclegan(Train(**TINY, generator_input=generator_input), DATASET, tf.distribute.get_strategy())
     assert p.G_X.input_shape == (None, 32, 32, channels)
     assert p.G_Y.input_shape == (None, 32, 32, 1 + 2)
     assert p.DIS_localX.input_shape == (None, 16, 16, 1)
     assert p.DIS_globalX.input_shape == p.DIS_globalY.input_shape == (None, 32, 32, 1)
-    # tanh in the paper, an unbounded difference where the object is pasted already
+    # tanh as in the paper; an unbounded difference if the object is pasted into the input
     assert p.G_X.layers[-1].activation is (
         keras.activations.linear if generator_input == "mask_and_object" else keras.activations.tanh
     )
     assert p.G_Y.layers[-1].activation is keras.activations.tanh
 
 
-def test_the_seed_decides_the_first_weights():
+def test_initial_weights_depend_on_the_seed_only():
     def weights(seed):
         p = build.cyclegan(Train(**TINY, seed=seed), DATASET, tf.distribute.get_strategy())
         return p.G_Y.get_weights()
@@ -185,7 +186,7 @@ def test_the_seed_decides_the_first_weights():
 
 
 @pytest.mark.parametrize("name,rate", [("sgd", 0.01), ("nesterov", 0.01), ("adam", 1e-4), ("adamw", 1e-4)])
-def test_detectors_of_the_joint_phase_have_an_update_rule(name, rate):
+def test_every_joint_detector_optimizer_has_an_update_rule(name, rate):
     DET = types.SimpleNamespace(network=types.SimpleNamespace(trainable_variables=[keras.Variable([1.0])]))
     settings = Train(joint_detector_optimizer=name)
     optimizer = build.joint_detector_optimizer(settings, DET, tf.distribute.get_strategy())
@@ -193,21 +194,21 @@ def test_detectors_of_the_joint_phase_have_an_update_rule(name, rate):
     assert optimizer.global_clipnorm == build.CLIP_NORM
     assert optimizer.weight_decay == (build.WEIGHT_DECAY if name == "adamw" else None)
     assert getattr(optimizer, "nesterov", False) == (name == "nesterov")
-    update_rules.live(optimizer)
+    update_rules.current_state(optimizer)
 
 
-def test_no_unroll_steps_make_detectorgan_its_no_unroll_arm():
+def test_detectorgan_without_unroll_steps_equals_detectorgan_no_unroll():
     none = Train(unroll_steps=0, lambda_syn=2.0)
     expected = build.objective(Train(lambda_syn=2.0), ARMS["detectorgan_no_unroll"])
     assert build.objective(none, ARMS["detectorgan"]) == expected
     assert (expected.lambda_real, expected.lambda_syn, expected.syn_cap) == (0, 2, 5)
     assert build.objective(Train(syn_cap=0.0), ARMS["detectorgan"]).syn_cap == np.inf
     assert build.objective(Train(unroll_recompute=True), ARMS["detectorgan"]).recompute
-    with pytest.raises(InputError, match="--unroll_recompute: --unroll_steps=0"):
+    with pytest.raises(InputError, match="--unroll_recompute has no effect with --unroll_steps=0"):
         Train(unroll_steps=0, unroll_recompute=True)
 
 
-def test_arms_scale_the_settings_by_their_signs():
+def test_objective_is_the_settings_times_the_arm_signs():
     settings = Train(lambda_real=2.0, lambda_syn=0.5)
     found = {
         name: (o.lambda_real, o.lambda_syn)
@@ -223,12 +224,12 @@ def test_arms_scale_the_settings_by_their_signs():
     }
 
 
-def test_a_detector_that_rounding_spoils_is_refused():
+def test_retinanet_kerashub_in_bfloat16_raises():
     with pytest.raises(InputError, match="--precision=mixed_bfloat16: .*--detector=retinanet_kerashub"):
         Train(detector="retinanet_kerashub", precision="mixed_bfloat16")
 
 
-def test_float16_alone_has_a_loss_scale():
+def test_only_float16_has_a_loss_scale():
     one = tf.distribute.get_strategy()
     found = [
         build.loss_scale(Train(precision=p), one) for p in ("float32", "mixed_bfloat16", "mixed_float16")
@@ -242,13 +243,13 @@ def test_float16_alone_has_a_loss_scale():
     assert set(_trackable_parts(JointModels(p, loss_scale=found[2]))) == {*p.parts, "loss_scale"}
 
 
-def test_no_augmentation_changes_nothing():
+def test_augmentation_is_off_without_augment():
     off = build.augmentation(Train(augment=False))
     assert (off.flip, off.shift, off.scale, off.intensity) == (False, 0, 0, 0)
     assert build.augmentation(Train()) != off
 
 
-def test_eqn_3_wants_an_unrollable_detector(monkeypatch):
+def test_eqn_3_with_a_detector_that_is_not_unrollable_raises(monkeypatch):
     def make(image_shape, classes):
         return types.SimpleNamespace(unrollable=False)
 
@@ -262,26 +263,26 @@ def test_eqn_3_wants_an_unrollable_detector(monkeypatch):
 
 @pytest.mark.parametrize(
     "shape,classes,error",
-    [((32, 32, 1), ("a", "b"), "one kind of object, the data has a, b"), ((48, 48, 1), ("a",), "of 48 px")],
+    [((32, 32, 1), ("a", "b"), "one class, the data set has a, b"), ((48, 48, 1), ("a",), "it is 48 px")],
 )
-def test_psgan_says_what_it_cannot_draw(shape, classes, error):
+def test_psgan_with_unsupported_data_raises(shape, classes, error):
     data = types.SimpleNamespace(image_shape=shape, class_names=classes)
     with pytest.raises(InputError, match=error):
         build.gan(Train(**TINY), "psgan", data, tf.distribute.get_strategy())
 
 
-def test_an_arm_that_cannot_draw_is_refused_before_another_trains(monkeypatch):
+def test_unsupported_arm_raises_before_another_arm_is_trained(monkeypatch):
     monkeypatch.setattr(phases, "train_gan", lambda *_: pytest.fail("a GAN is trained"))
     run = types.SimpleNamespace(
         settings=Train(**TINY, arm=("cyclegan_bbox", "psgan")), workers=None, layout=None, dataset=DATASET,
         strategy=tf.distribute.get_strategy(),
     )  # fmt: skip
-    with pytest.raises(InputError, match="one kind of object"):
+    with pytest.raises(InputError, match="objects of one class"):
         phases.run_arms(run)
 
 
 def field(discriminator):
-    """Side of what one logit sees, backwards through the convolutions: (field - 1) * stride + kernel."""
+    """Returns the receptive field of one logit, backwards over the layers: (field - 1) * stride + kernel."""
     found = 1
     for layer in reversed([one for one in discriminator.layers if isinstance(one, keras.layers.Conv2D)]):
         found = (found - 1) * layer.strides[0] + layer.kernel_size[0]
@@ -289,8 +290,8 @@ def field(discriminator):
 
 
 @pytest.mark.parametrize("kind", ["cyclegan", "psgan"])
-def test_base_gans_have_their_papers_constants(kind):
-    """CycleGAN's, and those that PS-GAN has from pix2pix."""
+def test_base_gans_have_the_constants_of_their_papers(kind):
+    """Those of CycleGAN, and those of pix2pix, which PS-GAN uses."""
     data = types.SimpleNamespace(image_shape=(128, 128, 1), class_names=("a",))
     found = build.gan(Train(**TINY, lambda_gan=3.0), kind, data, tf.distribute.get_strategy())
     for optimizer in (found.generator_optimizer, found.discriminator_optimizer):
@@ -306,7 +307,7 @@ def test_base_gans_have_their_papers_constants(kind):
         assert field(found.DIS_localX) == 34  # of crops of 32 pixels
 
 
-def test_pix2pix_is_psgan_without_the_person():
+def test_pix2pix_is_psgan_without_the_person_discriminator():
     data = types.SimpleNamespace(image_shape=(32, 32, 1), class_names=("a",))
     one, two = (
         build.gan(Train(**TINY), kind, data, tf.distribute.get_strategy()) for kind in ("pix2pix", "psgan")

@@ -1,4 +1,4 @@
-"""Exact where it is, wrong where it was made wrong, and who is to blame by name."""
+"""Checks of Eqn 3's derivative: exact and wrong layers, ops without a second derivative, the command."""
 
 import types
 
@@ -55,7 +55,7 @@ def nested(x):
 
 @tf.function
 def branching(x):
-    """Stopped in the second of two branches, in a loop, in a function."""
+    """Stops the gradient in the second of two branches, in a loop, in a function."""
 
     def body(i, x):
         return i + 1, tf.cond(tf.reduce_sum(x) > 0, lambda: tf.tanh(x), lambda: tf.stop_gradient(x) * x)
@@ -64,7 +64,7 @@ def branching(x):
 
 
 @tf.function
-def branching_well(x):
+def exact_branching(x):
     return tf.cond(tf.reduce_sum(x) > 0, lambda: x, lambda: 2 * x)
 
 
@@ -80,7 +80,7 @@ LAYERS = {
     "batch_norm": lambda: keras.layers.BatchNormalization(name="planted_norm"),
     "layer_norm": lambda: keras.layers.LayerNormalization(name="planted_norm"),
     "spectral": lambda: keras.layers.SpectralNormalization(keras.layers.Conv2D(4, 3), name="planted_norm"),
-    "branching_well": lambda: Planted(branching_well),
+    "exact_branching": lambda: Planted(exact_branching),
     "stopped": lambda: Planted(tf.stop_gradient),
     "zero": lambda: Planted(lambda x: 0 * x + tf.stop_gradient(x)),
     "half_stopped": lambda: Planted(half_stopped),
@@ -96,15 +96,15 @@ LAYERS = {
 
 
 def checked(tiny, layer, optimizer, later=0, flat=False, recompute=False):
-    """The checks of one step, and of 1 + `later`, where a step of a wrong layer is enough."""
+    """Returns the checks of one step and, with `later` > 0, of 1 + `later` steps."""
     DET = tiny.ToyDetector(LAYERS[layer]())
     optimizer.build(DET.network.trainable_variables)
     streams = [tiny.labelled(np.random.default_rng(k), 2) for k in range(3 + later)]
     y, synthetic, y2, *others = streams
     if flat:
         synthetic = synthetic._replace(images=tf.zeros_like(synthetic.images))
-    given = exactness.Streams(y, synthetic, y2, tuple(others)).cast(tf.float64)
-    return exactness.check_steps(DET, optimizer, given, directions=2, seed=0, recompute=recompute)
+    streams_64 = exactness.Streams(y, synthetic, y2, tuple(others)).cast(tf.float64)
+    return exactness.check_steps(DET, optimizer, streams_64, directions=2, seed=0, recompute=recompute)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -116,22 +116,22 @@ def test_exact_layers_pass(float64, tiny, recompute):
 
 
 @pytest.mark.parametrize("layer", ["keras", "zero", "half_stopped", "half_lost", "bilinear", "same_pool"])
-def test_a_wrong_derivative_is_found_out(float64, tiny, layer):
-    """Also where it is 0 and should not be: everywhere, or on the lower half of the image."""
+def test_layer_with_a_wrong_derivative_is_not_exact(float64, tiny, layer):
+    """Also a derivative that is wrongly 0: everywhere, or in the lower half of the image."""
     (exact,) = checked(tiny, layer, keras.optimizers.SGD(0.05))
     assert exact.error > (0.1 if layer in ("zero", "half_stopped", "half_lost") else gradcheck.TOLERANCE)
     assert not gradcheck.is_exact(exact)
     assert (exact.norm == 0) == (layer == "zero")
 
 
-def test_a_derivative_that_is_rightly_0_shows_nothing(float64, tiny):
+def test_derivative_of_0_is_not_reported_as_exact(float64, tiny):
     (exact,) = checked(tiny, "exact", keras.optimizers.SGD(0.0))
     assert exact == (1, 0, 0)
     assert not gradcheck.is_exact(exact)
 
 
 @pytest.mark.parametrize("noise", [exactness.NOISE, 0.0])
-def test_flat_images_are_moved_off_the_kinks_of_a_max_pooling(float64, tiny, monkeypatch, noise):
+def test_noise_makes_the_check_of_max_pooling_on_flat_images_exact(float64, tiny, monkeypatch, noise):
     monkeypatch.setattr(exactness, "NOISE", noise)
     (exact,) = checked(tiny, "pool", keras.optimizers.SGD(0.05), flat=True)
     assert (exact.error < gradcheck.TOLERANCE) == (noise > 0)
@@ -141,7 +141,7 @@ def test_flat_images_are_moved_off_the_kinks_of_a_max_pooling(float64, tiny, mon
     "layer,kind,instead",
     [
         ("exact", None, None),
-        ("branching_well", None, None),
+        ("exact_branching", None, None),
         ("keras", "StopGradient", "ExactGroupNormalization"),
         ("batch_norm", "StopGradient", "ExactGroupNormalization"),
         ("layer_norm", "StopGradient", "ExactGroupNormalization"),
@@ -156,7 +156,7 @@ def test_flat_images_are_moved_off_the_kinks_of_a_max_pooling(float64, tiny, mon
         ("pool", None, None),
     ],
 )
-def test_obstacles_are_named(float64, tiny, layer, kind, instead):
+def test_obstacles_have_name_type_and_alternative(float64, tiny, layer, kind, instead):
     y = tiny.labelled(np.random.default_rng(0), 1)
     found = second_order.obstacles(tiny.ToyDetector(LAYERS[layer]()), y)
     if kind is None:
@@ -167,7 +167,7 @@ def test_obstacles_are_named(float64, tiny, layer, kind, instead):
     assert all(instead in one.instead for one in found)
 
 
-def test_obstacles_in_the_loss_are_named(float64, tiny):
+def test_obstacle_in_the_loss_is_found(float64, tiny):
     DET, y = tiny.ToyDetector(), tiny.labelled(np.random.default_rng(0), 1)
     loss = DET.loss
 
@@ -181,7 +181,7 @@ def test_obstacles_in_the_loss_are_named(float64, tiny):
 
 
 def made_of(tiny, layer):
-    """In place of `build.detector`."""
+    """Returns a replacement of `build.detector` that builds a detector with the layer."""
 
     def detector(settings, *_):
         with build.detector_precision(settings):
@@ -191,7 +191,7 @@ def made_of(tiny, layer):
 
 
 def first_streams(tiny):
-    """In place of the first batch."""
+    """Returns streams to use instead of those of the first batch."""
     y, synthetic, y2, third = (tiny.labelled(np.random.default_rng(k), 2) for k in range(4))
     return exactness.Streams(y, synthetic, y2, (third,))
 
@@ -201,14 +201,16 @@ def first_streams(tiny):
     [
         ("exact", "mixed_bfloat16", None, "the derivative is exact to 1e-06"),
         ("keras", "float32", 1, "the derivative is NOT exact"),
-        ("half_lost", "float32", 1, "custom gradients (tf.custom_gradient): look there"),
+        ("half_lost", "float32", 1, "custom gradients (tf.custom_gradient) were not checked"),
         ("stopped", "float32", 1, "Eqn 3 cannot be computed: L_real has no gradient for: "),
         ("resize", "float32", 1, "Eqn 3 cannot be computed"),
     ],
 )
-def test_command(tiny, data_dir, tmp_path, monkeypatch, capsys, layer, precision, code, line):
+def test_command_prints_result_and_exit_code(
+    tiny, data_dir, tmp_path, monkeypatch, capsys, layer, precision, code, line
+):
     settings = Train(run_dir=str(tmp_path / "run"), data_dir=data_dir, gan_batch=2, precision=precision)
-    if code:  # one run whole is enough
+    if code:  # one complete run is enough
         monkeypatch.setattr(gradcheck, "first_streams", lambda run: first_streams(tiny))
         run = types.SimpleNamespace(settings=settings, dataset=None)
         monkeypatch.setattr(run_directory, "begin", lambda *_: run)
@@ -222,22 +224,22 @@ def test_command(tiny, data_dir, tmp_path, monkeypatch, capsys, layer, precision
             assert left.value.code == code
     finally:
         keras.config.set_floatx("float32")
-    said = capsys.readouterr().out
-    assert line in said
-    assert ("planted" in said) == (layer not in ("exact", "half_lost"))
-    assert ("look there" in said) == (layer == "half_lost")
+    printed = capsys.readouterr().out
+    assert line in printed
+    assert ("planted" in printed) == (layer not in ("exact", "half_lost"))
+    assert ("were not checked" in printed) == (layer == "half_lost")
     if precision != "float32":
-        assert f"{precision} against float32: " in said
-        assert "cosine 0.99" in said or "cosine 1.0" in said
+        assert f"{precision} compared with float32: " in printed
+        assert "cosine 0.99" in printed or "cosine 1.0" in printed
 
 
 @pytest.mark.parametrize("cosine,near", [(0.91, True), (0.89, False), (float("nan"), False)])
-def test_near_float32_is_a_matter_of_the_cosine(tiny, monkeypatch, capsys, cosine, near):
+def test_is_near_depends_on_the_cosine(tiny, monkeypatch, capsys, cosine, near):
     monkeypatch.setattr(build, "detector", made_of(tiny, "exact"))
     monkeypatch.setattr(exactness, "check_precision", lambda *_: (0.5, cosine))
     monkeypatch.setattr(exactness, "WARM_UP", 0)
     run = types.SimpleNamespace(settings=Train(precision="mixed_bfloat16"), dataset=None)
     assert gradcheck.is_near(run, first_streams(tiny)) == near
-    said = capsys.readouterr().out
-    assert f"mixed_bfloat16 against float32: cosine {cosine:.4f}, relative error 5.0e-01" in said
-    assert ("NOT near" in said) != near
+    printed = capsys.readouterr().out
+    assert f"mixed_bfloat16 compared with float32: cosine {cosine:.4f}, relative error 5.0e-01" in printed
+    assert ("NOT near" in printed) != near

@@ -1,4 +1,4 @@
-"""Every graph of every phase: no op that deterministic GPUs refuse, lack, or send to the host."""
+"""No phase has an op in its graphs that fails on deterministic GPUs, lacks a kernel, or runs on the host."""
 
 import mmap
 import re
@@ -26,12 +26,12 @@ from tf_detectorgan.training.workers import Workers
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = [ROOT / "configs" / f"{name}.flags" for name in ("nih", "cityscapes", "cityscapes_psgan")]
 SIDE = 64
-LARGEST = 1000  # elements of a tensor in the host's memory; an image has 4,096, a level of anchors 2,304
+LARGEST = 1000  # elements of a tensor in host memory; an image has 4,096, a level of anchors 2,304
 
 TINY = ["--generator_filters=4", "--generator_blocks=1", "--discriminator_filters=4", "--crop_size=16"]
 OWN = "--detector=tests.own_detector:tiny"
 PAPER = f"--flagfile={ROOT / 'configs' / 'paper.flags'}"
-# Every base GAN, detector and precision is in one of them; one step, recomputed, and several unrolled steps.
+# They include every base GAN, detector and precision, and one, recomputed and several unrolled steps.
 CASES = {path.stem: [f"--flagfile={path}", "--data_dir="] for path in CONFIGS}
 CASES |= {
     "fcos_small in bfloat16": [*TINY, "--detector=fcos_small", "--precision=mixed_bfloat16"],
@@ -48,7 +48,7 @@ def dataset(tiny_phantom):
 
 
 def joint_spec(run, gan, unroll_steps):
-    """Of a batch of the joint phase."""
+    """Returns the element spec of a batch of the joint phase."""
     batches = pipeline.joint_batches(
         run.dataset, batch_size=run.settings.gan_batch, seed=0, start_step=0, steps=1,
         placement=gan.placement, unroll_steps=unroll_steps,
@@ -57,7 +57,7 @@ def joint_spec(run, gan, unroll_steps):
 
 
 def training_graphs(run: Run) -> dict[str, tf.Graph]:
-    """Phase -> the graph of its step, for all phases of the run's arms."""
+    """Returns {phase: graph of its step} for all phases of the run's arms."""
     s, seed = run.settings, tf.TensorSpec([2], tf.int32)
     graphs, gans = {}, {}
     for name, arm in ((name, ARMS[name]) for name in s.arm if ARMS[name].gan):
@@ -78,8 +78,8 @@ def training_graphs(run: Run) -> dict[str, tf.Graph]:
     return graphs
 
 
-def using_graphs(run: Run) -> dict[str, tf.Graph]:
-    """The graphs of detection, and of synthesis by the run's arms."""
+def inference_graphs(run: Run) -> dict[str, tf.Graph]:
+    """Returns the graphs of detection, and of synthesis by the run's arms."""
     s = run.settings
     images = tf.TensorSpec([2, *run.dataset.image_shape])
     graphs = {"detect": run.detect.get_concrete_function(images).graph}
@@ -95,8 +95,7 @@ def using_graphs(run: Run) -> dict[str, tf.Graph]:
     return graphs
 
 
-def test_the_cases_are_all():
-    """Of base GANs, detectors and precisions each once."""
+def test_cases_include_every_base_gan_detector_and_precision():
     flags = [config.parse(Train, words) for name, words in CASES.items() if name != "retinanet_kerashub"]
     assert {ARMS[arm].gan for s in flags for arm in s.arm} - {""} == set(GANS)
     assert {s.detector for s in flags} >= set(DETECTORS) - {"retinanet_kerashub"}
@@ -110,15 +109,15 @@ NIGHTLY = ("nih", "cityscapes", "cityscapes_psgan", "two unrolled steps", "retin
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.nightly if case in NIGHTLY else ()) for case in CASES]
 )
-def test_no_graph_holds_an_op_that_a_deterministic_gpu_refuses(case, dataset, tmp_path, monkeypatch):
+def test_no_graph_has_an_op_that_fails_on_deterministic_gpus(case, dataset, tmp_path, monkeypatch):
     if case == "retinanet_kerashub":
         pytest.importorskip("keras_hub")
-    monkeypatch.setattr(phases.checkpoints, "load", lambda *_: None)  # of a generator that is not trained
+    monkeypatch.setattr(phases.checkpoints, "load", lambda *_: None)  # no generator is trained here
     monkeypatch.setattr(phases.checkpoints, "fingerprint", lambda _: "")
     settings = config.parse(Train, [*CASES[case], f"--run_dir={tmp_path}"])
     run = build_run(settings, dataset, StopSignal(), Workers())
     training = training_graphs(run)
-    graphs = training | using_graphs(run)
+    graphs = training | inference_graphs(run)
     print(f"{case}: {', '.join(f'{name} {len(graph.get_operations())}' for name, graph in graphs.items())}")
     arms = run.settings.arm
     assert sum("joint" in name for name in graphs) == sum(bool(ARMS[arm].detector) for arm in arms)
@@ -157,7 +156,7 @@ PLANTS = {
 @pytest.mark.parametrize("kind", PLANTS)
 @pytest.mark.parametrize("nested", [False, True])
 def test_planted_ops_are_found(kind, nested):
-    """Also in the branch of a loop in a function of its own."""
+    """Also in a function that is called in a loop in a branch."""
     plant = PLANTS[kind]
 
     @tf.function(autograph=False)
@@ -176,11 +175,11 @@ def test_planted_ops_are_found(kind, nested):
 
     graph = outer.get_concrete_function(tf.TensorSpec([1, SIDE, SIDE, 1])).graph
     assert kind in {fault.kind for fault in gpu_ops.faults(graph, LARGEST)}
-    assert not [f for f in gpu_ops.faults(graph, SIDE * SIDE) if f.kind == "Less"]  # no more than is allowed
+    assert not [f for f in gpu_ops.faults(graph, SIDE * SIDE) if f.kind == "Less"]  # not larger than allowed
 
 
-# What TensorFlow 2.21's library says, and the types of the ops whose GPU kernels say it.
-REFUSALS: dict[str, tuple[str, ...]] = {
+# The error messages in TensorFlow 2.21's library, and the types of the ops whose GPU kernels raise them.
+MESSAGES: dict[str, tuple[str, ...]] = {
     "A deterministic GPU implementation of AdjustContrast is not currently available.": ("AdjustContrast",),
     "A deterministic GPU implementation of AdjustContrastv2 is not currently available.": (
         "AdjustContrastv2",
@@ -230,8 +229,8 @@ REFUSALS: dict[str, tuple[str, ...]] = {
     "Timestamp cannot be called when determinism is enabled": ("Timestamp",),
     # Of ResourceScatter ops of some dtypes, which are all in ON_HOST.
     " do not yet have a deterministic implementation": (),
-    # Not of ops here. Sums of segments, by which a gathered tensor's gradient is made, refuse on Windows
-    # alone, depthwise convolutions with cuDNN before 7.6.3; the last is of XLA, which `train` does not use.
+    # Not raised here: by segment sums, which are the gradient of a gather, only on Windows; by depthwise
+    # convolutions only with cuDNN before 7.6.3; the last one only in XLA, which `train` does not use.
     "Deterministic GPU implementation of sorted segment reduction op not available.": (),
     "Deterministic GPU implementation of unsorted segment reduction op not available.": (),
     "A deterministic GPU implementation of DepthwiseConvBackpropFilter is not available with this version "
@@ -240,19 +239,19 @@ REFUSALS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def test_a_deterministic_gpu_s_refusals_are_those_of_the_installed_library():
-    """A new TensorFlow that says another sentence shows here, and an op that REFUSED lacks."""
+def test_nondeterministic_ops_are_those_of_the_installed_library():
+    """Fails if a new TensorFlow has another error message, or if an op is missing in NONDETERMINISTIC."""
     library = Path(tf.sysconfig.get_lib()) / "libtensorflow_cc.so.2"
-    refusal = re.compile(
+    message = re.compile(
         rb"not (currently |yet )?(available|supported)|not determ|not yet have a determ|cannot be called when"
     )
-    said = set()
+    found = set()
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as code:
         place = code.find(b"eterminis")
         while place >= 0:
             first, last = code.rfind(b"\0", 0, place) + 1, code.find(b"\0", place)
-            if refusal.search(code[first:last]):
-                said.add(code[first:last].decode())
+            if message.search(code[first:last]):
+                found.add(code[first:last].decode())
             place = code.find(b"eterminis", last)
-    assert said == set(REFUSALS)
-    assert {kind for kinds in REFUSALS.values() for kind in kinds} == set(gpu_ops.REFUSED)
+    assert found == set(MESSAGES)
+    assert {kind for kinds in MESSAGES.values() for kind in kinds} == set(gpu_ops.NONDETERMINISTIC)

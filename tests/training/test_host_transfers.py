@@ -1,4 +1,4 @@
-"""Tensors that a GPU step copies back to the host, by hand: one planted at a time."""
+"""Tensors that a step on a GPU copies to the host, one planted at a time."""
 
 import keras
 import pytest
@@ -23,13 +23,13 @@ def loop(images):
     return tf.while_loop(lambda s: tf.reduce_sum(s) < 9, lambda s: [s + 1], [images])
 
 
-# What is planted -> the kernel that wants it on the host, and elements.
+# Case -> function, type of the kernel that needs the tensor on the host, and the tensor's elements.
 PLANTED = {
     "a comparison of int32": (lambda v: tf.cast(v, tf.int32) < 3, "Less", 128),
     "a slice of int32": (lambda v: tf.argsort(v[0, 0, :, 0])[:3], "StridedSlice", 8),
     "a sum of int32": (lambda v: tf.reduce_sum(tf.cast(v > 0, tf.int32)) + 1, "Sum", 128),
     "a condition": (cosine, "StatelessIf", 1),
-    "a loop's generator_input": (loop, "StatelessWhile", 1),
+    "a loop's condition": (loop, "StatelessWhile", 1),
     "an op without a GPU kernel": (lambda v: tf.strings.as_string(v), "AsString", 128),
     "a shape from the device": (lambda v: tf.zeros(tf.cast(v[0, 0, :2, 0], tf.int32)), "Fill", 2),
     "an int32 result": (lambda v: tf.cast(v, tf.int32), "returned", 128),
@@ -38,7 +38,7 @@ PLANTED = {
 
 @pytest.mark.parametrize("name", PLANTED)
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_tensor_that_a_kernel_wants_on_the_host_is_found_once(name, nested):
+def test_tensor_that_a_kernel_needs_on_the_host_is_found_once(name, nested):
     plant, kind, elements = PLANTED[name]
     inner = tf.function(plant, autograph=False)
     (found,) = transfers(lambda v: inner(v + 1) if nested else plant(v + 1))
@@ -49,18 +49,18 @@ def test_a_tensor_that_a_kernel_wants_on_the_host_is_found_once(name, nested):
 @pytest.mark.parametrize(
     "function",
     [
-        lambda v: tf.reshape(v, [tf.shape(v)[0], -1]),  # a shape comes from the host
+        lambda v: tf.reshape(v, [tf.shape(v)[0], -1]),  # a shape is computed on the host
         lambda v: tf.cast(v, tf.int64) < 3,
         lambda v: v + tf.cast(tf.range(8) < 3, tf.float32),  # a constant
         lambda v: tf.cond(tf.constant(True), lambda: v, lambda: -v),
         lambda v: (tf.cast(v, tf.int32) < 3, v)[1],  # the comparison is pruned
     ],
 )
-def test_what_needs_no_copy(function):
+def test_function_without_transfers(function):
     assert transfers(function) == []
 
 
-def test_int32_arguments_and_variables_are_on_the_host_already():
+def test_int32_arguments_and_variables_are_not_transferred():
     count = tf.Variable(0)
 
     def step(labels):
@@ -70,7 +70,7 @@ def test_int32_arguments_and_variables_are_on_the_host_already():
     assert transfers(step, tf.TensorSpec([2, 3], tf.int32)) == []
 
 
-def test_a_tensor_wanted_twice_is_copied_once():
+def test_tensor_with_two_consumers_is_copied_once():
     def step(v):
         classes = tf.cast(v, tf.int32)
         return tf.cast((classes < 3) & (classes > 1), tf.float32)

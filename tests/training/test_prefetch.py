@@ -1,4 +1,4 @@
-"""Batches copied ahead of the step: which, where to, in which order."""
+"""Prefetching to a device: order of the batches, devices of their tensors, buffer size, errors."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ CPU_1 = "/job:localhost/replica:0/task:0/device:CPU:1"
 
 
 def numbered(count):
-    """Batch t holds the number t everywhere."""
+    """Returns a dataset whose batch t is filled with the number t."""
     return tf.data.Dataset.range(count).map(
         lambda t: Labelled(
             tf.fill([2, 4, 4, 1], tf.cast(t, tf.float32)),
@@ -22,8 +22,8 @@ def numbered(count):
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])
-def test_floats_arrive_on_the_device_in_order_and_integers_stay_on_the_host(count):
-    found = list(prefetch.ahead(numbered(count), CPU_1))
+def test_floats_are_on_the_device_in_order_and_integers_on_the_host(count):
+    found = list(prefetch.prefetch_to_device(numbered(count), CPU_1))
     assert len(found) == count
     for t, batch in enumerate(found):
         assert isinstance(batch, Labelled)
@@ -33,7 +33,7 @@ def test_floats_arrive_on_the_device_in_order_and_integers_stay_on_the_host(coun
         np.testing.assert_array_equal(batch.labels, np.full([2, 1], t))
 
 
-def test_no_more_than_a_few_batches_are_taken_early():
+def test_at_most_buffer_size_batches_are_drawn_in_advance():
     drawn = []
 
     def source():
@@ -41,18 +41,18 @@ def test_no_more_than_a_few_batches_are_taken_early():
             drawn.append(t)
             yield tf.constant(float(t))
 
-    batches = prefetch.ahead(source(), CPU_1)
+    batches = prefetch.prefetch_to_device(source(), CPU_1)
     assert float(next(batches)) == 0
     batches.close()  # waits for the thread
-    assert len(drawn) <= 1 + prefetch.AHEAD
+    assert len(drawn) <= 1 + prefetch.BUFFER_SIZE
 
 
-def test_an_error_of_the_pipeline_is_raised_where_its_batch_is_asked_for():
+def test_pipeline_error_is_raised_at_the_next_of_its_batch():
     def source():
         yield tf.constant(1.0)
         raise ValueError("record 2 is damaged")
 
-    batches = prefetch.ahead(source(), CPU_1)
+    batches = prefetch.prefetch_to_device(source(), CPU_1)
     assert float(next(batches)) == 1
     with pytest.raises(ValueError, match="record 2"):
         next(batches)

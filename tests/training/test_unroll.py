@@ -1,4 +1,4 @@
-"""Eqn 3 against central differences in float64, a step written by hand, and Keras's own optimizer."""
+"""Compares Eqn 3 with central differences in float64, a step computed by hand, and Keras's optimizers."""
 
 import keras
 import numpy as np
@@ -44,30 +44,28 @@ def _optimizer(DET, momentum, clipnorm=None):
 def test_gradient_equals_central_differences(float64, momentum, clipnorm):
     DET, y, syn, y2 = _detector(), _labelled(1), _labelled(2), _labelled(3)
     optimizer = _optimizer(DET, momentum, clipnorm)
-    # A live state that is not zero, so that momentum enters.
+    # The state is not zero, so that momentum has an effect.
     update_rules.commit(optimizer, unroll.unrolled_step(DET, optimizer, y, syn, None).update)
 
     def losses(x_syn):
-        look, targets = (
-            unroll.unrolled_step(DET, optimizer, y, syn._replace(images=x_syn), None),
-            DET.targets(y2),
-        )
-        return DET.loss(look.update.W, y2.images, targets, DET.positives(targets)), look.L_syn
+        unrolled = unroll.unrolled_step(DET, optimizer, y, syn._replace(images=x_syn), None)
+        targets = DET.targets(y2)
+        return DET.loss(unrolled.update.W, y2.images, targets, DET.positives(targets)), unrolled.L_syn
 
     exact = unroll.unrolled_step(DET, optimizer, y, syn, y2)
     assert exact.d_L_real_unrolled.dtype == tf.float64
     np.testing.assert_allclose((exact.L_real_unrolled, exact.L_syn), losses(syn.images), rtol=1e-12)
     size = np.random.default_rng(0).normal(size=syn.images.shape)
-    h = 1e-7  # at 1e-5 some ReLU of the thousands lies between the two points
+    h = 1e-7  # with 1e-5, the kink of some of the thousands of ReLUs lies between the two points
     for k, gradient in enumerate((exact.d_L_real_unrolled, exact.d_L_syn)):
-        v = exactness._uphill(gradient, size)  # nothing cancels, so rounding stays small
+        v = exactness._direction(gradient, size)
         plus, minus = losses(syn.images + h * v), losses(syn.images - h * v)
         central = (plus[k] - minus[k]) / (2 * h)
         np.testing.assert_allclose(tf.reduce_sum(gradient * v), central, rtol=1e-5)
 
 
-def test_gradient_equals_a_step_written_by_hand():
-    """One linear 'detector' L(W; x, t) = (W x - t)^2 / 2, where Eqn 3 can be worked out on paper.
+def test_gradient_equals_a_step_computed_by_hand():
+    """A linear 'detector' L(W; x, t) = (W x - t)^2 / 2, for which Eqn 3 has a closed form.
 
     W' = W - lr [(W y - t) y + (W s - t) s];  dL(W'; y2)/ds = (W' y2 - t) y2 * (-lr) (2 W s - t).
     """
@@ -83,11 +81,12 @@ def test_gradient_equals_a_step_written_by_hand():
             inner.watch(w)
             loss = (w * y - t) ** 2 / 2 + (w * x - t) ** 2 / 2
         update = update_rules.advance(optimizer, [w], [inner.gradient(loss, w)])
-        ahead = (update.W[0] * y2 - t) ** 2 / 2
-    W_ahead = W - lr * ((W * y - t) * y + (W * s - t) * s)
-    np.testing.assert_allclose(update.W[0], W_ahead, rtol=1e-8)
-    expected = (W_ahead * y2 - t) * y2 * -lr * (2 * W * s - t)
-    np.testing.assert_allclose(outer.gradient(ahead, x), expected, rtol=1e-7)  # Keras keeps rates in float32
+        L_unrolled = (update.W[0] * y2 - t) ** 2 / 2
+    W_updated = W - lr * ((W * y - t) * y + (W * s - t) * s)
+    np.testing.assert_allclose(update.W[0], W_updated, rtol=1e-8)
+    expected = (W_updated * y2 - t) * y2 * -lr * (2 * W * s - t)
+    # Keras stores rates in float32.
+    np.testing.assert_allclose(outer.gradient(L_unrolled, x), expected, rtol=1e-7)
 
 
 @pytest.mark.parametrize("momentum,clipnorm", [(0.0, None), (0.9, 1.0)])
@@ -120,13 +119,13 @@ RULES = {
         keras.optimizers.schedules.CosineDecay(0.01, 9), weight_decay=0.1, epsilon=1e-3
     ),
 }
-# (K virtual steps, recompute). Every rule with the first, every other with the rule that has most in it.
+# (K unrolled steps, recompute). Every rule is tested with the first form, the other forms with AdamW only.
 FORMS = [(1, False), (1, True), (3, False), (3, True)]
 PAIRS = [*((rule, FORMS[0]) for rule in RULES), *(("adamw", form) for form in FORMS[1:])]
 
 
 def _toy(tiny, rule, form=FORMS[0], dtype=tf.float64, layer=None):
-    """(DET, optimizer, look): `look(x_syn)` looks ahead from a state that two steps have left behind."""
+    """Returns DET and its optimizer after two steps, the function that unrolls a third, and its x_syn."""
     DET, optimizer = tiny.ToyDetector(layer), RULES[rule]()
     optimizer.build(DET.network.trainable_variables)
     y, syn, y2, third, fourth = (_labelled(k, dtype=dtype) for k in range(5))
@@ -135,49 +134,49 @@ def _toy(tiny, rule, form=FORMS[0], dtype=tf.float64, layer=None):
     for _ in range(2):
         update_rules.commit(optimizer, unroll.unrolled_step(DET, optimizer, y, syn, None).update)
 
-    def look(x_syn=syn.images):
-        found = unroll.unrolled_step(DET, optimizer, y, syn._replace(images=x_syn), y2, later, recompute)
-        return found.L_real_unrolled, found.L_syn, found.d_L_real_unrolled, found.d_L_syn
+    def unrolled(x_syn=syn.images):
+        step = unroll.unrolled_step(DET, optimizer, y, syn._replace(images=x_syn), y2, later, recompute)
+        return step.L_real_unrolled, step.L_syn, step.d_L_real_unrolled, step.d_L_syn
 
-    return DET, optimizer, look, syn.images
+    return DET, optimizer, unrolled, syn.images
 
 
 @pytest.mark.parametrize("rule,form", PAIRS)
-def test_every_rule_and_form_against_central_differences(float64, tiny, rule, form):
-    """Along the gradient itself."""
-    *_, look, x_syn = _toy(tiny, rule, form)
-    _, _, d_ahead, d_syn = look()
+def test_gradients_equal_central_differences_for_every_rule_and_form(float64, tiny, rule, form):
+    """In the direction of the gradient."""
+    *_, unrolled, x_syn = _toy(tiny, rule, form)
+    _, _, d_unrolled, d_syn = unrolled()
     h = 1e-5
-    for k, d in ((0, d_ahead), (1, d_syn)):
+    for k, d in ((0, d_unrolled), (1, d_syn)):
         v = d / tf.reduce_max(tf.abs(d))
-        central = (look(x_syn + h * v)[k] - look(x_syn - h * v)[k]) / (2 * h)
+        central = (unrolled(x_syn + h * v)[k] - unrolled(x_syn - h * v)[k]) / (2 * h)
         np.testing.assert_allclose(tf.reduce_sum(d * v), central, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_k_steps_judges_the_weights_that_keras_would_reach(float64, tiny, rule):
-    """Three steps, of which the live optimizer then takes each in earnest."""
+def test_loss_after_k_steps_equals_the_loss_after_keras_takes_them(float64, tiny, rule):
+    """Three unrolled steps, which the Keras optimizer then applies."""
     DET, optimizer = tiny.ToyDetector(), RULES[rule]()
     variables = DET.network.trainable_variables
     optimizer.build(variables)
     y, syn, y2, third, fourth = (_labelled(k) for k in range(5))
     update_rules.commit(optimizer, unroll.unrolled_step(DET, optimizer, y, syn, None).update)
-    look = unroll.unrolled_step(DET, optimizer, y, syn, y2, later=(third, fourth))
+    unrolled = unroll.unrolled_step(DET, optimizer, y, syn, y2, later=(third, fourth))
     for labelled in (y, third, fourth):
         with tf.GradientTape() as tape:
             loss = tf.add_n([unroll._loss_on(DET, one)(DET.weights, one.images) for one in (labelled, syn)])
         optimizer.apply(tape.gradient(loss, variables), variables)
-    reached = unroll._loss_on(DET, y2)(DET.weights, y2.images)
-    np.testing.assert_allclose(look.L_real_unrolled, reached, rtol=1e-12)
+    expected = unroll._loss_on(DET, y2)(DET.weights, y2.images)
+    np.testing.assert_allclose(unrolled.L_real_unrolled, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_eager_graph_and_xla_agree(tiny, form):
-    *_, look, x_syn = _toy(tiny, "adamw", form, tf.float32)
-    eager = look()
+    *_, unrolled, x_syn = _toy(tiny, "adamw", form, tf.float32)
+    eager = unrolled()
     # XLA takes half a minute for three steps (decision 0073).
     for compiled in (False, True) if form[0] == 1 else (False,):
-        found = tf.function(look, autograph=False, jit_compile=compiled)(x_syn)
+        found = tf.function(unrolled, autograph=False, jit_compile=compiled)(x_syn)
         for a, b in zip(found, eager, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
 
@@ -188,32 +187,32 @@ def test_k_steps_eager_graph_and_xla_agree_in_float64(float64, tiny):
     optimizer.build(DET.network.trainable_variables)
     y, syn, y2, third = (_labelled(k) for k in range(4))
 
-    def look(x_syn):
+    def gradient(x_syn):
         synthetic = syn._replace(images=x_syn)
         return unroll.unrolled_step(DET, optimizer, y, synthetic, y2, later=(third,)).d_L_real_unrolled
 
-    eager = look(syn.images)
+    eager = gradient(syn.images)
     for compiled in (False, True):
-        found = tf.function(look, autograph=False, jit_compile=compiled)(syn.images)
+        found = tf.function(gradient, autograph=False, jit_compile=compiled)(syn.images)
         np.testing.assert_allclose(found, eager, rtol=1e-9, atol=1e-10 * np.abs(eager).max())
 
 
 @pytest.mark.parametrize("rule,form", PAIRS)
-def test_lookahead_moves_nothing(tiny, rule, form):
-    """Bitwise: weights, moving statistics, which a call in training mode would move, moments, iterations."""
-    DET, optimizer, look, x_syn = _toy(tiny, rule, form, tf.float32, keras.layers.BatchNormalization())
+def test_unrolled_step_changes_no_variable(tiny, rule, form):
+    """Weights, moments, iterations, and moving statistics, which a call in training mode would change."""
+    DET, optimizer, unrolled, x_syn = _toy(tiny, rule, form, tf.float32, keras.layers.BatchNormalization())
     statistics = [v for v in DET.network.variables if "moving" in v.path]
     old = [v.numpy() for v in statistics]
     DET.network(x_syn, training=True)
     assert [np.any(v.numpy() != value) for v, value in zip(statistics, old, strict=True)] == [True, True]
     before = [v.numpy() for v in (*DET.network.variables, *optimizer.variables)]
-    look()
-    tf.function(look, autograph=False)()
+    unrolled()
+    tf.function(unrolled, autograph=False)()
     after = [v.numpy() for v in (*DET.network.variables, *optimizer.variables)]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_k_steps_commits_the_first(tiny):
+def test_update_of_k_steps_is_the_first_step(tiny):
     """DET's own training does not depend on the number of steps; L~_real does."""
     DET, optimizer = tiny.ToyDetector(), RULES["adam"]()
     optimizer.build(DET.network.trainable_variables)
@@ -226,7 +225,7 @@ def test_k_steps_commits_the_first(tiny):
     assert one.L_real_unrolled != two.L_real_unrolled
 
 
-def test_an_optimizer_in_another_order_is_an_error(tiny):
+def test_optimizer_built_in_another_order_raises(tiny):
     DET, optimizer, y = tiny.ToyDetector(), RULES["adam"](), _labelled(0, dtype=tf.float32)
     optimizer.build(DET.network.trainable_variables[::-1])
     with pytest.raises(ValueError, match="Adam is built on 4 variables .* in another order"):
@@ -234,7 +233,7 @@ def test_an_optimizer_in_another_order_is_an_error(tiny):
 
 
 class _Gathered(keras.layers.Layer):
-    """Adds rows of a table, whose gradient comes in slices."""
+    """Multiplies by the mean of gathered rows of a table, whose gradient is a tf.IndexedSlices."""
 
     def build(self, input_shape):
         self.table = self.add_weight(shape=(5, input_shape[-1]), initializer="ones", name="table")
@@ -244,25 +243,24 @@ class _Gathered(keras.layers.Layer):
 
 
 @pytest.mark.parametrize("form", [(1, False), (1, True), (2, False)])
-def test_a_weight_that_is_gathered(float64, tiny, form):
-    """Its gradient's slices are summed and differentiated as others are."""
+def test_gradient_through_a_gathered_weight_equals_central_differences(float64, tiny, form):
     DET, optimizer = tiny.ToyDetector(_Gathered()), RULES["momentum"]()
     optimizer.build(DET.network.trainable_variables)
     y, syn, y2, third = (_labelled(k) for k in range(4))
     steps, recompute = form
 
-    def look(x_syn=syn.images):
+    def unrolled(x_syn=syn.images):
         synthetic, later = syn._replace(images=x_syn), (third,)[: steps - 1]
         return unroll.unrolled_step(DET, optimizer, y, synthetic, y2, later, recompute)
 
-    d = look().d_L_real_unrolled
+    d = unrolled().d_L_real_unrolled
     v, h = d / tf.reduce_max(tf.abs(d)), 1e-5
-    plus, minus = (look(syn.images + sign * h * v).L_real_unrolled for sign in (1, -1))
+    plus, minus = (unrolled(syn.images + sign * h * v).L_real_unrolled for sign in (1, -1))
     np.testing.assert_allclose(tf.reduce_sum(d * v), (plus - minus) / (2 * h), rtol=1e-6)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_weight_without_a_gradient_is_named(tiny, recompute):
+def test_weight_without_a_gradient_raises_with_its_name(tiny, recompute):
     DET, optimizer = tiny.ToyDetector(keras.layers.Lambda(tf.stop_gradient)), RULES["adam"]()
     optimizer.build(DET.network.trainable_variables)
     y, syn, y2, third = (_labelled(k, dtype=tf.float32) for k in range(4))
@@ -270,8 +268,8 @@ def test_a_weight_without_a_gradient_is_named(tiny, recompute):
         unroll.unrolled_step(DET, optimizer, y, syn, y2, (third,), recompute)
 
 
-def test_a_keras_norm_would_be_wrong(float64):
-    """Why `ExactGroupNormalization` exists: with Keras's own layer the oracle fails by more than 1e-4."""
+def test_exact_group_normalization_has_the_second_derivative_that_keras_lacks(float64):
+    """With Keras's layer, the relative error to central differences is more than 1e-4."""
 
     def error(layer):
         keras.utils.set_random_seed(1)
@@ -280,18 +278,18 @@ def test_a_keras_norm_would_be_wrong(float64):
         x, v = (tf.constant(rng.normal(size=(2, 4, 4, 8))) for _ in range(2))
         w, target = tf.constant(rng.normal(size=(8,))), tf.constant(rng.normal(size=(2, 4, 4, 8)))
 
-        def ahead(x):
+        def loss_after_step(x):
             with tf.GradientTape() as tape:
                 tape.watch(w)
                 loss = tf.reduce_mean((layer(x * w) - target) ** 2)
-            stepped = w - 0.5 * tape.gradient(loss, w)
-            return tf.reduce_mean((layer(x[:, ::-1] * stepped) - target) ** 2)
+            updated = w - 0.5 * tape.gradient(loss, w)
+            return tf.reduce_mean((layer(x[:, ::-1] * updated) - target) ** 2)
 
         with tf.GradientTape() as tape:
             tape.watch(x)
-            value = ahead(x)
+            value = loss_after_step(x)
         exact = tf.reduce_sum(tape.gradient(value, x) * v)
-        central = (ahead(x + 1e-5 * v) - ahead(x - 1e-5 * v)) / 2e-5
+        central = (loss_after_step(x + 1e-5 * v) - loss_after_step(x - 1e-5 * v)) / 2e-5
         return float(abs(exact - central) / abs(central))
 
     from tf_detectorgan.models.layers import ExactGroupNormalization

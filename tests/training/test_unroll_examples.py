@@ -1,4 +1,4 @@
-"""The examples of docs/unroll.md, run as they stand there, against central differences in float64."""
+"""Compares the examples of docs/unroll.md, which are run unchanged, with central differences in float64."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def examples():
-    """The names that the first and the third define, and the code of the second, which calls the first."""
+    """Names that the first and the third example define, and the code of the second, which uses the first."""
     text = (ROOT / "docs/unroll.md").read_text("utf-8")
     first, call, third = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: list[dict] = [{}, {}]
@@ -24,7 +24,7 @@ def examples():
 
 @pytest.fixture
 def problem():
-    """(model, three times (x [6, 8], labels [6])), in float64."""
+    """(model, three pairs (x [6, 8], labels [6])), in float64."""
     keras.config.set_floatx("float64")
     rng = np.random.default_rng(0)
     layers = [keras.Input((8,)), keras.layers.Dense(5, "tanh"), keras.layers.Dense(3)]
@@ -43,21 +43,21 @@ def central(function, at, direction, h=1e-5):
     return (function(at + h * direction) - function(at - h * direction)) / (2 * h)
 
 
-def test_a_loss_after_k_steps(examples, problem):
-    """To the images and the penalty; and the loss is the one that Keras's own steps lead to."""
+def test_loss_after_k_steps_equals_keras_and_its_derivatives_equal_central_differences(examples, problem):
     model, ((x, labels), (x_test, labels_test), _) = problem
     optimizer = built(keras.optimizers.AdamW, model, learning_rate=0.01, epsilon=1e-3)
     penalty, v = tf.constant(0.01, tf.float64), np.random.default_rng(1).normal(size=x.shape)
     before = [v.numpy() for v in (*model.variables, *optimizer.variables)]
 
-    def after(x, penalty):
+    def loss_after(x, penalty):
         return examples[0]["loss_after"](model, optimizer, 3, x, labels, penalty, x_test, labels_test)
 
-    ahead, (d_x, d_penalty) = examples[0]["derivatives"](
+    test_loss, (d_x, d_penalty) = examples[0]["derivatives"](
         model, optimizer, 3, x, labels, penalty, x_test, labels_test
     )
-    np.testing.assert_allclose(tf.reduce_sum(d_x * v), central(lambda x: after(x, penalty), x, v), rtol=1e-6)
-    np.testing.assert_allclose(d_penalty, central(lambda p: after(x, p), penalty, 1.0), rtol=1e-6)
+    expected = central(lambda x: loss_after(x, penalty), x, v)
+    np.testing.assert_allclose(tf.reduce_sum(d_x * v), expected, rtol=1e-6)
+    np.testing.assert_allclose(d_penalty, central(lambda p: loss_after(x, p), penalty, 1.0), rtol=1e-6)
     for variable, value in zip((*model.variables, *optimizer.variables), before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
 
@@ -67,29 +67,28 @@ def test_a_loss_after_k_steps(examples, problem):
             squares = tf.add_n([tf.reduce_sum(w.value**2) for w in model.trainable_variables])
             loss = cross_entropy(labels, model(x)) + penalty * squares
         optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
-    np.testing.assert_allclose(ahead, cross_entropy(labels_test, model(x_test)), rtol=1e-12)
+    np.testing.assert_allclose(test_loss, cross_entropy(labels_test, model(x_test)), rtol=1e-12)
 
 
-def test_the_call(examples):
+def test_example_call_returns_derivatives(examples):
     names, _, call = examples
     x, labels = tf.random.normal([4, 8]), tf.constant([0, 1, 2, 0])
     exec(call, given := names | {"x": x, "labels": labels, "x_test": x, "labels_test": labels})
     assert given["d_x"].shape == x.shape
-    assert given["d_penalty"] > 0  # which keeps these four from being learnt by heart
+    assert given["d_penalty"] > 0  # the penalty keeps the model from overfitting these four examples
 
 
-def test_a_lookahead_of_a_classifier(examples, problem):
-    """The derivative, and the step that has become real."""
+def test_unrolled_step_of_a_classifier_is_committed_and_its_derivative_is_exact(examples, problem):
     model, (real, synthetic, held_out) = problem
     optimizer = built(keras.optimizers.SGD, model, learning_rate=0.1)
     first, v = model.get_weights(), np.random.default_rng(1).normal(size=synthetic[0].shape)
 
-    def wish(images):
+    def train_step(images):
         model.set_weights(first)
-        return examples[1]["wish"](model, optimizer, real, (images, synthetic[1]), held_out)
+        return examples[1]["train_step"](model, optimizer, real, (images, synthetic[1]), held_out)
 
-    ahead, d = wish(synthetic[0])
+    loss, d = train_step(synthetic[0])
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    np.testing.assert_allclose(ahead, cross_entropy(held_out[1], model(held_out[0])), rtol=1e-12)
-    found = central(lambda images: wish(images)[0], synthetic[0], v)
-    np.testing.assert_allclose(tf.reduce_sum(d * v), found, rtol=1e-6)
+    np.testing.assert_allclose(loss, cross_entropy(held_out[1], model(held_out[0])), rtol=1e-12)
+    expected = central(lambda images: train_step(images)[0], synthetic[0], v)
+    np.testing.assert_allclose(tf.reduce_sum(d * v), expected, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Two processes on loopback equal one with the joined batch; one is killed, both resume, nothing changes."""
+"""Two worker processes: they equal one process, also after one is killed and both resume; signals; join."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def free_ports(count):
 
 
 def run(directory, count, *more):
-    """Exit codes and standard errors of `count` processes that train together."""
+    """Returns exit codes and standard errors of `count` processes that train together."""
     directory.mkdir(exist_ok=True)
     addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
     processes = []
@@ -64,7 +64,7 @@ def run(directory, count, *more):
 
 
 def results(directory, index):
-    """Losses of the steps that were done in the last call, and all weights."""
+    """Returns the losses of the last call's steps, and all weights."""
     losses = json.loads((directory / f"losses_{index}.json").read_text())
     return losses, dict(np.load(directory / f"weights_{index}.npz"))
 
@@ -76,7 +76,7 @@ def checkpoint(directory):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_and_outlive_a_killed_one(tmp_path):
+def test_two_processes_equal_one_also_when_resumed_after_a_sigkill(tmp_path):
     one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
     with ThreadPoolExecutor() as pool:
         calls = [pool.submit(run, *call) for call in ((one, 1), (two, 2), (killed, 2, str(DIES_AT)))]
@@ -109,17 +109,17 @@ def test_two_processes_equal_one_and_outlive_a_killed_one(tmp_path):
     assert [file.stem for file in sorted((killed / "joint").glob("*.index"))] == ["ckpt-1"]
     codes, errors = run(killed, 2)
     assert codes == [0, 0], errors
-    assert len(results(killed, 1)[0]) == STEPS - DIES_AT  # it went on where the checkpoint was
-    again = checkpoint(killed)
-    assert again.keys() == halves.keys()
-    assert [name for name in halves if not np.array_equal(again[name], halves[name])] == []  # bitwise
+    assert len(results(killed, 1)[0]) == STEPS - DIES_AT  # it resumed from the checkpoint
+    resumed = checkpoint(killed)
+    assert resumed.keys() == halves.keys()
+    assert [name for name in halves if not np.array_equal(resumed[name], halves[name])] == []  # bitwise
     for index in range(2):
         for name, value in results(two, index)[1].items():
             np.testing.assert_array_equal(results(killed, index)[1][name], value, err_msg=name)
 
 
 def train(run_dir, data, ports, index, *more):
-    """One `train --workers=2`; without `more` flags of detectors alone, which are traced fast."""
+    """Starts `train --workers=2`; without `more` flags it trains detectors only, which are traced fast."""
     cluster = {
         "cluster": {"worker": [f"127.0.0.1:{p}" for p in ports]},
         "task": {"type": "worker", "index": index},
@@ -144,7 +144,7 @@ def train(run_dir, data, ports, index, *more):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_ends_both_after_the_same_step(tmp_path, tiny_phantom):
+def test_signal_to_one_of_two_workers_ends_both_after_the_same_step(tmp_path, tiny_phantom):
     run_dir, data, ports = tmp_path / "run", tiny_phantom("workers"), free_ports(2)
     both = [train(run_dir, data, ports, index) for index in range(2)]
     try:
@@ -176,7 +176,8 @@ def test_two_workers_train_from_the_first_phase_to_the_report(tmp_path, tiny_pha
     run_dir, data, ports = tmp_path / "run", tiny_phantom("whole"), free_ports(2)
     flags = ["--arm=detectorgan", "--crossfit_folds=2", "--generator_filters=4", "--generator_blocks=1"]
     flags += ["--discriminator_filters=4", "--crop_size=16", "--object_source=crop", "--synthetic_count=2"]
-    flags += [f"--{phase}_steps=2" for phase in ("gan", "joint", "pretrain_detector", "final")]
+    phases = ("pretrain_gan", "joint", "pretrain_detector", "final_detector")
+    flags += [f"--{phase}_steps=2" for phase in phases]
     both = [train(run_dir, data, ports, index, *flags) for index in range(2)]
     try:
         ends = [process.communicate(timeout=300) for process in both]
@@ -184,18 +185,18 @@ def test_two_workers_train_from_the_first_phase_to_the_report(tmp_path, tiny_pha
         for process in both:
             process.kill()
     assert [process.returncode for process in both] == [0, 0], ends
-    phases = ["shared/pretrain_gan", "shared/pretrain_detector", "shared/held_out_detector_1"]
-    for phase in (*phases, "arms/detectorgan/joint", "arms/detectorgan/final_detector"):
+    shared = ["shared/pretrain_gan", "shared/pretrain_detector", "shared/held_out_detector_1"]
+    for phase in (*shared, "arms/detectorgan/joint", "arms/detectorgan/final_detector"):
         assert (run_dir / phase / "done.json").exists(), phase
     metrics = json.loads((run_dir / "arms/detectorgan/evaluation/metrics.json").read_text())
     assert metrics["counts"]["images"] == 6
     assert (run_dir / "report.html").exists()
-    assert f"report: {run_dir}/report.html" in ends[0][0]  # by the chief alone
+    assert f"report: {run_dir}/report.html" in ends[0][0]  # written by the chief only
     assert "report: " not in ends[1][0]
 
 
 @pytest.mark.slow
-def test_a_worker_that_waits_for_another_hears_a_signal(tmp_path):
+def test_sigterm_ends_a_worker_that_waits_for_another(tmp_path):
     alone = train(tmp_path / "run", tmp_path / "absent", ports := free_ports(2), 1)
     try:
         assert alone.stdout.readline() == f"waiting for 127.0.0.1:{ports[0]}\n"
@@ -206,7 +207,7 @@ def test_a_worker_that_waits_for_another_hears_a_signal(tmp_path):
         alone.communicate()
 
 
-def test_one_process_is_its_own_chief():
+def test_single_process_is_the_chief():
     alone = workers.join(1)
     assert alone.chief
     assert alone.run_on_chief(lambda: 5) == 5

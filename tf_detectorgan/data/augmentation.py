@@ -1,4 +1,4 @@
-"""Random changes of an image that its boxes follow. Only ever applied to training images.
+"""Random augmentation of training images and their boxes.
 
 Letters: N images, S stored side, C channels, K padded boxes, D draws.
 """
@@ -13,13 +13,13 @@ from tf_detectorgan import boxes as box_ops
 from tf_detectorgan.resampling import resample, valid_mask
 
 DRAWS = 7  # random numbers that one image needs
-MIN_AREA = 0.25  # a box of which less than this share is still in the image is dropped: not recognisable
-MIN_SIDE = 1.0  # pixels; the same for a box that was cut to a sliver
+MIN_AREA = 0.25  # a box is dropped if a smaller share of it remains in the image: it is not recognisable
+MIN_SIDE = 1.0  # pixels; a box that is cut to a thinner sliver is dropped too
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What may happen to an image; all False and 0 leaves it as it is, bit by bit."""
+    """Options of `augment`; if all are False and 0, no bit of an image changes."""
 
     flip: bool = True  # left and right swapped in half of the images
     shift: float = 0.1  # at most this fraction of the content's side, whole pixels
@@ -32,10 +32,10 @@ FLIP = dataclasses.replace(IDENTITY, flip=True)
 
 
 def augment(images, boxes, labels, valid_sizes, draws, options: Augmentation):
-    """Augmented images with their boxes; the padding stays where and as it is.
+    """Returns augmented images with their boxes; the padding does not change.
 
-    Boxes are cut to the content and dropped by `MIN_AREA` and `MIN_SIDE`; an image that would lose its last
-    box is neither shifted nor zoomed.
+    Boxes are clipped to the content and dropped by `MIN_AREA` and `MIN_SIDE`. An image that would lose its
+    last box is neither shifted nor zoomed.
 
     Args:
       images: [N, S, S, C] float32 in [-1, 1].
@@ -43,7 +43,7 @@ def augment(images, boxes, labels, valid_sizes, draws, options: Augmentation):
       labels: [N, K] int32, -1 where padded.
       valid_sizes: [N, 2] int32.
       draws: [N, DRAWS] float32 in [0, 1).
-      options: what to do.
+      options: kinds and strengths of the changes.
 
     Returns:
       (images, boxes, labels) of the same shapes, padded boxes last.
@@ -59,32 +59,32 @@ def augment(images, boxes, labels, valid_sizes, draws, options: Augmentation):
 
 
 def mirror(flip, sizes):
-    """The map [N, 2], [N, 2] that swaps left and right of content of `sizes` where `flip` [N] says so."""
+    """Returns the map [N, 2], [N, 2] that mirrors content of `sizes` [N, 2] horizontally if `flip` [N]."""
     flips = tf.stack([tf.zeros_like(flip), flip], axis=1)
     return tf.where(flips, -1.0, 1.0), tf.where(flips, sizes, 0.0)
 
 
 def _map(boxes, labels, valid_sizes, draws, options):
-    """The map point -> scale * point + offset of each image: [N, 2], [N, 2]."""
+    """Returns each image's map point -> scale * point + offset: [N, 2], [N, 2]."""
     sizes = tf.cast(valid_sizes, tf.float32)
     mirrored = mirror((draws[:, 1] < 0.5) & options.flip, sizes)
     if not (options.shift or options.scale):
         return mirrored
     signed = 2.0 * draws[:, 2:5] - 1.0
-    # Half of the images are not zoomed and shifts are whole pixels: zooming smooths film grain, and a
-    # detector that has seen smoothed images only fails on real ones.
+    # Half of the images are not zoomed, and shifts are whole pixels: zooming smooths film grain, and a
+    # detector that is trained on smoothed images only fails on real ones.
     zoom = 1.0 + options.scale * tf.sign(signed[:, :1]) * tf.nn.relu(2.0 * tf.abs(signed[:, :1]) - 1.0)
     move = (1.0 - zoom) * sizes / 2.0 + tf.round(options.shift * signed[:, 1:] * sizes)
-    whole = zoom * mirrored[0], zoom * mirrored[1] + move  # mirrored first
-    _, kept = _move_boxes(boxes, labels, valid_sizes, *whole)
+    full = zoom * mirrored[0], zoom * mirrored[1] + move  # mirrored first
+    _, kept = _move_boxes(boxes, labels, valid_sizes, *full)
     loses_all = tf.reduce_any(labels >= 0, 1, keepdims=True) & ~tf.reduce_any(kept >= 0, 1, keepdims=True)
     return tuple(
-        tf.where(loses_all, only_mirrored, full) for only_mirrored, full in zip(mirrored, whole, strict=True)
+        tf.where(loses_all, only_mirrored, whole) for only_mirrored, whole in zip(mirrored, full, strict=True)
     )
 
 
 def _move_boxes(boxes, labels, valid_sizes, scale, offset):
-    """Boxes under the map, cut to the content; dropped ones are zeros with label -1."""
+    """Returns mapped boxes, clipped to the content, and labels; dropped boxes are zeros with label -1."""
     sizes = tf.cast(valid_sizes, tf.float32)
     moved = box_ops.affine(boxes, scale[:, None], offset[:, None])
     cut = box_ops.clip(moved, sizes[:, :1], sizes[:, 1:])

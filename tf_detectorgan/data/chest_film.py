@@ -1,8 +1,8 @@
-"""Draws chest X-rays with faint nodules whose boxes are exact; `phantom.py` makes a data set of them.
+"""Draws chest X-rays with faint nodules and exact boxes; `phantom.py` makes a data set of them.
 
-Everything but the film grain is drawn in coordinates relative to the film: the same seed at another size is
-the same patient. Lengths are shares of the film's width, positions (u right, v down) lie in [0, 1]; densities
-are those before the film's response (0 air, about 1 soft tissue of the trunk). S is the size in pixels.
+All but the film grain is drawn in coordinates relative to the film, so the same seed at another size draws
+the same patient. Lengths are fractions of the film's width. Positions (u right, v down) lie in [0, 1].
+Densities are before the film's response: 0 is air, about 1 soft tissue of the trunk. S: size in pixels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-# How hard the set is. Ranges are (low, high) of uniform draws.
+# Difficulty of the data set. Ranges are (low, high) of uniform draws.
 NODULE_CONTRAST = (0.10, 0.36)  # peak density added by a nodule; a rib adds about 0.16, a vessel 0.05 to 0.2
 NODULE_RADIUS = (0.030, 0.080)  # mean half width of the box
 SECOND_NODULE_SHARE = 0.15  # share of images with a nodule that have two
@@ -24,7 +24,7 @@ END_ON_CONTRAST = (0.10, 0.28)
 GRAIN = (0.015, 0.030)  # standard deviation of the film noise in units of the image's range
 CLUTTER = 0.020  # standard deviation of the overlaid soft-tissue texture, density
 
-# A box holds exactly the pixels where the nodule's own profile exceeds this share of its peak.
+# A box contains exactly the pixels where the nodule's profile exceeds this fraction of its peak.
 BOX_THRESHOLD = 0.2
 
 
@@ -50,7 +50,7 @@ class Nodule:
         return self.radius * shape
 
     def profile(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Density added at film positions u, v."""
+        """Returns the density added at film positions u, v."""
         cos, sin, stretch = np.cos(self.angle), np.sin(self.angle), np.sqrt(self.elongation)
         along = ((u - self.u) * cos + (v - self.v) * sin) / stretch
         across = ((v - self.v) * cos - (u - self.u) * sin) * stretch
@@ -58,7 +58,7 @@ class Nodule:
         return self.contrast * BOX_THRESHOLD ** (distance**self.power)
 
     def box(self) -> np.ndarray:
-        """(x0, y0, x1, y1) [4] around the contour at BOX_THRESHOLD, shares of the film."""
+        """Returns the box (x0, y0, x1, y1) [4] of the contour at BOX_THRESHOLD, in film coordinates."""
         angle = np.linspace(0, 2 * np.pi, 720, endpoint=False)
         cos, sin, stretch = np.cos(self.angle), np.sin(self.angle), np.sqrt(self.elongation)
         along = self._radius(angle) * np.cos(angle) * stretch
@@ -69,17 +69,17 @@ class Nodule:
 
 
 class Kind(NamedTuple):
-    """A kind of shadow that readers learn to tell from a nodule; ranges are (low, high) of uniform draws."""
+    """A kind of shadow that resembles a nodule; ranges are (low, high) of uniform draws."""
 
-    share: float  # of the patients that have any
-    most: int  # of them in one patient
+    share: float  # of the patients that have at least one
+    most: int  # largest number in one patient
     radius: tuple[float, float]  # the shorter half axis
     elongation: tuple[float, float]
     density: tuple[float, float]
     power: float  # 2 is a Gaussian, 10 a disc with a hard edge
-    hollow: tuple[float, float]  # share of the density that the middle lacks: 1 is a ring
+    hollow: tuple[float, float]  # share of the density that is missing in the middle; 1 is a ring
     place: tuple[tuple[float, float], tuple[float, float]] = ((0.10, 0.32), (0.18, 0.70))  # |u - 0.5|, v
-    paired: bool = False  # on both sides alike
+    paired: bool = False  # one on each side, symmetric
 
 
 _TRUNK, _BREASTS = ((0.0, 0.35), (0.15, 0.85)), ((0.17, 0.24), (0.58, 0.70))
@@ -94,19 +94,19 @@ LOOKALIKES = (
 
 
 class Lookalike(NamedTuple):
-    """A round or oval shadow that is no nodule, in trunk coordinates."""
+    """A round or oval shadow that is not a nodule, in trunk coordinates."""
 
     u: float
     v: float
-    along: float  # half axes: along `angle`, and across
+    along: float  # half axes: along `angle`, and perpendicular to it
     across: float
     angle: float
-    density: float  # at its densest
+    density: float  # maximum
     power: float
     hollow: float
 
     def profile(self, u: np.ndarray, v: np.ndarray, pixel: float) -> np.ndarray:
-        """Density added at trunk positions u, v; what is thinner than a pixel gets wider and fainter."""
+        """Returns the density added at trunk positions u, v. Axes below a pixel get wider and fainter."""
         cos, sin = np.cos(self.angle), np.sin(self.angle)
         along, across = max(self.along, 0.6 * pixel), max(self.across, 0.6 * pixel)
         a = ((u - self.u) * cos + (v - self.v) * sin) / along
@@ -118,7 +118,7 @@ class Lookalike(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Anatomy:
-    """What makes one patient; drawn from the patient's number, shared by the patient's images."""
+    """One patient's anatomy, drawn from the patient's number and the same in all of its images."""
 
     width: float  # scale of the chest
     apex: float  # v of the lungs' tops
@@ -130,14 +130,14 @@ class Anatomy:
     rib_density: float
     breasts: float  # density
     tissue: float  # density of the trunk
-    vessels: np.ndarray  # [n, 7] u0, v0, u1, v1, half width, density, sharpness; points when seen end-on
+    vessels: np.ndarray  # [n, 7] u0, v0, u1, v1, half width, density, sharpness; a point if seen end-on
     clutter: np.ndarray  # [48, 48] texture, unit variance
     lookalikes: tuple[Lookalike, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What differs between two images of a patient."""
+    """Position and exposure of one image; they differ between images of a patient."""
 
     du: float
     dv: float
@@ -150,19 +150,19 @@ class View:
 
 
 def patient(index: int) -> int:
-    """The patient of image `index`: three patients in four images, the second one has two."""
+    """Returns the patient's number. Four images show three patients: the second patient has two images."""
     return index - 1 if index % 4 == 2 else index
 
 
 def draw(seed: int, index: int, size: int, nodule: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Image `index` of the series `seed`: ([S, S] float32 in [0, 1], boxes [k, 4] float32 in pixels)."""
+    """Returns image `index` of a seed [S, S] float32 in [0, 1], and its boxes [k, 4] float32 in pixels."""
     image, nodules = film(seed, index, size, nodule)
     boxes = np.array([n.box() for n in nodules], np.float64).reshape(-1, 4) * size
     return image, np.clip(boxes, 0, size).astype(np.float32)
 
 
 def film(seed: int, index: int, size: int, nodule: bool) -> tuple[np.ndarray, list[Nodule]]:
-    """`draw` with the nodules themselves instead of their boxes."""
+    """Returns the image of `draw`, and its nodules instead of their boxes."""
     anatomy = _draw_anatomy(*(np.random.default_rng([seed, patient(index), part]) for part in (0, 3)))
     view = _draw_view(np.random.default_rng([seed, index, 1]))
     nodules = _draw_nodules(np.random.default_rng([seed, index, 2]), anatomy, view) if nodule else []
@@ -197,7 +197,7 @@ def _draw_anatomy(rng: np.random.Generator, lookalikes: np.random.Generator) -> 
 
 
 def _draw_lookalikes(rng: np.random.Generator) -> list[Lookalike]:
-    """Each kind in its share of the patients; nipples are two or none, at one height."""
+    """Draws each kind in its share of the patients; nipples are two at the same height, or none."""
     found = []
     for kind in LOOKALIKES:
         present = rng.random() < kind.share
@@ -212,7 +212,7 @@ def _draw_lookalikes(rng: np.random.Generator) -> list[Lookalike]:
 
 
 def _draw_vessels(rng: np.random.Generator) -> np.ndarray:
-    """Branches that leave both hila and fork, then end-on vessels; rows as in `Anatomy.vessels`."""
+    """Draws branches that leave both hila and fork, then end-on vessels; rows as `Anatomy.vessels`."""
     rows = []
     chance = iter(rng.random((400, 4)))
     for side in (-1, 1):
@@ -254,7 +254,7 @@ def _draw_view(rng: np.random.Generator) -> View:
 
 
 def _draw_nodules(rng: np.random.Generator, anatomy: Anatomy, view: View) -> list[Nodule]:
-    """One or two nodules that lie in the lungs, also behind ribs, without overlap."""
+    """Draws one or two nodules without overlap that lie in the lungs, also behind ribs."""
     nodules: list[Nodule] = []
     wanted = 1 + (rng.random() < SECOND_NODULE_SHARE)
     while len(nodules) < wanted:
@@ -285,19 +285,19 @@ def _draw_nodule(rng: np.random.Generator, u: float, v: float) -> Nodule:
 
 
 def _to_trunk(view: View, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Film positions to positions in the upright, centred trunk."""
+    """Converts film positions to positions in the upright, centred trunk."""
     v = (v - 0.5 - view.dv) / view.scale + 0.5
     return (u - 0.5 - view.du) / view.scale + 0.5 - view.lean * (v - 0.5), v
 
 
 def _step(distance: np.ndarray, soft: float) -> np.ndarray:
-    """0 to 1 across an edge at distance 0, smoothly over 1.5 * soft on either side."""
+    """Returns a smooth step from 0 to 1 at distance 0, which extends 1.5 * soft to either side."""
     t = np.clip(distance * (1 / (3 * soft)) + 0.5, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def _lungs(anatomy: Anatomy, u: np.ndarray, v: np.ndarray, soft: float) -> np.ndarray:
-    """1 inside the lungs, 0 outside; the heart counts as outside."""
+    """Returns 1 inside the lungs and 0 outside; the heart counts as outside."""
     x = np.abs(u - 0.5) / anatomy.width
     heights = (0.05, 0.16, 0.22, 0.32, 0.45, 0.60, 0.75, 0.90)
     outer = np.interp(v, heights, (0.17, 0.215, 0.25, 0.295, 0.33, 0.355, 0.37, 0.37))
@@ -311,7 +311,7 @@ def _lungs(anatomy: Anatomy, u: np.ndarray, v: np.ndarray, soft: float) -> np.nd
 
 
 def _density(anatomy: Anatomy, u: np.ndarray, v: np.ndarray, pixel: float) -> np.ndarray:
-    """The trunk without nodules [..] at trunk positions u, v, for pixels of width `pixel`."""
+    """Returns the trunk's density [..] without nodules at positions u, v, for pixels of width `pixel`."""
     x = np.abs(u - 0.5) / anatomy.width
     heights = (-0.1, 0.03, 0.08, 0.14, 0.22, 0.32, 0.45, 1.1)
     trunk = _step(
@@ -337,7 +337,7 @@ def _breasts(x: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _mediastinum(u: np.ndarray, v: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Great vessels, spine with its discs, and the windpipe's dark stripe."""
+    """Returns the density of the great vessels, the spine with its discs, and the dark windpipe."""
     spine = _step(0.04 - x, 0.012) * (0.13 + 0.03 * np.cos(2 * np.pi * v / 0.062))
     knob = np.exp(-(((u - 0.555) / 0.035) ** 2) - ((v - 0.31) / 0.05) ** 2)
     hilum = np.exp(-(((x - 0.085) / 0.03) ** 2) - ((v - 0.46) / 0.06) ** 2)
@@ -346,7 +346,7 @@ def _mediastinum(u: np.ndarray, v: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _bones(anatomy: Anatomy, u: np.ndarray, v: np.ndarray, x: np.ndarray, pixel: float) -> np.ndarray:
-    """Back and front parts of the ribs and the collar bones."""
+    """Returns the density of the back and front parts of the ribs and of the collar bones."""
     ribs = np.zeros_like(u)
     cage = _step(0.40 - x, 0.02)
     lines = (
@@ -368,12 +368,12 @@ def _bones(anatomy: Anatomy, u: np.ndarray, v: np.ndarray, x: np.ndarray, pixel:
 
 
 def _vessels(anatomy: Anatomy, u: np.ndarray, v: np.ndarray, pixel: float) -> np.ndarray:
-    """Branches and end-on vessels, all at once, each in a square window [w, w] around its middle."""
+    """Returns the density of all vessels, each computed in a square window [w, w] around its middle."""
     size, reach = len(u), 2.2
     u0, v0, u1, v1, half, peak, power = anatomy.vessels.T[:, :, None, None]
     wide = np.maximum(half, 0.6 * pixel)  # a vessel thinner than a pixel gets wider and fainter
     longest = np.maximum(np.abs(u1 - u0), np.abs(v1 - v0)) / 2
-    extent = int(np.ceil((longest + reach * wide).max() / pixel)) + 2  # 2: the trunk leans against the film
+    extent = int(np.ceil((longest + reach * wide).max() / pixel)) + 2  # 2: the trunk is tilted on the film
     row = np.searchsorted(v[:, 0], ((v0 + v1) / 2).ravel())[:, None] + np.arange(-extent, extent)
     column = np.searchsorted(u[size // 2], ((u0 + u1) / 2).ravel())[:, None] + np.arange(-extent, extent)
     row, column = np.clip(row, 0, size - 1)[:, :, None], np.clip(column, 0, size - 1)[:, None, :]
@@ -388,7 +388,7 @@ def _vessels(anatomy: Anatomy, u: np.ndarray, v: np.ndarray, pixel: float) -> np
 
 
 def _expose(view: View, density: np.ndarray) -> np.ndarray:
-    """Density [S, S] to the film's grey values in [0, 1], with its noise."""
+    """Converts density [S, S] to grey values in [0, 1] with the film's noise."""
     light = 1.0 - np.exp(-1.25 * view.exposure * np.maximum(density, 0.0))
     grey = 0.5 + view.contrast * (1.12 * light - 0.5)
     noise = np.random.default_rng(view.grain_seed).standard_normal(density.shape)

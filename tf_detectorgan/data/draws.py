@@ -1,6 +1,6 @@
-"""Random numbers without state: each is a function of the seed, the stream it is for and a running number.
+"""Stateless random numbers: each is a function of the seed, the stream and the element's number.
 
-Nothing here remembers anything, so the numbers of step t are the same in an uninterrupted and a resumed run.
+No state is kept, so the numbers of step t are the same in an uninterrupted and a resumed run.
 Letters: N images, D draws per image, K candidates.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-# Append only: the place in the list goes into the seed.
+# Append only: the index in this list is part of the seed.
 STREAMS = (
     "x",
     "y",
@@ -33,33 +33,33 @@ def _seed(seed: int, stream: str, purpose: str, *numbers) -> tf.Tensor:
 
 
 def uniforms(seed: int, stream: str, number, count: int, *part) -> tf.Tensor:
-    """`count` independent numbers in [0, 1), float32 [count], for (a part of) a stream's element `number`."""
+    """Returns `count` numbers in [0, 1), float32 [count], for (a part of) a stream's element `number`."""
     return tf.random.stateless_uniform([count], _seed(seed, stream, "draws", number, *part), alg="philox")
 
 
-def of_each(seed: int, stream: str, numbers, count: int, *part) -> tf.Tensor:
-    """`uniforms` of each element of a stream in `numbers` [N]: float32 [N, count]."""
+def batch_uniforms(seed: int, stream: str, numbers, count: int, *part) -> tf.Tensor:
+    """Returns the `uniforms` of a stream's elements `numbers` [N]: float32 [N, count]."""
     return tf.map_fn(
         lambda number: uniforms(seed, stream, number, count, *part), numbers, fn_output_signature=tf.float32
     )
 
 
 def shuffled(values, seed: int, stream: str, *numbers) -> tf.Tensor:
-    """`values` [K, ...] in random order; `numbers` (epoch, block) say which shuffle of the stream it is."""
+    """Returns `values` [K, ...] in random order; `numbers` (epoch, block) identify the shuffle."""
     return tf.random.experimental.stateless_shuffle(
         values, _seed(seed, stream, "order", *numbers), alg="philox"
     )
 
 
 def pick(draw, count) -> tf.Tensor:
-    """A number of 0..count-1 from a draw in [0, 1): int32, shaped like `draw` and `count` (at least 1)."""
+    """Maps `draw` in [0, 1) to 0..count-1, int32 of the shape of `draw` and `count` (at least 1)."""
     count = tf.cast(count, tf.int32)
     # draw * count may round up to count.
     return tf.minimum(tf.cast(draw * tf.cast(count, tf.float32), tf.int32), count - 1)
 
 
 def pick_true(draw, candidates) -> tf.Tensor:
-    """Index [N] int32 of a True entry of `candidates` [N, K], each equally likely, by `draw` [N]."""
+    """Returns the index [N] int32 of a True entry of `candidates` [N, K], equally likely by `draw` [N]."""
     rank = tf.cumsum(tf.cast(candidates, tf.int32), axis=-1)
     chosen = pick(draw, rank[:, -1]) + 1
     return tf.argmax(candidates & (rank == chosen[:, None]), axis=-1, output_type=tf.int32)

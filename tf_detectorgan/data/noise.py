@@ -1,4 +1,4 @@
-"""The noise that PS-GAN's generator draws a person into (Ouyang et al. 2018, section 3.1).
+"""Noise in a box, which PS-GAN's generator replaces by a person (Ouyang et al. 2018, section 3.1).
 
 Letters: N images, S stored side, C channels.
 """
@@ -11,9 +11,9 @@ from tf_detectorgan import boxes as box_ops
 
 
 def fill(images, boxes, draws) -> tf.Tensor:
-    """`images` [N, S, S, C] with each pixel of boxes [N, 4] black, grey or white, a third of them each.
+    """Returns `images` [N, S, S, C] with the pixels of boxes [N, 4] black, grey or white, a third each.
 
-    `draws` [N, 2] float32 alone decide which pixel is what: image by image, whatever else is in the batch.
+    The noise of an image depends only on its row of `draws` [N, 2] float32, not on the rest of the batch.
     """
     height, width = images.shape[1:3]
 

@@ -1,4 +1,4 @@
-"""The built-in data set: drawn chest X-rays in the streams that the method needs. No download, no network."""
+"""The built-in data set: generated chest X-rays in all streams of the method. It needs no download."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tf_detectorgan.data import records, shards
 from tf_detectorgan.data.chest_film import draw, patient
 
 CLASS_NAMES = ("nodule",)
-SIZES = (32, 1024)  # the smallest and the largest side that it is drawn at, pixels
-_SPLIT = 1_000_000  # numbers of images that belong to a split
+SIZES = (32, 1024)  # smallest and largest image side, pixels
+_SPLIT = 1_000_000  # image numbers reserved for each split
 
 
 @dataclasses.dataclass(frozen=True)
 class PhantomConfig:
-    """Numbers of images per split and stream, and how to draw them."""
+    """Image side, seed, and numbers of images per split and stream."""
 
     size: int = 64  # pixels
     seed: int = 0
@@ -28,7 +28,7 @@ class PhantomConfig:
 
 
 def plan(config: PhantomConfig) -> shards.Plan:
-    """Generated chest X-rays with exact boxes around faint nodules."""
+    """Returns the plan of a data set of generated chest X-rays with exact boxes around faint nodules."""
     counts = {
         "train_labelled": config.train_images,
         "train_clean": config.clean_images,
@@ -38,11 +38,11 @@ def plan(config: PhantomConfig) -> shards.Plan:
         "test_clean": config.test_clean_images,
     }
     return shards.Plan(
-        # Version 1.0.0 had fainter nodules and no shadows that look like them.
+        # Version 1.0.0 had fainter nodules and no shadows that resemble nodules.
         shards.About("phantom", "2.0.0", f"Generated chest X-rays, {dataclasses.asdict(config)}"),
         schema=records.features((config.size, config.size, 1), 8, CLASS_NAMES),
         max_boxes=2,
-        # Every split counts from its own base, so a larger split begins with the smaller one's images.
+        # Each split has its own range of image numbers, so a larger split begins with a smaller one's images.
         splits={
             split: range(_SPLIT * number, _SPLIT * number + counts[split])
             for number, split in enumerate(records.SPLIT_NAMES)
@@ -60,7 +60,7 @@ class Film:
     size: int
 
     def __call__(self, index: int) -> dict[str, Any]:
-        """The example of image `index`."""
+        """Returns the example of image `index`."""
         stream = records.STREAMS[index // _SPLIT % len(records.STREAMS)]
         image, boxes = draw(self.seed, index, self.size, nodule=stream != "clean")
         boxes = boxes if stream == "labelled" else boxes[:0]

@@ -1,8 +1,8 @@
-"""From undecoded records to batches. The batch of step t is a function of (seed, t) alone (decision 0030).
+"""Makes batches from undecoded records. The batch of step t depends on (seed, t) alone (decision 0030).
 
-Records are drawn by number (streams.py), every random number of an image is a function of that number
-(draws.py), and all steps below work on whole batches of one static shape. So a run that resumes at step t
-sees what it would have seen, on any number of threads.
+Records are drawn by number (streams.py). Every random number of an image is a function of that number
+(draws.py). All functions below process whole batches of one static shape. So a resumed run gets the same
+batches as an uninterrupted one, on any number of threads.
 Letters: N images, S stored side, C channels, K = dataset.max_boxes.
 """
 
@@ -20,7 +20,7 @@ from tf_detectorgan.data import augmentation, draws, noise, placement, streams
 from tf_detectorgan.data.augmentation import Augmentation
 from tf_detectorgan.data.placement import Placement
 from tf_detectorgan.data.records import Dataset
-from tf_detectorgan.data.streams import GAN_ONLY, Host
+from tf_detectorgan.data.streams import SINGLE_HOST, Host
 from tf_detectorgan.errors import InputError
 
 # One draw chooses a box of a labelled image (y_boxes).
@@ -28,7 +28,7 @@ _DRAWS = augmentation.DRAWS + placement.DRAWS + 1
 
 
 class EvaluationBatch(NamedTuple):
-    """Images to be judged, with their truth; the last batch is filled up with images that are not `real`."""
+    """Images to be evaluated, with their boxes. The last batch is filled up with copies: `real` is False."""
 
     images: tf.Tensor  # [N, S, S, C]
     image_ids: tf.Tensor  # [N] int64
@@ -52,8 +52,8 @@ class _Drawn(NamedTuple):
     draws: tf.Tensor  # [N, _DRAWS]
 
     def augmented(self, options: Augmentation) -> _Drawn:
-        mine = self.draws[:, : augmentation.DRAWS]
-        changed = augmentation.augment(self.images, self.boxes, self.labels, self.valid_sizes, mine, options)
+        part = self.draws[:, : augmentation.DRAWS]
+        changed = augmentation.augment(self.images, self.boxes, self.labels, self.valid_sizes, part, options)
         return self._replace(images=changed[0], boxes=changed[1], labels=changed[2])
 
     @property
@@ -74,22 +74,22 @@ def joint_batches(
     steps: int,
     placement: Placement,
     unroll_steps: int = 1,
-    host: Host = GAN_ONLY,
+    host: Host = SINGLE_HOST,
 ) -> tf.data.Dataset:
-    """The `Batch` of each step from `start_step` to `steps` - 1; half of the images are mirrored.
+    """Returns the `Batch` of each step from `start_step` to `steps` - 1; half of the images are mirrored.
 
     Args:
-      dataset: with train_clean, train_labelled and, if there is one, train_unboxed; without it, u is y.
+      dataset: has train_clean, train_labelled and optionally train_unboxed; without train_unboxed, u is y.
       batch_size: N, of each stream.
-      seed: of everything drawn here.
-      start_step, steps: the first step wanted, and the number of the whole run's.
-      placement: where objects go into x, and whether as noise; if so, y has noise in y_boxes as well.
-      unroll_steps: virtual steps of Eqn 3; each after the first has a draw of its own in y_later.
-      host: whose rows of the batches are wanted.
+      seed: of all random numbers drawn here.
+      start_step, steps: the first step, and the number of steps of the whole run.
+      placement: where objects are inserted into x; if they are noise, y gets noise in y_boxes as well.
+      unroll_steps: unrolled steps of Eqn 3; each after the first has its own labelled images in y_later.
+      host: the process whose rows of the batches are returned.
 
     Raises:
       InputError: a split is missing.
-      ValueError: hosts cannot share a batch.
+      ValueError: the batch cannot be divided among the hosts.
     """
     labelled = _open(dataset, "train_labelled")
     sources = {"x": _open(dataset, "train_clean"), "y": labelled, "y2": labelled}
@@ -114,9 +114,9 @@ def joint_batches(
         return batch
 
     rows = host.rows(batch_size)
-    wanted = dict.fromkeys(sources, rows) | {"y_later": np.tile(rows, unroll_steps - 1)}
+    rows_of = dict.fromkeys(sources, rows) | {"y_later": np.tile(rows, unroll_steps - 1)}
     drawn = {
-        name: _drawn(dataset, source, seed, name, wanted[name], start_step * len(wanted[name]))
+        name: _drawn(dataset, source, seed, name, rows_of[name], start_step * len(rows_of[name]))
         for name, source in sources.items()
     }
     return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
@@ -135,27 +135,28 @@ def labelled_batches(
     synthetic_fraction: float = 0.5,
     synthetic_objects: int = 1,
     clean_fraction: float = 0.0,
-    host: Host = GAN_ONLY,
+    host: Host = SINGLE_HOST,
 ) -> tf.data.Dataset:
-    """The `Labelled` batch of each step from `start_step` to `steps` - 1, for training a detector.
+    """Returns the `Labelled` batch of each step from `start_step` to `steps` - 1, for training a detector.
 
     Every batch has exactly round(fraction * batch_size) synthetic and clean images; the others are from
-    train_labelled. The kinds are spread evenly over the batch, so that each replica gets its share.
+    train_labelled. The three kinds are spread evenly over the batch, so that each replica gets all of them.
 
     Args:
       dataset: the real images.
-      batch_size, seed: N, and the seed of everything drawn here.
-      start_step, steps: the first step wanted, and the number of the whole run's.
-      augment: what is done to all images.
-      real: serialized Examples of train_labelled, None: all of them.
-      synthetic: serialized Examples of the same schema (`records.read_records`), None: no synthetic images.
+      batch_size, seed: N, and the seed of all random numbers drawn here.
+      start_step, steps: the first step, and the number of steps of the whole run.
+      augment: the augmentation of all images.
+      real: serialized Examples of train_labelled; None: all of them.
+      synthetic: serialized Examples of the same schema (`records.read_records`); None: no synthetic images.
       synthetic_fraction, clean_fraction: their shares of the batch; clean images have no box.
-      synthetic_objects: boxes that one of `synthetic` has at most; K is at least this.
-      host: whose rows of the batches are wanted.
+      synthetic_objects: the largest number of boxes of a synthetic image; K is at least this.
+      host: the process whose rows of the batches are returned.
 
     Raises:
-      InputError: there are no images of a kind that is wanted.
-      ValueError: the fractions leave no place for real images, or are negative; hosts cannot share a batch.
+      InputError: a kind of images has a share of the batch, but there are none.
+      ValueError: the fractions are negative or leave no real image; the batch cannot be divided among the
+        hosts.
     """
     counts = {
         "synthetic": 0 if synthetic is None else round(synthetic_fraction * batch_size),
@@ -163,45 +164,45 @@ def labelled_batches(
     }
     counts["real"] = batch_size - sum(counts.values())
     if min(counts.values()) < 0 or not counts["real"]:
-        raise ValueError(f"{synthetic_fraction=}, {clean_fraction=}: {counts['real']} real images in a batch")
+        raise ValueError(f"{synthetic_fraction=}, {clean_fraction=}: negative, or no real images in a batch")
     counts = {kind: count for kind, count in counts.items() if count}
     sources = {"real": _open(dataset, "train_labelled", real)}
     if "clean" in counts:
         sources["clean"] = _open(dataset, "train_clean")
     if synthetic is not None and "synthetic" in counts:
         sources["synthetic"] = streams.open_source(synthetic, "the synthetic set")
-    wanted, order = _mixed(counts, host.rows(batch_size))
-    boxes = max(dataset.max_boxes, synthetic_objects)  # one K in all arms, so that nothing is traced again
+    rows_of, order = _mixed(counts, host.rows(batch_size))
+    boxes = max(dataset.max_boxes, synthetic_objects)  # the same K in all arms: no function is traced again
 
     def assemble(drawn: dict[str, _Drawn]) -> Labelled:
         columns = zip(*(drawn[kind].augmented(augment).labelled for kind in drawn), strict=True)
         return Labelled(*(tf.gather(tf.concat(column, axis=0), order) for column in columns))
 
     drawn = {
-        kind: _drawn(dataset, sources[kind], seed, kind, places, start_step * len(places), boxes)
-        for kind, places in wanted.items()
+        kind: _drawn(dataset, sources[kind], seed, kind, rows, start_step * len(rows), boxes)
+        for kind, rows in rows_of.items()
     }
     return _finished(_mapped(tf.data.Dataset.zip(drawn), assemble), steps - start_step)
 
 
 def _mixed(counts: Mapping[str, int], rows: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Which images of each kind stand in the batch's `rows` (bool [batch size]), and in which order.
+    """Spreads the kinds evenly over a batch: image j of a kind is placed at (j + 1/2) / count of the batch.
 
-    Kinds are spread evenly: image j of a kind wants the place (j + 1/2) / count of the batch. Returns for
-    each kind that has any a bool [count], and the order of these images, kind after kind, in the rows.
+    Returns for each kind a bool [count], True for its images in `rows` (bool [batch size]); kinds without any
+    are left out. Also returns the order in which these images, concatenated by kind, fill the rows.
     """
     places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts.values()])
-    mine = np.argsort(places, kind="stable")[rows]
-    own = np.split(np.isin(np.arange(len(rows)), mine), np.cumsum([*counts.values()])[:-1])
-    wanted = {kind: chosen for kind, chosen in zip(counts, own, strict=True) if chosen.any()}
-    return wanted, np.searchsorted(np.sort(mine), mine)
+    images = np.argsort(places, kind="stable")[rows]
+    masks = np.split(np.isin(np.arange(len(rows)), images), np.cumsum([*counts.values()])[:-1])
+    rows_of = {kind: mask for kind, mask in zip(counts, masks, strict=True) if mask.any()}
+    return rows_of, np.searchsorted(np.sort(images), images)
 
 
 def evaluation_batches(dataset: Dataset, splits: Sequence[str], batch_size: int) -> tf.data.Dataset:
-    """`EvaluationBatch`es with each image of `splits` ("test_labelled", "test_clean", ...) once, in order.
+    """Returns `EvaluationBatch`es with each image of `splits` ("test_labelled", ...) once, in order.
 
     Raises:
-      InputError: the splits have no image.
+      InputError: the splits have no images.
     """
     total = sum(dataset.count(split) for split in splits)
     if not total:
@@ -221,12 +222,12 @@ def evaluation_batches(dataset: Dataset, splits: Sequence[str], batch_size: int)
 def synthesis_batches(
     dataset: Dataset, *, count: int, batch_size: int, seed: int, start: int, placement: Placement
 ) -> tf.data.Dataset:
-    """`Synthesis` batches of the images numbered `start` to `count` - 1; `Synthesis.seeds` are the numbers.
+    """Returns `Synthesis` batches of the images `start` to `count` - 1; `Synthesis.seeds` are these numbers.
 
-    A batch has `batch_size` images, each in `placement.objects` rows that follow one another, an insertion
-    each. Row k of image i is a function of (seed, i, k) alone. The last batch is filled up with the images
-    that would come next: leave out those with a number of `count` or more. The backgrounds are train_clean
-    in random order, each once before any comes again; none is augmented.
+    A batch has `batch_size` images. Each has `placement.objects` consecutive rows with one insertion each.
+    Row k of image i is a function of (seed, i, k) alone. The last batch is filled up with the next images;
+    the caller drops those with a number of `count` or more. The backgrounds are the train_clean images in
+    random order, without augmentation. Each is used once per epoch.
 
     Raises:
       InputError: a split is missing.
@@ -256,51 +257,51 @@ def synthesis_batches(
 
 
 def _rows_of_objects(x: _Drawn, seed: int, objects: int) -> tuple[_Drawn, tf.Tensor]:
-    """Repeats each image in `objects` successive rows; returns them, and a number in [0, 1) for each row.
+    """Repeats each image in `objects` consecutive rows; returns the rows and a number in [0, 1) for each.
 
-    Random numbers are the row's own. Those of the first row are the same however many follow.
+    Each row has its own random numbers. Those of the first row do not depend on `objects`.
     """
-    first = tf.concat([x.draws, draws.of_each(seed, "residual_scale", x.numbers, 1)], axis=1)
-    others = [draws.of_each(seed, "objects", x.numbers, _DRAWS + 1, k) for k in range(1, objects)]
-    own = tf.reshape(tf.stack([first, *others], axis=1), [-1, _DRAWS + 1])
+    first = tf.concat([x.draws, draws.batch_uniforms(seed, "residual_scale", x.numbers, 1)], axis=1)
+    others = [draws.batch_uniforms(seed, "objects", x.numbers, _DRAWS + 1, k) for k in range(1, objects)]
+    uniform = tf.reshape(tf.stack([first, *others], axis=1), [-1, _DRAWS + 1])
     rows = _Drawn(*(tf.repeat(field, objects, axis=0) for field in x))
-    return rows._replace(draws=own[:, :-1]), own[:, -1]
+    return rows._replace(draws=uniform[:, :-1]), uniform[:, -1]
 
 
 class _Placer:
-    """`placement.insertions` with its references."""
+    """Calls `placement.insertions` with the references and options of one data set."""
 
     def __init__(self, dataset: Dataset, options: Placement):
         self.references, self.options = placement.reference_table(dataset, options), options
 
     def __call__(self, x: _Drawn):
-        mine = x.draws[:, augmentation.DRAWS : augmentation.DRAWS + placement.DRAWS]
-        return placement.insertions(x.images, x.valid_sizes, self.references, mine, self.options)
+        part = x.draws[:, augmentation.DRAWS : augmentation.DRAWS + placement.DRAWS]
+        return placement.insertions(x.images, x.valid_sizes, self.references, part, self.options)
 
 
-def _open(dataset, split, some=None):
-    """The split's records, or `some` of them."""
-    strings = dataset.serialized(split) if some is None else some
+def _open(dataset, split, subset=None):
+    """Returns a `RecordSource` of the split's records, or of a `subset` of them."""
+    strings = dataset.serialized(split) if subset is None else subset
     return streams.open_source(strings, f"split {split} of {dataset.name}")
 
 
-def _drawn(dataset, source, seed, stream, wanted: np.ndarray, start, max_boxes: int = 0) -> tf.data.Dataset:
-    """Endless `_Drawn` batches of a stream from element `start` on: their `wanted` rows [batch size]."""
+def _drawn(dataset, source, seed, stream, rows: np.ndarray, start, max_boxes: int = 0) -> tf.data.Dataset:
+    """Returns endless `_Drawn` batches of the `rows` (bool [batch size]) from element `start` on."""
 
     def decode(number, serialized):
         fields = _decode(dataset, serialized, max_boxes)
         return _Drawn(number, *fields, draws.uniforms(seed, stream, number, _DRAWS))
 
     elements = streams.endless(source, seed, stream, start)
-    if not wanted.all():  # what others decode is left out before it is decoded
-        elements = elements.filter(lambda number, _: tf.constant(wanted)[(number - start) % len(wanted)])
-    return _mapped(elements, decode).batch(wanted.sum(), drop_remainder=True)
+    if not rows.all():  # rows of other hosts are dropped before they are decoded
+        elements = elements.filter(lambda number, _: tf.constant(rows)[(number - start) % len(rows)])
+    return _mapped(elements, decode).batch(rows.sum(), drop_remainder=True)
 
 
 def _decode(
     dataset, serialized, max_boxes: int = 0
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """image, image_id, group, boxes, labels, valid_size of one record, of static shape."""
+    """Returns image, image_id, group, boxes, labels and valid_size of one record, all of static shape."""
     record = dataset.decode(serialized)
     image = tf.ensure_shape(record.image, dataset.image_shape)
     boxes, labels = placement.padded_boxes(record, max_boxes or dataset.max_boxes)
@@ -309,14 +310,14 @@ def _decode(
 
 
 def _mapped(dataset, function):
-    function = tf.autograph.experimental.do_not_convert(function)  # no tensor decides a branch: traced faster
+    function = tf.autograph.experimental.do_not_convert(function)  # no tensor-dependent branches: faster
     return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def _finished(dataset, count: int | None = None):
     options = tf.data.Options()
     options.deterministic = True
-    # A strategy splits a host's batch among its replicas; nobody drops or repeats records.
+    # tf.distribute only splits a host's batch among its replicas: no record is dropped or repeated.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     if count is not None:
         dataset = dataset.take(max(count, 0))

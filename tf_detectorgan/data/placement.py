@@ -1,8 +1,8 @@
-"""Where an object goes into a clean image, and what it should look like there.
+"""Chooses the box and the exemplar of each insertion into a clean image.
 
-For a clean image x a *reference* is chosen: a labelled training image, one of its boxes, and a map that moves
-that box into x. The moved box is where G_X inserts, the moved image is the exemplar. Same map for both, so
-they agree.
+For a clean image x, a labelled training image and one of its boxes are drawn: the *reference*. A map
+(mirroring, scaling, shifting) moves the box to a position in x. The moved box is where G_X inserts an object.
+The same map moves the reference's image, or its object residual, which gives the exemplar.
 Letters: N clean images, L references, S stored side, C channels, K padded boxes, F descriptor length.
 """
 
@@ -29,22 +29,24 @@ MODES = ("matched_shift", "uniform", "context")
 DRAWS = 6  # random numbers that one insertion needs
 DESCRIPTOR_SIDE = 16
 CONTEXT_OBJECTS = 128
-EDGE = 0.02  # of the content's side: an object that near to the edge is cut off by it
+EDGE = 0.02  # in sides of the content: an object that is nearer to the edge counts as cut off by it
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How boxes are placed.
+    """Options of an insertion.
 
-    matched_shift: the most similar reference, its box shifted at random (the paper).
-    uniform: any reference, its box anywhere in the image.
-    context: any reference; its box is placed by its surroundings (context_placement.py).
+    Modes:
+      matched_shift: the most similar reference; its box is shifted at random [paper].
+      uniform: any reference; its box lies anywhere in the image.
+      context: any reference; its box lies where the surroundings resemble those of labelled objects
+        (context_placement.py).
     """
 
     mode: str = "matched_shift"
-    max_shift: float = 0.05  # of the content's side, for matched_shift
+    max_shift: float = 0.05  # for matched_shift, in sides of the content
     candidates: int = 5  # the reference is drawn from this many most similar ones; 1 is the paper
-    flip_objects: bool = True  # the reference is mirrored (left, right) in half of the cases
+    flip_objects: bool = True  # the reference is mirrored horizontally in half of the cases
     keep_edges: bool = True  # an object cut off by its image's edge stays at that edge (decision 0033)
     residual: bool = False  # the exemplar is x plus the object residual, not the moved image
     noise: bool = False  # the exemplar is x with noise in the box (noise.py)
@@ -53,16 +55,16 @@ class Placement:
 
 
 class Placed(NamedTuple):
-    """An insertion, and where its object is from."""
+    """Insertions, and the origin of their objects."""
 
     insertion: Insertion
-    reference: tf.Tensor  # [N] int32
+    reference: tf.Tensor  # [N] int32 index of the reference
     moved: tf.Tensor  # [N, S, S, C] the reference's image, moved so that its object lies in the box
 
 
 @dataclasses.dataclass(frozen=True)
 class References:
-    """The labelled training images with what is needed to choose among them; pixels stay undecoded."""
+    """The labelled training images, undecoded, with the columns that the choice of a reference needs."""
 
     serialized: tf.Tensor  # [L] string
     decode: Callable[[tf.Tensor], Record]
@@ -77,10 +79,10 @@ class References:
 
 
 def descriptors(images, valid_sizes) -> tf.Tensor:
-    """What similarity is measured on: [N, F] of length 1, from [N, S, S, C] and [N, 2].
+    """Returns descriptors [N, F] of length 1 of images [N, S, S, C] with content of valid_sizes [N, 2].
 
-    The image minus its content's mean, averaged over a 16x16 grid; padding counts as the mean: it says
-    nothing. A product of two descriptors is the cosine similarity (decision 0032).
+    A descriptor is the image minus its content's mean, averaged over a 16x16 grid. Padding counts as the
+    mean. The product of two descriptors is the images' cosine similarity (decision 0032).
     """
     inside = valid_mask(valid_sizes, images.shape[1])
     pixels = tf.cast(tf.reduce_prod(valid_sizes, axis=1), tf.float32)[:, None, None, None]
@@ -91,7 +93,7 @@ def descriptors(images, valid_sizes) -> tf.Tensor:
 
 
 def padded_boxes(record: Record, max_boxes: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """A record's boxes [max_boxes, 4] and labels [max_boxes], padded with zeros and -1."""
+    """Returns a record's boxes [max_boxes, 4], padded with zeros, and labels [max_boxes], padded with -1."""
     rows = [[0, max_boxes - tf.shape(record.labels)[0]]]
     boxes = tf.ensure_shape(tf.pad(record.boxes, rows + [[0, 0]]), [max_boxes, 4])
     return boxes, tf.ensure_shape(tf.pad(record.labels, rows, constant_values=-1), [max_boxes])
@@ -100,10 +102,10 @@ def padded_boxes(record: Record, max_boxes: int) -> tuple[tf.Tensor, tf.Tensor]:
 def reference_table(
     dataset: Dataset, options: Placement = Placement(), split: str = "train_labelled"
 ) -> References:
-    """Reads the labelled images once and describes them, as far as `options` need it.
+    """Reads the labelled images once; returns them with the columns that `options` need.
 
     Raises:
-      InputError: there are none, or one has no box; see `object_residuals`.
+      InputError: there are no labelled images, or one has no box; as `object_residuals`.
     """
 
     def describe(serialized):
@@ -130,29 +132,29 @@ def reference_table(
 
 
 def _context(references: References, dataset: Dataset, options: Placement) -> Context:
-    """Of at most CONTEXT_OBJECTS objects, spread over the references, and one of each class at least."""
+    """Fits the context on about CONTEXT_OBJECTS evenly chosen objects, at least one of each class."""
     labels = references.labels.numpy()
     rows, columns = np.nonzero(labels >= 0)
-    spread = np.linspace(0, len(rows) - 1, min(len(rows), CONTEXT_OBJECTS)).astype(int)
-    some = np.union1d(spread, np.unique(labels[rows, columns], return_index=True)[1])
+    evenly = np.linspace(0, len(rows) - 1, min(len(rows), CONTEXT_OBJECTS)).astype(int)
+    some = np.union1d(evenly, np.unique(labels[rows, columns], return_index=True)[1])
     rows, columns = rows[some], columns[some]
     images = _decoded(references, tf.constant(rows), [len(rows), *dataset.image_shape])
     boxes = tf.gather_nd(references.boxes, np.stack([rows, columns], axis=1))
     sizes = tf.gather(references.valid_sizes, rows)
-    return context_placement.learn(
+    return context_placement.fit(
         images, sizes, boxes, tf.constant(labels[rows, columns]), options.flip_objects
     )
 
 
 def insertions(images, valid_sizes, references: References, draws, options: Placement) -> Placed:
-    """Chooses a reference for each clean image and moves it there; every box lies inside the valid content.
+    """Draws a reference and a position for each clean image; every box lies inside the content.
 
     Args:
-      images: [N, S, S, C] float32, clean, as they will be used (already mirrored or not).
-      valid_sizes: [N, 2] int32.
-      references: what to choose from, read with the same options.
-      draws: [N, DRAWS] float32 in [0, 1).
-      options: how.
+      images: [N, S, S, C] float32 clean images, after augmentation.
+      valid_sizes: [N, 2] int32 height and width of their content.
+      references: as `reference_table` returns them for the same options.
+      draws: [N, DRAWS] float32 random numbers in [0, 1).
+      options: mode and the others.
     """
     flip = (draws[:, 1] < 0.5) & options.flip_objects
     candidates = _candidates(references, valid_sizes)
@@ -166,7 +168,9 @@ def insertions(images, valid_sizes, references: References, draws, options: Plac
     boxes = box_ops.affine(boxes, scale, offset)
     limits = tf.cast(valid_sizes, tf.float32)
     start, extent = _starts_and_extents(boxes)
-    zoom = tf.minimum(1.0, tf.reduce_min((limits - 1.0) / extent, axis=1, keepdims=True))  # until it fits
+    zoom = tf.minimum(
+        1.0, tf.reduce_min((limits - 1.0) / extent, axis=1, keepdims=True)
+    )  # shrinks a box that is too large
     extent *= zoom
     # The first and last whole-pixel shift of the top-left corner that keep the box inside.
     shifts = tf.math.ceil(-start), tf.floor(limits - start - extent)
@@ -177,14 +181,14 @@ def insertions(images, valid_sizes, references: References, draws, options: Plac
     else:
         middle = start + extent / 2
         bounds = middle + shifts[0], middle + shifts[1]
-        wanted = context_placement.choose(
+        wanted = context_placement.draw_positions(
             references.context, images, valid_sizes, extent, labels, bounds, draws[:, 4]
         )
         shift = tf.clip_by_value(tf.round(wanted - middle), *shifts)
-    move = shift + (1.0 - zoom) * start  # the top-left corner keeps its place under the zoom
+    move = shift + (1.0 - zoom) * start  # zoom about the top-left corner
     zoom = tf.repeat(zoom, 2, axis=1)
     target = box_ops.affine(boxes, zoom, move)
-    target = box_ops.clip(target, limits[:, 0], limits[:, 1])  # by rounding errors at most
+    target = box_ops.clip(target, limits[:, 0], limits[:, 1])  # removes rounding errors only
     total = zoom * scale, zoom * offset + move, sizes
     decoded = _decoded(references, chosen, images.shape)
     exemplars = moved = resample(decoded, *total)
@@ -201,16 +205,16 @@ def insertions(images, valid_sizes, references: References, draws, options: Plac
 
 
 def _candidates(references, valid_sizes):
-    """Which boxes may be used for which clean image: bool [N, L, K], at least one for each image."""
+    """Returns bool [N, L, K]: the box may be used for the clean image; at least one is for each image."""
     usable = references.labels >= 0
-    # One pixel of room, so that a whole-pixel shift exists whatever the box's fraction.
-    room = tf.cast(valid_sizes[:, None, None, ::-1], tf.float32) - 1.0
-    fits = tf.reduce_all(box_ops.to_xywh(references.boxes)[..., 2:] <= room, axis=-1) & usable
+    # One pixel less than the content, so that a whole-pixel shift exists for any fractional position.
+    available = tf.cast(valid_sizes[:, None, None, ::-1], tf.float32) - 1.0
+    fits = tf.reduce_all(box_ops.to_xywh(references.boxes)[..., 2:] <= available, axis=-1) & usable
     return tf.where(tf.reduce_any(fits, axis=(1, 2), keepdims=True), fits, usable)
 
 
 def _choose(images, valid_sizes, references, candidates, draw, options):
-    """Index of a reference [N] int32: among the most similar ones that have a candidate box."""
+    """Draws the index of a reference [N] int32 from the most similar ones that have a candidate box."""
     similarity = tf.matmul(descriptors(images, valid_sizes), references.descriptors, transpose_b=True)
     allowed = tf.reduce_any(candidates, axis=2)
     similarity = tf.where(allowed, similarity, -2.0)  # below every cosine
@@ -222,10 +226,10 @@ def _choose(images, valid_sizes, references, candidates, draw, options):
 
 
 def _at_edges(boxes, sizes, limits, extent, shifts):
-    """Of `shifts` the one that keeps the distance to the edge, along axes where the box [N, 4] is at one.
+    """Restricts `shifts` so that a box [N, 4] at an edge of its own image keeps its distance to that edge.
 
-    Edges are those of the box's own content, of `sizes` [N, 2]; the upper or left one if it is at both.
-    `extent` [N, 2] is the box's where it is inserted.
+    The edges are those of the content of size `sizes` [N, 2]; the upper or left one if the box touches both.
+    `extent` [N, 2] is the height and width of the inserted box.
     """
     start, own_extent = _starts_and_extents(boxes)
     beyond = sizes - start - own_extent
@@ -237,9 +241,9 @@ def _at_edges(boxes, sizes, limits, extent, shifts):
 
 
 def _random(shifts, limits, draws, options):
-    """One of `shifts` [N, 2], within reach of the box's own place."""
+    """Draws a shift [N, 2] from `shifts`, in matched_shift near to the box's own position."""
     reach = limits if options.mode == "uniform" else tf.floor(options.max_shift * limits)
-    # Where the reach ends before the content begins: the nearest place inside.
+    # If no shift within reach lies inside the content, the nearest one that does is taken.
     first, last = tf.clip_by_value(-reach, *shifts), tf.clip_by_value(reach, *shifts)
     return first + tf.cast(random.pick(draws, last - first + 1.0), tf.float32)
 

@@ -1,7 +1,7 @@
-"""The record on disk: one schema for real, drawn and synthetic images; only this file reads or writes it.
+"""Reads and writes records on disk: one schema for real, phantom and synthetic images.
 
 A prepared data set is one TFDS directory. Its splits are `{train,validation,test}_{labelled,clean,unboxed}`:
-labelled images have boxes, clean images are free of the object, unboxed images have the object but no boxes.
+labelled images have boxes, clean images do not show the object, unboxed images show it but have no boxes.
 A split without images is absent. Letters: H, W, C channels, k boxes, g groups.
 """
 
@@ -24,27 +24,27 @@ from tf_detectorgan.errors import InputError
 SPLITS = ("train", "validation", "test")
 STREAMS = ("labelled", "clean", "unboxed")
 SPLIT_NAMES = tuple(f"{part}_{stream}" for part in SPLITS for stream in STREAMS)
-SCHEMA = 1  # raised when the features below change; a directory of another schema is refused
-_STORED = {8: np.uint8, 16: np.uint16}  # bits per channel to the stored image's type
-FRAME_BYTES = 16  # length, its checksum and the data's checksum around every record
+SCHEMA = 1  # increased when the features below change; a directory with another schema is an error
+_STORED = {8: np.uint8, 16: np.uint16}  # bits per channel: type of the stored image
+FRAME_BYTES = 16  # per record: its length and the checksums of the length and the data
 
 
 class Record(NamedTuple):
-    """One image with its boxes, as tensors; the fields are the features' names."""
+    """One image with its boxes, as tensors; the fields are named like the features."""
 
     image: tf.Tensor  # [H, W, C] float32 in [-1, 1]; black padding at the right or the bottom
     image_id: tf.Tensor  # [] int64, unique in the data set
     file_name: tf.Tensor  # [] string
-    groups: tf.Tensor  # [g] string: patient, scene, ...; a synthetic image has those of both parents
+    groups: tf.Tensor  # [g] string: patient, scene, ...; of a synthetic image: background's, matched image's
     boxes: tf.Tensor  # [k, 4] float32, see boxes.py, stored pixels
     labels: tf.Tensor  # [k] int32
     valid_size: tf.Tensor  # [2] int32, height and width of the content inside the padding, stored pixels
     source_size: tf.Tensor  # [2] int32, height and width of the file the image came from
-    provenance: tf.Tensor  # [] string, JSON of how a synthetic image was made, "" for others
+    provenance: tf.Tensor  # [] string, JSON: how a synthetic image was made; "" for others
 
 
 class Listed(NamedTuple):
-    """A record whose image is not decoded; sizes are (height, width) as in `Record`."""
+    """A record with an undecoded image; sizes are (height, width) as in `Record`."""
 
     image_id: int
     file_name: str
@@ -57,7 +57,7 @@ class Listed(NamedTuple):
 
 
 def listed(serialized: tf.data.Dataset) -> Iterator[Listed]:
-    """Serialized Examples in order."""
+    """Yields the serialized Examples in order, with undecoded images."""
     for example in serialized.as_numpy_iterator():
         feature = tf.train.Example.FromString(example).features.feature
         yield Listed(
@@ -75,7 +75,7 @@ def listed(serialized: tf.data.Dataset) -> Iterator[Listed]:
 def features(
     image_shape: tuple[int, int, int], bit_depth: int, class_names: Iterable[str]
 ) -> tfds.features.FeaturesDict:
-    """The schema for images [H, W, C] of `bit_depth` 8 or 16 bits per channel."""
+    """Returns the schema for images [H, W, C] of `bit_depth` 8 or 16 bits per channel."""
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(
@@ -94,24 +94,24 @@ def features(
 
 
 def bit_depth_of(schema: tfds.features.FeaturesDict) -> int:
-    """Bits per channel of the stored image, 8 or 16."""
+    """Returns the bits per channel of the stored image, 8 or 16."""
     return 8 * np.dtype(schema["image"].np_dtype).itemsize
 
 
 def to_stored(image: np.ndarray, bit_depth: int) -> np.ndarray:
-    """float32 [..] in [-1, 1] to the stored integers, rounded and clipped: the inverse of `to_float`."""
+    """Converts float32 [..] in [-1, 1] to stored integers, rounded and clipped: inverse of `to_float`."""
     top = 2**bit_depth - 1
     levels = np.rint((np.asarray(image, np.float64) + 1.0) * (top / 2.0))
     return np.clip(levels, 0, top).astype(_STORED[bit_depth])
 
 
 def to_float(image: tf.Tensor, bit_depth: int) -> tf.Tensor:
-    """Stored integers [..] to float32 in [-1, 1]."""
+    """Converts stored integers [..] to float32 in [-1, 1]."""
     return tf.cast(image, tf.float32) * (2.0 / (2**bit_depth - 1)) - 1.0
 
 
 def encode(schema: tfds.features.FeaturesDict, example: Mapping[str, Any]) -> bytes:
-    """A serialized tf.train.Example of `Record`'s fields; `image` as stored integers or floats in [-1, 1]."""
+    """Returns a tf.train.Example of `Record`'s fields; `image` is stored integers or floats in [-1, 1]."""
     image = np.asarray(example["image"])
     if np.issubdtype(image.dtype, np.floating):
         image = to_stored(image, bit_depth_of(schema))
@@ -127,12 +127,12 @@ def encode(schema: tfds.features.FeaturesDict, example: Mapping[str, Any]) -> by
         "provenance": tf.compat.as_text(np.asarray(example["provenance"]).item()),
     }
     serialized = schema.serialize_example(schema.encode_example(values))
-    # Without `deterministic` the features' order differs between processes, and so would fingerprints.
+    # Without `deterministic`, the order of features and so the fingerprint differ between processes.
     return tf.train.Example.FromString(serialized).SerializeToString(deterministic=True)
 
 
 def decode(schema: tfds.features.FeaturesDict, serialized: tf.Tensor) -> Record:
-    """Inverse of `encode` for one serialized Example ([] string), eagerly or inside tf.data."""
+    """Decodes one serialized Example ([] string), eagerly or inside tf.data: the inverse of `encode`."""
     values = schema.deserialize_example(serialized)
     values["image"] = to_float(values["image"], bit_depth_of(schema))
     values["labels"] = tf.cast(values["labels"], tf.int32)
@@ -142,7 +142,7 @@ def decode(schema: tfds.features.FeaturesDict, serialized: tf.Tensor) -> Record:
 def write_records(path, examples: Iterable[Mapping[str, Any]], schema: tfds.features.FeaturesDict) -> int:
     """Writes examples (see `encode`) to one TFRecord file, under a temporary name until it is complete.
 
-    The schema goes beside it, into the same directory. Returns the number of examples.
+    Also writes the schema into the same directory. Returns the number of examples.
     """
     path, count = Path(path), 0
     with disk.whole_file(path) as partial:
@@ -155,21 +155,21 @@ def write_records(path, examples: Iterable[Mapping[str, Any]], schema: tfds.feat
 
 
 def read_features(directory) -> tfds.features.FeaturesDict:
-    """The schema that `write_records` put into `directory`.
+    """Returns the schema that `write_records` wrote into `directory`.
 
     Raises:
-      InputError: there is none, or it cannot be read.
+      InputError: the schema is missing or cannot be read.
     """
     try:
         return tfds.features.FeaturesDict.from_config(str(directory))
     except Exception as error:  # TFDS raises many kinds for a missing or broken features.json
         raise InputError(
-            f"{Path(directory) / 'features.json'}: no readable record schema there ({error})"
+            f"{Path(directory) / 'features.json'}: missing or no readable record schema ({error})"
         ) from error
 
 
 def read_records(path) -> tf.data.Dataset:
-    """The serialized Examples ([] string) of one TFRecord file, in the order written, all checked first.
+    """Checks one TFRecord file; returns its serialized Examples ([] string) in the order written.
 
     Raises:
       InputError: the file is missing, truncated or damaged.
@@ -182,7 +182,7 @@ def check_records(path) -> tuple[int, str]:
     """Reads a TFRecord file through and returns its number of records and a hash of their contents.
 
     Raises:
-      InputError: the file is missing, truncated or damaged (a record's checksum does not fit).
+      InputError: the file is missing, truncated or damaged (a record's checksum does not match).
     """
     path, count, digest = Path(path), 0, hashlib.sha256()
     if not path.is_file():
@@ -194,7 +194,7 @@ def check_records(path) -> tuple[int, str]:
             count += len(records)
     except tf.errors.DataLossError as error:
         raise InputError(
-            f"{path}: truncated or damaged, at the earliest in record {count}; delete it and write it again"
+            f"{path}: truncated or damaged in or after record {count}; delete it and write it again"
         ) from error
     return count, digest.hexdigest()
 
@@ -218,37 +218,37 @@ class Dataset:
         self._limits: Mapping[str, int] = {}
 
     def limited(self, limits: Mapping[str, int]) -> Dataset:
-        """A view of this data set: a split in `limits` has that many images at most, the first ones."""
+        """Returns a view of this data set with at most the first `limits[split]` images of each split."""
         view = copy.copy(self)
         view._limits = dict(limits)
         return view
 
     def count(self, split: str) -> int:
-        """Number of images in a split, for example "train_labelled"; 0 when the split is absent."""
+        """Returns the number of images in a split, for example "train_labelled"; 0 if it is absent."""
         stored = int(self._splits[split].num_examples) if split in self._splits else 0
         return min(stored, self._limits.get(split, stored))
 
     def serialized(self, split: str) -> tf.data.Dataset:
-        """The split's undecoded Examples ([] string) in a fixed order; empty when the split is absent."""
+        """Returns the split's serialized Examples ([] string) in a fixed order; empty if it is absent."""
         if not self.count(split):
             return tf.data.Dataset.from_tensor_slices(tf.zeros([0], tf.string))
         stored = tf.data.TFRecordDataset([str(path) for path in self._splits[split].filepaths])
         return stored.take(self.count(split)) if split in self._limits else stored
 
     def listed(self, split: str) -> Iterator[Listed]:
-        """The split's images in order, read without decoding one; none when the split is absent."""
+        """Yields the split's records in order, with undecoded images; none if the split is absent."""
         return listed(self.serialized(split))
 
     def pixels(self, image: Listed) -> np.ndarray:
-        """The stored image [H, W, C], uint8 or uint16."""
+        """Returns the stored image [H, W, C], uint8 or uint16."""
         return tf.io.decode_png(image.png, dtype=_STORED[self.bit_depth]).numpy()
 
     def decode(self, serialized: tf.Tensor) -> Record:
-        """One undecoded Example as a `Record`, inside tf.data."""
+        """Decodes one serialized Example, eagerly or inside tf.data."""
         return decode(self.features, serialized)
 
     def fingerprint(self) -> str:
-        """A hash over the schema and every record; reads all files, so call it once per run.
+        """Returns a hash of the schema and all records. It reads all files, so call it once per run.
 
         Raises:
           InputError: a record file is missing, truncated or damaged.
@@ -268,7 +268,7 @@ class Dataset:
         return digest.hexdigest()
 
     def check_sizes(self) -> None:
-        """Compares the record files' sizes with what was written: finds truncated files without reading them.
+        """Checks the record files' sizes, which finds truncated files without reading them.
 
         Raises:
           InputError: a file is missing or has another size.
@@ -288,15 +288,15 @@ class Dataset:
 
 
 def open_dataset(data_dir) -> Dataset:
-    """Opens a directory that `prepare` wrote; cheap: reads the description and the file sizes, no image.
+    """Opens a directory that `prepare` wrote; reads the description and the file sizes, but no images.
 
     Raises:
-      InputError: the directory is missing, is no prepared data set, is incomplete or has another schema.
+      InputError: the directory is missing, not a prepared data set, incomplete, or has another schema.
     """
     directory = Path(data_dir).expanduser()
     if not is_dataset(directory):
         raise InputError(
-            f"{directory}: no prepared data set (no dataset_info.json); write one by "
+            f"{directory}: not a prepared data set (no dataset_info.json); write one with "
             "`python -m tf_detectorgan.prepare --out=...`"
         )
     try:
@@ -309,12 +309,12 @@ def open_dataset(data_dir) -> Dataset:
         ) from error
     if dataset is None:
         raise InputError(
-            f"{directory}: record schema {schema}, this program reads {SCHEMA}; prepare it again"
+            f"{directory}: has record schema {schema}, but this version reads {SCHEMA}; prepare it again"
         )
     dataset.check_sizes()
     return dataset
 
 
 def is_dataset(directory) -> bool:
-    """Whether `directory` holds a TFDS data set."""
+    """Returns whether `directory` contains a TFDS data set."""
     return (Path(directory) / "dataset_info.json").is_file()

@@ -1,7 +1,7 @@
-"""Writes a data set shard by shard, each a file of its own: in bounded memory, and resumable.
+"""Writes a data set shard by shard, one file each: in bounded memory, and resumable after an interruption.
 
-TFDS describes and names the files; it does not write them, because its writers hold what they write in memory
-and begin anew after an interruption (docs/decisions/0010).
+TFDS names and describes the files. Its writers are not used, because they hold the data in memory and start
+again after an interruption (docs/decisions/0010).
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ from tf_detectorgan import __version__, disk, progress
 from tf_detectorgan.data import records
 from tf_detectorgan.errors import InputError
 
-_NAME_BYTES = 200  # of the usual 255; the hidden directory beside it has a longer one
-_SHARD_BYTES = 64 << 20  # of decoded images: 256 grey ones of 512 pixels, some seconds of work
+_NAME_BYTES = 200  # of the usual 255; the name of the temporary directory is longer
+_SHARD_BYTES = 64 << 20  # of decoded images: 256 grey images of 512 x 512 pixels, some seconds of work
 
 
 class About(NamedTuple):
-    """What a data set says of itself."""
+    """Name, version, description and citation of a data set."""
 
     name: str
     version: str
     description: str
-    citation: str = ""  # what the publisher says of source and licence
+    citation: str = ""  # source and licence, as the publisher states them
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A data set that is to be written."""
+    """A data set to be written."""
 
     about: About
     schema: tfds.features.FeaturesDict
-    max_boxes: int  # of an image
+    max_boxes: int  # of one image
     splits: Mapping[str, Sequence[Any]]  # items of each split
-    example: Callable[[Any], dict[str, Any]]  # an item to an example, see `records.encode`
+    example: Callable[[Any], dict[str, Any]]  # makes an item's example, see `records.encode`
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file to be written, all or nothing."""
+    """One file of a data set, written completely or not at all."""
 
     split: str
     path: Path
     items: Sequence[Any]
 
     def write(self, plan: Plan, progress: Callable[[], object]) -> None:
-        """Writes under a temporary name, then renames."""
+        """Writes the file under a temporary name, then renames it."""
         with disk.whole_file(self.path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
             for item in self.items:
                 writer.write(records.encode(plan.schema, plan.example(item)))
@@ -72,7 +72,7 @@ def _template(plan: Plan, split: str, directory: Path) -> tfds.core.ShardedFileT
 
 
 def _shards(plan: Plan, directory: Path) -> list[Shard]:
-    """What is to be written into `directory`, in order."""
+    """Returns the shards to be written into `directory`, in order."""
     image, found = plan.schema["image"], []
     size = max(_SHARD_BYTES // (int(np.prod(image.shape)) * np.dtype(image.np_dtype).itemsize), 1)
     for split, items in plan.splits.items():
@@ -84,7 +84,7 @@ def _shards(plan: Plan, directory: Path) -> list[Shard]:
 
 
 def _describe(plan: Plan, shards: Sequence[Shard], directory: Path) -> None:
-    """Writes TFDS's description of the shards, which have been written, into `directory`."""
+    """Writes TFDS's description of the finished shards into `directory`."""
     splits = []
     for split, found in groupby(shards, key=lambda shard: shard.split):
         files = [(shard.path.stat().st_size, len(shard.items)) for shard in found]
@@ -112,47 +112,47 @@ def _describe(plan: Plan, shards: Sequence[Shard], directory: Path) -> None:
 
 
 def build(plan: Plan, out, overwrite: bool = False) -> None:
-    """Writes a data set into the directory `out`, whole or not at all.
+    """Writes a data set into the directory `out`, completely or not at all.
 
-    The work happens in a hidden directory beside `out`. After an interruption only finished shards are left
-    there, and the same call goes on; a call with other images or settings deletes them.
+    Shards are written into a hidden directory next to `out`. After an interruption, finished shards stay
+    there, and the same call continues. A call with other images or settings deletes them.
 
     Args:
-      plan: what to write.
-      out: where to put the data set.
-      overwrite: replace the data set that is there.
+      plan: the data set.
+      out: its directory.
+      overwrite: replace an existing data set.
 
     Raises:
-      InputError: `out` exists and is not to be overwritten, or is no prepared data set.
+      InputError: `out` exists and `overwrite` is false, or `out` is not a prepared data set.
     """
     out = Path(out).expanduser().absolute()
     work = out.with_name(f".{out.name}.partial")
-    _put_back(work, out)
+    _restore_old(work, out)
     check_target(out, overwrite)
     directory = work / "shards"
     shards = _shards(plan, directory)
     try:
-        _keep_own(work, plan, shards)
+        _delete_stale(work, plan, shards)
         _write(plan, shards)
         _describe(plan, shards, directory)
         if out.exists():
             out.rename(work / "old")
         directory.rename(out)
     except BaseException:
-        _put_back(work, out)
-        _clear(work, shards)
+        _restore_old(work, out)
+        _clean_up(work, shards)
         raise
     shutil.rmtree(work)
 
 
-def _put_back(work: Path, out: Path) -> None:
-    """The old data set, where a process ended between two renames."""
+def _restore_old(work: Path, out: Path) -> None:
+    """Moves the old data set back to `out` if a process ended between the two renames."""
     if (work / "old").exists() and not out.exists():
         (work / "old").rename(out)
 
 
-def _keep_own(work: Path, plan: Plan, shards: Sequence[Shard]) -> None:
-    """Deletes what is left of another call, one with other images, settings or another version."""
+def _delete_stale(work: Path, plan: Plan, shards: Sequence[Shard]) -> None:
+    """Deletes files that were left by a call with other images, settings or another version."""
     digest = hashlib.sha256(f"{__version__} {plan.schema} {plan.example}".encode())
     for shard in shards:
         digest.update(f"{shard.path.name} {shard.items}".encode())
@@ -163,12 +163,12 @@ def _keep_own(work: Path, plan: Plan, shards: Sequence[Shard]) -> None:
         key.write_text(digest.hexdigest(), "utf-8")
 
 
-def _clear(work: Path, shards: Sequence[Shard]) -> None:
-    """After a failure: leaves finished shards only, and says so."""
+def _clean_up(work: Path, shards: Sequence[Shard]) -> None:
+    """Keeps finished shards after a failure and prints a note, or deletes `work` if there are none."""
     if kept := sum(shard.path.is_file() for shard in shards):
         print(
             f"{kept} of {len(shards)} record files are finished and kept in {work}: "
-            "the same command goes on from there",
+            "run the same command again to continue",
             file=sys.stderr,
         )
     else:
@@ -176,11 +176,11 @@ def _clear(work: Path, shards: Sequence[Shard]) -> None:
 
 
 def _write(plan: Plan, shards: Sequence[Shard]) -> None:
-    for partial in shards[0].path.parent.glob(".*.partial"):  # of a process that was killed
+    for partial in shards[0].path.parent.glob(".*.partial"):  # left by a killed process
         partial.unlink()
     missing = [shard for shard in shards if not shard.path.is_file()]
     if len(missing) < len(shards):
-        print(f"{len(shards) - len(missing)} of {len(shards)} record files were finished before")
+        print(f"{len(shards) - len(missing)} of {len(shards)} record files were already finished")
     with progress.bar(total=sum(len(shard.items) for shard in missing), unit="image") as bar:
         for shard in missing:
             bar.set_description(f"writing {shard.split}")
@@ -188,25 +188,25 @@ def _write(plan: Plan, shards: Sequence[Shard]) -> None:
 
 
 def check_target(out, overwrite: bool) -> None:
-    """Refuses to write over anything but a prepared data set, and over that only when asked.
+    """Checks that a data set can be written to `out`.
 
     Raises:
-      InputError: as said, or no file can have this name.
-      OSError: nothing can be written there.
+      InputError: `out` is a data set and `overwrite` is false, or something else, or the name is invalid.
+      OSError: the parent directory is not writable.
     """
     try:
-        str(out).encode("utf-8")  # TensorFlow takes no other names
+        str(out).encode("utf-8")  # TensorFlow accepts no other names
     except UnicodeEncodeError as error:
-        raise InputError(f"--out={out}: is no UTF-8; choose another name") from error
+        raise InputError(f"--out={out}: not valid UTF-8; choose another name") from error
     out = Path(out).expanduser().absolute()
     if max(len(os.fsencode(part)) for part in out.parts) > _NAME_BYTES:
-        raise InputError(f"--out={out}: a name of over {_NAME_BYTES} bytes; choose a shorter one")
+        raise InputError(f"--out={out}: a name has more than {_NAME_BYTES} bytes; choose a shorter one")
     place = next((folder for folder in out.parents if folder.exists()), out)
-    with tempfile.TemporaryFile(dir=place):  # now, and not after an hour of reading
+    with tempfile.TemporaryFile(dir=place):  # fails now, not after an hour of reading
         pass
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not records.is_dataset(out):
-        raise InputError(f"--out={out}: exists and is no prepared data set; choose another directory")
+        raise InputError(f"--out={out}: exists and is not a prepared data set; choose another directory")
     if not overwrite:
-        raise InputError(f"--out={out}: already holds a data set; use --overwrite to replace it")
+        raise InputError(f"--out={out}: already contains a data set; use --overwrite to replace it")

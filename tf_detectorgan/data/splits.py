@@ -1,4 +1,4 @@
-"""Which images are for training, validation and test: whole groups (patients, scenes), never one image."""
+"""Assigns whole groups of images (patients, scenes) to training, validation and test."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from tf_detectorgan.errors import InputError
 
 
 def order(seed: int, names: Collection[str]) -> list[str]:
-    """Names in an order by a hash of seed and name: a further name does not reshuffle the others."""
+    """Sorts names by a hash of seed and name, so that a new name does not change the order of the others."""
     return sorted(names, key=lambda name: digest(seed, name))
 
 
 def digest(seed: int, name: str) -> bytes:
-    """A hash of seed and name: what is drawn by it does not change with other names."""
+    """Returns a hash of seed and name; draws by it do not depend on other names."""
     return hashlib.sha256(f"{seed} {name}".encode()).digest()
 
 
 def check_shares(shares: Sequence[float]) -> None:
-    """Shares must be three numbers in [0, 1] with sum 1, and training must have one.
+    """Checks the shares of training, validation and test.
 
     Raises:
-      InputError: they are not.
+      InputError: they are not three numbers in [0, 1] with sum 1, or the share of training is 0.
     """
     if len(shares) != 3 or any(not 0 <= share <= 1 for share in shares) or abs(sum(shares) - 1) > 1e-6:
-        raise InputError(
-            f"--splits={','.join(map(str, shares))}: the shares of training, validation, test must sum to 1"
-        )
+        given = ",".join(map(str, shares))
+        raise InputError(f"--splits={given}: give the shares of training, validation and test, with sum 1")
     if shares[0] == 0:
-        raise InputError("--splits: the training share is 0")
+        raise InputError("--splits: the training share is 0; give training images a share")
 
 
 def assign(
@@ -40,20 +39,20 @@ def assign(
     seed: int,
     training_only: Collection[str] = (),
 ) -> dict[str, str]:
-    """The split of every group, such that the shares are met in images, for each stream by itself.
+    """Returns the split of each group, so that the numbers of images meet the shares in each stream.
 
     Args:
       groups: for each group its number of images per stream.
-      shares: of training, validation and test, which `check_shares` lets through.
+      shares: of training, validation and test; `check_shares` accepts them.
       seed: of the order in which groups are placed.
-      training_only: groups that must be trained on.
+      training_only: groups that must be in training.
 
-    Large groups are placed first, each where the chi-square distance to the wanted counts grows least.
+    Large groups are placed first, each where the chi-square distance to the target counts grows least.
     """
     total = Counter[str]()
     for counts in groups.values():
         total.update(counts)
-    wanted = {
+    target = {
         split: {s: n * share for s, n in total.items()} for split, share in zip(SPLITS, shares, strict=True)
     }
     placed: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
@@ -61,7 +60,7 @@ def assign(
 
     def growth(split: str, counts: Mapping[str, int]) -> float:
         return sum(
-            n * (2 * (placed[split][s] - wanted[split][s]) + n) / wanted[split][s]
+            n * (2 * (placed[split][s] - target[split][s]) + n) / target[split][s]
             for s, n in counts.items()
             if n
         )
@@ -77,7 +76,7 @@ def assign(
 
 
 def keep_exactly(groups: Mapping[str, Sequence[int]], count: int, seed: int) -> set[int]:
-    """Exactly `count` of the images: whole groups in the seed's order, then a part of the next one.
+    """Returns exactly `count` image ids: whole groups in the seed's order, then a part of the next one.
 
     Args:
       groups: for each group its image ids.
@@ -89,7 +88,9 @@ def keep_exactly(groups: Mapping[str, Sequence[int]], count: int, seed: int) -> 
     """
     available = sum(len(ids) for ids in groups.values())
     if available < count:
-        raise InputError(f"--train_images={count}: the training split has only {available} labelled images")
+        raise InputError(
+            f"--train_images={count}: the training split has only {available} labelled images; choose fewer"
+        )
     kept: set[int] = set()
     rest = []
     for group in order(seed, groups):

@@ -1,7 +1,7 @@
-"""Endless, reshuffled passes over undecoded records that can start anywhere.
+"""Endless, reshuffled passes over undecoded records, which can start at any element.
 
-Element p of a stream is a function of (seed, stream, p) alone. Each record comes once per epoch, that is once
-among the elements e * count to (e + 1) * count - 1.
+Element p of a stream is a function of (seed, stream, p) alone. Each record occurs once per epoch e, which is
+the elements e * count to (e + 1) * count - 1.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ MEMORY_LIMIT = 512 * 2**20  # bytes of undecoded records of one stream that may 
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """One of the processes that train together: of every batch it decodes and gets its own rows alone."""
+    """One of the processes that train together. It decodes and gets only its own rows of each batch."""
 
     index: int = 0
     count: int = 1
 
     def rows(self, batch_size: int) -> np.ndarray:
-        """Which rows of a batch are its own: bool [batch_size].
+        """Returns bool [batch_size]: True for this host's rows.
 
         Raises:
-          ValueError: the hosts cannot have equally many.
+          ValueError: the rows cannot be divided equally among the hosts.
         """
         if batch_size % self.count:
             raise ValueError(f"{batch_size} rows are not divisible by {self.count} hosts")
         return np.arange(batch_size) // (batch_size // self.count) == self.index
 
 
-GAN_ONLY = Host()
+SINGLE_HOST = Host()
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordSource:
-    """Undecoded records to draw from: held in memory, or read in blocks where they are too large for that."""
+    """Undecoded records to draw from: held in memory, or read in blocks if they are too large."""
 
     strings: tf.data.Dataset  # of serialized Examples ([] string), in a fixed order
     count: int
     held: tf.Tensor | None  # [count] string, all of `strings`; None: too large
-    block: int  # records that are shuffled together where they are not held
+    block: int  # records that are shuffled together if they are not held
 
 
 def open_source(strings: tf.data.Dataset, name: str, memory_limit: int = MEMORY_LIMIT) -> RecordSource:
-    """Reads the records once: into memory if they fit into `memory_limit` bytes, else only to count them.
+    """Reads the records once: into memory if they fit into `memory_limit` bytes, otherwise to count them.
 
     Raises:
-      InputError: there is no record.
+      InputError: there are no records.
     """
     held: list[bytes] = []
     size = count = 0
@@ -64,17 +64,17 @@ def open_source(strings: tf.data.Dataset, name: str, memory_limit: int = MEMORY_
         else:
             held.clear()
     if not count:
-        raise InputError(f"{name}: no images there; prepare a data set that has some")
+        raise InputError(f"{name}: has no images; prepare a data set that has some")
     block = max(memory_limit // 2 * count // size, 1)
     return RecordSource(strings, count, tf.constant(held) if held else None, block)
 
 
 def endless(source: RecordSource, seed: int, stream: str, start: int) -> tf.data.Dataset:
-    """Pairs (p, serialized Example) for p = start, start + 1, ...; skipped elements are never decoded."""
+    """Returns (p, serialized Example) for p = start, start + 1, ...; earlier elements are not decoded."""
     first_epoch, within = divmod(start, source.count)
     epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
     if source.held is not None:
-        held = source.held  # held by the closure: never copied into a graph
+        held = source.held  # captured by the closure, not copied into a graph
 
         def one_epoch(epoch):
             return tf.data.Dataset.from_tensor_slices(
@@ -88,8 +88,8 @@ def endless(source: RecordSource, seed: int, stream: str, start: int) -> tf.data
 
 
 def _by_blocks(source, seed, stream, epoch):
-    """One epoch, shuffled in blocks whose borders differ from epoch to epoch (decision 0030)."""
-    # Numbered below 0, as the elements' own draws are numbered from 0.
+    """Returns one epoch, shuffled in blocks whose borders differ between epochs (decision 0030)."""
+    # A negative number, because the draws of the elements are numbered from 0.
     draw = draws.uniforms(seed, stream, -1 - epoch, 1)[0]
     border = 1 + tf.cast(draws.pick(draw, source.block), tf.int64)
     blocks = source.strings.take(border).batch(source.block)

@@ -1,4 +1,4 @@
-"""Does the generator do its job? What synthetic images say about themselves, before any detector sees them.
+"""Audit of a synthetic set: measures inserted objects without training a detector on them.
 
 Letters: N synthetic images, M real objects, H, W, C channels, F = CROP * CROP * C. Images are float32 in
 [-1, 1]; boxes as in `boxes.py`.
@@ -17,14 +17,14 @@ from tf_detectorgan import boxes as box_ops
 from tf_detectorgan.models.generators import reach
 from tf_detectorgan.resampling import crop
 
-CROP = 16  # side of the crops that objects are compared on
-CONTEXT = 0.25  # surroundings in a crop, in longer sides of the box
-RING = 0.5  # width of what a box is contrasted with, in longer sides
+CROP = 16  # side of the crops in which objects are compared
+CONTEXT = 0.25  # margin of a crop around the box, in longer sides of the box
+RING = 0.5  # width of the ring around a box for its contrast, in longer sides of the box
 MEMORISED = 0.95  # quantile of real-to-real similarity above which a synthetic object is a copy
 
 
 class Objects(NamedTuple):
-    """Images with one object each; `content` is the box of what is no padding."""
+    """Images with one object each; `content` is the box of the pixels that are not padding."""
 
     images: np.ndarray  # [N, H, W, C]
     boxes: np.ndarray  # [N, 4]
@@ -32,26 +32,26 @@ class Objects(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """What is kept of each synthetic or real object once its image is gone."""
+    """The measures of synthetic or real objects."""
 
     contrast: np.ndarray  # [N], see `contrast`
     crops: np.ndarray  # [N, F], see `unit_crops`
-    more: dict[
-        str, np.ndarray
-    ]  # [N] each, of synthetic ones: see `changes` and `HeldOutDetectors.score_objects`
+    # Of synthetic objects only, [N] each: of `changes` and `HeldOutDetectors.score_objects`.
+    more: dict[str, np.ndarray]
 
 
 def measure(objects: Objects, backgrounds: np.ndarray | None = None, margin: float = 0.0) -> Measures:
-    """Measures objects, and what was changed in `backgrounds` [N, H, W, C] where they were inserted.
+    """Measures objects and, if they were inserted into `backgrounds` [N, H, W, C], the changes to these.
 
-    `margin`: how far beyond a box the method may draw, in longer sides, and at least 2 pixels.
+    `margin`: distance from a box, in its longer sides, up to which the method may change pixels; at least 2
+    pixels.
     """
     more = {} if backgrounds is None else changes(objects, backgrounds, margin)
     return Measures(contrast(objects), unit_crops(objects), more)
 
 
 def joined(parts: Sequence[Measures]) -> Measures:
-    """The measures of all parts, in order."""
+    """Returns the measures of all parts, concatenated in order."""
     return Measures(
         np.concatenate([part.contrast for part in parts]),
         np.concatenate([part.crops for part in parts]),
@@ -62,18 +62,17 @@ def joined(parts: Sequence[Measures]) -> Measures:
 def audit(
     synthetic: Measures, real: Measures, groups: Sequence[bytes], found_real: float | None = None
 ) -> dict[str, Any]:
-    """Synthetic objects against the real training objects.
+    """Compares synthetic objects with the real training objects.
 
     Args:
-      synthetic, real: as measured.
-      groups: of the real objects [M]; with one group alone nobody can say what a copy is ("copies",
-        "nearest_real": None).
-      found_real: share of the real objects that `HeldOutDetectors` find; None: nobody was asked.
+      synthetic, real: measures of both.
+      groups: of the real objects [M]. With one group, "copies" and "nearest_real" are undefined (None).
+      found_real: share of the real objects that `HeldOutDetectors` find; None: there are none.
     """
     more = synthetic.more
     nearest = similarity(synthetic.crops, real.crops).max(1)
     names = np.asarray(groups)
-    others = names[:, None] != names[None]  # an object is alike to itself and to its patient's others
+    others = names[:, None] != names[None]  # an object resembles itself and others of its patient
     among_real = np.where(others, similarity(real.crops, real.crops), -1.0).max(1)
     nearest_real = among_real[others.any(1)]
     compared = len(nearest_real) > 0
@@ -100,10 +99,10 @@ def audit(
 
 
 def changes(synthetic: Objects, backgrounds: np.ndarray, margin: float) -> dict[str, np.ndarray]:
-    """What was changed in each background, each [N].
+    """Returns the mean absolute difference to the background, as a share of the grey range, each [N].
 
-    "inside": mean absolute difference in the box, as a share of the grey range; 0: nothing was inserted.
-    "outside": the same beyond the dilated box; should be 0 but for the rounding of stored grey levels.
+    "inside": in the box; 0 means that nothing was inserted. "outside": outside of the dilated box; it should
+    be 0 except for the rounding of stored grey levels.
     """
     height, width = synthetic.images.shape[1:3]
     content = box_ops.mask(synthetic.content, height, width)
@@ -115,7 +114,7 @@ def changes(synthetic: Objects, backgrounds: np.ndarray, margin: float) -> dict[
 
 
 def contrast(objects: Objects) -> np.ndarray:
-    """[N]: (mean in the box - mean around it) / standard deviation around it; bright objects are positive."""
+    """Returns (mean in the box - mean of the ring around it) / standard deviation of the ring, [N]."""
     height, width = objects.images.shape[1:3]
     content = box_ops.mask(objects.content, height, width)
     box = box_ops.mask(objects.boxes, height, width) * content
@@ -123,12 +122,12 @@ def contrast(objects: Objects) -> np.ndarray:
     ring = box_ops.mask(wide, height, width) * (1.0 - box) * content
     grey = tf.reduce_mean(objects.images, -1)
     around = _mean(grey, ring)
-    spread = np.sqrt(_mean((grey - around[:, None, None]) ** 2, ring))
-    return (_mean(grey, box) - around) / np.maximum(spread, 1e-3)
+    deviation = np.sqrt(_mean((grey - around[:, None, None]) ** 2, ring))
+    return (_mean(grey, box) - around) / np.maximum(deviation, 1e-3)
 
 
 def unit_crops(objects: Objects) -> np.ndarray:
-    """[N, F]: crops of objects with a little around, mean 0, length 1; products are correlations."""
+    """Returns crops of the objects with a margin, [N, F], mean 0, length 1; products are correlations."""
     crops = crop(tf.constant(objects.images), tf.constant(objects.boxes), CROP, CONTEXT)
     flat = tf.reshape(crops, [len(objects.images), -1]).numpy()
     flat = flat - flat.mean(1, keepdims=True)
@@ -136,16 +135,16 @@ def unit_crops(objects: Objects) -> np.ndarray:
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[N, M]: the higher correlation of `unit_crops` a [N, F] with b [M, F] and with b mirrored.
+    """Returns [N, M]: the higher correlation of `unit_crops` a [N, F] with b [M, F] and with b mirrored.
 
-    Objects may be inserted mirrored; those are copies as well.
+    Objects may be inserted mirrored, and a mirrored copy is a copy.
     """
     mirrored = b.reshape(len(b), CROP, CROP, -1)[:, :, ::-1].reshape(b.shape)
     return np.maximum(a @ b.T, a @ mirrored.T)
 
 
 def variety(crops: np.ndarray) -> float:
-    """Mean of 1 - normalised correlation over pairs of `unit_crops` [N, F]: 0 if all are alike."""
+    """Returns the mean of 1 - correlation over all pairs of `unit_crops` [N, F]; 0 if all are equal."""
     count = len(crops)
     if count < 2:
         return 0.0

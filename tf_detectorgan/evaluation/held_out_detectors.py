@@ -1,9 +1,9 @@
-"""Detectors that judge objects which they were not trained on: is there something to be found in the box?
+"""Held-out detectors: can an object be found by a detector that was not trained on it?
 
-The labelled training images are assigned out to folds, whole groups each, and DET_k is trained on the images
-outside fold k. So DET_k can be asked about the objects of fold k: the real ones, and the synthetic ones that
-were matched with them (cross-fitting: a detector trained on an object finds its copy even in noise).
-Letters: N images with one object each, D detections.
+The labelled training images are divided into folds by group, and DET_k is trained on all folds but k. DET_k
+scores the real objects of fold k, and the synthetic objects that were made from them. This cross-fitting is
+needed because a detector finds copies of its own training objects even in noise.
+Letters: N images with one object each, D detections, K boxes.
 """
 
 from __future__ import annotations
@@ -19,47 +19,47 @@ from tf_detectorgan.batch import Detections
 from tf_detectorgan.data.records import Dataset
 from tf_detectorgan.errors import InputError
 
-ALLOWED = 1.0  # false positives an image at the score from which on an object counts as found
+ALLOWED = 1.0  # false positives per image at the score threshold above which an object counts as found
 
 
 class Fold(NamedTuple):
-    """DET_k's weights and what it says about the real objects of its fold."""
+    """DET_k's weights, and its scores of the real objects of fold k."""
 
     weights: list[tf.Tensor]
-    threshold: float  # of its scores, at `ALLOWED` false positives per image of the fold
-    real: np.ndarray  # its scores of the fold's real objects, ascending
+    threshold: float  # score at `ALLOWED` false positives per image of the fold
+    real: np.ndarray  # scores of the fold's real objects, ascending
 
 
 class HeldOutDetectors(NamedTuple):
-    """All folds' detectors."""
+    """The detectors of all folds."""
 
     detect: Callable[[tf.Tensor, list[tf.Tensor]], Detections]  # (images, weights)
-    iou: float  # at which a detection counts for a box
-    fold_of: dict[int, int]  # labelled image id -> the fold it is in
+    iou: float  # IoU from which on a detection matches a box
+    fold_of: dict[int, int]  # labelled image id -> its fold
     folds: list[Fold]
 
     def found_real(self) -> float:
-        """Share of the real objects that are found."""
+        """Returns the share of the real objects that are found."""
         return float(np.concatenate([fold.real > fold.threshold for fold in self.folds]).mean())
 
     def score_objects(self, images, boxes, labels, matched_ids) -> dict[str, np.ndarray]:
-        """Each inserted object, judged by the detector that does not know its matched image.
+        """Scores each inserted object by the detector that was not trained on its matched image.
 
         Args:
           images: [N, H, W, C]; boxes: [N, 4]; labels: [N] int32; matched_ids: [N] of the labelled images.
 
         Returns:
-          "found": 1 or 0 [N]; "rank": share of the fold's real objects that score no higher [N], to 3 digits,
-          and 0 where no detection is right.
+          "found": 1 or 0 [N]; "rank": share of the fold's real objects with no higher score [N], to 3 digits,
+          and 0 where no detection matches.
         """
-        mine = np.array([self.fold_of[int(i)] for i in matched_ids])
-        found, rank = np.zeros(len(mine)), np.zeros(len(mine))
+        folds = np.array([self.fold_of[int(i)] for i in matched_ids])
+        found, rank = np.zeros(len(folds)), np.zeros(len(folds))
         for k, fold in enumerate(self.folds):
-            which = np.flatnonzero(mine == k)
+            which = np.flatnonzero(folds == k)
             if len(which):
-                answer = self.detect(tf.gather(images, which), fold.weights)
+                detections = self.detect(tf.gather(images, which), fold.weights)
                 box, label = (tf.gather(v, which)[:, None] for v in (boxes, labels))
-                scores = _object_scores(answer, _right(answer, box, label, self.iou))[:, 0].numpy()
+                scores = _object_scores(detections, _matches(detections, box, label, self.iou))[:, 0].numpy()
                 found[which] = scores > fold.threshold
                 ranked = np.searchsorted(fold.real, scores, "right") / len(fold.real)
                 rank[which] = np.where(scores > 0, ranked, 0.0)
@@ -67,7 +67,9 @@ class HeldOutDetectors(NamedTuple):
 
 
 def assign_folds(dataset: Dataset, folds: int) -> list[tuple[int, int]]:
-    """(image id, fold) of every labelled training image in order: groups in turn, as they first appear.
+    """Returns (image id, fold) of every labelled training image, in order.
+
+    Groups are assigned to the folds in turn, in the order of their first images.
 
     Raises:
       InputError: there are fewer groups than folds.
@@ -81,45 +83,45 @@ def assign_folds(dataset: Dataset, folds: int) -> list[tuple[int, int]]:
     if len(fold_of_group) < folds:
         raise InputError(
             f"--crossfit_folds={folds}: the labelled training images are of {len(fold_of_group)} group(s); "
-            "give as many folds at most, or 0 for no such audit"
+            "give no more folds than groups, or 0 for no held-out detectors"
         )
     return assigned
 
 
 def training_part(dataset: Dataset, assigned: Sequence[tuple[int, int]], k: int) -> tf.data.Dataset:
-    """The labelled images that DET_k may see, undecoded."""
+    """Returns the labelled images that DET_k is trained on, undecoded: those outside fold k."""
     allowed = tf.constant([fold != k for _, fold in assigned])
     strings = dataset.serialized("train_labelled").enumerate()
     return strings.filter(lambda i, _: allowed[i]).map(lambda _, one: one)
 
 
 def calibrate(detect, weights: list[tf.Tensor], dataset: Dataset, wanted: Sequence[int], iou: float) -> Fold:
-    """DET_k with its threshold and its scores of real objects, both from the images `wanted` of its fold."""
+    """Returns DET_k with its threshold and its scores of real objects, from the images `wanted` of fold k."""
     real: list[np.ndarray] = []
     false: list[np.ndarray] = []
     chosen = set(wanted)
     for record in dataset.serialized("train_labelled").map(dataset.decode):
         if int(record.image_id) in chosen:
             found = tf.nest.map_structure(lambda v: v[0], detect(record.image[None], weights))
-            right = _right(found, record.boxes, record.labels, iou)
+            right = _matches(found, record.boxes, record.labels, iou)
             real.append(_object_scores(found, right).numpy())
             false.append(found.scores[~tf.reduce_any(right, axis=1) & (found.labels >= 0)].numpy())
     return Fold(weights, threshold(np.concatenate(false), len(chosen)), np.sort(np.concatenate(real)))
 
 
 def threshold(false_scores: np.ndarray, images: int) -> float:
-    """The score that at most ALLOWED * images of the false positives are above; 0 if there are no more."""
+    """Returns the score that at most ALLOWED * images false positives exceed, or 0 if there are fewer."""
     allowed = int(ALLOWED * images)
     ranked = np.sort(false_scores)[::-1]
     return float(ranked[allowed]) if allowed < len(ranked) else 0.0
 
 
-def _right(found: Detections, boxes, labels, iou: float) -> tf.Tensor:
-    """bool [.., D, K]: the detection is of the object's class and overlaps its box by `iou` or more."""
+def _matches(found: Detections, boxes, labels, iou: float) -> tf.Tensor:
+    """Returns bool [.., D, K]: the detection has the object's class, and at least `iou` with its box."""
     same = found.labels[..., :, None] == labels[..., None, :]
     return same & (box_ops.iou(found.boxes, boxes) >= iou)
 
 
 def _object_scores(found: Detections, right) -> tf.Tensor:
-    """[.., K]: each object's highest score of a right detection, or 0."""
+    """Returns [.., K]: the highest score of a detection that matches the object, or 0."""
     return tf.reduce_max(tf.where(right, found.scores[..., None], 0.0), axis=-2)

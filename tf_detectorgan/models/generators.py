@@ -1,6 +1,6 @@
-"""G_X inserts an object where the mask is set, G_Y removes it.
+"""The generators G_X and G_Y: CycleGAN's ResNet, and the composition of its output with its input.
 
-CycleGAN's ResNet generator, and how its output becomes an image.
+G_X inserts an object at the mask m; G_Y removes the objects at the mask.
 
 Letters: N images, H, W, C channels, M mask channels (one a class), K boxes. Images are float32 in [-1, 1].
 """
@@ -83,10 +83,10 @@ class Composition:
     """How a generator's output becomes an image.
 
     Attributes:
-      compose: "full": the output is the image [paper]; "box": it is blended into the input by a feathered box
-        mask.
-      condition: "mask": G_X sees the image and where to draw [paper]; "exemplar": it also sees the matched
-        object pasted there, and draws the difference to that, zero at first.
+      output: "full_image": the network's output is the image [paper]; "blend_in_box": it is blended into the
+        input by a feathered box mask.
+      generator_input: "mask": G_X's input is the image and the mask [paper]. "mask_and_object": also the
+        image with the matched object pasted in, to which G_X's output is added; it is 0 before training.
       feather: width of the blend outside the box, as a fraction of the box's longer side; never less than 2
         pixels, so 0 is a seam of 2 pixels.
       classes: number of classes; the mask has one channel each.
@@ -104,7 +104,7 @@ class Composition:
     def blend(self, boxes, content, height: int, width: int):
         """alpha [N, H, W, 1] in [0, 1] of boxes [N, 4] (one each) or [N, K, 4] (their union).
 
-        0 beyond the images' content [N, 4]: padding is neither drawn on nor part of a seam.
+        It is 0 outside of the images' content [N, 4], so that padding never changes.
         """
         if boxes.shape.rank == 2:
             boxes = boxes[:, None]
@@ -129,10 +129,10 @@ def class_mask(boxes, labels, classes: int, height: int, width: int):
 
 
 def paste(x, exemplars, alpha):
-    """Feathered cut-and-paste of the exemplars [N, H, W, C] into x by alpha [N, H, W, 1].
+    """Returns x with the exemplars [N, H, W, C] pasted in by the feathered mask alpha [N, H, W, 1].
 
-    The exemplar is first brightened or darkened as a whole so that its surroundings in the feather, where
-    alpha is within 0 and 1, have x's mean: no step at the seam.
+    A constant is first added to each exemplar, so that its mean over the feather, where 0 < alpha < 1, equals
+    that of x. This avoids a step at the seam.
     """
     seam = tf.where((alpha > 0) & (alpha < 1), 1.0, 0.0)
     offset = tf.math.divide_no_nan(
@@ -143,10 +143,10 @@ def paste(x, exemplars, alpha):
 
 
 def bbox_target(x, insertion: Insertion, composition: Composition):
-    """What BboxLoss wants the object in `insertion.boxes` to look like: [N, H, W, C].
+    """Returns the target [N, H, W, C] of BboxLoss in `insertion.boxes`: the matched object.
 
-    The matched object; with condition "exemplar" as it is pasted, that is, in the light of its new
-    surroundings. Without that, BboxLoss asks for a dark patch of lung wherever the background is brighter.
+    With generator_input "mask_and_object" it is the object as pasted, with its brightness adapted to its new
+    surroundings. Otherwise BboxLoss would make the object's background too dark wherever x is brighter.
     """
     if composition.generator_input == "mask":
         return insertion.exemplars
@@ -154,9 +154,10 @@ def bbox_target(x, insertion: Insertion, composition: Composition):
 
 
 def bbox_weight(insertion: Insertion, composition: Composition, height: int, width: int):
-    """Where BboxLoss compares: [N, H, W, 1]. In the box; with condition "exemplar" as far as is drawn.
+    """Returns the weight [N, H, W, 1] of each pixel in BboxLoss: 1 in the box.
 
-    Nobody else would mind what G_X does to the feather around the box, where the target is known as well.
+    With generator_input "mask_and_object" the feather around the box counts too: the target is known there,
+    and no other loss constrains G_X's output in it.
     """
     if composition.generator_input == "mask":
         return boxes_lib.mask(insertion.boxes, height, width)[..., None]
@@ -164,7 +165,7 @@ def bbox_weight(insertion: Insertion, composition: Composition, height: int, wid
 
 
 def insert(G_X, x, insertion: Insertion, composition: Composition, residual_scale=None):
-    """G_X(x, m): x [N, H, W, C] with one object drawn into `insertion.boxes`; same shape, in [-1, 1].
+    """Returns G_X(x, m): x [N, H, W, C] with one object inserted at `insertion.boxes`, in [-1, 1].
 
     `residual_scale` [N] multiplies the difference that G_X adds to the pasted object; None: 1, as with
     generator_input "mask", where there is no such difference.
@@ -174,17 +175,17 @@ def insert(G_X, x, insertion: Insertion, composition: Composition, residual_scal
 
 
 def reinsert(G_X, image, y: Labelled, content, composition: Composition):
-    """G_X at y's own objects, drawn into `image` [N, H, W, C]: second half of y's cycle; y's identity.
+    """Returns `image` [N, H, W, C] with y's own objects inserted by G_X, for y's cycle and identity losses.
 
-    `content` [N, 4] is the box of what is no padding.
+    `content` [N, 4] is the box of the pixels that are not padding.
     """
     return _draw(G_X, image, y.boxes, y.labels, content, y.images, composition)
 
 
 def remove(G_Y, y, boxes, labels, content, composition: Composition):
-    """G_Y(y, m): y [N, H, W, C] without the objects in boxes [N, K, 4] of labels [N, K].
+    """Returns G_Y(y, m): y [N, H, W, C] with the objects in boxes [N, K, 4] of labels [N, K] removed.
 
-    `content` [N, 4] is the box of what is no padding.
+    `content` [N, 4] is the box of the pixels that are not padding.
     """
     height, width = y.shape[1:3]
     m = class_mask(boxes, labels, composition.classes, height, width)
@@ -212,5 +213,5 @@ def _draw(G_X, x, boxes, labels, content, exemplars, composition: Composition, r
 
 
 def on_content(drawn, image, content):
-    """`drawn` [N, H, W, C] inside content [N, 4], `image` beyond."""
+    """Returns `drawn` [N, H, W, C] inside content [N, 4] and `image` outside."""
     return tf.where(boxes_lib.mask(content, *image.shape[1:3])[..., None] > 0, drawn, image)

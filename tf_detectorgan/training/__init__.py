@@ -1,1 +1,1 @@
-"""Training: one function per kind of step, one dull loop around them, and the phases in order."""
+"""Training: one function per kind of step, a plain loop around them, and the phases in order."""

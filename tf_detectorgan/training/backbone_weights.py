@@ -1,4 +1,4 @@
-"""Weights of a ResNet-50 that others trained: fetched once, kept in the run directory."""
+"""Pretrained weights of a ResNet-50: fetched once, stored in the run directory."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 
 from tf_detectorgan.errors import InputError
 
-NAMED = 5  # mismatches in a message
+MAX_NAMED = 5  # mismatches in an error message
 
 
 def fetch(source: str, file: Path) -> None:
-    """Writes to `file` the weights of `source`: "imagenet", or a file as `read` takes.
+    """Writes the weights of `source` to `file`; `source`: "imagenet", or a file as in `read`.
 
-    In the run directory, so that resuming needs neither the source nor a network.
+    `file` is in the run directory, so that resuming needs neither the source nor a network connection.
 
     Raises:
-      InputError: they cannot be downloaded, or do not fit.
+      InputError: the weights cannot be downloaded, or do not fit.
     """
     try:
         if source == "imagenet":
@@ -40,43 +40,43 @@ def fetch(source: str, file: Path) -> None:
 def _imagenet() -> keras.Model:
     try:
         return keras.applications.ResNet50(include_top=False, weights="imagenet")
-    except Exception as error:  # what Keras raises is an Exception and no more
+    except Exception as error:  # Keras raises a plain Exception
         if "URL fetch failure" not in str(error):
             raise
         raise InputError(
-            f"imagenet: {error}; where there is a network, write a file to be given instead by "
-            "keras.applications.ResNet50(include_top=False).save_weights('resnet50.weights.h5')"
+            f"imagenet: {error}; or write a weights file on a machine with a network connection by "
+            "keras.applications.ResNet50(include_top=False).save_weights('resnet50.weights.h5') and give it"
         ) from error
 
 
 def assign(network: keras.Model, file: Path) -> None:
-    """Gives every layer of `network` the weights that `file` has under its name; other layers are left out.
+    """Assigns to every layer of `network` the weights of its name in `file`; `file` may have more layers.
 
     Raises:
-      InputError: naming layers that the file lacks or has in another shape. Nothing is then assigned.
+      InputError: layers are missing in the file or have another shape there. Nothing is then assigned.
     """
-    given, problems = read(file), []
-    wanted = [layer for layer in network.layers if layer.weights]
-    for layer in wanted:
+    weights, problems = read(file), []
+    layers = [layer for layer in network.layers if layer.weights]
+    for layer in layers:
         shapes = [tuple(w.shape) for w in layer.weights]
-        found = [values.shape for values in given.get(layer.name, [])]
+        found = [values.shape for values in weights.get(layer.name, [])]
         if found != shapes:
             problems.append(f"{layer.name} is {found or 'missing'}, should be {shapes}")
     if problems:
-        more = f" and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        more = f" and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
         raise InputError(
-            f"{file}: does not fit {network.name} in {len(problems)} of {len(wanted)} "
-            f"layers: {'; '.join(problems[:NAMED])}{more}"
+            f"{file}: does not fit {network.name} in {len(problems)} of {len(layers)} "
+            f"layers: {'; '.join(problems[:MAX_NAMED])}{more}"
         )
-    for layer in wanted:
-        layer.set_weights(given[layer.name])
+    for layer in layers:
+        layer.set_weights(weights[layer.name])
 
 
 def read(file: Path) -> dict[str, list[np.ndarray]]:
-    """Layer name -> its weights, from a .keras or .weights.h5 file, or an .h5 of Keras 2, as Keras's own are.
+    """Returns {layer name: weights} from a .keras or .weights.h5 file, or an .h5 file of Keras 2.
 
     Raises:
-      InputError: there is no such file, or it is none of these.
+      InputError: there is no such file, or it has another format.
     """
     try:
         if file.suffix != ".keras":
@@ -87,7 +87,7 @@ def read(file: Path) -> dict[str, list[np.ndarray]]:
                 return _layers(content)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{file}: {error}; give none, imagenet, or a file of Keras (.keras, .weights.h5, .h5)"
+            f"{file}: {error}; give none, imagenet, or a Keras weights file (.keras, .weights.h5, .h5)"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """The interface of a GAN that the joint step can train together with a detector.
 
-Letters: N images a replica, H, W, C channels. theta are the generators' trainable variables. Every loss is
+Letters: N images per replica, H, W, C channels. theta are the generators' trainable variables. Every loss is
 this replica's share of the global batch's loss (`replicas.py`).
 """
 
@@ -18,10 +18,10 @@ from tf_detectorgan.training.loss_scale import Step
 
 
 class Generated(NamedTuple):
-    """Images [N, H, W, C] that the generators compute from a batch, each a function of theta."""
+    """The images [N, H, W, C] that the generators compute from a batch; all depend on theta."""
 
-    x_syn: tf.Tensor  # clean x with an object inserted at `batch.insertion`: DET's synthetic input
-    others: tuple[tf.Tensor, ...]  # the other images that a loss depends on
+    x_syn: tf.Tensor  # x with the objects of `batch.insertion`: DET's synthetic input
+    others: tuple[tf.Tensor, ...]  # the other generated images that a loss depends on
 
 
 class GeneratorLosses(NamedTuple):
@@ -29,23 +29,25 @@ class GeneratorLosses(NamedTuple):
 
     terms: dict[str, tf.Tensor]  # name -> unweighted scalar, for the summaries
     image_gradients: dict[str, tf.Tensor]  # name -> gradient of the weighted term with respect to x_syn
-    d_others: tuple[tf.Tensor, ...]  # gradient with respect to each of `Generated.others`
-    d_theta: list[tf.Tensor | None]  # gradient of the terms that depend on theta without these images
+    d_others: tuple[tf.Tensor, ...]  # gradients with respect to `Generated.others`
+    d_theta: list[
+        tf.Tensor | None
+    ]  # gradients of the terms that depend on theta other than through these images
 
 
 class BaseGAN(Protocol):
-    """Generators and discriminators, built, with their optimizers and losses."""
+    """The built generators and discriminators, with their optimizers and losses."""
 
     generator_optimizer: keras.optimizers.Optimizer
     discriminator_optimizer: keras.optimizers.Optimizer
 
     @property
     def theta(self) -> list[keras.Variable]:
-        """The variables that the generators' optimizer trains, in its order."""
+        """The variables that the generators' optimizer trains, in the optimizer's order."""
 
     @property
     def parts(self) -> dict[str, Any]:
-        """The networks, optimizers and pools that the joint step changes, by their names in a checkpoint."""
+        """The networks, optimizers and image pools that a step changes, by their names in a checkpoint."""
 
     def generate(self, batch: Batch) -> Generated:
         """Returns the images that the generators compute from `batch`."""
@@ -62,17 +64,16 @@ class BaseGAN(Protocol):
         """
 
     def insert(self, x, insertion: Insertion, residual_scale=None) -> tf.Tensor:
-        """Returns x [N, H, W, C] with the objects of `insertion`, computed as x_syn is in `generate`.
+        """Returns x [N, H, W, C] with the objects of `insertion`, computed as `generate` computes x_syn.
 
-        `residual_scale` [N]: as in `generators.insert`. Ignored where the object is no input of the
-        generator.
+        `residual_scale` [N]: as in `generators.insert`. Ignored if the generator has no object as input.
         """
 
     def summary_image(self, batch: Batch) -> tf.Tensor:
-        """Returns [1, h, w, 3] for TensorBoard: inputs and outputs of the generators, in rows."""
+        """Returns an image [1, h, w, 3] for TensorBoard: the generators' inputs and outputs, in rows."""
 
 
 def discriminator_loss(real, fake, kind: str) -> tf.Tensor:
-    """Returns the mean of a discriminator's losses for its logits of real and of generated images."""
-    L_real = replicas.share(losses.adversarial_real(real, kind))
-    return 0.5 * (L_real + replicas.share(losses.adversarial_fake(fake, kind)))
+    """Returns the mean of a discriminator's losses on its logits of real and of generated images."""
+    real_loss = replicas.share(losses.adversarial_real(real, kind))
+    return 0.5 * (real_loss + replicas.share(losses.adversarial_fake(fake, kind)))

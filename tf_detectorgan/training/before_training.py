@@ -1,4 +1,4 @@
-"""What the data say about the settings, printed before any step."""
+"""Checks of the settings against the data, printed before the first step."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from tf_detectorgan.training import build
 from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import ARMS
 
-WANTED_COVERAGE = 0.95
-WANTED_SIGNAL = 0.4
+MIN_COVERAGE = 0.95
+MIN_SIGNAL = 0.4
 ON_CPUS = {
-    "mixed_bfloat16": "bfloat16 is faster than float32 where they have AVX512_BF16, else far slower",
+    "mixed_bfloat16": "bfloat16 is faster than float32 only with AVX512_BF16, otherwise far slower",
     "mixed_float16": "float16 is far slower than float32",
 }
 
 
 def check(run: Run) -> None:
-    """Prints what the data say about the settings, with warnings.
+    """Prints all checks, with warnings.
 
     Raises:
       InputError: as `residual_report`.
@@ -31,23 +31,23 @@ def check(run: Run) -> None:
 
 
 def coverage_report(run: Run) -> None:
-    """Says what share of the training boxes the detector can learn well; warns when it is low."""
+    """Prints the fraction of training boxes that the detector covers; warns if it is low."""
     decoded = run.dataset.serialized("train_labelled").map(run.dataset.decode)
     boxes = tf.concat([record.boxes for record in decoded], 0)
     covered, rule = run.DET.coverage(boxes)
     share = float(covered.mean())
     print(f"detector: {share:.0%} of {len(covered)} training boxes {rule}")
-    if share < WANTED_COVERAGE:
+    if share < MIN_COVERAGE:
         print(
-            f"warning: below {WANTED_COVERAGE:.0%}. The others are learnt slowly or not at all: set "
-            "--anchor_sizes, --anchor_ratios if the detector has anchors, or prepare larger images"
+            f"warning: below {MIN_COVERAGE:.0%}. The others are learnt slowly or not at all: set "
+            "--anchor_sizes and --anchor_ratios if the detector has anchors, or prepare larger images"
         )
 
 
 def exposure_report(run: Run) -> None:
-    """Says how often the final detector sees each labelled image: more counts for more than synthetic images.
+    """Prints the epochs of the final detector over the labelled images.
 
-    Source: docs/experiments/tiles.md.
+    They have a larger effect on AP than synthetic images have (docs/experiments/tiles.md).
     """
     s, labelled = run.settings, run.dataset.count("train_labelled")
     synthetic = round(s.synthetic_fraction * s.detector_batch)
@@ -55,12 +55,12 @@ def exposure_report(run: Run) -> None:
     alone, mixed = (epochs * n for n in (s.detector_batch, s.detector_batch - synthetic))
     print(
         f"final_detector: {s.final_detector_steps} steps are {alone:.3g} epochs over {labelled} labelled "
-        f"images, {mixed:.3g} where synthetic images take a part of each batch"
+        f"images, {mixed:.3g} in arms with synthetic images in each batch"
     )
 
 
 def residual_report(run: Run) -> None:
-    """Prints for arms that use it how well objects stand out from their predicted backgrounds.
+    """Prints the share of signal in the object residuals, if an arm uses them; warns if it is low.
 
     Raises:
       InputError: the data set has no clean images, or no labelled objects.
@@ -68,10 +68,10 @@ def residual_report(run: Run) -> None:
     arms = [ARMS[name] for name in run.settings.arm]
     if not any(build.placement(run.settings, arm.images, arm.gan).residual for arm in arms):
         return
-    for name, share in zip(run.dataset.class_names, object_residuals(run.dataset).signal, strict=True):
+    for name, share in zip(run.dataset.class_names, object_residuals(run.dataset).signal_share, strict=True):
         print(f"object residuals: {share:.0%} of the variance of the residuals of {name} is signal")
-        if share < WANTED_SIGNAL:
+        if share < MIN_SIGNAL:
             print(
-                f"warning: below {WANTED_SIGNAL:.0%}. What is behind this class cannot be predicted from "
-                "around its boxes, often because they are large; use --object_source=crop"
+                f"warning: below {MIN_SIGNAL:.0%}. The background of these objects cannot be predicted from "
+                "their surroundings, often because the boxes are large; use --object_source=crop"
             )

@@ -1,4 +1,4 @@
-"""From settings to networks: networks, optimizers, pools, on one device or several."""
+"""Builds networks, optimizers and image pools from the settings, on one device or several."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ from tf_detectorgan.training.psgan import PSGAN, AlignedObjective
 from tf_detectorgan.training.schedules import ConstantThenLinear, WarmUpThenCosine
 from tf_detectorgan.training.settings import ARMS, Arm, Train
 
-LOCAL_LAYERS = 2  # of DIS_localX: its crops are smaller than 70 pixels
+LOCAL_LAYERS = 2  # layers of DIS_localX: its crops are smaller than 70 pixels
 JOINT_RATE = {"sgd": 0.01, "nesterov": 0.01, "adam": 1e-4, "adamw": 1e-4}
-WARM_UP = 0.05  # share of a detector's steps
+WARM_UP = 0.05  # fraction of a detector's steps
 WEIGHT_DECAY = 1e-4  # of AdamW
-FEATHER = 0.25  # width of the blend around a box, in box sides
-POOL_SIZE = 50  # synthetic images that discriminators remember, as in CycleGAN
+FEATHER = 0.25  # width of the blend around a box, as a fraction of its longer side
+POOL_SIZE = 50  # synthetic images in a discriminator's image pool, as in CycleGAN
 
 
 def strategy(settings: Train, over_workers: tf.distribute.Strategy | None = None) -> tf.distribute.Strategy:
     """Returns the strategy that --distribution names, or `over_workers` if given.
 
-    Prints which GPUs stay idle under auto.
+    With --distribution=auto, prints which GPUs stay idle.
 
     Raises:
-      InputError: a batch cannot be shared equally by the devices that were demanded.
+      InputError: a batch size is not divisible by the number of devices.
     """
     found = gpus()
     devices.require_gpus(len(found), os.environ)
@@ -58,12 +58,12 @@ def strategy(settings: Train, over_workers: tf.distribute.Strategy | None = None
     if over_workers is not None:
         chosen = over_workers
     elif settings.distribution == "mirrored":
-        mirrors = found or [device.name for device in tf.config.list_logical_devices("CPU")]
-        chosen = tf.distribute.MirroredStrategy(mirrors)
+        names = found or [device.name for device in tf.config.list_logical_devices("CPU")]
+        chosen = tf.distribute.MirroredStrategy(names)
     elif settings.distribution == "auto":
-        used = shared_equally(found, batches)
+        used = usable(found, batches)
         if len(used) < len(found):
-            print(idle(found, len(used), batches))
+            print(idle_message(found, len(used), batches))
         chosen = tf.distribute.MirroredStrategy(used) if len(used) > 1 else tf.distribute.get_strategy()
     else:
         chosen = tf.distribute.get_strategy()
@@ -74,39 +74,39 @@ def strategy(settings: Train, over_workers: tf.distribute.Strategy | None = None
 
 
 def gpus() -> list[str]:
-    """Returns the names of the GPUs that TensorFlow sees."""
+    """Returns the names of TensorFlow's logical GPUs."""
     return [device.name for device in tf.config.list_logical_devices("GPU")]
 
 
-def shared_equally(found: Sequence[str], batches: Mapping[str, int]) -> list[str]:
-    """Returns the first of the devices, as many as divide all batches."""
+def usable(found: Sequence[str], batches: Mapping[str, int]) -> list[str]:
+    """Returns the first n of the devices, with the largest n that divides all batch sizes."""
     common = math.gcd(*batches.values())
     return list(found[: max((n for n in range(1, len(found) + 1) if common % n == 0), default=0)])
 
 
-def idle(found: Sequence[str], used: int, batches: Mapping[str, int]) -> str:
-    """Returns a sentence that names the GPUs after the first `used`, and the batches that would use all."""
+def idle_message(found: Sequence[str], used: int, batches: Mapping[str, int]) -> str:
+    """Returns a message with the GPUs after the first `used`, and the batch sizes that would use all."""
     names = ", ".join(name.removeprefix("/device:") for name in found[used:])
     total = len(found)
-    wanted = " ".join(
+    suggested = " ".join(
         f"--{name}={-(-size // total) * total}" for name, size in batches.items() if size % total
     )
     given = " ".join(f"--{name}={size}" for name, size in batches.items())
-    return f"idle: {names}, because {total} GPUs cannot share {given} equally; {wanted} would use all"
+    return f"idle: {names}; {total} GPUs cannot share {given} equally; use all of them with {suggested}"
 
 
 def precision(settings: Train) -> contextlib.AbstractContextManager:
-    """Generators and discriminators made inside compute in --precision; float32: in Keras's floatx."""
+    """Returns the context to build generators and discriminators in; with float32 they use Keras's floatx."""
     return contextlib.nullcontext() if settings.precision == "float32" else dtype_policy(settings.precision)
 
 
 def detector_precision(settings: Train) -> contextlib.AbstractContextManager:
-    """A detector made inside computes in --precision but for float16, where Eqn 3 vanishes (0120)."""
+    """Returns the context to build detectors in; not float16, in which Eqn 3's gradient vanishes (0120)."""
     return precision(settings) if settings.precision == "mixed_bfloat16" else contextlib.nullcontext()
 
 
 def loss_scale(settings: Train, chosen: tf.distribute.Strategy) -> LossScale | None:
-    """What float16 needs, and nothing else: bfloat16 has float32's range."""
+    """Returns a loss scale for float16, otherwise None: bfloat16 has float32's range."""
     if settings.precision != "mixed_float16":
         return None
     with chosen.scope():
@@ -114,12 +114,12 @@ def loss_scale(settings: Train, chosen: tf.distribute.Strategy) -> LossScale | N
 
 
 def composition(settings: Train, classes: int) -> Composition:
-    """How generators' outputs become images, wherever they are used."""
+    """Returns how the generators' outputs become images."""
     return Composition(settings.output, settings.generator_input, FEATHER, classes)
 
 
 def objective(settings: Train, arm: Arm) -> Objective:
-    """The arm's signs times the settings' weights; without Eqn 3 its weight is 0."""
+    """Returns the weights of the settings times the arm's signs; without Eqn 3, lambda_real is 0."""
     real_sign = arm.real_sign if settings.unroll_steps else 0.0
     return Objective(
         lambda_real=real_sign * settings.lambda_real,
@@ -130,7 +130,7 @@ def objective(settings: Train, arm: Arm) -> Objective:
 
 
 def placement(settings: Train, images: str, gan: str) -> Placement:
-    """Where and as what objects are inserted, by `Arm.images` and `Arm.gan`."""
+    """Returns where objects are inserted and from which exemplars; `images`, `gan`: of `Arm`."""
     residual = images == "residual" or (gan == "cyclegan" and settings.object_source == "residual")
     mode = settings.placement
     if mode == "auto":
@@ -150,32 +150,36 @@ def placement(settings: Train, images: str, gan: str) -> Placement:
 
 
 def augmentation(settings: Train) -> Augmentation:
-    """Of detector training, in every arm."""
+    """Returns the augmentation of detector training, which is the same in every arm."""
     return (
         Augmentation() if settings.augment else Augmentation(flip=False, shift=0.0, scale=0.0, intensity=0.0)
     )
 
 
 def gan(settings: Train, kind: str, dataset: Dataset, chosen: tf.distribute.Strategy) -> BaseGAN:
-    """The base GAN of a `kind` of settings.GANS, all built. Seeds Keras's initialisers.
+    """Returns the built base GAN of `kind`, one of settings.GANS. Seeds Keras's initialisers.
 
     Raises:
-      InputError: images or classes that it has no way to handle.
+      InputError: the GAN does not support the number of classes or the image size.
     """
     if kind == "cyclegan":
         return cyclegan(settings, dataset, chosen)
     side, classes = dataset.image_shape[0], dataset.class_names
     if len(classes) != 1:
-        raise InputError(f"pix2pix and psgan insert one kind of object, the data has {', '.join(classes)}")
+        raise InputError(
+            f"--arm: pix2pix and psgan insert objects of one class, the data set has {', '.join(classes)}; "
+            "prepare it with one class or leave these arms out"
+        )
     if side & (side - 1):
         raise InputError(
-            f"pix2pix and psgan: images of {side} px; prepare them at a power of 2 (64, 128, 256)"
+            f"--arm: pix2pix and psgan need images whose side is a power of 2, but it is {side} px; prepare "
+            "the data set with --image_size=64, 128 or 256, or leave these arms out"
         )
     return psgan(settings, kind == "psgan", dataset, chosen)
 
 
 def psgan(settings: Train, person: bool, dataset: Dataset, chosen: tf.distribute.Strategy) -> PSGAN:
-    """PS-GAN with its optimizers, or pix2pix, which has no person discriminator."""
+    """Returns PS-GAN with its optimizers, or without `person` pix2pix, which has no person discriminator."""
     shape = dataset.image_shape
     keras.utils.set_random_seed(settings.seed)
     with chosen.scope(), precision(settings):
@@ -200,7 +204,7 @@ def psgan(settings: Train, person: bool, dataset: Dataset, chosen: tf.distribute
 
 
 def cyclegan(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -> CycleGAN:
-    """G_X, G_Y and the discriminators with their optimizers, all built. Seeds Keras's initialisers."""
+    """Returns the built G_X, G_Y and discriminators with their optimizers. Seeds Keras's initialisers."""
     keras.utils.set_random_seed(settings.seed)
     shape, classes = dataset.image_shape, len(dataset.class_names)
     composed = composition(settings, classes)
@@ -256,7 +260,7 @@ def cyclegan(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
 
 
 def detector(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) -> Detector:
-    """DET with fresh weights, the same for the same seed; its backbone's from the run, if it keeps some."""
+    """Returns DET with initial weights from the seed and, if the run has one, its backbone weights file."""
     keras.utils.set_random_seed(settings.seed + 1)
     with chosen.scope(), detector_precision(settings):
         DET = detectors.build(
@@ -270,14 +274,14 @@ def detector(settings: Train, dataset: Dataset, chosen: tf.distribute.Strategy) 
     eqn_3 = [arm for arm in settings.arm if ARMS[arm].detector and ARMS[arm].real_sign]
     if eqn_3 and not DET.unrollable:
         raise InputError(
-            f"--detector={settings.detector} has no exact second derivative (it is not `unrollable`), which "
-            f"Eqn 3 needs: leave {', '.join(eqn_3)} out of --arm"
+            f"--detector={settings.detector} has no exact second derivative (`unrollable` is False), which "
+            f"Eqn 3 needs; leave {', '.join(eqn_3)} out of --arm, or choose another detector"
         )
     return DET
 
 
 def joint_detector_optimizer(settings: Train, DET: Detector, chosen) -> keras.optimizers.Optimizer:
-    """The update U of Eqn 3."""
+    """Returns DET's optimizer of the joint phase, whose update is U of Eqn 3."""
     name = settings.joint_detector_optimizer
     options: dict[str, Any] = {"learning_rate": JOINT_RATE[name], "global_clipnorm": CLIP_NORM}
     if name in ("sgd", "nesterov"):
@@ -292,7 +296,7 @@ def joint_detector_optimizer(settings: Train, DET: Detector, chosen) -> keras.op
 
 
 def alone_detector_optimizer(settings: Train, DET: Detector, steps: int, chosen) -> keras.optimizers.AdamW:
-    """AdamW with warm-up and a cosine to zero, for a detector trained alone."""
+    """Returns AdamW with a warm-up and a cosine decay to 0, for a detector that is trained alone."""
     warm_up = max(1, int(WARM_UP * steps))
     with chosen.scope():
         rate = WarmUpThenCosine(settings.detector_learning_rate, warm_up, max(1, steps - warm_up))

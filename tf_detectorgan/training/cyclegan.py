@@ -1,6 +1,6 @@
 """CycleGAN with BboxLoss as base GAN: the paper's Fig. 2 without DET, and Eqn 4.
 
-Letters: N images a replica, H, W, C channels.
+Letters: N images per replica, H, W, C channels.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from tf_detectorgan.training.loss_scale import Step
 
 @dataclasses.dataclass(frozen=True)
 class CycleObjective:
-    """Weights of what G_X and G_Y are trained for, and what their held_out see."""
+    """The kind and weights of the losses of G_X and G_Y, and how their inputs and outputs are composed."""
 
     gan_loss: str
     lambda_gan: float
     lambda_bbox: float
     lambda_cycle: float
     lambda_identity: float
-    crop_size: int
+    crop_size: int  # side of the crops that are DIS_localX's input, in pixels
     composition: Composition
 
 
 @dataclasses.dataclass
 class CycleGAN:
-    """G_X inserts, G_Y removes, three discriminators judge; one pair of image pools a replica."""
+    """G_X inserts objects, G_Y removes them; with three discriminators, and two image pools per replica."""
 
     objective: CycleObjective
     G_X: keras.Model
@@ -58,21 +58,21 @@ class CycleGAN:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "objective"}
 
     def generate(self, batch: Batch) -> Generated:
-        """G_X(x, m) and, beside it, G_Y(y, m)."""
+        """Returns x_syn = G_X(x, m) and, as the other image, G_Y(y, m)."""
         x_syn = self.insert(batch.x, batch.insertion)
         return Generated(x_syn, (remove(self.G_Y, *batch.y, batch.y_content, self.objective.composition),))
 
     def generator_losses(self, batch: Batch, generated: Generated, step: Step) -> GeneratorLosses:
-        """Who held_out x_syn, and how it should change to please them: d(term)/dx_syn, term by term."""
+        """Returns the generators' losses; the image gradients are those of the terms that depend on x_syn."""
         o, x_syn, (y_clean,), boxes = self.objective, generated.x_syn, generated.others, batch.insertion.boxes
         with tf.GradientTape(persistent=True) as tape:
             tape.watch([x_syn, y_clean])
-            # Eqn 4, the generators' side.
+            # Eqn 4, the generators' part.
             L_globalX = replicas.share(losses.adversarial_generator(self.DIS_globalX(x_syn), o.gan_loss))
             crops = crop(x_syn, boxes, o.crop_size)
             L_localX = replicas.share(losses.adversarial_generator(self.DIS_localX(crops), o.gan_loss))
             L_globalY = replicas.share(losses.adversarial_generator(self.DIS_globalY(y_clean), o.gan_loss))
-            # BboxLoss: the object should look like the matched one.
+            # BboxLoss: the distance of the object to the matched object.
             weight = bbox_weight(batch.insertion, o.composition, *x_syn.shape[1:3])
             target = bbox_target(batch.x, batch.insertion, o.composition)
             L_bbox = replicas.share(losses.bbox_loss(x_syn, target, weight))
@@ -84,7 +84,7 @@ class CycleGAN:
             }
         image_gradients = {name: step.gradient(tape, term, x_syn) for name, term in weighted.items()}
         losses_y, (d_y_cycle, *d_G_X) = self._cycle_y(batch, y_clean, step)
-        # In turns: the activations of one half of the cycle are free before those of the other are kept.
+        # Run in sequence: the activations of y's cycle are freed before those of x's cycle are stored.
         with tf.control_dependencies([d_y_cycle, *d_G_X]):
             losses_x, (image_gradients["cycle"], *d_G_Y) = self._cycle_x(batch, x_syn, step)
         d_y = step.gradient(tape, adversarial_Y, y_clean) + d_y_cycle
@@ -102,7 +102,7 @@ class CycleGAN:
     def train_discriminators(
         self, batch: Batch, generated: Generated, seed, step: Step
     ) -> dict[str, tf.Tensor]:
-        """Eqn 4, the discriminators' side, on real images and on the pool. u trains DIS_globalX only."""
+        """Updates the discriminators by Eqn 4 on real and pooled images; u trains DIS_globalX only."""
         o, replica, (y_clean,) = self.objective, replicas.index(), generated.others
         seed = seed + tf.constant([0, 7919], tf.int32) * replica
         fake_X, fake_boxes = self.pools_X[replica].exchange(generated.x_syn, batch.insertion.boxes, seed)
@@ -139,35 +139,34 @@ class CycleGAN:
         return summaries.insertion_picture(batch.x, batch.insertion, x_syn, batch.y, y_clean)
 
     def _cycle_y(self, batch: Batch, y_clean, step: Step):
-        """G_X at `y_clean` and at y: (L_cycle, L_identity) of y, and the gradients to y_clean and to G_X."""
+        """Returns G_X's L_cycle at y_clean, L_identity at y, and gradients to y_clean and G_X's weights."""
         y, variables = batch.y, self.G_X.trainable_variables
         with tf.GradientTape() as tape:
             tape.watch(y_clean)
             twice, content = (tf.nest.map_structure(_twice, v) for v in (y, batch.y_content))
             images = tf.concat([y_clean, y.images], 0)
             generated = reinsert(self.G_X, images, twice, content, self.objective.composition)
-            terms, weighted = self._cyclic(generated, y.images)
+            terms, weighted = self._cycle_losses(generated, y.images)
         return terms, step.gradient(tape, weighted, [y_clean, *variables])
 
     def _cycle_x(self, batch: Batch, x_syn, step: Step):
-        """G_Y at `x_syn` and at x: (L_cycle, L_identity) of x, and the gradients to x_syn and to G_Y."""
+        """Returns G_Y's L_cycle at x_syn, L_identity at x, and gradients to x_syn and G_Y's weights."""
         x, (boxes, labels, _, content) = batch.x, tf.nest.map_structure(_twice, batch.insertion)
         variables = self.G_Y.trainable_variables
         with tf.GradientTape() as tape:
             tape.watch(x_syn)
-            images, composed = tf.concat([x_syn, x], 0), self.objective.composition
-            generated = remove(self.G_Y, images, boxes[:, None], labels[:, None], content, composed)
-            terms, weighted = self._cyclic(generated, x)
+            images, composition = tf.concat([x_syn, x], 0), self.objective.composition
+            generated = remove(self.G_Y, images, boxes[:, None], labels[:, None], content, composition)
+            terms, weighted = self._cycle_losses(generated, x)
         return terms, step.gradient(tape, weighted, [x_syn, *variables])
 
-    def _cyclic(self, generated, images):
+    def _cycle_losses(self, generated, images):
         """Returns (L_cycle, L_identity) of `generated` [2N, H, W, C] and their weighted sum.
 
-        Both are L1 distances to `images` [N, H, W, C]. The first half of `generated` comes from the other
-        generator's output for `images`, the second half from `images`.
+        Both are L1 distances to `images` [N, H, W, C]. The first half of `generated` was computed from the
+        other generator's output for `images`, the second half from `images`.
         """
-        back, same = tf.split(generated, 2)
-        L_cycle, L_identity = (replicas.share(losses.l1(half, images)) for half in (back, same))
+        L_cycle, L_identity = (replicas.share(losses.l1(half, images)) for half in tf.split(generated, 2))
         o = self.objective
         return (L_cycle, L_identity), o.lambda_cycle * L_cycle + o.lambda_identity * L_identity
 

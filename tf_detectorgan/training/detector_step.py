@@ -1,4 +1,4 @@
-"""One ordinary detector step on labelled images, real or synthetic."""
+"""One ordinary training step of a detector on labelled images, real or synthetic."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLIP_NORM = 10.0  # largest norm of a detector's gradient
 def detector_step(
     DET: Detector, optimizer: keras.optimizers.Optimizer, labelled: Labelled, clipnorm: float = CLIP_NORM
 ) -> dict[str, tf.Tensor]:
-    """Applies one step on L_d, gradients clipped to the joint norm `clipnorm`. Returns shares of scalars."""
+    """Trains DET for one step on L_d with gradients clipped by global norm; returns shares of scalars."""
     targets = DET.targets(labelled)
     normalizer = tf.maximum(replicas.total(DET.positives(targets)), 1.0)
     variables = DET.network.trainable_variables

@@ -1,4 +1,4 @@
-"""Walks TensorFlow graphs, also those inside of functions, branches and loops."""
+"""Iterates over TensorFlow graphs, including those inside functions, branches and loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ INNER = ("f", "then_branch", "else_branch", "branches", "cond", "body")
 
 
 def operations(graph: tf.Graph, outer: str = "") -> Iterator[tuple[str, tf.Operation]]:
-    """(name, op) of a graph and of the graphs inside of it; names are by way of the ops that run them."""
+    """Yields (name, op) of a graph and the graphs inside it; names begin with the ops that run them."""
     for op in graph.get_operations():
         yield outer + op.name, op
         for inner in inner_graphs(op):
@@ -19,7 +19,7 @@ def operations(graph: tf.Graph, outer: str = "") -> Iterator[tuple[str, tf.Opera
 
 
 def inner_graphs(op: tf.Operation) -> list[tf.Graph]:
-    """Graphs that an op runs."""
-    given = [op.get_attr(name) for name in INNER if name in op.node_def.attr]
-    functions = [one for value in given for one in (value if isinstance(value, list) else [value])]
+    """Returns the graphs that an op runs."""
+    values = [op.get_attr(name) for name in INNER if name in op.node_def.attr]
+    functions = [one for value in values for one in (value if isinstance(value, list) else [value])]
     return [op.graph._get_function(function.name).graph for function in functions]

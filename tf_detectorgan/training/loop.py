@@ -1,4 +1,4 @@
-"""The outer loop: restore, draw, step, log, save. Nothing in here knows what is being trained."""
+"""The outer training loop: restore, get a batch, step, log, save. It does not depend on the networks."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from tf_detectorgan.training.workers import Workers
 
 
 class StopSignal:
-    """Remembers SIGTERM and SIGINT, so that a step is finished and saved before the process ends."""
+    """Records SIGTERM and SIGINT, so that the current step is finished and saved before the process ends."""
 
     def __init__(self):
         self.received: str | None = None
 
     def install(self) -> StopSignal:
-        """Takes over both signals; a second one ends the process at once."""
+        """Installs the handler of both signals; a second signal ends the process at once."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
         return self
 
     def check(self, name: str) -> None:
-        """For work that is not saved half done: raises Interrupted when a signal has come."""
+        """Raises Interrupted if a signal was received, in work that cannot be saved before it is finished."""
         if self.received:
-            raise Interrupted(f"{self.received} in {name}: begins again with the next call")
+            raise Interrupted(f"{self.received} in {name}: it is not saved; run the command again")
 
     def _receive(self, number, frame):
         self.received = signal.Signals(number).name
@@ -44,7 +44,7 @@ class StopSignal:
 
 @dataclasses.dataclass
 class Every:
-    """Steps between two rows of scalars, two checkpoints, and two calls of `inspect`."""
+    """Steps between log entries, between checkpoints, and between calls of `inspect`."""
 
     log: int
     checkpoint: int
@@ -53,17 +53,17 @@ class Every:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A number of training steps, with everything that they change.
+    """A number of training steps, with all the state that they change.
 
     Attributes:
-      name: on the progress bar.
-      directory: where checkpoints go.
+      name: text on the progress bar.
+      directory: the directory of its checkpoints.
       parts: everything trainable or stateful, by name.
-      steps: of the whole phase.
+      steps: number of steps of the whole phase.
       step: (batch, step number) -> scalars.
-      batches: start step -> batches from there on.
-      scalars: receives (finished steps, values); called on the chief.
-      inspect: receives (finished steps, batch): pictures, validation; called on the chief.
+      batches: start step -> iterator over batches from that step on.
+      scalars: called on the chief with (finished steps, values).
+      inspect: called on the chief with (finished steps, batch), for pictures and validation.
     """
 
     name: str
@@ -77,16 +77,17 @@ class Phase:
 
 
 def run_phase(phase: Phase, every: Every, stop: StopSignal, workers: Workers | None = None) -> None:
-    """Runs a phase from its newest checkpoint to its last step, then marks it as done.
+    """Runs a phase from its newest checkpoint to its last step, then marks it as finished.
 
     Args:
-      phase: what to run.
-      every, stop: how often to do what; looked at after every step.
-      workers: who trains together; None: this process alone.
+      phase: the phase to run.
+      every: the steps after which values are logged, checkpoints saved, and `inspect` called.
+      stop: checked after every step.
+      workers: the processes that train together; None: only this process.
 
     Raises:
-      Interrupted: a signal came; the finished steps are saved.
-      FloatingPointError: a scalar is not finite; nothing of it is saved.
+      Interrupted: a signal was received; the finished steps are saved.
+      FloatingPointError: a scalar is not finite; the steps since the last checkpoint are not saved.
     """
     peak_memory.reset()
     saved, workers, steps = PhaseDirectory(phase.directory, phase.parts), workers or Workers(), phase.steps
@@ -109,7 +110,7 @@ def run_phase(phase: Phase, every: Every, stop: StopSignal, workers: Workers | N
                     rate = (done - start) / (time.monotonic() - began)
                     phase.scalars(done, row | {"steps_per_second": rate})
                 bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in _SHOWN}, refresh=False)
-            clock.stop()  # where values are logged, the device has ended the step
+            clock.stop()  # if values were logged, the device has finished the step
             if workers.chief and (done % every.inspect == 0 or done == steps):
                 phase.inspect(done, batch)
             if saving:
@@ -132,15 +133,15 @@ def _finite(values: dict[str, tf.Tensor], name: str, step: int) -> dict[str, flo
     for key, value in row.items():
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"{name}: {key} is {value} at step {step}; the last checkpoint is from before: "
-                "resume with a lower learning rate or lambda in a new --run_dir"
+                f"{name}: {key} is {value} at step {step}, after the last checkpoint; "
+                "start again with a lower learning rate or lambda and a new --run_dir"
             )
     return row
 
 
 def skip_finished(name: str, directory: Path) -> bool:
-    """True, with one line for the user, when a phase needs no work."""
+    """Returns whether a phase is finished, and prints one line if it is."""
     record = checkpoints.finished(directory)
     if record is not None:
-        print(f"{name}: done before ({record.get('steps', record.get('count'))})")
+        print(f"{name}: already finished ({record.get('steps', record.get('count'))})")
     return record is not None

@@ -1,8 +1,8 @@
-"""The phases of a run, in order. Each is skipped when done and resumed when half done.
+"""The phases of a run, in order. A finished phase is skipped, an unfinished one is resumed.
 
     pretrain_gan, pretrain_detector, held_out_detectors, joint, synthesize, final_detector, evaluate
 
-The first three are shared by all arms of a run; the others are an arm's own.
+The first three are shared by all arms of a run; the others are run for each arm.
 """
 
 from __future__ import annotations
@@ -43,35 +43,35 @@ from tf_detectorgan.training.run import (
 from tf_detectorgan.training.settings import ARMS
 from tf_detectorgan.training.step_clock import seconds_per_image
 
-SAMPLES = {"test_labelled": 7, "test_clean": 1}  # images kept for the report's pictures
+SAMPLES = {"test_labelled": 7, "test_clean": 1}  # images saved for the report's pictures
 
 
 def run_arms(run: Run) -> None:
-    """All phases of all chosen arms. Workers train together; the chief alone makes images and evaluates."""
+    """Runs all phases of all chosen arms. All workers train; only the chief makes images and evaluates."""
     s, workers, layout = run.settings, run.workers, run.layout
     kinds = list(dict.fromkeys(ARMS[name].gan for name in s.arm if ARMS[name].gan))
-    # Built by all workers together, before the chief uses them alone.
+    # Built by all workers together, before only the chief uses them.
     gans = {kind: build_gan_training(run, kind) for kind in kinds}
     pretraining = build_detector_training(run, s.pretrain_detector_steps)
-    same = s.final_detector_steps == s.pretrain_detector_steps
-    final = pretraining if same else build_detector_training(run, s.final_detector_steps)
+    same_steps = s.final_detector_steps == s.pretrain_detector_steps
+    final = pretraining if same_steps else build_detector_training(run, s.final_detector_steps)
     for kind, gan in gans.items():
         train_gan(run, layout.pretrain_gan(kind), gan, range(s.pretrain_gan_steps))
     if any(ARMS[name].detector for name in s.arm):
         train_detector(run, layout.pretrain_detector, pretraining)
-    unmade = workers.run_on_chief(lambda: _without_images(run))
-    held_out = train_held_out_detectors(run, pretraining) if unmade else None
+    needs_images = workers.run_on_chief(lambda: _needs_images(run))
+    held_out = train_held_out_detectors(run, pretraining) if needs_images else None
     for name in s.arm:
-        own = gans.get(ARMS[name].gan)
-        if own:
-            joint(run, name, own)
-        workers.run_on_chief(functools.partial(make_images, run, name, own, held_out))
+        arm_gan = gans.get(ARMS[name].gan)
+        if arm_gan:
+            joint(run, name, arm_gan)
+        workers.run_on_chief(functools.partial(make_images, run, name, arm_gan, held_out))
         final_detector(run, name, final)
-        workers.run_on_chief(functools.partial(_evaluated, run, name))
+        workers.run_on_chief(functools.partial(_evaluate, run, name))
 
 
 def train_held_out_detectors(run: Run, training: DetectorTraining) -> HeldOutDetectors | None:
-    """Trains what held_out the arms' synthetic images, as pretrain_detector does; None: not wanted (here)."""
+    """Trains the held-out detectors as in pretrain_detector; returns None if no folds or not the chief."""
     s = run.settings
     if not s.crossfit_folds:
         return None
@@ -86,15 +86,15 @@ def train_held_out_detectors(run: Run, training: DetectorTraining) -> HeldOutDet
         if not run.workers.chief:
             continue
         weights = [tf.identity(w) for w in run.DET.weights]
-        wanted = [image_id for image_id, fold in assigned if fold == k]
-        folds.append(held_out_detectors.calibrate(run.detect, weights, run.dataset, wanted, s.primary_iou))
+        image_ids = [image_id for image_id, fold in assigned if fold == k]
+        folds.append(held_out_detectors.calibrate(run.detect, weights, run.dataset, image_ids, s.primary_iou))
     return HeldOutDetectors(run.detect, s.primary_iou, dict(assigned), folds) if run.workers.chief else None
 
 
 def joint(run: Run, name: str, gan: GANTraining) -> None:
-    """DetectorGAN proper; for arms that are a base GAN alone the same steps without a detector."""
+    """Trains the arm's GAN together with DET; for arms without a detector, the base GAN alone."""
     s, arm, directory = run.settings, ARMS[name], run.layout.arm(name).joint
-    if _skips(run, directory):
+    if _is_finished(run, directory):
         return
     run.load(run.layout.pretrain_gan(arm.gan), _trackable_parts(gan.joint_models))
     unroll_steps = 1
@@ -109,7 +109,7 @@ def joint(run: Run, name: str, gan: GANTraining) -> None:
 
 
 def make_images(run: Run, name: str, gan: GANTraining | None, held_out: HeldOutDetectors | None) -> None:
-    """The arm's synthetic images."""
+    """Makes and writes the arm's synthetic images, unless they are finished."""
     arm, directory = ARMS[name], run.layout.arm(name).synthetic
     phase = run_layout.phase_name(directory)
     if arm.images == "none" or skip_finished(phase, directory):
@@ -138,7 +138,7 @@ def make_images(run: Run, name: str, gan: GANTraining | None, held_out: HeldOutD
 
 
 def inserter_of(run: Run, name: str, gan: BaseGAN | None) -> Inserter:
-    """How the arm inserts an object. `gan`: of an arm with a generator; its weights are loaded."""
+    """Returns the arm's inserter. The weights of `gan` are loaded; None: the arm has no generator."""
     arm, directory = ARMS[name], run.layout.arm(name).joint
     placement = build.placement(run.settings, arm.images, arm.gan)
     insert = _insertion(run, arm.images, gan)
@@ -149,18 +149,18 @@ def inserter_of(run: Run, name: str, gan: BaseGAN | None) -> Inserter:
 
 
 def _insertion(run: Run, images: str, gan: BaseGAN | None) -> Callable[[Synthesis], tf.Tensor]:
-    """Draws the objects of a batch: by a graph, but for poisson_blend; `images`: of the arm."""
+    """Returns the function that inserts a batch's objects, by `Arm.images`; a graph unless it is Poisson."""
     if images == "clean":
         return lambda batch: batch.x
     if images == "poisson":
         return lambda batch: poisson_blend(batch.x, batch.insertion)
-    if gan is None:  # where layers are laid over x, the exemplar is the result
-        composed = build.composition(run.settings, len(run.dataset.class_names))
+    if gan is None:  # paste; with object residuals, the exemplar is x with the residual added
+        composition = build.composition(run.settings, len(run.dataset.class_names))
 
         @tf.function(autograph=False)
         def cut_and_paste(batch):
             x, insertion = batch.x, batch.insertion
-            alpha = composed.blend(insertion.boxes, insertion.content, *x.shape[1:3])
+            alpha = composition.blend(insertion.boxes, insertion.content, *x.shape[1:3])
             return paste(x, insertion.exemplars, alpha)
 
         return cut_and_paste
@@ -173,7 +173,7 @@ def _insertion(run: Run, images: str, gan: BaseGAN | None) -> Callable[[Synthesi
 
 
 def final_detector(run: Run, name: str, training: DetectorTraining) -> None:
-    """A fresh detector on real and synthetic images; equal steps and equal batches in every arm."""
+    """Trains a new detector on real and synthetic images, with the same steps and batch size in every arm."""
     arm, synthetic = run.layout.arm(name), None
     if ARMS[name].images != "none" and not checkpoints.finished(arm.final_detector):
         file = arm.synthetic / run_layout.SYNTHETIC
@@ -183,16 +183,17 @@ def final_detector(run: Run, name: str, training: DetectorTraining) -> None:
 
 
 def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
-    """The final detector on a split of `run.dataset`; writes metrics and detections, and the truth.
+    """Evaluates the final detector on a split of `run.dataset`; writes and returns its metrics.
 
-    Metrics that exist at the same primary IoU are returned: a finished detector does not change.
+    Detections and ground truth are written, too. If there are metrics with the same primary IoU, they are
+    returned instead, because a finished detector does not change.
     """
     layout, arm = run.layout, run.layout.arm(name)
     directory = arm.evaluation(run.evaluation_set)
     metrics_file = run_layout.metrics(directory, split)
     if metrics_file.exists():
         metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
-        if metrics.get("primary_iou", metrics.get("main_iou")) == run.settings.primary_iou:  # the old name
+        if metrics.get("primary_iou", metrics.get("main_iou")) == run.settings.primary_iou:  # or the old key
             return metrics
     run.stop.check(f"{name}/evaluation")
     peak_memory.reset()
@@ -209,15 +210,15 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
     )
     write_json(metrics_file, metrics)
     if split == "test" and not run.evaluation_set:
-        _keep_samples(run)
+        _save_samples(run)
         record = {"seconds": round(time.monotonic() - began, 1), "image_seconds": round(image_seconds, 5)}
         checkpoints.finish(directory, record | peak_memory.read())
     return metrics
 
 
 def train_gan(run: Run, directory: Path, gan: GANTraining, numbers: range, unroll_steps: int = 1) -> None:
-    """Trains the networks of `gan`, unless it is done; `numbers`: of its steps, for batches and seeds."""
-    if _skips(run, directory):
+    """Trains the networks of `gan` unless finished; `numbers`: step numbers, for batches and seeds."""
+    if _is_finished(run, directory):
         return
     s, joint_models, steps = run.settings, gan.joint_models, len(numbers)
     writer = _writer(run, directory)
@@ -251,11 +252,11 @@ def train_gan(run: Run, directory: Path, gan: GANTraining, numbers: range, unrol
 
 
 def train_detector(run: Run, directory: Path, training: DetectorTraining, real=None, synthetic=None) -> None:
-    """Trains DET alone from its first weights, unless it is done.
+    """Trains DET alone from its initial weights, unless the phase is finished.
 
     `real`, `synthetic`: as in `labelled_batches`.
     """
-    if _skips(run, directory):
+    if _is_finished(run, directory):
         return
     s, steps, optimizer = run.settings, training.steps, training.optimizer
     writer = _writer(run, directory)
@@ -290,7 +291,7 @@ def train_detector(run: Run, directory: Path, training: DetectorTraining, real=N
 
 
 def _run(run: Run, phase: Phase, function) -> None:
-    """Runs the phase; its `function` must be traced once."""
+    """Runs the phase, and raises RuntimeError if its `function` was traced more than once."""
     run.functions[phase.directory.name] = function
     run_phase(phase, run.every, run.stop, run.workers)
     traces = function.experimental_get_tracing_count()
@@ -298,29 +299,29 @@ def _run(run: Run, phase: Phase, function) -> None:
         raise RuntimeError(f"the step was traced {traces} times; its inputs must keep one shape and type")
 
 
-def _skips(run: Run, directory: Path) -> bool:
-    """`skip_finished` as the chief sees it, on all workers."""
+def _is_finished(run: Run, directory: Path) -> bool:
+    """Returns the chief's `skip_finished` on all workers."""
     name = run_layout.phase_name(directory)
     return bool(run.workers.run_on_chief(lambda: skip_finished(name, directory)))
 
 
 def _writer(run: Run, directory: Path) -> summaries.Writer:
-    """Of a phase: under its arm, or "shared"."""
+    """Returns the TensorBoard writer of the phase in `directory`, in the run of its arm or of "shared"."""
     return summaries.Writer(run.layout.tensorboard / directory.parent.name, directory.name)
 
 
-def _without_images(run: Run) -> bool:
-    """Whether there are synthetic images to be made."""
+def _needs_images(run: Run) -> bool:
+    """Returns whether an arm's synthetic images are not finished."""
     arms = [name for name in run.settings.arm if ARMS[name].images != "none"]
     return not all(checkpoints.finished(run.layout.arm(name).synthetic) for name in arms)
 
 
-def _evaluated(run: Run, name: str) -> None:
+def _evaluate(run: Run, name: str) -> None:
     evaluate(run, name)
 
 
 def _trackable_parts(joint_models: JointModels) -> dict[str, Any]:
-    """The trackable parts that `joint_step` changes, by name."""
+    """Returns the trackable objects that `joint_step` changes, by name."""
     parts = dict(joint_models.gan.parts)
     if joint_models.loss_scale is not None:
         parts["loss_scale"] = joint_models.loss_scale
@@ -330,15 +331,15 @@ def _trackable_parts(joint_models: JointModels) -> dict[str, Any]:
 
 
 def _validation(run: Run) -> dict[str, float]:
-    """AP on the validation split, or nothing where there is none."""
+    """Returns the AP on the validation split, or {} if there is no such split."""
     if not run.dataset.count("validation_labelled"):
         return {}
     truth, found = detect_split(run.detect, run.dataset, "validation", run.settings.detector_batch)
     return {f"validation_{k}": v for k, v in quick_ap(truth, found, run.dataset.class_names).items()}
 
 
-def _keep_samples(run: Run) -> None:
-    """A few test images for the report's pictures."""
+def _save_samples(run: Run) -> None:
+    """Saves a few test images for the report's pictures."""
     file = run.layout.samples
     if file.exists():
         return

@@ -1,4 +1,4 @@
-"""Copies batches to the GPU before the step asks for them."""
+"""Copies batches to the GPU before the step needs them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import tensorflow as tf
 
-AHEAD = 2  # batches on the device that no step has taken yet
+BUFFER_SIZE = 2  # batches on the device that no step has used yet
 
 
-def ahead(batches: Iterable, device: str) -> Iterator:
-    """The batches in their order; a thread copies their floats to `device`, up to AHEAD batches early.
+def prefetch_to_device(batches: Iterable, device: str) -> Iterator:
+    """Yields the batches in order; a thread copies their float tensors to `device`, BUFFER_SIZE in advance.
 
-    Other types stay: TensorFlow passes int32 and strings to functions in the host's memory, so a copy on the
-    device would be fetched back in every step. That is why this is not tf.data's prefetch_to_device.
+    Tensors of other types are not copied: TensorFlow passes int32 and strings to functions in host memory, so
+    a copy on the device would be copied back in every step. tf.data's prefetch_to_device copies all types.
     """
     source = iter(batches)
 
-    def copied():
+    def copy_next():
         batch = next(source, None)
         if batch is None:
             return None
@@ -27,7 +27,7 @@ def ahead(batches: Iterable, device: str) -> Iterator:
             return tf.nest.map_structure(lambda t: tf.identity(t) if t.dtype.is_floating else t, batch)
 
     with ThreadPoolExecutor(max_workers=1) as thread:
-        waiting = collections.deque(thread.submit(copied) for _ in range(AHEAD))
-        while (batch := waiting.popleft().result()) is not None:
-            waiting.append(thread.submit(copied))
+        copies = collections.deque(thread.submit(copy_next) for _ in range(BUFFER_SIZE))
+        while (batch := copies.popleft().result()) is not None:
+            copies.append(thread.submit(copy_next))
             yield batch

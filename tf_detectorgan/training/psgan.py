@@ -1,8 +1,8 @@
-"""PS-GAN as base GAN (Ouyang et al. 2018; section 4.2 of the paper), and pix2pix, which is its first half.
+"""PS-GAN as base GAN (Ouyang et al. 2018; section 4.2 of the paper), and pix2pix, PS-GAN without DIS_person.
 
-Aligned data: y with one box filled with noise, and y itself. G learns to draw the object back; given a clean
-image with noise in a box it inserts one.
-Letters: N images a replica, H, W, C channels.
+The training data are aligned pairs: y with one box filled with noise, and y. G is trained to restore the
+object. For a clean image with noise in a box, G therefore inserts an object.
+Letters: N images per replica, H, W, C channels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LAMBDA_L1 = 100.0  # of Ouyang et al. and of pix2pix
 
 @dataclasses.dataclass(frozen=True)
 class AlignedObjective:
-    """Weights of what G is trained for."""
+    """The weight of G's adversarial losses, and how G's output is composed into the image."""
 
     lambda_gan: float
     composition: Composition
@@ -36,7 +36,7 @@ class AlignedObjective:
 
 @dataclasses.dataclass
 class PSGAN:
-    """G draws, DIS_image held_out pairs of input and image, DIS_person the box; without it: pix2pix."""
+    """Generator G, DIS_image for (input, image) pairs, and DIS_person for the box; None for pix2pix."""
 
     objective: AlignedObjective
     G: keras.Model
@@ -55,13 +55,13 @@ class PSGAN:
         return {name: part for name, part in parts.items() if part is not None}
 
     def generate(self, batch: Batch) -> Generated:
-        """x with an object, and beside it y generated back from `batch.y_noised`."""
-        composed = self.objective.composition
-        y_redrawn = redraw(self.G, batch.y_noised, batch.y_boxes, batch.y_content, composed)
+        """Returns x_syn and, as the other image, y_redrawn: y restored from `batch.y_noised`."""
+        composition = self.objective.composition
+        y_redrawn = redraw(self.G, batch.y_noised, batch.y_boxes, batch.y_content, composition)
         return Generated(self.insert(batch.x, batch.insertion), (y_redrawn,))
 
     def generator_losses(self, batch: Batch, generated: Generated, step: Step) -> GeneratorLosses:
-        """Everything is judged at y_redrawn, where the truth is known; x_syn is DET's alone."""
+        """Returns G's losses. All are computed at y_redrawn, whose target is y; none depends on x_syn."""
         o, (y_redrawn,) = self.objective, generated.others
         with tf.GradientTape() as tape:
             tape.watch(y_redrawn)
@@ -82,7 +82,7 @@ class PSGAN:
     def train_discriminators(
         self, batch: Batch, generated: Generated, seed, step: Step
     ) -> dict[str, tf.Tensor]:
-        """y against y_redrawn, whole beside its input, and in the box."""
+        """Updates the discriminators: y is real, y_redrawn generated. DIS_image gets y_noised as well."""
         y, (y_redrawn,), boxes = batch.y.images, generated.others, batch.y_boxes
         nets = [net for net in (self.DIS_image, self.DIS_person) if net is not None]
         phi = [v for net in nets for v in net.trainable_variables]
@@ -99,9 +99,9 @@ class PSGAN:
         return terms
 
     def insert(self, x, insertion: Insertion, residual_scale=None) -> tf.Tensor:
-        """From x with noise in the box, which is the exemplar here; nothing else is needed."""
-        composed = self.objective.composition
-        return redraw(self.G, insertion.exemplars, insertion.boxes, insertion.content, composed)
+        """Returns G's output for `insertion.exemplars`, which for this GAN are x with noise in the box."""
+        composition = self.objective.composition
+        return redraw(self.G, insertion.exemplars, insertion.boxes, insertion.content, composition)
 
     def summary_image(self, batch: Batch) -> tf.Tensor:
         x_syn, (y_redrawn,) = self.generate(batch)

@@ -1,7 +1,7 @@
-"""The three things that differ when a step runs on several replicas. Each is the identity on one device.
+"""The operations of a training step that depend on the number of replicas.
 
-Losses are written as *shares*: divided by what all replicas hold together, so that the sum over replicas is
-the loss of the joined batch, and so are sums of gradients.
+Each replica computes a *share* of a loss: its sum divided by the global batch size. The sum of all shares is
+the loss of the global batch, and the sum of their gradients is the gradient of that loss.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ import tensorflow as tf
 
 
 def total(tensors):
-    """Sum over replicas of a tensor or a list. Differentiable: gradients are summed over replicas as well."""
+    """Returns the sum over replicas of a tensor or a list. Its gradient is also summed over replicas."""
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
 
 def count() -> int:
-    """Number of replicas."""
+    """Returns the number of replicas."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def share(per_image) -> tf.Tensor:
-    """This replica's share of the mean of a per-image loss [N] over the global batch."""
+    """Returns this replica's share of the mean of a per-image loss [N] over the global batch."""
     return tf.reduce_sum(per_image) / tf.cast(tf.shape(per_image)[0] * count(), per_image.dtype)
 
 
 def index() -> int:
-    """Which replica the step is being traced for."""
+    """Returns the index of the replica that the step is being traced for."""
     return int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
 
 
 def assign(variables: Sequence[tf.Variable], values: Sequence[tf.Tensor]) -> None:
-    """Assigns to mirrored variables values that are equal on all replicas."""
+    """Assigns `values`, which are equal on all replicas, to mirrored `variables`."""
 
     def update(strategy, values):
         for variable, value in zip(variables, values, strict=True):
@@ -42,10 +42,9 @@ def assign(variables: Sequence[tf.Variable], values: Sequence[tf.Tensor]) -> Non
 
 
 def require_gradients(gradients: Sequence, names: Sequence[str], of: str) -> None:
-    """A missing gradient is a disconnected graph, never a zero.
+    """Raises RuntimeError with the names of all variables that the loss `of` does not depend on.
 
-    Raises:
-      RuntimeError: naming every variable that `of` does not reach.
+    A missing gradient means that the graph is disconnected, and is never treated as zero.
     """
     missing = [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
     if missing:

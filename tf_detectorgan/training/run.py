@@ -1,4 +1,4 @@
-"""One run: its settings, data, devices and DET, and the training steps as graphs over all replicas."""
+"""A run's settings, data, devices and DET, and the training steps as graphs over all replicas."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from tf_detectorgan.training.workers import Workers
 
 @dataclasses.dataclass
 class Run:
-    """What the phases of a run share.
+    """The state that the phases of a run share.
 
     Attributes:
-      DET: the one detector network (decision 0050); every phase that uses it loads or resets its weights.
-      first_weights: those that DET was built with.
+      DET: the only detector network (decision 0050). Every phase that uses it loads or resets its weights.
+      first_weights: DET's initial weights.
       detect: `DET.detect` as a graph, for batches of any size.
-      evaluation_set: names a data set that is not the one the run was trained on; else "".
-      functions: of the phases that ran, by their directories' names.
+      evaluation_set: the name of the data set if it is not the run's training data set, otherwise "".
+      functions: the graph functions of the phases that ran, by their directories' names.
     """
 
     settings: Train
@@ -58,31 +58,31 @@ class Run:
         return Every(s.log_every, s.checkpoint_every, math.gcd(s.checkpoint_every, s.validate_every))
 
     def reset_detector(self, optimizer) -> None:
-        """Gives DET its first weights and its optimizer zeros."""
+        """Sets DET to its initial weights and its optimizer's variables to 0."""
         for w, value in zip(self.DET.weights, self.first_weights, strict=True):
             w.assign(value)
         for variable in optimizer.variables:
             variable.assign(tf.zeros_like(variable))
 
     def load(self, directory: Path, parts: dict[str, Any]) -> None:
-        """`parts` of a finished phase, read by the chief, on all workers."""
+        """Loads `parts` of a finished phase on the chief and copies them to all workers."""
         self.workers.run_on_chief(lambda: checkpoints.load(directory, parts))
         self.workers.broadcast(parts)
 
     def distributed(self, batches: tf.data.Dataset) -> Iterator:
-        """The batches in their order, each replica's part on its device where that is a GPU."""
+        """Returns an iterator over `batches`; each replica's part is copied to its GPU in advance, if any."""
         if self.workers.strategy:
             return self.workers.rows(batches)
-        if self.strategy.num_replicas_in_sync > 1:  # copies ahead by itself (tf.distribute.InputOptions)
+        if self.strategy.num_replicas_in_sync > 1:  # prefetches to its devices (tf.distribute.InputOptions)
             return iter(self.strategy.experimental_distribute_dataset(batches))
         gpus = build.gpus()
-        return prefetch.ahead(batches, gpus[0]) if gpus else iter(batches)
+        return prefetch.prefetch_to_device(batches, gpus[0]) if gpus else iter(batches)
 
 
 def build_run(
     settings: Train, dataset: Dataset, stop: StopSignal, workers: Workers, evaluation_set: str = ""
 ) -> Run:
-    """Chooses the devices and builds DET, on all workers together."""
+    """Returns a run with its devices chosen and DET built. All workers must call this together."""
     strategy = build.strategy(settings, workers.strategy)
     DET = build.detector(settings, dataset, strategy)
     detect = tf.function(DET.detect, autograph=False, reduce_retracing=True)
@@ -91,7 +91,7 @@ def build_run(
 
 
 class GANTraining(NamedTuple):
-    """A base GAN, where its objects go, and the joint step that trains it, traced once."""
+    """A base GAN, the placement of its objects, and the joint step that trains it, traced once."""
 
     joint_models: JointModels
     placement: Placement
@@ -99,7 +99,7 @@ class GANTraining(NamedTuple):
 
 
 class DetectorTraining(NamedTuple):
-    """How DET is trained alone for a number of steps: its optimizer, and the step, traced once."""
+    """The training of DET alone: optimizer, number of steps, and the step, traced once."""
 
     optimizer: Any
     steps: int
@@ -107,7 +107,7 @@ class DetectorTraining(NamedTuple):
 
 
 def build_gan_training(run: Run, kind: str) -> GANTraining:
-    """The base GAN of a kind of settings.GANS, without a detector."""
+    """Returns the training of a base GAN without a detector; `kind`: one of settings.GANS."""
     s = run.settings
     gan = build.gan(s, kind, run.dataset, run.strategy)
     joint_models = JointModels(gan, loss_scale=build.loss_scale(s, run.strategy))
@@ -116,20 +116,20 @@ def build_gan_training(run: Run, kind: str) -> GANTraining:
 
 
 def with_detector(run: Run, gan: GANTraining, objective: Objective) -> GANTraining:
-    """The same GAN with DET in its loop, and a new optimizer for DET."""
+    """Returns the joint training of the same GAN and DET, with a new optimizer for DET."""
     optimizer = build.joint_detector_optimizer(run.settings, run.DET, run.strategy)
     joint_models = dataclasses.replace(gan.joint_models, DET=run.DET, detector_optimizer=optimizer)
     return GANTraining(joint_models, gan.placement, joint_function(run, joint_models, objective))
 
 
 def build_detector_training(run: Run, steps: int) -> DetectorTraining:
-    """AdamW, whose rate falls to 0 within `steps`, with its step."""
+    """Returns the training of DET alone with AdamW, whose learning rate falls to 0 within `steps`."""
     optimizer = build.alone_detector_optimizer(run.settings, run.DET, steps, run.strategy)
     return DetectorTraining(optimizer, steps, detector_function(run, optimizer))
 
 
 def joint_function(run: Run, joint_models: JointModels, objective: Objective) -> Callable:
-    """`joint_step` as one graph over all replicas; squared norms become norms after they are summed."""
+    """Returns `joint_step` as one graph over all replicas, with norms from the sums of squared norms."""
 
     @tf.function(autograph=False)
     def function(batch: Batch, seed):
@@ -154,7 +154,7 @@ def joint_function(run: Run, joint_models: JointModels, objective: Objective) ->
 
 
 def detector_function(run: Run, optimizer) -> Callable:
-    """`detector_step` as one graph over all replicas."""
+    """Returns `detector_step` as one graph over all replicas."""
 
     @tf.function(autograph=False)
     def function(labelled: Labelled):

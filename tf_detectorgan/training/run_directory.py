@@ -1,4 +1,4 @@
-"""A run on disk: begun or resumed by `train`, opened again by the commands that use what was trained."""
+"""The directory of a run: created or resumed by `train`, reopened by commands that use its networks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tf_detectorgan.training.run import Run, build_run
 from tf_detectorgan.training.settings import Train
 from tf_detectorgan.training.workers import Workers
 
-# More arms may be added to a run, and it may be watched and scored differently; nothing else may change.
+# The settings of a run that may change: arms can be added, logging and evaluation can differ.
 FREE = {
     "arm",
     "run_dir",
@@ -36,7 +36,7 @@ FREE = {
 
 
 def begin(settings: Train, workers: Workers) -> Run:
-    """The run directory with its settings written down, the data set opened (the phantom drawn if need be).
+    """Returns the run of `settings`; creates or checks its directory and, without --data_dir, the phantom.
 
     Raises:
       InputError: the directory belongs to a run with other settings or other data.
@@ -45,10 +45,10 @@ def begin(settings: Train, workers: Workers) -> Run:
     _determinism(settings)
     data_dir = settings.data_dir or layout.phantom
 
-    def written() -> None:
+    def write() -> None:
         same_settings(layout.config, settings, FREE)
         source, file = settings.backbone_weights, layout.backbone_weights
-        # Without config.json nobody knows whose weights these are.
+        # Without config.json, the source of existing weights is unknown.
         if source != "none" and not (layout.config.exists() and file.exists()):
             backbone_weights.fetch(source, file)
         if not settings.data_dir:
@@ -56,16 +56,16 @@ def begin(settings: Train, workers: Workers) -> Run:
         same_data(layout.data_card, records.open_dataset(data_dir))
         checkpoints.write_text(layout.config, config.to_json(settings) + "\n")
 
-    workers.run_on_chief(written)
+    workers.run_on_chief(write)
     return build_run(settings, records.open_dataset(data_dir), StopSignal().install(), workers)
 
 
 def reopen(run_dir: str, data_dir: str = "") -> Run:
-    """A run to use, not to train: on one device, with its own data set or the one in `data_dir`.
+    """Returns a run to be used, not trained: on one device, with its own data set or the one in `data_dir`.
 
     Raises:
-      InputError: there is no run, its data set is gone or has changed, or `data_dir` has other images or
-        classes.
+      InputError: there is no run, its data set is missing or has changed, or `data_dir` has another image
+        shape or other classes.
     """
     layout = RunLayout(Path(run_dir).expanduser())
     if not layout.config.is_file() or not layout.data_card.is_file():
@@ -75,25 +75,25 @@ def reopen(run_dir: str, data_dir: str = "") -> Run:
     _determinism(settings)
     own = Path(settings.data_dir).expanduser() if settings.data_dir else layout.phantom
     if not data_dir and not records.is_dataset(own):
-        raise InputError(f"{own}: the data set of {layout.path} is not there; say where it is by --data_dir")
+        raise InputError(f"{own}: the data set of {layout.path} is missing; give its path with --data_dir")
     dataset = records.open_dataset(data_dir or own)
     evaluation_set = _evaluation_set_name(layout.data_card, dataset, data_dir)
     return build_run(settings, dataset, StopSignal(), Workers(), evaluation_set)
 
 
 def _determinism(settings: Train) -> None:
-    """Every op gives the same bits each time it runs, or raises (decision 0055)."""
+    """With --deterministic, makes TensorFlow's ops bit-identical in every run, or raise (decision 0055)."""
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
 
 
 def _evaluation_set_name(file: Path, dataset: records.Dataset, data_dir: str) -> str:
-    """A name for a data set other than the run's; "" for the run's own, wherever it lies now."""
+    """Returns a name for a data set that is not the run's; "" for the run's own, also if it was moved."""
     own, given = _read(file), _card(dataset)
     if own["fingerprint"] == given["fingerprint"]:
         return ""
     if not data_dir:
-        raise InputError(f"{dataset.directory}: has changed since {file.parent} was trained on it")
+        raise InputError(f"{dataset.directory} has changed since {file.parent} was trained on it; restore it")
     for key in ("image_shape", "class_names"):
         if own[key] != given[key]:
             raise InputError(f"--data_dir={data_dir}: {key} is {given[key]}, but the run has {own[key]}")
@@ -101,10 +101,12 @@ def _evaluation_set_name(file: Path, dataset: records.Dataset, data_dir: str) ->
 
 
 def same_settings(file: Path, settings: Any, free: Collection[str], renew: str = "--run_dir") -> None:
-    """Compares a command's options with those in `file`, if it exists; `renew`: the flag to change if not.
+    """Compares a command's options with those in `file`, if it exists.
+
+    `renew`: the flag that the error message recommends to change.
 
     Raises:
-      InputError: one that is not `free` to change has changed.
+      InputError: an option that is not in `free` has changed.
     """
     if not file.exists():
         return
@@ -113,19 +115,19 @@ def same_settings(file: Path, settings: Any, free: Collection[str], renew: str =
     changed = [k for k in sorted(new) if old[k] != new[k] and k not in free]
     if changed:
         what = "; ".join(f"--{k} was {old[k]}, is {new[k]}" for k in changed)
-        raise InputError(f"{file.parent} holds a run with other settings ({what}); use a new {renew}")
+        raise InputError(f"{file.parent} has a run with other settings ({what}); use a new {renew}")
 
 
 def same_data(file: Path, dataset: records.Dataset) -> None:
     """Writes the data set's card to `file`.
 
     Raises:
-      InputError: there is one, of other data.
+      InputError: `file` exists and is the card of other data.
     """
     card = _card(dataset)
     if file.exists() and _read(file)["fingerprint"] != card["fingerprint"]:
         raise InputError(
-            f"{file}: this run was begun with other images than --data_dir holds; use a new --run_dir"
+            f"{file}: this run was started with other images than those in --data_dir; use a new --run_dir"
         )
     checkpoints.write_text(file, json.dumps(card, indent=2))
 
@@ -159,5 +161,5 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _phantom(settings: Train, directory: Path) -> None:
     if not records.is_dataset(directory):
-        drawn = phantom.PhantomConfig(size=settings.phantom_size, train_images=settings.phantom_train_images)
-        shards.build(phantom.plan(drawn), directory)
+        spec = phantom.PhantomConfig(size=settings.phantom_size, train_images=settings.phantom_train_images)
+        shards.build(phantom.plan(spec), directory)

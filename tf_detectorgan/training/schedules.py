@@ -27,15 +27,15 @@ class ConstantThenLinear(keras.optimizers.schedules.LearningRateSchedule):
 class WarmUpThenCosine(keras.optimizers.schedules.LearningRateSchedule):
     """Linearly from 0 to `rate` in `warm_up` steps, then a cosine to 0 over `decay` steps.
 
-    Equal to Keras's CosineDecay, whose condition makes the host wait for the device once a variable.
+    Equal to Keras's CosineDecay, whose condition makes the host wait for the device once per variable.
     """
 
     def __init__(self, rate: float, warm_up: int, decay: int):
         self.rate, self.warm_up, self.decay = rate, warm_up, decay
 
     def __call__(self, step):
-        # Times a 1 that the graph optimiser does not see: it would divide by constants by way of their
-        # reciprocals, and differ from Keras in the last bit.
+        # Multiplied by a 1 that is not a constant: the graph optimiser would replace divisions by constants
+        # with multiplications by their reciprocals, which differ from Keras in the last bit.
         one = tf.cast(step >= 0, tf.float32)
         rate, warm_up, decay = self.rate * one, self.warm_up * one, self.decay * one
         step = tf.minimum(tf.cast(step, tf.float32), warm_up + decay)

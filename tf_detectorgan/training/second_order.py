@@ -1,4 +1,4 @@
-"""What a detector is made of, as far as second derivatives go: read off its graph, op by op."""
+"""Finds the ops in a detector's graph that have no exact second derivative."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import tensorflow as tf
-from tensorflow.python.framework.ops import get_gradient_function  # nothing public tells
+from tensorflow.python.framework.ops import get_gradient_function  # there is no public function for this
 
 from tf_detectorgan.batch import Labelled
 from tf_detectorgan.models.detectors.detector import Detector
 from tf_detectorgan.training.graphs import inner_graphs
 
-# What to use instead; an op is looked up by the beginning of its type.
+# Alternatives, by the beginning of the op's type.
 INSTEAD = {
-    # Keras's norms stop the derivative at the mean.
+    # Keras's normalisation layers stop the gradient at the mean.
     "StopGradient": "models.layers.ExactGroupNormalization, BatchNormalization(trainable=False), or no norm",
     "MaxPool": "strides of 2, or padding='valid'",
     "Resize": "UpSampling2D (interpolation='nearest')",
@@ -23,17 +23,17 @@ INSTEAD = {
 
 
 class Obstacle(NamedTuple):
-    """An op on the way from images and weights to the gradient, whose derivative is not the true one."""
+    """An op between images or weights and the gradient, whose derivative is wrong or missing."""
 
-    op: str  # layer/.../op, by way of the ops that run it
+    op: str  # layer/.../op, with the names of the ops that run its graph
     kind: str
     instead: str
 
 
 def obstacles(DET: Detector, y: Labelled) -> list[Obstacle]:
-    """Ops of the network, of the loss L_d on y and of its gradient that stop a derivative or have none.
+    """Returns the ops of the network, the loss L_d on y and its gradient that stop a derivative or have none.
 
-    Whether a `tf.custom_gradient` tells the truth is not looked at: central differences are for that.
+    `tf.custom_gradient`s are not checked; only central differences can show whether they are right.
 
     Raises:
       LookupError: an op has no first derivative.
@@ -50,25 +50,24 @@ def obstacles(DET: Detector, y: Labelled) -> list[Obstacle]:
     graph = gradient.get_concrete_function(tf.TensorSpec(y.images.shape, W[0].dtype), W).graph
     return [
         Obstacle(name, op.type, next((v for k, v in INSTEAD.items() if op.type.startswith(k)), "another op"))
-        for name, op in _between(graph, graph.inputs[: 1 + len(W)])  # behind them: targets
+        for name, op in _between(graph, graph.inputs[: 1 + len(W)])  # the other inputs are targets
         if _is_obstacle(op)
     ]
 
 
 def _between(graph, inputs, outer: str = "") -> Iterator:
-    """Those that lie between `inputs`, tensors of the graph, and its outputs."""
-    below = _reached([tensor.op for tensor in inputs if tensor.dtype.is_floating], _next)
-    above = _reached([tensor.op for tensor in graph.outputs if tensor.dtype.is_floating], _previous)
+    """Yields (name, op) of the ops between `inputs`, which are tensors of the graph, and its outputs."""
+    after_inputs = _reached([tensor.op for tensor in inputs if tensor.dtype.is_floating], _next)
+    before_outputs = _reached([tensor.op for tensor in graph.outputs if tensor.dtype.is_floating], _previous)
     for op in graph.get_operations():
-        if op not in below or op not in above:
+        if op not in after_inputs or op not in before_outputs:
             continue
         yield outer + op.name, op
         for inner in inner_graphs(op):
-            # From the end: the first input of a branching op chooses the branch, and is not handed to it.
+            # From the end: the first input of a branching op selects the branch and is not an input of it.
             pairs = zip(reversed(list(op.inputs)), reversed(inner.inputs), strict=False)
-            yield from _between(
-                inner, [own for given, own in pairs if given.op in below], f"{outer}{op.name}/"
-            )
+            inner_inputs = [inside for outside, inside in pairs if outside.op in after_inputs]
+            yield from _between(inner, inner_inputs, f"{outer}{op.name}/")
 
 
 def _is_obstacle(op) -> bool:
@@ -76,7 +75,7 @@ def _is_obstacle(op) -> bool:
         return False
     if op.type in ("StopGradient", "PreventGradient"):
         return True
-    if op.type == "MaxPool":  # where its shape does not change: in graphs the second derivative is 0
+    if op.type == "MaxPool":  # if the shape does not change, its second derivative in graphs is wrongly 0
         return op.get_attr("padding") == b"SAME" and set(op.get_attr("strides")) == {1}
     try:
         return get_gradient_function(op) is None and bool(op.inputs)
@@ -85,7 +84,7 @@ def _is_obstacle(op) -> bool:
 
 
 def _next(op):
-    return [after for tensor in op.outputs if tensor.dtype.is_floating for after in tensor.consumers()]
+    return [consumer for tensor in op.outputs if tensor.dtype.is_floating for consumer in tensor.consumers()]
 
 
 def _previous(op):
@@ -93,10 +92,10 @@ def _previous(op):
 
 
 def _reached(ops, neighbours) -> set:
-    seen, waiting = set(ops), list(ops)
-    while waiting:
-        for op in neighbours(waiting.pop()):
-            if op not in seen:
-                seen.add(op)
-                waiting.append(op)
-    return seen
+    found, pending = set(ops), list(ops)
+    while pending:
+        for op in neighbours(pending.pop()):
+            if op not in found:
+                found.add(op)
+                pending.append(op)
+    return found

@@ -1,4 +1,4 @@
-"""TensorBoard: scalars under stable names, and pictures of what the generators do."""
+"""TensorBoard summaries: scalars, and pictures of the generators' inputs and outputs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import tensorflow as tf
 from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan.batch import Insertion, Labelled
 
-ROWS = 4  # images a picture
+ROWS = 4  # images per picture
 
 
 class Writer:
-    """Writes into one TensorBoard run. `prefix` groups the names."""
+    """Writes scalars and images to one TensorBoard run; `prefix` is the group of their names."""
 
     def __init__(self, directory: Path, prefix: str):
         self._writer = tf.summary.create_file_writer(str(directory))
@@ -33,10 +33,10 @@ class Writer:
 
 
 def insertion_picture(x, insertion: Insertion, x_syn, y: Labelled, y_clean):
-    """One row an image: background, inserted with box, difference; labelled with boxes, removed, difference.
+    """Returns a picture [1, rows H, 6 W, 3] with one row per image; inputs are [N, H, W, C] in [-1, 1].
 
-    All inputs [N, H, W, C] in [-1, 1]; returns [1, rows H, 6 W, 3]. Differences are shown times 2 around
-    grey.
+    Columns: x, x_syn with its box, their difference; y with its boxes, y without objects, their difference.
+    Differences are multiplied by 2 and shown around grey.
     """
     columns = [
         x,

@@ -1,7 +1,7 @@
-"""The processes that train together, on one machine each. One process alone is its own chief.
+"""The processes (workers) that train together, one per machine. A single process is the chief.
 
-The chief, worker 0, alone reads and writes the run directory, makes images, evaluates and reports; what the
-others need to know they learn from it by sums over workers to which only the chief adds (decision 0092).
+Only the chief, worker 0, reads and writes the run directory, makes images, evaluates and reports. It passes
+values to the other workers by sums over workers in which their terms are 0 (decision 0092).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import tensorflow as tf
 from tf_detectorgan import disk
 from tf_detectorgan.checkpoints import PhaseDirectory
 from tf_detectorgan.cluster import tf_config
-from tf_detectorgan.data.streams import GAN_ONLY, Host
+from tf_detectorgan.data.streams import SINGLE_HOST, Host
 from tf_detectorgan.errors import EXIT_BAD_INPUT, EXIT_CANNOT_WRITE, EXIT_INTERRUPTED, InputError, Interrupted
 
-POLL = 0.5  # seconds between two looks for the others
+POLL = 0.5  # seconds between two attempts to connect to the other workers
 
 
 class Workers:
-    """All processes of a training, seen from one of them. All must make the same calls in the same order."""
+    """All workers of a training, from one worker's side. All must make the same calls in the same order."""
 
     def __init__(self, strategy: tf.distribute.MultiWorkerMirroredStrategy | None = None):
         self.strategy = strategy
@@ -40,26 +40,26 @@ class Workers:
 
     @property
     def host(self) -> Host:
-        """Which rows of every batch this process decodes."""
-        return Host(self.index, len(_addresses(self.strategy))) if self.strategy else GAN_ONLY
+        """This worker's host, which determines the rows of every batch that it decodes."""
+        return Host(self.index, len(_addresses(self.strategy))) if self.strategy else SINGLE_HOST
 
     def run_on_chief(self, work: Callable[[], Any]) -> int:
-        """Calls `work` on the chief only; everybody waits for it and gets its result as an int."""
+        """Calls `work` on the chief only; all workers wait for it and return its result as an int."""
         result = int(work() or 0) if self.chief else 0
         return self.total(result)
 
     def total(self, number: int) -> int:
-        """Sum over workers."""
+        """Returns the sum of `number` over workers."""
         return int(self._sum(tf.constant(number, tf.int64))) if self.strategy else number
 
     def restore(self, phase: PhaseDirectory, parts: dict[str, Any]) -> int:
-        """The chief's newest checkpoint on all workers; returns the number of finished steps."""
+        """Restores the chief's newest checkpoint on all workers; returns the number of finished steps."""
         steps = self.run_on_chief(phase.restore)
         self.broadcast(parts)
         return steps
 
     def save(self, phase: PhaseDirectory, parts: dict[str, Any], steps: int) -> None:
-        """The chief saves; pools, which only their own worker fills, are fetched before."""
+        """Saves a checkpoint on the chief, after copying the other workers' image pools to it."""
         if self.strategy:
             owned = self.strategy.num_replicas_in_sync // len(_addresses(self.strategy))
             for part in parts.values():
@@ -69,14 +69,14 @@ class Workers:
             phase.save(steps)
 
     def broadcast(self, parts: dict[str, Any]) -> None:
-        """Gives the chief's values to the variables of all workers."""
+        """Assigns the chief's values to the variables of all workers."""
         if self.strategy:
             for part in parts.values():
                 for one in part if isinstance(part, list) else [part]:
                     self._copy(one.variables, 0)
 
     def rows(self, batches: Iterable) -> Iterator:
-        """Each replica's part of this host's rows: replica r, counted over all workers, has part r of all."""
+        """Yields this worker's rows, split over its replicas: replica r of all workers has part r."""
         strategy, hosts = self.strategy, self.host.count
 
         for batch in batches:
@@ -103,10 +103,10 @@ def _addresses(strategy) -> list[str]:
 
 
 def join(count: int) -> Workers:
-    """Waits for all workers. To be called before TensorFlow runs anything.
+    """Waits for all workers and returns them. Call it before TensorFlow runs any op.
 
     Raises:
-      InputError: the environment does not say who the workers are.
+      InputError: the environment does not have the workers' addresses.
     """
     if count == 1:
         return Workers()
@@ -117,43 +117,43 @@ def join(count: int) -> Workers:
 
 
 def wait_for_others(addresses: list[str], index: int) -> None:
-    """Returns once every other worker can be reached.
+    """Returns when every other worker can be reached.
 
-    TensorFlow waits for them too, but holds the interpreter meanwhile: a SIGTERM would not be heard, maybe
-    for hours, while another pod waits for its node. This worker listens in TensorFlow's place until then.
+    TensorFlow also waits for them, but blocks the interpreter: a SIGTERM would not be handled, perhaps for
+    hours while another pod waits for its node. Until then this worker listens on TensorFlow's port.
 
     Args:
       addresses: host:port of all workers.
-      index: this one's.
+      index: this worker's index in `addresses`.
     """
-    missing = [address for place, address in enumerate(addresses) if place != index]
-    everywhere = ("", int(addresses[index].rpartition(":")[2]))
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    said: list[str] = []
-    with socket.create_server(everywhere, family=family, dualstack_ipv6=both):
-        while missing := [address for address in missing if not _reached(address)]:
-            if missing != said:
+    missing = [address for other, address in enumerate(addresses) if other != index]
+    all_interfaces = ("", int(addresses[index].rpartition(":")[2]))
+    dualstack = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dualstack else socket.AF_INET
+    printed: list[str] = []
+    with socket.create_server(all_interfaces, family=family, dualstack_ipv6=dualstack):
+        while missing := [address for address in missing if not _is_reachable(address)]:
+            if missing != printed:
                 print(f"waiting for {', '.join(missing)}", flush=True)
-                said = missing
+                printed = missing
             time.sleep(POLL)
 
 
-def _reached(address: str) -> bool:
+def _is_reachable(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=POLL).close()
-    except OSError:  # not there yet, and perhaps not even its name
+    except OSError:  # it is not running yet, and its name may not exist yet
         return False
     return True
 
 
 @contextlib.contextmanager
 def ending_together(count: int) -> Iterator[None]:
-    """With several workers: a lost one, as any other end, ends this process at once, with the exit code due.
+    """With several workers, ends this process at once when it is done or fails, or when a worker is lost.
 
-    TensorFlow notices a dead peer by its closed connection, one that is cut off by heartbeats (10 seconds);
-    then all operations between workers fail. Its own way out would wait for the peer that is no more.
+    TensorFlow detects a dead worker by its closed connection, an unreachable one by heartbeats (10 seconds).
+    Then all operations between workers fail. TensorFlow's own exit would wait for the lost worker.
     """
     if count == 1:
         yield
@@ -165,14 +165,14 @@ def ending_together(count: int) -> Iterator[None]:
         code, line = EXIT_BAD_INPUT, f"error: {error}"
     except Interrupted as error:
         code, line = EXIT_INTERRUPTED, f"interrupted: {error}"
-    except SystemExit as error:  # by a signal, before steps are counted
+    except SystemExit as error:  # by a signal, before the first step
         code, line = int(error.code or 0), ""
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError) as error:
         why = str(error.message).splitlines()[0]
         code, line = EXIT_INTERRUPTED, f"interrupted: lost a worker; the last checkpoint is kept ({why})"
-    except Exception as error:  # whatever it is, the process must not wait for its peers
-        said = disk.fault(error)
-        code, line = (EXIT_CANNOT_WRITE, f"error: {said}") if said else (1, traceback.format_exc())
+    except Exception as error:  # after any error, the process must not wait for the other workers
+        message = disk.fault(error)
+        code, line = (EXIT_CANNOT_WRITE, f"error: {message}") if message else (1, traceback.format_exc())
     print(line, file=sys.stderr, end="\n" if line else "")
     sys.stdout.flush()
     sys.stderr.flush()
