@@ -71,7 +71,7 @@ class Prepare:
     annotations: str = option("", "file or directory with the boxes; default: found in --images")
     splits: tuple[float, ...] = option(
         (),
-        "shares of training, validation, test; default: 0.7,0.1,0.2; nih: 57, 9, 13 of 79, as the paper; "
+        "fractions of training, validation, test; default: 0.7,0.1,0.2; nih: 57,9,13 of 79 as in the paper; "
         "cityscapes: 0.9,0.1,0 of the official training cities",
     )
     group_key: str = option(validation.Keys.group, "image key or CSV column that gives the group")
