@@ -188,14 +188,14 @@ def _phantom(options: Prepare) -> tuple[shards.Plan, list[str]]:
 def _annotated(options: Prepare) -> tuple[shards.Plan, list[str]]:
     """Plans a data set from images with annotations in one of `formats.FORMATS`."""
     given = (Path(p).expanduser() if p else None for p in (options.annotations, options.images))
-    place = formats.locate(options.dataset, *given)
-    document = place.read()
-    title, boxes = formats.FORMATS[place.kind].title, len(document.annotations)
-    print(f"found {title}: {len(document.images)} images and {boxes} boxes in {place.annotations}")
-    print(f"images below {place.images}")
+    location = formats.locate(options.dataset, *given)
+    document = location.read()
+    title, boxes = formats.FORMATS[location.kind].title, len(document.annotations)
+    print(f"found {title}: {len(document.images)} images and {boxes} boxes in {location.annotations}")
+    print(f"images below {location.images}")
     checked = validation.check(
         document,
-        place.images,
+        location.images,
         keys=validation.Keys(options.group_key, options.exclude_key, options.split_key, options.train_only),
         label_filter=options.label_filter,
         skip_bad=options.skip_bad,

@@ -127,18 +127,18 @@ WRITERS = {
 
 
 def read(root, kind="auto", **options):
-    place = formats.locate(kind, None, root)
-    return validation.check(place.read(), place.images, **{"keys": validation.Keys()} | options)
+    location = formats.locate(kind, None, root)
+    return validation.check(location.read(), location.images, **{"keys": validation.Keys()} | options)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_format_is_recognised_and_its_boxes_are_read(tmp_path, kind):
     WRITERS[kind](tmp_path)
-    place = formats.locate("auto", None, tmp_path)
-    assert place.kind == kind
-    assert formats.locate(kind, None, tmp_path) == place
-    assert formats.locate("auto", place.annotations, place.images) == place
-    folder = validation.check(place.read(), place.images, keys=validation.Keys())
+    location = formats.locate("auto", None, tmp_path)
+    assert location.kind == kind
+    assert formats.locate(kind, None, tmp_path) == location
+    assert formats.locate("auto", location.annotations, location.images) == location
+    folder = validation.check(location.read(), location.images, keys=validation.Keys())
     assert [Path(s.file_name).stem for s in folder.sources] == list(TRUTH)
     for source, (stem, boxes) in zip(folder.sources, TRUTH.items(), strict=True):
         assert len(source.boxes) == len(boxes), stem
