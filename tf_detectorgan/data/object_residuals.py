@@ -1,12 +1,11 @@
-"""Object residuals: what each labelled object adds to its background, to be added to another background.
+"""Computes object residuals: the pixels of labelled objects minus their predicted backgrounds.
 
-An X-ray of an object adds to that of the tissue behind it, and a dent darkens any surface. A crop of the
-object would carry a piece of its old background with it. So the background of each labelled object is
-predicted from its surroundings by a linear map, which is fitted on clean images. The object's pixels minus
-this prediction are split into the mean over its class and the object's own deviation. The prediction errors
-are known from clean images, and each part is weighted by how far its variance exceeds theirs (Wiener). For
-each object a coarse grid is stored; `residuals` computes the full residual from this grid and the object's
-image (decision 0068).
+Added to a clean image, a residual shows the object there; a crop would also copy its old background. A linear
+map predicts the background of a box from its surroundings. It is fitted on clean images, where its errors can
+be measured. A residual is split into a class part, which is the scaled mean over the object's class, and the
+object's deviation from it. The deviation is multiplied by its Wiener weight: the share of its variance that
+is not prediction error. For each object only a coarse grid is stored. `residuals` computes the full residual
+from this grid and the object's image (decision 0068).
 
 A *crop* shows a box and its surroundings on SIDE x SIDE cells. Its middle part, slightly larger than the
 box, is the *hole*: the cells whose background is predicted from the cells around it.
@@ -30,13 +29,11 @@ from tf_detectorgan.errors import InputError
 SIDE = 40  # cells of a crop's side
 EXTENT = 4.0  # side of a crop, in box sides
 HOLE = 1.2  # side of the hole, in box sides
-CROPS = (
-    6000  # crops of clean images; the map is fitted on three quarters, the errors are measured on the others
-)
+CROPS = 6000  # crops of clean images: the map is fitted on three quarters, its errors measured on the rest
 RIDGE = 0.01  # ridge penalty of the linear map, per crop and in the variance of a pixel
 LOADING = 0.05  # diagonal loading of the errors' covariance, in their mean variance
-FEWEST = 5  # objects of a class from which on its mean residual is used
-FAINTEST = 0.2  # least amplitude of the class mean in an object; 1 is the mean object's
+MIN_OBJECTS = 5  # a class with fewer objects has no class part
+MIN_AMPLITUDE = 0.2  # of the class mean in an object, whose mean amplitude is 1
 CLEAN_LIMIT = 256 * 2**20  # bytes of decoded clean images from which crops are taken, one image at a time
 
 _CENTRES = ((np.arange(SIDE) + 0.5) / SIDE - 0.5) * EXTENT  # of cells, in box sides from the box's centre
@@ -49,7 +46,7 @@ class ObjectResiduals(NamedTuple):
     """The stored part of the residuals of all labelled training objects."""
 
     cells: tf.Tensor  # [M, C, d] float32, the terms of `residuals` that do not depend on the object's image
-    weights: tf.Tensor  # [M] float32 Wiener weight of the object's own deviation
+    weights: tf.Tensor  # [M] float32 Wiener weight of the object's deviation from its class part
     first: tf.Tensor  # [L] int32 index of each image's first object; its other objects follow
     signal: np.ndarray  # [classes] share of the residuals' variance that is signal; NaN: no object
 
@@ -107,9 +104,9 @@ def object_residuals(dataset: Dataset) -> ObjectResiduals:
 
 
 def residuals(images, boxes, cells, weights) -> tf.Tensor:
-    """Returns the residual of one object of each image; it is 0 away from the object's box.
+    """Returns the residual of one object of each image; it is 0 outside of the hole around its box.
 
-    With the predicted background b, the class part c and the object's weight w, the residual is
+    With the predicted background b, the class part c and the object's Wiener weight w, the residual is
 
         window * (c + w * (image - b - c))
 
@@ -186,10 +183,10 @@ def _predicted(dataset: Dataset, objects: _Objects, predictor: _Predictor) -> tu
 def _noise_variance(errors: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
     """Returns the mean square of the errors [n, d] of each of `count` classes.
 
-    A class with fewer than FEWEST errors gets the mean square of all.
+    A class with fewer than MIN_OBJECTS errors gets the mean square of all.
     """
     by_class = [errors[classes == c] for c in range(count)]
-    return np.array([np.mean((some if len(some) >= FEWEST else errors) ** 2) for some in by_class])
+    return np.array([np.mean((some if len(some) >= MIN_OBJECTS else errors) ** 2) for some in by_class])
 
 
 def _signal(residuals: np.ndarray, classes: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -247,11 +244,11 @@ def _fit(dataset: Dataset, objects: _Objects) -> tuple[_Predictor, np.ndarray, n
 def _split(
     residuals: np.ndarray, classes: np.ndarray, errors: np.ndarray, noise: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Splits residuals [M, d]; returns the class part [M, d] and the weight [M] of the own part.
+    """Returns the class part [M, d] of residuals [M, d], and the Wiener weight [M] of the deviation from it.
 
     `errors` [n, d] have mean 0; `noise` [classes] is their variance by class. The class part is the class's
-    mean residual times an amplitude: the best linear unbiased estimate under the errors' covariance. The rest
-    is the object's own part. Its Wiener weight, one per class, is the share of its variance that is signal.
+    mean residual times an amplitude: the best linear unbiased estimate under the errors' covariance. The
+    Wiener weight is equal within a class: the share of the deviations' variance that is signal.
     """
     covariance = np.atleast_2d(np.cov(errors.T))
     variance = np.trace(covariance) / len(covariance)
@@ -260,17 +257,17 @@ def _split(
     for c in np.unique(classes):
         members = classes == c
         found = residuals[members]
-        if members.sum() >= FEWEST:
+        if members.sum() >= MIN_OBJECTS:
             mean = found.mean(0)
             whitened = np.linalg.solve(covariance, mean)
-            amplitude = np.maximum(found @ whitened / max(mean @ whitened, 1e-12), FAINTEST)
+            amplitude = np.maximum(found @ whitened / max(mean @ whitened, 1e-12), MIN_AMPLITUDE)
             class_part[members] = amplitude[:, None] * mean
         weights[members] = _wiener(noise[c], np.mean((found - class_part[members]) ** 2))
     return class_part, weights
 
 
 def _parts(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Splits crops into the cells around the hole [..., C, d'] and the hole [..., C, d].
+    """Splits crops into the cells around the hole [..., C, d'] and those of the hole [..., C, d].
 
     Both are relative to the mean [..., C, 1] of the cells around the hole, which is returned third.
     """
@@ -282,8 +279,8 @@ def _parts(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _crop(image: np.ndarray, box: np.ndarray, valid_size) -> np.ndarray:
     """Returns a crop [C, SIDE, SIDE] of EXTENT box sides around the box's centre, sampled bilinearly.
 
-    Beyond the content its edge is repeated. Where the hole touches that edge, the edge is first interpolated
-    across the hole, so that the object is not repeated.
+    Outside of the content, its edge is repeated. Where the hole touches that edge, the edge is first
+    interpolated across the hole, so that the object is not repeated.
     """
     x, y = ((box[k] + box[k + 2]) / 2 + _CENTRES * (box[k + 2] - box[k]) - 0.5 for k in (0, 1))
     rows, columns = np.clip(y, 0, valid_size[0] - 1), np.clip(x, 0, valid_size[1] - 1)
