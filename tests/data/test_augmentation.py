@@ -27,7 +27,7 @@ def rectangles():
 
 
 def extent(image):
-    """Box of the pixels that are at least half white, by areas' edges."""
+    """Returns the box around all pixels of at least 0."""
     rows, columns = (np.flatnonzero((image[..., 0] >= 0).any(axis)) for axis in (1, 0))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
 
@@ -42,19 +42,19 @@ def extent(image):
     ],
     ids=["flip", "shift", "scale", "all"],
 )
-def test_the_box_is_where_the_rectangle_went(rectangles, options):
+def test_the_box_moves_with_the_rectangle(rectangles, options):
     images, boxes, labels, sizes, draws = rectangles
     new_images, new_boxes, new_labels = (
         t.numpy() for t in augment(images, boxes, labels, sizes, draws, options)
     )
     moved = compared = 0
     for image, old, box, (h, w) in zip(new_images, boxes[:, 0], new_boxes[:, 0], sizes, strict=True):
-        seen = extent(image[:h, :w])
-        # Where the rectangle touches the border, the repeated edge prolongs it beyond its box.
+        rectangle = extent(image[:h, :w])
+        # If the rectangle touches the border, the repeated edge extends it outside of its box.
         inside = (old[:2] > 0).all() and old[2] < w and old[3] < h
         if inside:
             compared += 1
-            np.testing.assert_allclose(box, seen, atol=1.0)
+            np.testing.assert_allclose(box, rectangle, atol=1.0)
         assert (box >= 0).all()
         assert box[2] <= w
         assert box[3] <= h
@@ -66,7 +66,7 @@ def test_the_box_is_where_the_rectangle_went(rectangles, options):
     assert not new_boxes[:, 1:].any()
 
 
-def test_padding_stays_bit_by_bit(rectangles):
+def test_padding_is_unchanged(rectangles):
     images, boxes, labels, sizes, draws = rectangles
     new_images = augment(images, boxes, labels, sizes, draws, ALL)[0].numpy()
     for image, (h, w) in zip(new_images, sizes, strict=True):
@@ -74,13 +74,13 @@ def test_padding_stays_bit_by_bit(rectangles):
         assert (image[:, w:] == np.float32(0.3)).all()
 
 
-def test_nothing_to_do_changes_no_bit(rectangles):
+def test_identity_changes_no_bit(rectangles):
     changed = augment(*rectangles, IDENTITY)
     for new, old in zip(changed, rectangles, strict=False):
         np.testing.assert_array_equal(new, old)
 
 
-def test_draws_in_the_middle_change_nothing_though_everything_is_on(rectangles):
+def test_all_options_with_draws_of_a_half_are_the_identity(rectangles):
     *data, draws = rectangles
     changed = augment(*data, np.full_like(draws, 0.5), ALL)
     for new, old in zip(changed, data, strict=False):
@@ -98,7 +98,7 @@ def test_flipping_twice_is_the_identity(rectangles):
 
 
 def shifted_right(boxes, labels, by):
-    """Boxes and labels of one 40x40 image after a shift by `by` pixels to the right."""
+    """Returns boxes and labels of one 40x40 image after a shift by `by` pixels to the right."""
     draws = np.full((1, DRAWS), 0.5, np.float32)
     draws[0, 4] = 0.5 + by / 40 / 2  # shift 1: 2 * draw - 1 is a fraction of the side
     options = Augmentation(flip=False, shift=1.0, scale=0.0, intensity=0.0)
@@ -107,31 +107,31 @@ def shifted_right(boxes, labels, by):
     return result[1][0].numpy(), result[2][0].numpy().tolist()
 
 
-def test_boxes_are_cut_and_dropped_by_the_share_that_remains():
+def test_boxes_are_clipped_and_dropped_if_too_little_remains():
     given = [[26, 0, 40, 9], [25, 0, 40, 9], [4, 4, 8, 8]], [0, 1, 0]
     # After 10 pixels 4 of 14 columns remain (29 %), 5 of 15 (33 %), all.
     boxes, labels = shifted_right(*given, 10)
     np.testing.assert_allclose(boxes, [[36, 0, 40, 9], [35, 0, 40, 9], [14, 4, 18, 8]], atol=1e-4)
     assert labels == [0, 1, 0]
-    # After 12, 2 of 14 (14 %) and 3 of 15 (20 %): both are dropped, what is left comes first.
+    # After 12, 2 of 14 (14 %) and 3 of 15 (20 %): both are dropped, and the remaining box comes first.
     boxes, labels = shifted_right(*given, 12)
     np.testing.assert_allclose(boxes, [[16, 4, 20, 8], [0, 0, 0, 0], [0, 0, 0, 0]], atol=1e-4)
     assert labels == [0, -1, -1]
 
 
-def test_a_sliver_is_dropped_whatever_its_share():
+def test_a_box_clipped_to_a_sliver_is_dropped():
     boxes, labels = shifted_right([[28.5, 0, 30.5, 9], [4, 4, 8, 8]], [0, 1], 11)  # 0.5 of 2 columns remain
     np.testing.assert_allclose(boxes[0], [15, 4, 19, 8], atol=1e-4)
     assert labels == [1, -1]
 
 
-def test_a_box_that_was_thin_before_stays():
+def test_a_thin_box_that_is_not_clipped_is_kept():
     boxes, labels = shifted_right([[12.3, 0, 12.8, 40], [4, 4, 8, 8]], [0, 1], 5)
     np.testing.assert_allclose(boxes[0], [17.3, 0, 17.8, 40], atol=1e-4)
     assert labels == [0, 1]
 
 
-def test_no_image_loses_its_last_box_however_it_is_flipped_and_moved(rectangles):
+def test_no_image_loses_its_last_box(rectangles):
     images, boxes, labels, sizes, draws = rectangles
     options = Augmentation(shift=1.0, scale=0.3, intensity=0.0)
     _, new_boxes, new_labels = augment(images, boxes, labels, sizes, draws, options)
@@ -142,7 +142,7 @@ def test_no_image_loses_its_last_box_however_it_is_flipped_and_moved(rectangles)
     assert 0.2 < kept_in_place < 0.9  # both cases happen
 
 
-def test_an_image_whose_box_would_leave_is_not_moved():
+def test_an_image_that_would_lose_all_boxes_is_not_moved():
     boxes, labels = shifted_right([[30, 0, 40, 9], [20, 0, 31, 9]], [0, 1], 30)
     np.testing.assert_allclose(boxes, [[30, 0, 40, 9], [20, 0, 31, 9]])
     assert labels == [0, 1]
@@ -165,8 +165,8 @@ def test_intensity_stays_in_range(rectangles):
     assert float(tf.reduce_max(tf.abs(changed))) <= 1.0
 
 
-def test_half_of_the_images_keep_their_pixels():
-    """A zoom smooths the grain: whole-pixel shifts without zoom copy values, zoomed images make new ones."""
+def test_half_of_the_images_are_not_zoomed_and_keep_their_pixel_values():
+    """Whole-pixel shifts without zoom copy values; a zoom interpolates new ones, which smooths the grain."""
     images = tf.random.stateless_uniform([64, 40, 40, 1], [1, 2], -1, 1)
     boxes, labels = tf.zeros([64, 1, 4]), -tf.ones([64, 1], tf.int32)
     sizes = tf.fill([64, 2], 40)

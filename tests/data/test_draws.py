@@ -4,12 +4,12 @@ import tensorflow as tf
 from tf_detectorgan.data import draws
 
 
-def test_a_number_is_a_function_of_seed_stream_and_number():
-    here = draws.uniforms(3, "x", 7, 5).numpy()
+def test_uniforms_depend_on_seed_stream_and_number_only():
+    first = draws.uniforms(3, "x", 7, 5).numpy()
     tf.random.set_seed(99)
-    np.testing.assert_array_equal(draws.uniforms(3, "x", 7, 5), here)
+    np.testing.assert_array_equal(draws.uniforms(3, "x", 7, 5), first)
     others = [draws.uniforms(*other, 5).numpy() for other in [(4, "x", 7), (3, "y", 7), (3, "x", 8)]]
-    assert not any(np.intersect1d(other, here).size for other in others)
+    assert not any(np.intersect1d(other, first).size for other in others)
 
 
 def test_draws_are_uniform_over_elements():
@@ -20,17 +20,17 @@ def test_draws_are_uniform_over_elements():
     assert np.abs(np.corrcoef(values.T) - np.eye(3)).max() < 4 / np.sqrt(1000)
 
 
-def test_pick_covers_the_range_and_never_leaves_it():
+def test_pick_covers_the_range_and_stays_inside():
     assert draws.pick([0.0, 0.3, 0.34, 0.99, 1.0], 3).numpy().tolist() == [0, 0, 1, 2, 2]
 
 
-def test_pick_true_takes_each_true_entry_in_its_share_of_draws():
+def test_pick_true_picks_true_entries_with_equal_shares():
     candidates = tf.constant([[False, True, False, True, True]] * 6)
     chosen = draws.pick_true(tf.constant([0.0, 0.3, 0.4, 0.6, 0.7, 0.99]), candidates)
     assert chosen.numpy().tolist() == [1, 1, 3, 3, 4, 4]
 
 
-def test_shuffles_differ_and_hold_every_value():
+def test_shuffles_differ_and_contain_every_value():
     first, second = (draws.shuffled(tf.range(20), 0, "x", epoch).numpy().tolist() for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(20))
     assert first != second

@@ -1,4 +1,4 @@
-"""Noise in a box: thirds by counting, nothing else touched, each image by its own draws."""
+"""Noise in a box: shares of the grey levels, unchanged surroundings, dependence on the draws."""
 
 import numpy as np
 import tensorflow as tf
@@ -8,7 +8,7 @@ from tf_detectorgan.data import noise, pipeline, records
 from tf_detectorgan.data.placement import Placement
 
 
-def test_a_third_of_the_box_each_and_nothing_beyond():
+def test_each_level_fills_a_third_of_the_box_and_nothing_outside_changes():
     images = tf.random.stateless_uniform([2, 64, 64, 3], [0, 0], -1, 1)
     boxes = tf.constant([[3.0, 5, 63, 61], [10, 20, 12, 21]])
     draws = tf.constant([[0.25, 0.5], [0.75, 0.125]])
@@ -23,7 +23,7 @@ def test_a_third_of_the_box_each_and_nothing_beyond():
     np.testing.assert_allclose(shares, 1 / 3, atol=4 * 0.0082)
 
 
-def test_each_image_by_its_own_draws():
+def test_the_noise_of_an_image_depends_on_its_own_draws_only():
     images, boxes = tf.zeros([2, 16, 16, 1]), tf.constant([[0.0, 0, 16, 16]] * 2)
     draws = tf.constant([[0.1, 0.2], [0.1, 0.3]])
     both = noise.fill(images, boxes, draws)
@@ -32,7 +32,7 @@ def test_each_image_by_its_own_draws():
 
 
 def test_batches_with_noise_are_functions_of_seed_and_step(tiny_phantom):
-    """x and y hold noise in their boxes and are themselves elsewhere; step 2 is the same from any start."""
+    """x and y have noise in their boxes and are unchanged outside; step 2 does not depend on the start."""
     dataset = records.open_dataset(tiny_phantom("noise"))
     options = {"batch_size": 2, "seed": 3, "steps": 3, "placement": Placement(noise=True)}
     batches = list(pipeline.joint_batches(dataset, start_step=0, **options))

@@ -6,7 +6,7 @@ import pytest
 from tf_detectorgan.data import chest_film, phantom, records, shards
 
 
-def test_the_same_seed_draws_the_same_bytes_and_another_does_not():
+def test_an_image_depends_on_seed_and_index_only():
     image, boxes = chest_film.draw(3, 5, 64, nodule=True)
     again, same_boxes = chest_film.draw(3, 5, 64, nodule=True)
     assert image.tobytes() == again.tobytes()
@@ -15,7 +15,7 @@ def test_the_same_seed_draws_the_same_bytes_and_another_does_not():
     assert chest_film.draw(3, 4, 64, nodule=True)[0].tobytes() != image.tobytes()
 
 
-def test_another_size_is_the_same_patient_with_the_same_boxes():
+def test_another_size_shows_the_same_patient_with_scaled_boxes():
     for index in range(20):
         small, small_boxes = chest_film.draw(0, index, 64, nodule=True)
         large, large_boxes = chest_film.draw(0, index, 128, nodule=True)
@@ -27,7 +27,7 @@ def test_another_size_is_the_same_patient_with_the_same_boxes():
 def test_boxes_are_tight_around_the_drawn_profile():
     size = 512
     v, u = np.meshgrid(*[(np.arange(size) + 0.5) / size] * 2, indexing="ij")
-    seen = 0
+    checked = 0
     for index in range(40):
         _, nodules = chest_film.film(0, index, 64, nodule=True)
         _, boxes = chest_film.draw(0, index, 64, nodule=True)
@@ -40,11 +40,11 @@ def test_boxes_are_tight_around_the_drawn_profile():
             # ... and the contour's tip can be thinner than a pixel: at most one and a half pixels are lost.
             np.testing.assert_allclose(extent, [x0, y0, x1, y1], atol=1.5)
             assert 0.05 * size < x1 - x0 < 0.25 * size
-            seen += 1
-    assert seen > 40  # some films have two
+            checked += 1
+    assert checked > 40  # some films have two
 
 
-def test_the_nodule_is_all_that_differs_from_the_clean_film():
+def test_an_image_differs_from_the_clean_one_only_near_the_nodules():
     for index in range(20):
         clean, none = chest_film.draw(0, index, 128, nodule=False)
         image, boxes = chest_film.draw(0, index, 128, nodule=True)
@@ -83,30 +83,30 @@ def test_three_patients_have_four_images(monkeypatch):
     assert (films[0] != films[2]).any()
 
 
-def test_a_lookalike_by_hand():
-    """An ellipse of half axes 0.04 (upright) and 0.02: 1/e of its density on the rim, none in a ring."""
+def test_density_of_a_lookalike_by_hand():
+    """Ellipse with half axes 0.04 (upright) and 0.02: 1/e of its density on the rim; a ring is empty."""
     one = chest_film.Lookalike(0.5, 0.4, 0.04, 0.02, np.pi / 2, density=0.3, power=3.0, hollow=0.0)
     u, v = np.array([0.5, 0.5, 0.52, 0.54]), np.array([0.4, 0.44, 0.4, 0.4])
     np.testing.assert_allclose(one.profile(u, v, 1e-3), 0.3 * np.exp([0.0, -1, -1, -8]), rtol=1e-6)
     ring = one._replace(hollow=1.0)
     np.testing.assert_allclose(ring.profile(u[:1], v[:1], 1e-3), 0.0, atol=1e-12)
-    # At a coarse pixel the shorter axis is 0.6 pixels, and the whole as much fainter.
+    # With a coarse pixel the shorter axis grows to 0.6 pixels, and the density decreases by the same factor.
     np.testing.assert_allclose(one.profile(u[:1], v[:1], 0.05), 0.3 * 0.02 / 0.03, rtol=1e-6)
 
 
-def test_nipples_are_two_at_one_height_or_none():
+def test_nipples_are_two_at_the_same_height_or_none():
     paired = [kind.paired for kind in chest_film.LOOKALIKES].index(True)
-    seen = []
+    counts = []
     for number in range(40):
         with pytest.MonkeyPatch.context() as only:
             only.setattr(chest_film, "LOOKALIKES", chest_film.LOOKALIKES[paired : paired + 1])
             found = chest_film._draw_lookalikes(np.random.default_rng(number))
-        seen.append(len(found))
+        counts.append(len(found))
         if found:
             left, right = found
             assert left.v == right.v
             np.testing.assert_allclose(left.u + right.u, 1.0)
-    assert set(seen) == {0, 2}
+    assert set(counts) == {0, 2}
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def dataset(tmp_path_factory):
     return records.open_dataset(out)
 
 
-def test_streams_have_what_they_are_named_for(dataset):
+def test_only_labelled_streams_have_boxes_and_clean_ones_no_nodules(dataset):
     boxes = {}
     for split, count in (
         ("train_labelled", 7),

@@ -17,7 +17,7 @@ def columns(examples, *fields):
 
 
 class Scene:
-    """Clean images, references and what to compare with; `place(options)` runs many draws."""
+    """Clean images, references and expected values; `place(options)` makes N insertions."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -72,7 +72,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_boxes_lie_inside_the_valid_content(scene, options):
+def test_boxes_lie_inside_the_content(scene, options):
     boxes, labels, _, _ = scene.place(options)
     sizes = scene.sizes.numpy()
     assert (boxes[:, :2] >= 0).all()
@@ -82,7 +82,7 @@ def test_boxes_lie_inside_the_valid_content(scene, options):
 
 
 @pytest.mark.parametrize("name", ["paper", "uniform", "far", "whole_context", "edges"])
-def test_the_box_is_a_references_box_moved_by_whole_pixels(scene, name):
+def test_the_box_is_a_reference_box_moved_by_whole_pixels(scene, name):
     boxes, labels, _, chosen = scene.place(OPTIONS[name])
     for box, label, index, size in zip(boxes, labels, chosen, scene.sizes.numpy(), strict=True):
         reference = scene.labelled[index]
@@ -115,8 +115,8 @@ def test_the_exemplar_shows_the_references_pixels_in_the_box(scene, name):
     assert compared > 10 * N
 
 
-def test_a_layer_is_laid_over_the_image_near_its_box_only(scene):
-    """The layer is that of the chosen object, moved with it; the moved image is there as well."""
+def test_the_exemplar_is_the_clean_image_plus_the_moved_residual(scene):
+    """The residual is that of the chosen object. Box, class and moved image are as without residuals."""
     image = scene.place(UNIFORM)
     moved = scene.moved.numpy()
     np.testing.assert_array_equal(moved, image[2])
@@ -124,7 +124,7 @@ def test_a_layer_is_laid_over_the_image_near_its_box_only(scene):
     np.testing.assert_array_equal(scene.moved, moved)
     for before, after in zip((image[0], image[1], image[3]), (boxes, labels, chosen), strict=True):
         np.testing.assert_array_equal(before, after)
-    kept = object_residuals(scene.dataset)
+    stored = object_residuals(scene.dataset)
     for box, label, x, exemplar, index in zip(boxes, labels, scene.images, exemplars, chosen, strict=True):
         shifts = box - scene.labelled[index]["boxes"]
         same = np.isclose(shifts, np.tile(np.rint(shifts[:, :2]), 2), atol=1e-5).all(1)
@@ -132,16 +132,16 @@ def test_a_layer_is_laid_over_the_image_near_its_box_only(scene):
         dx, dy = np.rint(shifts[k, :2]).astype(int)
         x0, y0, x1, y1 = np.concatenate([np.ceil(box[:2]), np.floor(box[2:])]).astype(int)
         m = sum(len(one["labels"]) for one in scene.labelled[:index]) + k
-        own_box = scene.labelled[index]["boxes"][k : k + 1]
-        layer = residuals(
-            scene.decoded[index][None], own_box, kept.cells[m : m + 1], kept.weights[m : m + 1]
+        box_of_m = scene.labelled[index]["boxes"][k : k + 1]
+        residual = residuals(
+            scene.decoded[index][None], box_of_m, stored.cells[m : m + 1], stored.weights[m : m + 1]
         ).numpy()[0]
-        laid = layer[y0 - dy : y1 - dy, x0 - dx : x1 - dx]
-        wanted = np.clip(x.numpy()[y0:y1, x0:x1] + laid, -1, 1)
-        np.testing.assert_allclose(exemplar[y0:y1, x0:x1], wanted, atol=1e-6)
+        moved_residual = residual[y0 - dy : y1 - dy, x0 - dx : x1 - dx]
+        expected = np.clip(x.numpy()[y0:y1, x0:x1] + moved_residual, -1, 1)
+        np.testing.assert_allclose(exemplar[y0:y1, x0:x1], expected, atol=1e-6)
 
 
-def test_beyond_the_reference_its_edge_is_repeated(padded):
+def test_outside_of_the_reference_its_edge_is_repeated(padded):
     boxes, _, exemplars, chosen = padded.place(OPTIONS["far"])
     for exemplar, index in zip(exemplars, chosen, strict=True):
         h, w = padded.labelled[index]["valid_size"]
@@ -151,7 +151,7 @@ def test_beyond_the_reference_its_edge_is_repeated(padded):
 
 def test_a_mirrored_exemplar_mirrors_image_and_box(square):
     draws = square.draws.copy()
-    draws[:, 1] = 0.0  # mirrored, all of them
+    draws[:, 1] = 0.0  # all are mirrored
     boxes, _, exemplars, chosen = square.place(Placement(max_shift=0.0, keep_edges=False), draws=draws)
     for box, exemplar, index in zip(boxes, exemplars, chosen, strict=True):
         decoded = square.decoded[index]
@@ -162,7 +162,7 @@ def test_a_mirrored_exemplar_mirrors_image_and_box(square):
 
 
 def test_the_most_similar_reference_is_chosen(square):
-    """A clean image that is a reference under a little noise and other brightness finds that reference."""
+    """The clean images are the references with a little noise and another brightness."""
     picks = np.arange(len(square.labelled))
     images = columns(square.labelled, "image")[0] / 127.5 - 1.0
     images = 0.5 * images + 0.2 + np.random.default_rng(0).normal(0, 0.02, images.shape)
@@ -174,7 +174,7 @@ def test_the_most_similar_reference_is_chosen(square):
     assert chosen.tolist() != picks.tolist()
 
 
-def test_top_k_draws_among_the_k_best(square):
+def test_references_are_drawn_from_the_k_most_similar(square):
     ranks = square.draws.copy()
     images = tf.repeat(square.images[:1], N, axis=0)
     similarity = tf.matmul(
@@ -186,7 +186,7 @@ def test_top_k_draws_among_the_k_best(square):
         assert set(chosen) == set(best[:k])
 
 
-def test_descriptors_are_cosine_by_numpy_and_blind_to_padding(padded):
+def test_descriptors_equal_numpy_and_do_not_depend_on_padding(padded):
     images, sizes = padded.images.numpy()[:8], padded.sizes.numpy()[:8]
     found = placement.descriptors(images, sizes).numpy()
     for image, (h, w), descriptor in zip(images, sizes, found, strict=True):
@@ -199,7 +199,7 @@ def test_descriptors_are_cosine_by_numpy_and_blind_to_padding(padded):
 
 
 def with_boxes(scene, boxes):
-    """The scene with all references having these boxes."""
+    """Returns the scene with these boxes in all references."""
     table = scene.table
     count = table.labels.shape[0]
     repeated = tf.constant(np.tile(np.float32(boxes), (count, 1, 1)))
@@ -209,7 +209,7 @@ def with_boxes(scene, boxes):
     return changed
 
 
-EDGES = {  # a reference's box -> distance of the box to the upper, left, lower, right edge; None: free
+EDGES = {  # reference box; expected distances to the upper, left, lower, right edge (None: any)
     "upper": ([9, 0, 15, 6], [0, None, None, None]),
     "lower_right": ([24, 25, 32, 31.5], [None, None, 0.5, 0]),
     "whole_height": ([9, 0, 12, 32], [0, None, None, None]),
@@ -220,23 +220,23 @@ EDGES = {  # a reference's box -> distance of the box to the upper, left, lower,
 @pytest.mark.parametrize("name", EDGES)
 @pytest.mark.parametrize("mode", ["uniform", "context"])
 def test_an_object_cut_off_by_an_edge_stays_at_that_edge(square, mode, name):
-    """Also in content of another size than its own. Along that edge, or if no edge cuts it off, it moves."""
+    """It moves along that edge; other objects move freely. The content is smaller than the reference."""
     box, distances = EDGES[name]
     scene = with_boxes(square, [box])
     height, width = sizes = (24, 28)
-    learned = placement.context_placement.fit(
+    context = placement.context_placement.fit(
         scene.images[:1], scene.sizes[:1], tf.constant([box], tf.float32), tf.constant([0]), mirrored=False
     )
-    table = dataclasses.replace(scene.table, context=learned if mode == "context" else None)
+    table = dataclasses.replace(scene.table, context=context if mode == "context" else None)
     for keep in (True, False):
         options = Placement(mode, flip_objects=False, keep_edges=keep)
         placed = insertions(scene.images, tf.constant([sizes] * N), table, scene.draws, options)
         boxes = placed.insertion.boxes.numpy()
         found = np.stack([boxes[:, 1], boxes[:, 0], height - boxes[:, 3], width - boxes[:, 2]], axis=1)
         assert (found >= 0).all()
-        for wanted, column in zip(distances, found.T, strict=True):
-            if wanted is not None:
-                assert (np.abs(column - wanted) <= 0.5 + 1e-5).all() == keep
+        for expected, column in zip(distances, found.T, strict=True):
+            if expected is not None:
+                assert (np.abs(column - expected) <= 0.5 + 1e-5).all() == keep
         free = found[:, 1] if distances[1] is None else found[:, 0]
         if name != "lower_right":
             assert len(np.unique(free)) > 3
@@ -244,13 +244,13 @@ def test_an_object_cut_off_by_an_edge_stays_at_that_edge(square, mode, name):
 
 def test_a_mirrored_object_stays_at_the_mirrored_edge(square):
     draws = square.draws.copy()
-    draws[:, 1] = 0.0  # mirrored, all of them
+    draws[:, 1] = 0.0  # all are mirrored
     options = Placement("uniform")
     boxes, *_ = with_boxes(square, [[0, 9, 6, 15]]).place(options, draws=draws)
     np.testing.assert_array_equal(boxes[:, 2], S)
 
 
-def test_a_box_that_does_not_fit_gives_way_to_one_that_does(square):
+def test_only_boxes_that_fit_are_drawn_if_there_are_any(square):
     scene = with_boxes(square, [[0, 0, 25, 25], [2, 2, 8, 8]])
     sizes = tf.constant([[16, 20]] * N)
     boxes, *_ = scene.place(PAPER, valid_sizes=sizes)
@@ -259,10 +259,10 @@ def test_a_box_that_does_not_fit_gives_way_to_one_that_does(square):
     assert set((boxes[:, 2] - boxes[:, 0]).tolist()) == {6.0, 25.0}
 
 
-def test_where_no_box_fits_it_is_shrunk_in_proportion(square):
+def test_a_box_is_shrunk_in_proportion_if_none_fits(square):
     scene = with_boxes(square, [[4, 4, 28, 24]])  # 24 wide, 20 high
     boxes, _, exemplars, chosen = scene.place(PAPER, valid_sizes=tf.constant([[16, 20]] * N))
-    # Room of 15 and 19: scale min(15/20, 19/24) = 0.75.
+    # One pixel less than the content, 15 and 19: scale min(15/20, 19/24) = 0.75.
     np.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], [[18.0, 15.0]] * N, rtol=1e-5)
     assert (boxes[:, 2:] <= [20, 16]).all()
     for box, exemplar, index in zip(boxes, exemplars, chosen, strict=True):
@@ -272,7 +272,7 @@ def test_where_no_box_fits_it_is_shrunk_in_proportion(square):
         assert abs(exemplar[y0:y1, x0:x1].mean() - decoded[4:24, 4:28].mean()) < 0.03
 
 
-def test_labelled_images_without_boxes_and_an_empty_split_are_errors(make_dataset):
+def test_an_empty_split_and_labelled_images_without_boxes_are_errors(make_dataset):
     with pytest.raises(InputError, match="train_labelled"):
         reference_table(make_dataset(labelled=0))
     with pytest.raises(InputError, match=r"\[0, 1, 2"):

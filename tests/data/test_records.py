@@ -56,7 +56,7 @@ def test_decode_is_the_inverse_of_encode(bits, channels, inside_tf_data):
     assert records.encode(schema, {k: v.numpy() for k, v in record._asdict().items()}) == serialized
 
 
-def test_an_image_without_boxes_keeps_their_shape():
+def test_an_image_without_boxes_has_boxes_of_shape_0_4():
     schema = records.features((8, 8, 1), 8, NAMES)
     record = records.decode(schema, records.encode(schema, example(noise((8, 8, 1), 8), boxes=[], labels=[])))
     assert record.boxes.shape == (0, 4)
@@ -64,7 +64,7 @@ def test_an_image_without_boxes_keeps_their_shape():
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_every_stored_level_survives_the_way_to_floats_and_back(bits):
+def test_every_stored_level_is_unchanged_by_conversion_to_float_and_back(bits):
     levels = np.arange(2**bits).astype(f"uint{bits}")
     floats = records.to_float(levels, bits).numpy()
     assert floats[0] == -1.0
@@ -94,7 +94,7 @@ def test_written_records_are_read_back_in_order(written):
         np.testing.assert_array_equal(records.to_stored(stored.numpy(), 8), image)
 
 
-def test_truncated_damaged_or_missing_records_are_an_input_error_naming_the_file(written):
+def test_truncated_damaged_or_missing_records_are_an_error_naming_the_file(written):
     path, _ = written
     contents = path.read_bytes()
     for broken in (contents[:-5], contents[:60] + b"\x00\xff" + contents[62:]):
@@ -109,7 +109,7 @@ def test_truncated_damaged_or_missing_records_are_an_input_error_naming_the_file
         records.read_features(path.parent)
 
 
-def test_a_writer_that_is_interrupted_leaves_the_old_file_and_nothing_else(written):
+def test_an_interrupted_write_keeps_the_old_file_and_leaves_no_other(written):
     path, _ = written
     before, listing = path.read_bytes(), sorted(os.listdir(path.parent))
 
@@ -159,7 +159,7 @@ def test_the_fingerprint_depends_on_the_contents_only(prepared, tmp_path):
     assert records.open_dataset(tmp_path / "other").fingerprint() != first
 
 
-def test_damage_of_a_prepared_set_is_found(prepared):
+def test_a_damaged_truncated_or_missing_shard_is_an_error(prepared):
     dataset = records.open_dataset(prepared)
     file = next(prepared.glob("*train_clean*"))
     contents = file.read_bytes()
@@ -174,7 +174,7 @@ def test_damage_of_a_prepared_set_is_found(prepared):
         records.open_dataset(prepared)
 
 
-def test_what_is_no_data_set_of_this_schema_is_refused(prepared, tmp_path):
+def test_opening_a_missing_set_or_another_schema_is_an_error(prepared, tmp_path):
     with pytest.raises(InputError, match="nowhere.*prepare"):
         records.open_dataset(tmp_path / "nowhere")
     (prepared / "metadata.json").write_text('{"schema": 99, "max_boxes": 2}')
@@ -185,7 +185,7 @@ def test_what_is_no_data_set_of_this_schema_is_refused(prepared, tmp_path):
         records.open_dataset(prepared)
 
 
-def test_a_build_that_fails_leaves_the_old_set_and_nothing_else(prepared, monkeypatch):
+def test_an_interrupted_build_keeps_the_old_set_and_leaves_no_other_file(prepared, monkeypatch):
     before = records.open_dataset(prepared).fingerprint()
 
     def stopped(*_, **__):
@@ -198,7 +198,7 @@ def test_a_build_that_fails_leaves_the_old_set_and_nothing_else(prepared, monkey
     assert records.open_dataset(prepared).fingerprint() == before
 
 
-def test_a_limited_view_has_the_first_images_of_a_split_and_leaves_the_data_set_alone(tiny_phantom):
+def test_a_limited_view_has_the_first_images_and_does_not_change_the_data_set(tiny_phantom):
     dataset = records.open_dataset(tiny_phantom("limited", test_images=4))
     view = dataset.limited({"test_labelled": 3, "train_clean": 100, "train_unboxed": 1})
     ids = {

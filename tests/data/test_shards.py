@@ -1,4 +1,4 @@
-"""Files of a few records each: the same data set, whoever writes them."""
+"""Building a data set in shards of a few records each, also after a failure."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def contents(dataset):
     return [[bytes(record) for record in dataset.serialized(split).as_numpy_iterator()] for split in splits]
 
 
-def test_many_files_hold_what_one_holds_in_the_same_order(tmp_path, monkeypatch):
+def test_many_shards_contain_the_records_of_one_in_the_same_order(tmp_path, monkeypatch):
     whole = build(tmp_path / "whole")
     monkeypatch.setattr(shards, "_SHARD_BYTES", 2 * 32 * 32)  # two images
     divided = build(tmp_path / "divided")
@@ -32,7 +32,7 @@ def test_many_files_hold_what_one_holds_in_the_same_order(tmp_path, monkeypatch)
     )
 
 
-def test_a_failure_at_the_last_moment_leaves_the_old_set(tmp_path, monkeypatch):
+def test_a_failure_or_kill_between_the_renames_keeps_the_old_set(tmp_path, monkeypatch):
     before = build(tmp_path / "set").fingerprint()
     rename = type(tmp_path).rename
 
@@ -46,7 +46,7 @@ def test_a_failure_at_the_last_moment_leaves_the_old_set(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="Input/output"):
             build(tmp_path / "set", overwrite=True)
     assert records.open_dataset(tmp_path / "set").fingerprint() == before
-    # Killed between the two renames: the old set is put back by the next call.
+    # After a kill between the two renames, the next call restores the old set.
     work = tmp_path / ".set.partial"
     assert work.is_dir()  # with the finished files
     (tmp_path / "set").rename(work / "old")

@@ -1,4 +1,4 @@
-"""Pictures in two splits are found, and pictures of other patients are not taken for them."""
+"""Copies of an image in two splits are found; images of other patients are not reported as copies."""
 
 import io
 import json
@@ -16,12 +16,12 @@ from tf_detectorgan.prepare import Prepare, prepare
 
 
 def film(index, size=128):
-    """A drawn chest X-ray [size, size, 1] uint8."""
+    """Returns a generated chest X-ray [size, size, 1] uint8."""
     image, _ = chest_film.draw(0, index, size, nodule=True)
     return np.rint(255 * image[..., None]).astype(np.uint8)
 
 
-def bits(a, b):
+def distance(a, b):
     return int((fingerprint(a).signs != fingerprint(b).signs).sum())
 
 
@@ -47,25 +47,25 @@ ALTERED = {
 }
 
 
-def test_the_hash_of_waves_with_known_signs():
-    """A picture made of 255 waves: the 127 of the larger amplitudes are above the median, by construction."""
+def test_signs_of_an_image_with_known_dct_coefficients():
+    """Of 255 coefficients, the 127 larger ones are above the median by construction."""
     amplitudes = np.random.default_rng(0).permutation(255) - 127.0
-    waves = np.zeros([64, 64])
-    waves[:16, :16] = np.concatenate([[0], 200 * amplitudes]).reshape(16, 16)
-    picture = np.rint(idctn(waves, norm="ortho") + 32768).astype(np.uint16)
-    np.testing.assert_array_equal(fingerprint(picture[..., None]).signs == 1, amplitudes > 0)
+    coefficients = np.zeros([64, 64])
+    coefficients[:16, :16] = np.concatenate([[0], 200 * amplitudes]).reshape(16, 16)
+    image = np.rint(idctn(coefficients, norm="ortho") + 32768).astype(np.uint16)
+    np.testing.assert_array_equal(fingerprint(image[..., None]).signs == 1, amplitudes > 0)
 
 
 @pytest.mark.parametrize("how", ALTERED)
-def test_an_altered_picture_is_nearly_the_same(how):
+def test_an_altered_copy_differs_in_at_most_near_bits(how):
     for index in range(3):
         original = film(index)
         altered = ALTERED[how](original)
         assert fingerprint(original).digest != fingerprint(altered).digest
-        assert bits(original, altered) <= NEAR
+        assert distance(original, altered) <= NEAR
 
 
-def test_grey_in_three_channels_is_the_same_picture():
+def test_one_and_three_grey_channels_have_the_same_digest():
     pixels = film(0)
     assert fingerprint(pixels).digest == fingerprint(np.repeat(pixels, 3, -1)).digest
     assert fingerprint(pixels).digest != fingerprint(pixels[:, ::-1]).digest
@@ -74,8 +74,8 @@ def test_grey_in_three_channels_is_the_same_picture():
     )
 
 
-def test_all_but_one_grey_is_like_nothing_else():
-    """Else any two empty pictures would be near."""
+def test_nearly_uniform_images_are_compared_by_digest_only():
+    """Otherwise any two empty images would be near copies."""
     flat = np.full([64, 64, 1], 90, np.uint8)
     speckled = flat + (np.random.default_rng(0).random(flat.shape) < 0.01).astype(np.uint8)
     assert fingerprint(flat).signs is None
@@ -104,7 +104,7 @@ def test_pairs_are_reported_across_splits_only_and_can_be_allowed():
         "a again.png (train_labelled) and x.png (test_labelled): equal pixels",
         "b.jpg (train_clean) and y.jpg (test_clean): equal pixels",
         "c.png (validation_labelled) and z.png (test_clean): equal pixels",
-        f"b.png (train_clean) and y.jpg (test_clean): {bits(film(1), jpeg(film(1)))} of 255 bits differ",
+        f"b.png (train_clean) and y.jpg (test_clean): {distance(film(1), jpeg(film(1)))} of 255 bits differ",
     }
     first, *lines, last = str(caught.value).splitlines()
     assert {line.strip() for line in lines} == expected
@@ -114,7 +114,7 @@ def test_pairs_are_reported_across_splits_only_and_can_be_allowed():
     assert "number of pairs 5:" in note
 
 
-def test_blocks_find_what_one_product_finds(monkeypatch):
+def test_pairs_do_not_depend_on_the_block_size(monkeypatch):
     rows = [(str(i), fingerprint(film(i))) for i in range(5)]
     marked = {"train_clean": rows, "test_clean": [("last", fingerprint(jpeg(film(4))))]}
     (whole,) = split_guard.check(marked, True)
@@ -123,8 +123,8 @@ def test_blocks_find_what_one_product_finds(monkeypatch):
     assert "4 (train_clean) and last (test_clean)" in whole
 
 
-def test_prepare_refuses_a_picture_under_two_names(tmp_path):
-    """12 films of one split each; one of training is in test again as a JPEG file."""
+def test_prepare_refuses_a_copy_of_a_training_image_in_test(tmp_path):
+    """A JPEG copy of one of the 8 training images is added to the 4 test images."""
     images, boxes = [], []
     for number in range(12):
         name = f"{number}.png"
@@ -147,15 +147,15 @@ def test_prepare_refuses_a_picture_under_two_names(tmp_path):
     assert records.open_dataset(tmp_path / "set").count("test_clean") == 3
 
 
-def false_alarms(pictures, groups):
-    """Pairs of different groups within NEAR bits, of all such pairs."""
-    signs = np.array([fingerprint(p).signs for p in pictures], np.float32)
+def false_alarms(images, groups):
+    """Returns the number of pairs of different groups within NEAR bits, and of all such pairs."""
+    signs = np.array([fingerprint(p).signs for p in images], np.float32)
     differ = (255 - signs @ signs.T) / 2
     other = np.triu(np.not_equal.outer(groups, groups), 1)
     return int((differ[other] <= NEAR).sum()), int(other.sum())
 
 
-def test_other_patients_are_no_duplicates_on_drawn_films():
+def test_no_false_alarms_between_patients_of_the_phantom():
     index = range(250)
     alarms, pairs = false_alarms(
         [film(i, 64) for i in index], np.array([chest_film.patient(i) for i in index])
@@ -163,16 +163,16 @@ def test_other_patients_are_no_duplicates_on_drawn_films():
     assert (alarms, pairs > 30000) == (0, True)
 
 
-def test_other_patients_are_no_duplicates_on_real_films(real_data):
+def test_no_false_alarms_between_patients_of_real_x_rays(real_data):
     """721 X-rays of 509 patients."""
     folder = real_data("nih_cxr_opacity")
     rows = json.loads((folder / "annotations.json").read_text())["images"]
-    pictures = [image_files.read_image(folder / row["file_name"]) for row in rows]
-    alarms, pairs = false_alarms(pictures, np.array([row["split_group"] for row in rows]))
+    images = [image_files.read_image(folder / row["file_name"]) for row in rows]
+    alarms, pairs = false_alarms(images, np.array([row["split_group"] for row in rows]))
     assert (alarms, pairs > 250000) == (0, True)
 
 
-def test_a_synthetic_image_of_a_held_out_parent_is_refused(tiny_phantom):
+def test_a_synthetic_image_made_from_a_held_out_group_is_refused(tiny_phantom):
     dataset = records.open_dataset(tiny_phantom("guarded"))
 
     def example(number, groups):

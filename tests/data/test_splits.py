@@ -18,7 +18,7 @@ GROUPS = st.dictionaries(
 
 @given(groups=GROUPS, seed=st.integers(0, 99), data=st.data())
 @settings(max_examples=60)
-def test_every_group_has_one_split_and_forced_ones_are_trained_on(groups, seed, data):
+def test_every_group_has_one_split_and_training_only_groups_are_in_training(groups, seed, data):
     forced = data.draw(st.sets(st.sampled_from(sorted(groups)), max_size=3))
     result = splits.assign(groups, (0.6, 0.0, 0.4), seed, forced)
     assert result.keys() == groups.keys()
@@ -28,7 +28,7 @@ def test_every_group_has_one_split_and_forced_ones_are_trained_on(groups, seed, 
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_shares_are_met_in_images_for_each_stream_though_groups_vary(seed):
+def test_each_stream_meets_the_shares_with_groups_of_different_sizes(seed):
     rng = np.random.default_rng(seed)
     groups = {
         f"p{i}": {"labelled": int(rng.poisson(0.6)), "clean": int(rng.geometric(0.5))} for i in range(300)
@@ -45,7 +45,7 @@ def test_shares_are_met_in_images_for_each_stream_though_groups_vary(seed):
             assert abs(placed[stream, split] / total - share) < 0.02
 
 
-def test_another_seed_gives_another_division():
+def test_another_seed_gives_other_splits():
     groups = {f"p{i}": {"labelled": 1} for i in range(50)}
     assert splits.assign(groups, (0.7, 0.1, 0.2), 0) != splits.assign(groups, (0.7, 0.1, 0.2), 1)
 
@@ -53,14 +53,14 @@ def test_another_seed_gives_another_division():
 @pytest.mark.parametrize(
     "shares", [(0.7, 0.3), (0.7, 0.2, 0.2), (-0.1, 0.5, 0.6), (0.0, 0.5, 0.5), (float("nan"),) * 3]
 )
-def test_shares_that_are_none_are_refused(shares):
+def test_invalid_shares_are_an_error(shares):
     with pytest.raises(InputError, match="--splits"):
         splits.check_shares(shares)
 
 
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=30), seed=st.integers(0, 9), data=st.data())
 @settings(max_examples=60)
-def test_exactly_as_many_images_are_kept_and_at_most_one_group_is_cut(sizes, seed, data):
+def test_the_exact_number_is_kept_and_at_most_one_group_is_split(sizes, seed, data):
     groups, start = {}, 0
     for number, size in enumerate(sizes):
         groups[f"g{number}"] = list(range(start, start + size))
@@ -72,6 +72,6 @@ def test_exactly_as_many_images_are_kept_and_at_most_one_group_is_cut(sizes, see
     assert len(cut) <= 1
 
 
-def test_more_images_than_there_are_cannot_be_kept():
+def test_keeping_more_images_than_there_are_is_an_error():
     with pytest.raises(InputError, match="--train_images=57.*only 3"):
         splits.keep_exactly({"a": [1, 2], "b": [3]}, 57, 0)

@@ -19,19 +19,19 @@ def take(source, count, seed=0, start=0):
     return [(int(number), int(text)) for number, text in itertools.islice(elements, count)]
 
 
-# 4 bytes each: all 40 are held, or blocks of half of 24 bytes, 3 records.
+# Records have 4 bytes. A limit of 40 holds all in memory; one of 24 reads blocks of 12 bytes, 3 records.
 @pytest.fixture(params=[40, 24], ids=["held", "blocks"])
 def source(request):
     return open_numbers(request.param)
 
 
-def test_the_limit_decides_whether_records_are_held():
+def test_records_are_held_in_memory_if_they_fit_into_the_limit():
     assert open_numbers(40).held is not None
     assert open_numbers(24).held is None
     assert open_numbers(24).block == 3
 
 
-def test_each_record_once_per_epoch_in_ever_new_order(source):
+def test_each_record_occurs_once_per_epoch_in_a_new_order(source):
     values = [value for _, value in take(source, 4 * N)]
     epochs = [values[i * N : (i + 1) * N] for i in range(4)]
     assert all(sorted(epoch) == list(range(N)) for epoch in epochs)
@@ -39,17 +39,17 @@ def test_each_record_once_per_epoch_in_ever_new_order(source):
 
 
 @pytest.mark.parametrize("start", [N, 2 * N + 3])
-def test_starting_anywhere_equals_skipping(source, start):
+def test_starting_at_an_element_equals_skipping_to_it(source, start):
     assert take(source, 2 * N, start=start) == take(source, start + 2 * N)[start:]
 
 
-def test_the_seed_changes_the_order_and_the_global_seed_does_not(source):
-    here = take(source, N)
+def test_the_order_depends_on_the_seed_and_not_on_the_global_seed(source):
+    first = take(source, N)
     tf.random.set_seed(1234)
-    assert take(source, N) == here
-    assert take(source, N, seed=1) != here
+    assert take(source, N) == first
+    assert take(source, N, seed=1) != first
 
 
-def test_no_record_is_an_error_that_says_where():
+def test_a_source_without_records_is_an_error_naming_it():
     with pytest.raises(InputError, match="train_clean"):
         streams.open_source(tf.data.Dataset.from_tensor_slices(tf.zeros([0], tf.string)), "train_clean")

@@ -1,4 +1,4 @@
-"""Generators and how their output becomes an image: identities at the start, nothing outside the box."""
+"""Generators, and the composition of their output with their input image."""
 
 import keras
 import numpy as np
@@ -41,7 +41,7 @@ def composition(output, generator_input):
 
 
 def generator(composed, trained=True):
-    """G_X of the recipe; `trained` gives its last layer weights that change every pixel."""
+    """Returns G_X; `trained` gives its last layer weights that change every pixel."""
     keras.utils.set_random_seed(0)
     G_X = generators.resnet_generator(
         SHAPE,
@@ -62,7 +62,7 @@ def remover():
 
 
 def far_from(boxes, feather):
-    """[H, W] bool: pixels `feather` * side (at least 2) pixels or more from all boxes [K, 4]."""
+    """Returns [H, W] bool: pixels at a distance of at least max(2, feather * side) from all boxes [K, 4]."""
     y, x = np.mgrid[:SIDE, :SIDE] + 0.5
     far = np.ones((SIDE, SIDE), bool)
     for x0, y0, x1, y1 in np.asarray(boxes):
@@ -73,13 +73,13 @@ def far_from(boxes, feather):
 
 
 @pytest.mark.parametrize("side,given,expected", [(16, None, 6), (128, None, 6), (132, None, 9), (16, 2, 2)])
-def test_blocks_by_size(side, given, expected):
+def test_number_of_residual_blocks_by_image_size(side, given, expected):
     G = generators.resnet_generator((side, side, 1), 2, filters=1, blocks=given)
     assert sum(isinstance(layer, keras.layers.Add) for layer in G.layers) == expected
 
 
-def test_shapes_and_widths_are_cyclegans():
-    """c7s1-f, d2f, d4f, R4f, u2f, uf, c7s1-C: kernel sizes, strides, filters; u doubles, then convolves."""
+def test_layers_are_those_of_cyclegan():
+    """Kernel sizes, strides, filters of c7s1-f, d2f, d4f, R4f, u2f, uf, c7s1-C (u: upsample, convolve)."""
     G = generators.resnet_generator((32, 48, 3), 5, filters=4, blocks=1)
     found = [
         (layer.kernel_size[0], layer.strides[0], layer.filters)
@@ -107,8 +107,8 @@ def test_sides_must_be_divisible_by_4():
         generators.resnet_generator((30, 32, 1), 2)
 
 
-def test_class_mask_has_one_channel_a_class():
-    """Boxes of two classes that overlap in one pixel: each in its own channel; padding nowhere."""
+def test_class_mask_has_one_channel_per_class():
+    """Boxes of two classes that overlap in one pixel are in two channels; padded boxes are in none."""
     boxes = tf.constant(
         [[[0.0, 0, 2, 2], [1, 0, 3, 1], [0, 0, 0, 0]], [[0, 0, 4, 4], [0, 0, 0, 0], [0, 0, 0, 0]]]
     )
@@ -117,16 +117,16 @@ def test_class_mask_has_one_channel_a_class():
     assert mask.shape == (2, 3, 4, 2)
     np.testing.assert_array_equal(mask[0, :, :, 0], [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]])
     np.testing.assert_array_equal(mask[0, :, :, 1], [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-    np.testing.assert_array_equal(mask[1], np.zeros((3, 4, 2)))  # label -1: not a box, whatever its corners
+    np.testing.assert_array_equal(mask[1], np.zeros((3, 4, 2)))  # label -1 is padding for any corners
 
 
-def test_input_channels_count_what_the_generator_is_fed():
+def test_input_channels_by_generator_input():
     for generator_input, expected in (("mask", 3 + 2), ("mask_and_object", 2 * 3 + 2)):
         assert Composition("blend_in_box", generator_input, 0.25, 2).input_channels(3) == expected
 
 
 def test_blend_by_hand():
-    """Box of 16 x 8: feather 4. Centres at 0.5, 1.5, 2.5, 3.5 px from its right edge have 1 - d/4."""
+    """A box of 16 x 8 has a feather of 4: at a distance d from its right edge, alpha is 1 - d/4."""
     alpha = (
         composition("blend_in_box", "mask")
         .blend(tf.constant([[4.0, 8.0, 20.0, 16.0]]), WHOLE, SIDE, SIDE)[0, :, :, 0]
@@ -144,16 +144,16 @@ def test_blend_by_hand():
     np.testing.assert_allclose(small[8, 5:10], [1, 0.75, 0.25, 0, 0], atol=1e-6)  # at least 2 pixels
 
 
-def test_blend_of_many_boxes_is_their_union_and_padding_is_nothing():
+def test_blend_of_several_boxes_is_their_union_without_padded_boxes():
     composed = composition("blend_in_box", "mask")
     union = composed.blend(LABELLED.boxes, WHOLE, SIDE, SIDE)
     first, second = (composed.blend(LABELLED.boxes[:, k], WHOLE, SIDE, SIDE) for k in (0, 1))
     np.testing.assert_array_equal(union, np.maximum(first, second))
-    np.testing.assert_array_equal(second[1], np.zeros(SHAPE))  # a padded box would else mark the corner
+    np.testing.assert_array_equal(second[1], np.zeros(SHAPE))  # not the upper left corner
 
 
 def test_paste_offset_by_hand():
-    """Background 0.2, object 0.9 in surroundings of 0.5: brightened by -0.3, so the object is 0.6."""
+    """Background 0.2, object 0.9 in surroundings of 0.5: the offset is -0.3, so the object becomes 0.6."""
     boxes = tf.constant([[8.0, 8.0, 16.0, 16.0]])
     alpha = composition("blend_in_box", "mask_and_object").blend(boxes, WHOLE, SIDE, SIDE)
     x = tf.fill([1, SIDE, SIDE, 1], 0.2)
@@ -166,8 +166,8 @@ def test_paste_offset_by_hand():
     np.testing.assert_allclose(pasted[outside], 0.2, atol=1e-6)  # no step at the seam
 
 
-def test_paste_stays_in_range_and_needs_no_seam():
-    """On white, clipped at 1; with alpha 0 or 1 only, there is no seam to measure: nothing is brightened."""
+def test_paste_is_clipped_and_has_no_offset_without_a_seam():
+    """On white it is clipped at 1. If alpha is only 0 or 1, there is no seam, and the offset is 0."""
     x, exemplars = tf.fill([1, SIDE, SIDE, 1], 1.0), noise(3, 1)
     alpha = composition("blend_in_box", "mask_and_object").blend(
         tf.constant([[8.0, 8.0, 16.0, 16.0]]), WHOLE, SIDE, SIDE
@@ -177,19 +177,19 @@ def test_paste_stays_in_range_and_needs_no_seam():
     np.testing.assert_array_equal(generators.paste(x, exemplars, tf.zeros_like(x)), x)
 
 
-def test_bbox_target_is_what_an_untrained_generator_draws():
-    """Where the object is pasted, BboxLoss starts at 0; the paper's target is the matched image itself."""
+def test_bbox_target_equals_the_output_of_an_untrained_generator():
+    """With a pasted object, BboxLoss is 0 before training; the paper's target is the matched image."""
     x, boxes = noise(1), np.asarray(INSERTION.boxes, int)
     composed = composition("blend_in_box", "mask_and_object")
     target = generators.bbox_target(x, INSERTION, composed)
     drawn = generators.insert(generator(composed, trained=False), x, INSERTION, composed)
     for i, (x0, y0, x1, y1) in enumerate(boxes):
         np.testing.assert_array_equal(target[i, y0:y1, x0:x1], drawn[i, y0:y1, x0:x1])
-        assert np.any(target[i, y0:y1, x0:x1] != INSERTION.exemplars[i, y0:y1, x0:x1])  # brightened
+        assert np.any(target[i, y0:y1, x0:x1] != INSERTION.exemplars[i, y0:y1, x0:x1])  # an offset was added
     assert generators.bbox_target(x, INSERTION, composition("full_image", "mask")) is INSERTION.exemplars
 
 
-def test_an_untrained_residual_generator_pastes():
+def test_an_untrained_residual_generator_outputs_the_pasted_object():
     composed, x = composition("blend_in_box", "mask_and_object"), noise(1)
     G_X = generator(composed, trained=False)
     drawn = generators.insert(G_X, x, INSERTION, composed)
@@ -198,24 +198,24 @@ def test_an_untrained_residual_generator_pastes():
     assert not np.array_equal(drawn, x)
 
 
-def test_strength_is_the_share_of_the_difference_to_the_pasted_object():
-    """One of each image of a batch; on the faint images here nothing is clipped."""
+def test_residual_scale_multiplies_the_difference_to_the_pasted_object():
+    """One scale per image; the images are faint, so that nothing is clipped."""
     composed, x = composition("blend_in_box", "mask_and_object"), 0.1 * noise(1)
     faint = INSERTION._replace(exemplars=0.1 * INSERTION.exemplars)
     G_X = generator(composed)
     G_X.layers[-1].set_weights([0.01 * w for w in G_X.layers[-1].get_weights()])
     pasted = generators.paste(x, faint.exemplars, composed.blend(faint.boxes, WHOLE, SIDE, SIDE))
     whole, some = (
-        generators.insert(G_X, x, faint, composed, *strength) - pasted
-        for strength in ((), (tf.constant([0.0, 0.25]),))
+        generators.insert(G_X, x, faint, composed, *scale) - pasted
+        for scale in ((), (tf.constant([0.0, 0.25]),))
     )
     assert np.abs(whole).max() > 0.01
     np.testing.assert_allclose(some, whole * tf.constant([0.0, 0.25])[:, None, None, None], atol=1e-6)
 
 
 @pytest.mark.parametrize("generator_input", ["mask", "mask_and_object"])
-def test_box_changes_nothing_far_from_the_box(generator_input):
-    """insert, reinsert and remove, bitwise; and they do change what is in the box."""
+def test_blend_in_box_changes_the_box_and_nothing_outside_of_the_feather(generator_input):
+    """Of insert, reinsert and remove, bit by bit."""
     composed, x, G_Y = composition("blend_in_box", generator_input), noise(1), remover()
     G_X = generator(composed)
     cases = [
@@ -234,7 +234,7 @@ def test_box_changes_nothing_far_from_the_box(generator_input):
 
 
 @pytest.mark.parametrize("generator_input", ["mask", "mask_and_object"])
-def test_images_whose_boxes_are_all_padding_stay_as_they_are(generator_input):
+def test_images_with_padded_boxes_only_are_unchanged(generator_input):
     composed, x = composition("blend_in_box", generator_input), noise(1)
     nothing = Labelled(noise(6), tf.zeros([2, 3, 4]), tf.fill([2, 3], -1))
     np.testing.assert_array_equal(generators.reinsert(generator(composed), x, nothing, WHOLE, composed), x)
@@ -243,8 +243,8 @@ def test_images_whose_boxes_are_all_padding_stay_as_they_are(generator_input):
     )
 
 
-def test_full_is_the_generators_own_output():
-    """The paper: G_X(x, m) and G_Y(y, m), nothing blended."""
+def test_full_image_is_the_output_of_the_generator():
+    """As in the paper: G_X(x, m) and G_Y(y, m), without blending."""
     composed, x = composition("full_image", "mask"), noise(1)
     G_X, G_Y = generator(composed), remover()
     m = generators.class_mask(INSERTION.boxes[:, None], INSERTION.labels[:, None], CLASSES, SIDE, SIDE)
@@ -254,7 +254,7 @@ def test_full_is_the_generators_own_output():
     np.testing.assert_array_equal(removed, G_Y(tf.concat([x, m], -1)))
 
 
-def test_full_exemplar_adds_the_difference_everywhere():
+def test_full_image_with_object_input_adds_the_difference_everywhere():
     composed, x = composition("full_image", "mask_and_object"), noise(1)
     G_X = generator(composed)
     boxes = INSERTION.boxes
@@ -267,7 +267,7 @@ def test_full_exemplar_adds_the_difference_everywhere():
     assert np.mean(drawn.numpy() != x.numpy()) > 0.95
 
 
-def test_images_of_a_batch_do_not_see_each_other():
+def test_the_output_for_an_image_does_not_depend_on_the_batch():
     composed, x = composition("blend_in_box", "mask_and_object"), noise(1)
     G_X = generator(composed)
     both = generators.insert(G_X, x, INSERTION, composed)
@@ -277,8 +277,8 @@ def test_images_of_a_batch_do_not_see_each_other():
 
 @pytest.mark.parametrize("output", ["blend_in_box", "full_image"])
 @pytest.mark.parametrize("generator_input", ["mask", "mask_and_object"])
-def test_nothing_is_drawn_on_padding(output, generator_input):
-    """Content of 14 rows, down to the lower edge of both boxes; the feather and the image go on."""
+def test_padding_is_unchanged(output, generator_input):
+    """The content has 14 rows and ends at the lower edge of both boxes, so the feather lies on padding."""
     composed, x = composition(output, generator_input), noise(1)
     content = boxes_lib.of_sizes([[14, SIDE]] * 2)
     y = Labelled(LABELLED.images, INSERTION.boxes[:, None], INSERTION.labels[:, None])
@@ -292,8 +292,8 @@ def test_nothing_is_drawn_on_padding(output, generator_input):
         assert np.all(drawn[0, 6:14, 4:12] != x[0, 6:14, 4:12])
 
 
-def test_padding_is_no_part_of_the_seam():
-    """As `test_paste_offset_by_hand`, with black padding under the box: the same offset."""
+def test_padding_is_not_part_of_the_seam():
+    """The offset is that of `test_paste_offset_by_hand`, although there is black padding below the box."""
     boxes, content = tf.constant([[8.0, 8.0, 16.0, 16.0]]), boxes_lib.of_sizes([[16, SIDE]])
     alpha = composition("blend_in_box", "mask_and_object").blend(boxes, content, SIDE, SIDE)
     x = np.full((1, SIDE, SIDE, 1), 0.2, np.float32)

@@ -1,8 +1,8 @@
 """Chooses the box and the exemplar of each insertion into a clean image.
 
-For a clean image x, a labelled training image and one of its boxes are drawn: the *reference*. A map
-(mirroring, scaling, shifting) moves the box to a position in x. The moved box is where G_X inserts an object.
-The same map moves the reference's image, or its object residual, which gives the exemplar.
+For a clean image x, a labelled training image and one of its boxes are drawn: the *reference*, or matched
+image and object. A map (mirroring, scaling, shifting) moves the box to a position in x, where G_X inserts an
+object. The same map moves the reference's image, or its object residual, which gives the exemplar.
 Letters: N clean images, L references, S stored side, C channels, K padded boxes, F descriptor length.
 """
 
@@ -117,7 +117,7 @@ def reference_table(
 
     rows = list(dataset.serialized(split).map(describe, num_parallel_calls=tf.data.AUTOTUNE).batch(64))
     if not rows:
-        raise InputError(f"split {split} has no images: nothing to take objects from")
+        raise InputError(f"split {split} has no images: add labelled training images")
     columns = [tf.concat(column, axis=0) for column in zip(*rows, strict=True)]
     references = References(columns[0], dataset.decode, *columns[1:])
     empty = tf.reduce_all(references.labels < 0, axis=1)
@@ -132,7 +132,7 @@ def reference_table(
 
 
 def _context(references: References, dataset: Dataset, options: Placement) -> Context:
-    """Fits the context on about CONTEXT_OBJECTS evenly chosen objects, at least one of each class."""
+    """Fits the context to about CONTEXT_OBJECTS evenly chosen objects, at least one of each class."""
     labels = references.labels.numpy()
     rows, columns = np.nonzero(labels >= 0)
     evenly = np.linspace(0, len(rows) - 1, min(len(rows), CONTEXT_OBJECTS)).astype(int)
@@ -160,7 +160,7 @@ def insertions(images, valid_sizes, references: References, draws, options: Plac
     candidates = _candidates(references, valid_sizes)
     chosen = _choose(images, valid_sizes, references, candidates, draws[:, 2], options)
     box_index = random.pick_true(draws[:, 3], tf.gather(candidates, chosen, batch_dims=1))
-    boxes = own_boxes = tf.gather(tf.gather(references.boxes, chosen), box_index, batch_dims=1)
+    boxes = reference_boxes = tf.gather(tf.gather(references.boxes, chosen), box_index, batch_dims=1)
     labels = tf.gather(tf.gather(references.labels, chosen), box_index, batch_dims=1)
 
     sizes = tf.gather(references.valid_sizes, chosen)
@@ -181,10 +181,10 @@ def insertions(images, valid_sizes, references: References, draws, options: Plac
     else:
         middle = start + extent / 2
         bounds = middle + shifts[0], middle + shifts[1]
-        wanted = context_placement.draw_positions(
+        centres = context_placement.draw_positions(
             references.context, images, valid_sizes, extent, labels, bounds, draws[:, 4]
         )
-        shift = tf.clip_by_value(tf.round(wanted - middle), *shifts)
+        shift = tf.clip_by_value(tf.round(centres - middle), *shifts)
     move = shift + (1.0 - zoom) * start  # zoom about the top-left corner
     zoom = tf.repeat(zoom, 2, axis=1)
     target = box_ops.affine(boxes, zoom, move)
@@ -197,7 +197,7 @@ def insertions(images, valid_sizes, references: References, draws, options: Plac
         parts = (
             tf.gather(part, number) for part in (references.residuals.cells, references.residuals.weights)
         )
-        exemplars = images + resample(residuals(decoded, own_boxes, *parts), *total)
+        exemplars = images + resample(residuals(decoded, reference_boxes, *parts), *total)
         exemplars = tf.clip_by_value(exemplars, -1.0, 1.0)
     if options.noise:
         exemplars = noise.fill(images, target, draws[:, :2])
@@ -205,7 +205,7 @@ def insertions(images, valid_sizes, references: References, draws, options: Plac
 
 
 def _candidates(references, valid_sizes):
-    """Returns bool [N, L, K]: the box may be used for the clean image; at least one is for each image."""
+    """Returns bool [N, L, K]: boxes that may be used for a clean image, at least one for each image."""
     usable = references.labels >= 0
     # One pixel less than the content, so that a whole-pixel shift exists for any fractional position.
     available = tf.cast(valid_sizes[:, None, None, ::-1], tf.float32) - 1.0

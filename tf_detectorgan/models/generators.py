@@ -32,16 +32,16 @@ def resnet_generator(
     residual: bool = False,
     name: str = "generator",
 ) -> keras.Model:
-    """c7s1-f, d2f, d4f, R4f x blocks, u2f, uf, c7s1-C (Zhu et al. 2017, appendix 7.2).
+    """Builds c7s1-f, d2f, d4f, R4f x blocks, u2f, uf, c7s1-C (Zhu et al. 2017, appendix 7.2).
 
-    u is nearest upsampling and a convolution.
+    u is nearest-neighbour upsampling and a convolution.
 
     Args:
       image_shape: (H, W, C); H and W divisible by 4.
       input_channels: channels of the input [N, H, W, input_channels].
       filters: f, 64 in the paper.
       blocks: residual blocks; None takes `default_blocks`.
-      residual: the output is an unbounded difference image, exactly zero before training; otherwise tanh.
+      residual: the output is an unbounded difference image, zero before training; otherwise a tanh.
 
     Returns:
       A model from [N, H, W, input_channels] to [N, H, W, C].
@@ -66,7 +66,7 @@ def resnet_generator(
         y = conv(ReflectionPadding(1)(y), 4 * filters, 3, activate=False)
         x = keras.layers.Add()([x, y])
     for f in (2 * filters, filters):
-        # Not CycleGAN's transposed convolution, which leaves checkerboards (decision 0041).
+        # Not CycleGAN's transposed convolution, which causes checkerboard artifacts (decision 0041).
         x = keras.layers.ReLU()(InstanceNormalization()(DoublingConv2D(f, use_bias=False)(x)))
     x = NarrowConv2D(
         channels,
@@ -98,13 +98,13 @@ class Composition:
     classes: int
 
     def input_channels(self, channels: int) -> int:
-        """Channels of G_X's input for images with `channels`."""
+        """Returns the number of channels of G_X's input for images with `channels`."""
         return (2 * channels if self.generator_input == "mask_and_object" else channels) + self.classes
 
     def blend(self, boxes, content, height: int, width: int):
-        """alpha [N, H, W, 1] in [0, 1] of boxes [N, 4] (one each) or [N, K, 4] (their union).
+        """Returns the blending weight alpha [N, H, W, 1] in [0, 1] of boxes [N, 4] or a union [N, K, 4].
 
-        It is 0 outside of the images' content [N, 4], so that padding never changes.
+        It is 0 outside of the images' content [N, 4], so that padding does not change.
         """
         if boxes.shape.rank == 2:
             boxes = boxes[:, None]
@@ -117,12 +117,12 @@ class Composition:
 
 
 def reach(boxes, feather: float):
-    """Width of the blend outside boxes [..., 4] in pixels [...]: `feather` of the longer side, at least 2."""
+    """Returns the blend's width outside boxes [..., 4], pixels [...]: `feather` x longer side, at least 2."""
     return tf.maximum(2.0, feather * boxes_lib.longer_side(boxes))
 
 
 def class_mask(boxes, labels, classes: int, height: int, width: int):
-    """m: [N, H, W, classes], 1 inside boxes [N, K, 4] of labels [N, K] (label -1: none)."""
+    """Returns m [N, H, W, classes]: 1 inside boxes [N, K, 4] of labels [N, K] (label -1: none)."""
     inside = boxes_lib.mask(boxes, height, width)  # [N, K, H, W]
     one_hot = tf.one_hot(labels, classes)  # [N, K, classes]
     return tf.reduce_max(inside[..., None] * one_hot[:, :, None, None, :], axis=1)
