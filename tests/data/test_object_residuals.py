@@ -6,7 +6,7 @@ import tensorflow as tf
 from scipy import ndimage
 
 from tf_detectorgan.data import object_residuals
-from tf_detectorgan.data.object_residuals import _noise_variance, _split, residuals
+from tf_detectorgan.data.object_residuals import _error_variance, _split, residuals
 from tf_detectorgan.errors import InputError
 
 S = 48
@@ -200,7 +200,7 @@ def test_each_class_is_weighted_by_the_errors_of_its_own_boxes():
     rng = np.random.default_rng(0)
     of_errors = np.repeat([0, 1, 2], [2000, 2000, 2])
     errors = rng.standard_normal((4002, 50)) * np.where(of_errors == 0, 1.0, 2.0)[:, None]
-    noise = _noise_variance(errors, of_errors, 4)
+    noise = _error_variance(errors, of_errors, 4)
     np.testing.assert_allclose(noise, [1, 4, 2.5, 2.5], rtol=0.03)
     found = rng.standard_normal((6000, 50)) * 3
     _, own = _split(found, np.repeat([0, 1, 2], 2000), errors, noise)

@@ -1,17 +1,18 @@
 """Object residuals: what each labelled object adds to its background, to be added to another background.
 
-In an X-ray, the attenuations of an object and of the tissue behind it add up; a dent changes the brightness
-of any surface by a similar amount. A crop of the object would contain a part of its original background. So
-the background of each labelled object is predicted from its surroundings by a linear map, which is fitted on
-clean images, and subtracted. The difference is split into the class part, which is the mean over the class
-times an amplitude, and the object's own part. The own part is multiplied by a Wiener weight, 1 - error
-variance / variance; the error variance of the prediction is measured on clean images. The predicted
+In an X-ray, the attenuations of an object and of the tissue behind it add up; a dent is assumed to change the
+brightness of any surface by a similar amount. A crop of the object would contain a part of its original
+background. So the background of each labelled object is predicted from its surroundings by a linear map,
+which is fitted on clean images, and subtracted. The difference is split into the class part, which is the
+mean over the class times an amplitude, and the object's own part. The own part is multiplied by a Wiener
+weight: 1 - error variance / mean square of the class's own parts. The error variance of the prediction is
+measured on clean images; its mean error is subtracted for the class part and the weights only. The predicted
 background and the class part of each object are stored on a coarse grid. `residuals` computes the full
 residual from this grid and the object's image (decision 0068).
 
 A *crop* shows a box and its surroundings on SIDE x SIDE cells. Its middle part, slightly larger than the box,
-is the *hole*: the cells whose background is predicted from the cells around it.
-Letters: L labelled images, N images, S stored side, C channels, M objects, n = CROPS, d cells of the hole.
+is the *hole*: the cells whose background is predicted from the cells around it. Letters: L labelled images, N
+images, S stored side, C channels, M objects, n = CROPS, d cells of the hole, d' cells around it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SIDE = 40  # cells of a crop's side
 EXTENT = 4.0  # side of a crop, in box sides
 HOLE = 1.2  # side of the hole, in box sides
 CROPS = 6000  # crops of clean images; three quarters fit the map, the others measure its errors
-RIDGE = 0.01  # ridge penalty of the linear map, per crop
+RIDGE = 0.01  # ridge penalty of the linear map, per crop and channel
 LOADING = 0.05  # diagonal loading of the errors' covariance, as a fraction of their mean variance
 MIN_OBJECTS = 5  # of a class, for its mean residual to be used
 MIN_AMPLITUDE = 0.2  # lower bound on an object's amplitude; 1 is that of the class mean
@@ -48,7 +49,7 @@ class ObjectResiduals(NamedTuple):
     """The stored part of the residuals of all labelled training objects."""
 
     cells: tf.Tensor  # [M, C, d] float32, the terms of `residuals` that do not depend on the object's image
-    weights: tf.Tensor  # [M] float32 Wiener weight of the object's own deviation
+    weights: tf.Tensor  # [M] float32 Wiener weight of the object's own part, equal within a class
     first: tf.Tensor  # [L] int32 index of each image's first object; its other objects follow
     signal_share: np.ndarray  # [classes] share of the residuals' variance that is signal; NaN: no object
 
@@ -92,8 +93,8 @@ def object_residuals(dataset: Dataset) -> ObjectResiduals:
     residuals, background = _residuals_and_backgrounds(dataset, objects, predictor)
     bias = errors.mean(0)
     flat, errors = (v.reshape(len(v), -1) for v in (residuals - bias, errors - bias))
-    noise = _noise_variance(errors, objects.classes[object_of_crop], len(dataset.class_names))
-    class_part, weights = _split(flat, objects.classes, errors, noise)
+    error_variance = _error_variance(errors, objects.classes[object_of_crop], len(dataset.class_names))
+    class_part, weights = _split(flat, objects.classes, errors, error_variance)
     weight = weights[:, None, None]
     cells = (1 - weight) * class_part.reshape(background.shape) - weight * background
     first = np.cumsum(objects.counts) - objects.counts
@@ -101,12 +102,12 @@ def object_residuals(dataset: Dataset) -> ObjectResiduals:
         tf.constant(cells, tf.float32),
         tf.constant(weights, tf.float32),
         tf.constant(first, tf.int32),
-        _signal_share(flat, objects.classes, noise),
+        _signal_share(flat, objects.classes, error_variance),
     )
 
 
 def residuals(images, boxes, cells, weights) -> tf.Tensor:
-    """Returns the residual of one object of each image; it is 0 away from the object's box.
+    """Returns the residual of one object of each image; it is 0 outside of the hole.
 
     With the predicted background b, the class part c and the object's weight w, the residual is
 
@@ -185,7 +186,7 @@ def _residuals_and_backgrounds(
     return residuals, background
 
 
-def _noise_variance(errors: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
+def _error_variance(errors: np.ndarray, classes: np.ndarray, count: int) -> np.ndarray:
     """Returns the mean square of the errors [n, d] of each of `count` classes.
 
     A class with fewer than MIN_OBJECTS errors gets the mean square of all.
@@ -194,19 +195,19 @@ def _noise_variance(errors: np.ndarray, classes: np.ndarray, count: int) -> np.n
     return np.array([np.mean((some if len(some) >= MIN_OBJECTS else errors) ** 2) for some in by_class])
 
 
-def _signal_share(residuals: np.ndarray, classes: np.ndarray, noise: np.ndarray) -> np.ndarray:
+def _signal_share(residuals: np.ndarray, classes: np.ndarray, error_variance: np.ndarray) -> np.ndarray:
     """Returns the share of each class's residual variance that is signal; NaN for a class without objects."""
-    by_class = [residuals[classes == c] for c in range(len(noise))]
+    by_class = [residuals[classes == c] for c in range(len(error_variance))]
     variance = np.array([np.mean(some**2) if len(some) else np.nan for some in by_class])
-    return _wiener(noise, variance)
+    return _wiener(error_variance, variance)
 
 
-def _wiener(noise, variance):
-    """Returns the share of `variance` that is not `noise`, at least 0."""
-    return np.maximum(0.0, 1.0 - noise / np.maximum(variance, 1e-12))
+def _wiener(error_variance, variance):
+    """Returns the share of `variance` that is not `error_variance`, at least 0."""
+    return np.maximum(0.0, 1.0 - error_variance / np.maximum(variance, 1e-12))
 
 
-def _clean_images(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _image_of_each_crop(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (image, valid size) for each of CROPS crops, from as many clean images as CLEAN_LIMIT allows."""
     limit = max(1, CLEAN_LIMIT // int(4 * np.prod(dataset.image_shape)))
     count = min(limit, dataset.count("train_clean"))
@@ -217,18 +218,19 @@ def _clean_images(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _fit_predictor(dataset: Dataset, objects: _Objects) -> tuple[_Predictor, np.ndarray, np.ndarray]:
-    """Fits the predictor on = CROPS of clean images at the positions of labelled objects.
+    """Fits the predictor on 3/4 of CROPS crops of clean images at the positions of labelled objects.
 
-    Each crop surrounds the box of a random object, at its own relative position, shifted by up to 8 %.
+    Each crop surrounds the box of a random object, at its own relative position, shifted by up to 8 % of its
+    sides.
 
     Returns:
-      The predictor; its errors [n / 4, C, d] on = CROPS it was not fitted on; the index [n / 4] of the object
+      The predictor; its errors [n / 4, C, d] on the other crops; the index [n / 4] of the object
       whose box each of these crops has.
     """
     rng = np.random.default_rng(0)
     boxes, object_of_crop = objects.boxes, np.empty(CROPS, int)
     crops = np.empty((CROPS, dataset.image_shape[2], SIDE, SIDE), np.float32)
-    for n, (image, valid) in enumerate(_clean_images(dataset)):
+    for n, (image, valid) in enumerate(_image_of_each_crop(dataset)):
         m = object_of_crop[n] = rng.integers(len(boxes))
         limits = np.asarray(valid[::-1], np.float64)
         extent = np.minimum(boxes[m, 2:] - boxes[m, :2], limits - 1)
@@ -247,14 +249,14 @@ def _fit_predictor(dataset: Dataset, objects: _Objects) -> tuple[_Predictor, np.
 
 
 def _split(
-    residuals: np.ndarray, classes: np.ndarray, errors: np.ndarray, noise: np.ndarray
+    residuals: np.ndarray, classes: np.ndarray, errors: np.ndarray, error_variance: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Splits residuals [M, d]; returns the class part [M, d] and the weight [M] of the own part.
+    """Splits residuals [M, C d]; returns the class part [M, C d] and the weight [M] of the own part.
 
-    `errors` [n, d] have mean 0; `noise` [classes] is their variance by class. The class part is the class's
-    mean residual times an amplitude: the best linear unbiased estimate under the errors' covariance. The rest
-    is the object's own part. There is one Wiener weight per class, the share of its own parts' variance that
-    is signal.
+    `errors` [n / 4, C d] have mean 0; `error_variance` [classes] is their variance by class. The class part
+    is the class's mean residual times an amplitude: the best linear unbiased estimate under the errors'
+    covariance. The rest is the object's own part. There is one Wiener weight per class, the share of its own
+    parts' variance that is signal.
     """
     covariance = np.atleast_2d(np.cov(errors.T))
     variance = np.trace(covariance) / len(covariance)
@@ -268,7 +270,7 @@ def _split(
             whitened = np.linalg.solve(covariance, mean)
             amplitude = np.maximum(in_class @ whitened / max(mean @ whitened, 1e-12), MIN_AMPLITUDE)
             class_part[members] = amplitude[:, None] * mean
-        weights[members] = _wiener(noise[c], np.mean((in_class - class_part[members]) ** 2))
+        weights[members] = _wiener(error_variance[c], np.mean((in_class - class_part[members]) ** 2))
     return class_part, weights
 
 

@@ -1,8 +1,9 @@
 """The joint step of DetectorGAN, in the paper's order and symbols (section 3, Eqn 1 to 4).
 
-Letters: N images per replica, H, W, C channels. theta are the generators' weights, W are DET's weights. x is
-a batch of clean images, m the masks of the boxes to fill; y and y2 are two batches of real labelled images,
-drawn independently. Every loss is this replica's share of the global batch's loss (`replicas.py`).
+Letters: N images per replica, H, W, C channels. theta are the generators' weights, W are DET's trainable
+weights. x is a batch of clean images, m the masks of the boxes to fill; y and y2 are two batches of real
+labelled images, drawn independently. Every loss is this replica's share of the global batch's loss
+(`replicas.py`).
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ class Objective:
 
     lambda_real: float  # 0: Eqn 3 is left out
     lambda_syn: float  # > 0: G_X maximises L_syn [paper]; < 0: G_X minimises it (ACGAN)
-    syn_cap: float  # upper bound on L_syn in the objective, if lambda_syn > 0
-    recompute: bool = False  # recompute some of DET's activations instead of storing them
+    syn_cap: float  # upper bound on the global L_syn; none if lambda_syn < 0
+    recompute: bool = False  # recompute DET's activations on x_syn, do not store them
 
 
 GAN_ONLY = Objective(0.0, 0.0, 0.0)  # for a GAN that is trained without a detector
 
 
 def joint_step(models: JointModels, objective: Objective, batch: Batch, seed) -> dict[str, tf.Tensor]:
-    """Updates the generators, DET and the discriminators once, in this order.
+    """Updates the generators, DET and the discriminators once, all with x_syn of the old theta.
 
     With x_syn = G_X(x, m), the generators' weights theta minimise
 
@@ -54,10 +55,9 @@ def joint_step(models: JointModels, objective: Objective, batch: Batch, seed) ->
         L_syn  = L_d(DET(x_syn; W))                                                           (Eqn 2)
         L~_real = L_d(DET(y2; W')), W' = W after one update on L_real + L_syn                 (Eqn 3)
 
-    DET's weights W minimise L_real + L_syn, with L_real = L_d(DET(y; W)) (Eqn 1). This update is the one of
-    Eqn 3, which is computed once. The discriminators maximise Eqn 4. With K unrolled steps, L~_real is the
-    loss after K updates, and only the first is applied to DET.
-
+    DET's weights W minimise L_real + L_syn, with L_real = L_d(DET(y; W)) (Eqn 1). Eqn 3 uses the same update,
+    computed once. The discriminators maximise Eqn 4. With K unrolled steps, L~_real is the loss after K updates,
+    and only the first is applied to DET.
     With a loss scale, either all networks are updated or none. `seed`: int32 [2], different at every step.
     Returns scalars by name: this replica's share of each loss, and the `_squared_norms`.
     """
@@ -65,12 +65,12 @@ def joint_step(models: JointModels, objective: Objective, batch: Batch, seed) ->
     with tf.GradientTape() as tape:
         generated = gan.generate(batch)  # x_syn = G_X(x, m)
 
-    gradient_scalars: dict[str, tf.Tensor] = {}  # scalars that are computed from gradients
+    gradient_scalars: dict[str, tf.Tensor] = {}  # 0 in a step that the loss scale skips
     terms, image_gradients, d_others, d_theta = gan.generator_losses(batch, generated, step)  # L_GAN
     if DET is not None:
         boxes, labels = (v[:, None] for v in (batch.insertion.boxes, batch.insertion.labels))  # one per image
         synthetic = Labelled(generated.x_syn, boxes, labels)
-        # Run in sequence: the GAN's activations are freed before DET's are stored (decision 0135).
+        # Run in sequence: L_GAN's activations are freed before DET's are stored (decision 0135).
         with tf.control_dependencies(
             [tf.group(*image_gradients.values(), *d_others, *(d for d in d_theta if d is not None))]
         ):
@@ -91,11 +91,11 @@ def joint_step(models: JointModels, objective: Objective, batch: Batch, seed) ->
             gradient_scalars["L_real_unrolled"] = unrolled.L_real_unrolled
             image_gradients["real"] = o.lambda_real * unrolled.d_L_real_unrolled
 
-    # Without a detector PS-GAN has no loss on x_syn: its own losses compare redrawn labelled images with y.
+    # PS-GAN's own losses are on y_redrawn: without a detector, x_syn has no gradient and is left out.
     d_x_syn = [tf.add_n(list(image_gradients.values()))] if image_gradients else []
     images = [generated.x_syn, *generated.others] if image_gradients else list(generated.others)
     g = step.gradient(tape, images, gan.theta, [*d_x_syn, *d_others])
-    # None: no path to theta through the images, or none around them.
+    # a: through the images; b: directly, as in a cycle loss. None: theta has no such path.
     g = [b if a is None else a if b is None else a + b for a, b in zip(g, d_theta, strict=True)]
     replicas.require_gradients(g, [v.path for v in gan.theta], "the generators' objective")
     step.apply(gan.generator_optimizer, replicas.total(g))

@@ -6,14 +6,14 @@
 
 `unrolled_step` returns dL_syn/dx_syn and dL~_real/dx_syn; one ordinary backward pass from there gives the
 gradient with respect to G_X's weights. dL~_real/dx_syn is exact: an outer tape differentiates through U and
-through the gradient g, which an inner tape computes. With K unrolled steps, each on its own real images,
-L~_real is the loss after the last; the tape differentiates through all. Only the first is applied to DET.
+through the gradient g, which an inner tape computes. With K updates, each on its own real images, L~_real is
+the loss after update K, differentiated through all K. Only update 1 is applied to DET.
 
 Cost of one unrolled step, counted in forward passes of one batch (a backward pass counts 2): an ordinary
 update on real and synthetic images costs 6. Here L_real and L_syn with their gradients cost 6 as well,
 L~_real costs 3, and the product of the mixed second derivative and the vector dL~_real/dW' costs 4: the
-derivatives of a layer's dW with respect to its input and to the gradient at its output cost 2, and
-propagating both to the previous layers costs 2 more. The sum is (6 + 3 + 4) / 6 = 2.17 ordinary updates.
+derivatives of a layer's weight gradient with respect to its input and to the gradient at its output cost 2;
+propagating the first to earlier layers and the second to later ones costs 2 more. (6 + 3 + 4) / 6 = 2.17.
 docs/unroll.md shows how to use this module without this project's detectors.
 """
 
@@ -53,7 +53,7 @@ def unrolled_step(
     later: Sequence[Labelled] = (),
     recompute: bool = False,
 ) -> UnrolledStep:
-    """Returns an update of DET on y and the synthetic images, and the loss on y2 after it; assigns nothing.
+    """Returns the losses, their gradients with respect to x_syn, and DET's first update; assigns nothing.
 
     Args:
       DET: the detector with its current weights W.
@@ -62,7 +62,7 @@ def unrolled_step(
       y: real labelled images.
       synthetic: x_syn with its boxes.
       y2: real labelled images for L~_real. If None, Eqn 3 is left out, and both fields of L~_real are None.
-      later: real labelled images of unrolled steps 2 to K, one `Labelled` per step.
+      later: real labelled images of updates 2 to K, one `Labelled` each; ignored if y2 is None.
       recompute: the activations of the synthetic forward passes are not stored for the outer tape, but
         recomputed. This takes less memory and more time.
 
@@ -81,7 +81,7 @@ def unrolled_step(
             L_real, g_real, _ = _loss_and_gradients(_loss_on(DET, labelled), update.W, labelled.images)
             replicas.require_gradients(g_real, names, "L_real")
             L_syn, g_syn, d_L_syn = synthetic_pass(synthetic_loss, update.W, x_syn)
-            # The outer tape records the sum: W' of other replicas depends on this replica's x_syn, too.
+            # Summed inside the outer tape: the losses of other replicas depend on this x_syn through the sum.
             g = replicas.total([a + b for a, b in zip(g_real, g_syn, strict=True)])
             update = update_rules.advance(optimizer, update.W, g, update.state)
             steps.append(UnrolledStep(L_real, L_syn, None, d_L_syn, None, update))
@@ -94,7 +94,7 @@ def unrolled_step(
 
 
 def _loss_on(DET: Detector, labelled: Labelled) -> Callable:
-    """Returns (W, images) -> L_d with the boxes of `labelled`, divided by all replicas' positives."""
+    """Returns (W, images) -> L_d with the boxes of `labelled`, over the positive anchors of all replicas."""
     targets = DET.targets(labelled)
     normalizer = tf.maximum(replicas.total(DET.positives(targets)), 1.0)
     return lambda W, images: DET.loss(W, images, targets, normalizer)
@@ -124,7 +124,7 @@ def _recomputed(loss: Callable, W, images):
     @tf.custom_gradient
     def forward(images, *W):
         def backward(_, __, *upstream, variables=()):
-            with tf.control_dependencies(upstream):  # else Grappler merges both computations
+            with tf.control_dependencies(upstream):  # else the graph optimizer merges both computations
                 inputs = [tf.identity(v) for v in (images, *W)]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(inputs)
