@@ -1,15 +1,15 @@
-"""Time and memory of our steps against the same steps written in PyTorch (`torch_step.py`).
+"""Compares time and memory of the training steps with the same steps in PyTorch (`torch_step.py`).
 
-    pip install -c constraints.txt -e '.[bench]'    # after PyTorch's CPU build, as pytorch.org says for "CPU"
+    pip install -c constraints.txt -e '.[bench]'    # after PyTorch's CPU build, see pytorch.org
     python benchmarks/against_pytorch.py --out=docs/results/against_pytorch.json
 
-The same networks, batch and losses, with weights copied: (a) a CycleGAN step of generators and
-discriminators, (b) the joint step, Eqn 3 included. Before anything is timed, all losses, Eqn 3's derivative
-and every optimizer's moments after a step (that is, every gradient) must be equal. Both sides run in turns in
-one process. Wanted: our time at most 0.9 of PyTorch's in (a), 0.7 in (b), our peak memory at most 0.8.
+Both have the same networks, weights, batch and losses: (a) a CycleGAN step of generators and discriminators,
+(b) the joint step with Eqn 3. Before the measurement, all losses, Eqn 3's derivative and every optimizer's
+moments after a step (hence every gradient) must be equal. Both run alternately in one process. Targets: our
+time at most 0.9 of PyTorch's in (a) and 0.7 in (b), our peak memory at most 0.8.
 
-Settings: configs/paper.flags with the least-squares loss, and no image pool. PyTorch's side is given DET's
-targets, which ours computes in the step. PyTorch runs as it comes (eagerly): torch.compile has no double
+Settings: configs/paper.flags with the least-squares loss and without image pools. DET's targets are an input
+of PyTorch's step, while ours computes them. PyTorch runs eagerly, because torch.compile has no double
 backward.
 """
 
@@ -17,10 +17,10 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-if find_spec("triton"):  # comes with PyTorch's CUDA build, and ends a process that has TensorFlow in it
+if find_spec("triton"):  # part of PyTorch's CUDA build; it crashes a process that has imported TensorFlow
     raise SystemExit(
-        "error: triton, of PyTorch's CUDA build, crashes beside TensorFlow: pip uninstall triton torch, then "
-        "install PyTorch's CPU build as pytorch.org says"
+        "error: triton, of PyTorch's CUDA build, crashes in a process with TensorFlow: pip uninstall triton "
+        "torch, then install PyTorch's CPU build, see pytorch.org"
     )
 
 import joint_models as stage
@@ -40,12 +40,12 @@ from tf_detectorgan.training.joint_step import GAN_ONLY, JointModels, joint_step
 from tf_detectorgan.training.settings import ARMS, Train
 
 WANTED = {"CycleGAN step": 0.9, "joint step": 0.7, "memory": 0.8}
-# Of relative errors in float32. Gradients pass ReLUs and L1's signs, where rounding decides now and then.
+# Relative errors in float32. At kinks of ReLU and L1, rounding errors can change gradients.
 TOLERANCE = {"loss": 1e-4, "gradient": 1e-2}
 
 
 def theirs(p: JointModels, s: Train, size: int) -> Trainer:
-    """The same networks in PyTorch, with our weights."""
+    """Returns the same networks in PyTorch, with the weights of p."""
     gan, f, blocks = p.gan, s.generator_filters, s.generator_blocks or (6 if size <= 128 else 9)
     cells = sum((size // stride) ** 2 for stride in (4, 8, 16))
     nets = {
@@ -75,13 +75,13 @@ def theirs(p: JointModels, s: Train, size: int) -> Trainer:
 
 
 def tensor(value) -> torch.Tensor:
-    """Ours as theirs: images [N, H, W, C] become [N, C, H, W]."""
+    """Converts a tensor to PyTorch; images [N, H, W, C] become [N, C, H, W]."""
     value = torch.from_numpy(np.array(value))
     return value.permute(0, 3, 1, 2).contiguous() if value.ndim == 4 else value
 
 
 def scene(DET, b: Batch) -> Scene:
-    """The batch for PyTorch."""
+    """Converts a batch to PyTorch."""
 
     def boxed(labelled: Labelled) -> Boxed:
         boxes, targets = labelled.boxes[:, 0], DET.targets(labelled)
@@ -95,22 +95,22 @@ def scene(DET, b: Batch) -> Scene:
 
 
 def check(p: JointModels, t: Trainer, b: Batch, s: Scene, joint) -> dict[str, float]:
-    """Relative errors between both sides; both take one step.
+    """Takes one step with both implementations; returns the relative differences.
 
     Raises:
-      SystemExit: one is above its TOLERANCE.
+      SystemExit: a difference is greater than its TOLERANCE.
     """
     where = b.insertion
     synthetic = Labelled(where.exemplars, where.boxes[:, None], where.labels[:, None])
     ours = unroll.unrolled_step(p.DET, p.detector_optimizer, b.y, synthetic, b.y2).d_L_real_unrolled
     x_syn = s.insertion.images.clone().requires_grad_()
-    ahead = t.look(s, x_syn)[2]
-    errors = {"Eqn 3 to x_syn": error([ours], torch.autograd.grad(ahead, [x_syn]), (0, 2, 3, 1))}
+    L_unrolled = t.unrolled_step(s, x_syn)[2]
+    errors = {"Eqn 3 to x_syn": error([ours], torch.autograd.grad(L_unrolled, [x_syn]), (0, 2, 3, 1))}
     values, other = joint(), t.step(s, with_detector=True)
     errors |= {name: abs(float(values[name]) - v) / abs(v) for name, v in other.items()}
     for name, optimizer, known in (
-        ("generators' gradient", p.gan.generator_optimizer, t.of_theta),
-        ("discriminators' gradient", p.gan.discriminator_optimizer, t.of_phi),
+        ("generators' gradient", p.gan.generator_optimizer, t.theta_optimizer),
+        ("discriminators' gradient", p.gan.discriminator_optimizer, t.phi_optimizer),
     ):
         moments = [state["exp_avg"] for state in known.state.values()]
         errors[name] = error([v.value for v in optimizer._momentums], moments)
@@ -118,14 +118,14 @@ def check(p: JointModels, t: Trainer, b: Batch, s: Scene, joint) -> dict[str, fl
     for name, value in errors.items():
         allowed = TOLERANCE["loss" if name in other else "gradient"]
         if not value <= allowed:
-            raise SystemExit(f"the two sides differ: {name} by {value:.2g}, allowed are {allowed}: {errors}")
+            raise SystemExit(f"the steps differ: {name} by {value:.2g}, more than {allowed}: {errors}")
     return errors
 
 
 def error(ours, others, order=(2, 3, 1, 0)) -> float:
-    """Norm of the difference of two lists of tensors, relative to the other's norm.
+    """Returns the norm of the difference of two lists of tensors, relative to PyTorch's.
 
-    `order` turns PyTorch's axes into ours where there are four, by default those of kernels.
+    `order` permutes PyTorch's axes of tensors with four dimensions, by default those of kernels.
     """
     others = [v.detach().permute(order) if v.ndim == 4 else v.detach() for v in others]
     pairs = [(np.asarray(a), b.numpy()) for a, b in zip(ours, others, strict=True)]
@@ -135,7 +135,7 @@ def error(ours, others, order=(2, 3, 1, 0)) -> float:
 
 
 def compare(steps: dict, others: dict, rounds: int) -> list[dict]:
-    """Our steps and PyTorch's by the same names, measured in turns: a row each."""
+    """Measures our steps and PyTorch's, which have the same names, alternately; returns one row per name."""
     measured = {f"{name}, ours": step for name, step in steps.items()}
     measured |= {f"{name}, PyTorch": step for name, step in others.items()}
     seconds = measuring.in_turns(measured, rounds)
@@ -160,8 +160,8 @@ def compare(steps: dict, others: dict, rounds: int) -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     lines = [
-        f"{'':<15}{'ours, core s':<22}{'PyTorch, core s':<22}{'ours / PyTorch':<20}(wanted)  "
-        f"memory (wanted {WANTED['memory']})"
+        f"{'':<15}{'ours, core s':<22}{'PyTorch, core s':<22}{'ours / PyTorch':<20}(target)  "
+        f"memory (target {WANTED['memory']})"
     ]
     for row in rows:
         ours, theirs, time = (measuring.shown(row[key]) for key in ("ours", "PyTorch", "time"))
@@ -174,7 +174,7 @@ def table(rows: list[dict]) -> str:
 
 
 def run(options: argparse.Namespace) -> dict:
-    """Checks, measures, prints and writes."""
+    """Checks that both steps are equal, measures them, prints and writes the result."""
     build.POOL_SIZE = 0
     s = stage.settings(
         "retinanet_small",
@@ -194,7 +194,7 @@ def run(options: argparse.Namespace) -> dict:
         "joint step": tf.function(lambda: joint_step(p, objective, b, seed), autograph=False),
     }
     errors = check(p, t, b, given, steps["joint step"])
-    print(f"equal on both sides; the largest relative errors: {errors}", flush=True)
+    print(f"both steps are equal; relative errors: {errors}", flush=True)
     if options.channels_last:
         for net in t.nets.values():
             net.to(memory_format=torch.channels_last)
@@ -221,11 +221,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=2, help="images of each stream")
-    parser.add_argument("--filters", type=int, default=32, help="of generators and discriminators")
-    parser.add_argument("--blocks", type=int, default=0, help="of the generators; 0: their default")
+    parser.add_argument("--filters", type=int, default=32, help="filters of generators and discriminators")
+    parser.add_argument("--blocks", type=int, default=0, help="blocks of the generators; 0: the default")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--channels_last", action="store_true", help="PyTorch's memory format")
+    parser.add_argument("--channels_last", action="store_true", help="use PyTorch's channels_last format")
     parser.add_argument("--out", type=Path, help="JSON to write")
     return parser.parse_args(argv)
 

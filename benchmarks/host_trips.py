@@ -1,11 +1,11 @@
-"""What the host does in a training step of `train` but to launch kernels: copies from the GPU, ops by Python.
+"""Counts host work per training step: copies between GPU and host, and ops that Python calls.
 
     python benchmarks/host_trips.py --out=docs/results/host_trips.json -- --flagfile=configs/demo.flags
 
-Each phase runs by `train`'s own loop; TensorFlow's profiler traces STEPS of its steps between two rows of
-scalars. Counted a step: on a GPU the trace's copies from device to host and back; anywhere the TensorFlow ops
-that Python calls one by one, and the copies to the host that a GPU would make by the graph's kernels
-(training/host_transfers.py). What follows `--` are flags of `train`.
+Each phase runs in `train`'s own loop; TensorFlow's profiler traces STEPS steps between two log entries.
+On a GPU, the copies between device and host in the trace are counted. On all machines, the ops that Python
+calls one by one are counted, and the copies to the host that the graph's kernels would need on a GPU
+(training/host_transfers.py). Arguments after `--` are flags of `train`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ COPIES = {"MemcpyD2H": "copies to the host", "MemcpyH2D": "copies to the device"
 
 
 def traced(run: Run, name: str, phase, folder: Path) -> dict:
-    """The row of a phase, of which steps WARM_UP to WARM_UP + STEPS - 1 are traced."""
+    """Runs a phase and traces steps WARM_UP to WARM_UP + STEPS - 1; returns its row."""
     place, distributed = folder / name, run.distributed
 
     def batches(given):
@@ -51,11 +51,11 @@ def traced(run: Run, name: str, phase, folder: Path) -> dict:
     calls, copies = collections.Counter(), collections.Counter()
     for plane in planes:
         for event in (event for line in plane.lines for event in line.events):
-            said = plane.event_metadata[event.metadata_id].name
-            if said.startswith(CALLED):
-                calls[_kind(said)] += 1
+            label = plane.event_metadata[event.metadata_id].name
+            if label.startswith(CALLED):
+                calls[_kind(label)] += 1
             if "GPU" in plane.name:
-                copies.update(column for start, column in COPIES.items() if said.startswith(start))
+                copies.update(column for start, column in COPIES.items() if label.startswith(start))
     graph = run.functions[name]._list_all_concrete_functions()[-1].graph
     row = {
         "phase": name,
@@ -65,9 +65,9 @@ def traced(run: Run, name: str, phase, folder: Path) -> dict:
     return row | ({column: copies[column] / STEPS for column in COPIES.values()} if _gpus() else {})
 
 
-def _kind(said: str) -> str:
-    """The op's type; graphs have numbers in their names."""
-    op = said.removeprefix(CALLED)
+def _kind(label: str) -> str:
+    """Returns the op's type; the names of graphs have numbers, which are removed."""
+    op = label.removeprefix(CALLED)
     return "the step's graph" if op.startswith("__inference") else op
 
 
@@ -76,9 +76,10 @@ def _gpus() -> list:
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict:
-    """Measures, prints and writes."""
+    """Measures all phases, prints and writes the result."""
     steps = WARM_UP + STEPS + 2
-    words = [f"--{name}_steps={steps}" for name in ("gan", "joint", "pretrain_detector", "final")]
+    phase_names = ("pretrain_gan", "joint", "pretrain_detector", "final_detector")
+    words = [f"--{name}_steps={steps}" for name in phase_names]
     words += [f"--run_dir={folder / 'run'}", f"--data_dir={folder / 'data'}", "--arm=detectorgan"]
     words += [f"--{name}_every={2 * steps}" for name in ("log", "checkpoint", "validate")]
     settings = config.parse(Train, [*options.train, *words])
@@ -102,7 +103,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict:
         traced(began, "joint", lambda: phases.joint(began, "detectorgan", gan), folder),
     ]
     for row in rows:
-        print(f"{row['phase']}, a step:")
+        print(f"{row['phase']}, per step:")
         for column, value in list(row.items())[1:]:
             print(f"  {column}: {len(value) if isinstance(value, list) else value}")
     content = {"machine": measuring.machine() | {"GPUs": len(_gpus())}, "flags": options.train}
@@ -117,7 +118,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="JSON to write")
-    parser.add_argument("train", nargs="*", help="flags of train, behind --")
+    parser.add_argument("train", nargs="*", help="flags of train, after --")
     return parser.parse_args(argv)
 
 

@@ -1,16 +1,16 @@
-"""Images a second that one core decodes, augments and batches: our pipeline against a PyTorch DataLoader.
+"""Compares the input pipeline with a PyTorch DataLoader: images per second on one core.
 
     pip install -e '.[bench]'
     python benchmarks/input_pipeline.py --out=runs/input_pipeline.json
 
-Both sides get the same PNGs in memory and do the same to each: decode, mirror half of them, zoom and shift
-with bilinear interpolation, change brightness and contrast, move the boxes along, batch. Each side is a
-process of its own on one core, with one thread; the sides take turns. Wanted: a ratio of at least 1.
+Both sides read the same PNGs from memory and do the same: decode, mirror half of them, zoom and shift with
+bilinear interpolation, change brightness and contrast, transform the boxes, batch. Each side is a separate
+process on one core with one thread; they run alternately. Target: a ratio of at least 1.
 
     python benchmarks/input_pipeline.py --wait=configs/demo.flags
 
-trains the last arm of a flagfile for some joint steps and says how long a step waits for its batch. Wanted:
-under 2 % of its time.
+trains the last arm of a flagfile for some joint steps and prints how long a step waits for its batch. Target:
+less than 2 % of its time.
 """
 
 import argparse
@@ -30,7 +30,7 @@ WARM_UP = 20  # batches: tracing, first reads
 
 
 def ours(folder: Path, batch_size: int, batches: int) -> float:
-    """Images a second of `labelled_batches` with its default augmentation."""
+    """Returns the images per second of `labelled_batches` with its default augmentation."""
     import tensorflow as tf
 
     from tf_detectorgan.data import pipeline, records
@@ -50,7 +50,7 @@ def ours(folder: Path, batch_size: int, batches: int) -> float:
 
 
 def theirs(folder: Path, batch_size: int, batches: int) -> float:
-    """Images a second of a DataLoader over the same files."""
+    """Returns the images per second of a DataLoader over the same files."""
     import io
 
     import torch
@@ -75,7 +75,7 @@ def theirs(folder: Path, batch_size: int, batches: int) -> float:
             signed = 2 * random[1:4] - 1
             zoom = 1 + 0.1 * torch.sign(signed[0]) * torch.relu(2 * signed[0].abs() - 1)
             move = torch.round(0.1 * signed[1:] * side)  # x, y in pixels
-            # grid_sample maps the other way, in units of half the side
+            # grid_sample has the inverse map, in units of half the side
             rows = [
                 [mirror / zoom, 0, -2 * move[0] * mirror / zoom / side],
                 [0, 1 / zoom, -2 * move[1] / zoom / side],
@@ -106,14 +106,14 @@ def rate(source, batch_size: int, batches: int) -> float:
 
 
 def wait(flagfile: Path, steps: int) -> None:
-    """Times joint training between two batches, and how much of that it waits for the next one."""
+    """Measures the time between two joint steps, and the part of it that is waiting for the next batch."""
     from absl import flags
 
     from tf_detectorgan import config, train
     from tf_detectorgan.training import phases
     from tf_detectorgan.training.settings import Train
 
-    waits, all_of_it = list[float](), list[float]()
+    waits, totals = list[float](), list[float]()
     run_phase = phases.run_phase
 
     def timed(name, *, batches, **given):
@@ -124,7 +124,7 @@ def wait(flagfile: Path, steps: int) -> None:
                 batch = next(source)
                 waits.append(time.perf_counter() - began)
                 yield batch
-                all_of_it.append(time.perf_counter() - began)
+                totals.append(time.perf_counter() - began)
 
         run_phase(name, batches=watched if name.endswith("joint") else batches, **given)
 
@@ -142,10 +142,10 @@ def wait(flagfile: Path, steps: int) -> None:
     with tempfile.TemporaryDirectory(prefix="wait-") as name:
         changes = few | {"joint_steps": WARM_UP + steps, "run_dir": name, "arm": settings.arm[-1:]}
         train.main(dataclasses.replace(settings, **changes))
-    waited, spent = sum(waits[WARM_UP:-1]), sum(all_of_it[WARM_UP:])  # the last step is not timed
-    count = len(all_of_it) - WARM_UP
+    waited, spent = sum(waits[WARM_UP:-1]), sum(totals[WARM_UP:])  # the last step is not measured
+    count = len(totals) - WARM_UP
     print(f"{count} joint steps of {1000 * spent / count:.0f} ms")
-    print(f"waiting for input: {1000 * waited / count:.2f} ms, {waited / spent:.2%} (wanted: under 2 %)")
+    print(f"waiting for input: {1000 * waited / count:.2f} ms, {waited / spent:.2%} (target: less than 2 %)")
 
 
 def export(folder: Path, size: int) -> None:
@@ -174,8 +174,10 @@ def main():
     parser.add_argument("--batches", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON to write")
-    parser.add_argument("--wait", type=Path, help="a flagfile of train: times its waiting and nothing else")
-    parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)  # a process of one side
+    parser.add_argument("--wait", type=Path, help="a flagfile of train: measure only the waiting time")
+    parser.add_argument(
+        "--side", choices=("ours", "theirs"), help=argparse.SUPPRESS
+    )  # the process of one side
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.wait:
@@ -198,7 +200,7 @@ def main():
     middle = {side: statistics.median(values) for side, values in rates.items()}
     for side, values in rates.items():
         print(f"{side:<8}{middle[side]:8.0f} images/s  ({', '.join(f'{v:.0f}' for v in values)})")
-    print(f"ours / theirs: {middle['ours'] / middle['theirs']:.2f} (wanted: at least 1)")
+    print(f"ours / theirs: {middle['ours'] / middle['theirs']:.2f} (target: at least 1)")
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(rates, indent=1) + "\n", "utf-8")

@@ -1,4 +1,4 @@
-"""The networks of the joint step as `train` makes them, and a batch of noise with boxes."""
+"""The networks of the joint step as in `train`, and batches of noise with boxes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CLASSES = ("object",)
 
 
 def prepare(threads: int) -> None:
-    """Threads of every op, and deterministic ops as in `train`. Before anything else of TensorFlow runs."""
+    """Sets the threads per op, and deterministic ops as in `train`. Call it before TensorFlow runs any op."""
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     tf.config.experimental.enable_op_determinism()
 
 
 def settings(detector: str, batch: int, filters: int, **changes: Any) -> Train:
-    """Defaults of `train`, but rates so low that weights stay where numbers are ordinary, however long."""
+    """Returns the defaults of `train` with low learning rates, so that the weights hardly change."""
     common: dict[str, Any] = {
         "detector": detector,
         "gan_batch": batch,
@@ -43,7 +43,7 @@ def wide(image_shape: tuple[int, int, int], classes: int) -> retinanet.RetinaNet
 
 
 def joint_models(s: Train, size: int) -> JointModels:
-    """CycleGAN and DET with its optimizer for grey images of `size` pixels."""
+    """Returns CycleGAN and DET with its optimizer for grey images of `size` pixels."""
     dataset: Any = types.SimpleNamespace(image_shape=(size, size, 1), class_names=CLASSES)
     here = tf.distribute.get_strategy()
     DET = build.detector(s, dataset, here)
@@ -55,7 +55,7 @@ def without_detector(p: JointModels) -> JointModels:
 
 
 def batch(size: int, count: int, later: int = 0, seed: int = 0) -> Batch:
-    """`count` images a stream with one box each, an eighth of the side or more; `later` draws of y_later."""
+    """Returns `count` images per stream, with a box of at least 1/8 of the side, and `later` of y_later."""
     rng = np.random.default_rng(seed)
 
     def images():

@@ -1,4 +1,4 @@
-"""What benchmarks of steps share: steps in turns, their time, memory and arithmetic, and the file."""
+"""Measures time, memory and FLOPs of training steps; writes the results."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tf_detectorgan.environment import TENSORFLOW
 
 os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
 
-Step = Callable[[], Any]  # runs once and does not return before it is done
+Step = Callable[[], Any]  # runs once and returns when it is finished
 
 
 def started(function: Callable) -> tuple[Any, float]:
-    """A function without arguments as a concrete graph that has run once, and the core seconds that took."""
+    """Returns a function without arguments as a concrete graph that has run once, and its core seconds."""
     import tensorflow as tf
 
     began = time.process_time()
@@ -35,10 +35,10 @@ def started(function: Callable) -> tuple[Any, float]:
 
 
 def in_turns(steps: dict[str, Step], rounds: int, name: str = "measuring") -> dict[str, list[float]]:
-    """Core seconds of each step, one a round: all steps in order, then all again.
+    """Returns the core seconds of each step, one value per round; a round runs all steps in order.
 
-    Core seconds are what the process's threads got of the processors (user and system), so what other
-    processes take of the machine delays but hardly counts. Each step runs once before anything is counted.
+    Core seconds are the processor time of the process's threads (user and system), which hardly depends on
+    other processes. Each step runs once before the measurement.
     """
     seconds: dict[str, list[float]] = {key: [] for key in steps}
     for step in steps.values():
@@ -52,13 +52,13 @@ def in_turns(steps: dict[str, Step], rounds: int, name: str = "measuring") -> di
 
 
 def ratios(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles of a / b, taken round by round."""
+    """Returns median and quartiles of a / b per round."""
     values = [one / other for one, other in zip(a, b, strict=True)]
     return spread(values)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
+    """Returns median and quartiles."""
     low, middle, high = (
         statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     )
@@ -66,23 +66,23 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def shown(value: dict[str, float]) -> str:
-    """A spread as text."""
+    """Returns the result of `spread` as text."""
     return f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
 def peak_mib(step: Step, of_tensorflow: bool = True) -> float:
-    """MiB that a step, which has run before, holds at most beyond what the process holds already.
+    """Returns the peak memory of a step, which has run before, in MiB above the process's current memory.
 
-    Resident memory, after the C library has given back what it keeps for later. With oneDNN TensorFlow
-    besides has a pool for larger tensors, which it never gives back: what a step takes of it is added from
-    the pool's own accounts. As if both were highest at once, so this is an upper bound.
+    It is resident memory, after the C library has returned its free memory. With oneDNN, TensorFlow also has
+    a pool for larger tensors, which it never returns: the step's part is added from the pool's statistics.
+    Both peaks may be at different times, so the sum is an upper bound.
 
     Raises:
       OSError: this is not Linux, or its /proc cannot reset the peak.
     """
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is held now: man 5 proc
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the current memory: man 5 proc
     before = status_kib("VmRSS")
     step()
     resident = (status_kib("VmHWM") - before) / 1024
@@ -90,7 +90,7 @@ def peak_mib(step: Step, of_tensorflow: bool = True) -> float:
 
 
 def pool_mib(step: Step) -> float:
-    """MiB of TensorFlow's pool on the CPU that a step holds at most beyond what was held; 0 without it."""
+    """Returns a step's peak in TensorFlow's CPU pool in MiB above its current use; 0 without a pool."""
     before, most = None, 0
     for plane in _traced(step):
         stats = {number: metadata.name for number, metadata in plane.stat_metadata.items()}
@@ -106,8 +106,8 @@ def pool_mib(step: Step) -> float:
 
 
 def _traced(step: Step):
-    """Planes of TensorFlow's trace of a step."""
-    # Not at the top: PyTorch's side and the plain measurements do without.
+    """Returns the planes of TensorFlow's trace of a step."""
+    # Imported here, because PyTorch's side and plain measurements do not need it.
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -119,32 +119,32 @@ def _traced(step: Step):
 
 
 def status_kib(field: str) -> int:
-    """KiB, of /proc/self/status."""
+    """Returns a field of /proc/self/status in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
 def convolution_flops(function) -> int:
-    """Floating point operations of the convolutions and matrix products that one call of a graph runs.
+    """Returns the FLOPs of the convolutions and matrix products in one call of a graph.
 
-    A multiplication and an addition are two. Counted over the nodes that outputs and side effects depend on;
-    zeros of the padding count as numbers. Everything else (norms, activations, losses) is left out.
+    A multiplication and an addition are 2 FLOPs. Only nodes that outputs and side effects depend on count;
+    operations on padding count as well. All other ops (norms, activations, losses) are left out.
 
     Args:
       function: a `tf.function`'s concrete function, whose tensors have static shapes.
 
     Raises:
-      ValueError: a function inside of the graph (a condition's branch, say) has one of them.
+      ValueError: a function inside the graph, as the branch of a condition, has such an op.
     """
     graph = function.graph
-    wanted, seen, total = [t.op for t in graph.outputs] + list(graph.control_outputs), set(), 0
-    while wanted:
-        op = wanted.pop()
-        if op.name in seen:
+    pending, found, total = [t.op for t in graph.outputs] + list(graph.control_outputs), set(), 0
+    while pending:
+        op = pending.pop()
+        if op.name in found:
             continue
-        seen.add(op.name)
+        found.add(op.name)
         total += _flops(op)
-        wanted += [t.op for t in op.inputs] + list(op.control_inputs)
+        pending += [t.op for t in op.inputs] + list(op.control_inputs)
     return total
 
 
@@ -156,7 +156,7 @@ def _flops(op) -> int:
         inner = op.inputs[0].shape[0 if op.get_attr("transpose_a") else 1]
         return 2 * op.outputs[0].shape.num_elements() * inner
     if op.type in COUNTED:
-        # All three multiply every number of the convolution's output with a filter of its input channels.
+        # In all three, every element of the convolution's output is multiplied with a filter.
         result = op.outputs[0] if op.type == "Conv2D" else op.inputs[2]
         kernel = op.outputs[0] if op.type == "Conv2DBackpropFilter" else op.inputs[1]
         height, width, channels, _ = kernel.shape
@@ -164,7 +164,7 @@ def _flops(op) -> int:
     inner = [value.func.name for value in op.node_def.attr.values() if value.HasField("func")]
     if inner:
         library = {f.signature.name: f for f in op.graph.as_graph_def().library.function}
-        # `inner` grows by the functions that functions call.
+        # The functions that these functions call are appended to `inner`.
         for node in (node for name in inner for node in library[name].node_def):
             if node.op in COUNTED:
                 raise ValueError(f"{op.name}, of type {op.type}, has a {node.op} inside: not counted")
@@ -173,9 +173,9 @@ def _flops(op) -> int:
 
 
 def profile(step: Step, repeats: int = 9) -> dict[str, float]:
-    """Seconds of a TensorFlow step by kind of op, most first; the step has run before.
+    """Returns the seconds of a TensorFlow step, which has run before, by type of op in descending order.
 
-    Of each node the shortest of the repeats counts, as the trace tells wall time, waiting included.
+    The shortest time of each node over the repeats counts, because the trace has wall time with waiting.
     """
     shortest: dict[str, int] = {}
     for _ in range(repeats):
@@ -189,14 +189,14 @@ def profile(step: Step, repeats: int = 9) -> dict[str, float]:
     kinds: collections.Counter[str] = collections.Counter()
     for node, duration in shortest.items():
         name, found, kind = node.rpartition(":")
-        # An op is "its/name:Type"; what else is traced ("ExecutorState::Process") surrounds ops.
+        # An op is "its/name:Type"; other events ("ExecutorState::Process") contain ops.
         if found and not name.endswith(":") and " " not in node:
             kinds[kind] += duration
     return {kind: duration / 1e12 for kind, duration in kinds.most_common()}
 
 
 def profile_table(profiles: dict[str, dict[str, float]], kinds: int = 20) -> str:
-    """Milliseconds of steps, one a column, in the kinds of op that take the last of them most of its time."""
+    """Returns a table of milliseconds: a column per step, a row per type of op, sorted by the last step."""
     last = list(profiles.values())[-1]
     lines = [f"{'ms':<40}" + "".join(f"{name:>28}" for name in profiles)]
     for kind in ["all", *list(last)[:kinds]]:
@@ -206,14 +206,14 @@ def profile_table(profiles: dict[str, dict[str, float]], kinds: int = 20) -> str
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Returns the machine's CPU and number of cores."""
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")), "")
     return {"cpu": model or platform.machine(), "cores": len(os.sched_getaffinity(0))}
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """JSON, never half written."""
+    """Writes JSON to a temporary file, then renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8")

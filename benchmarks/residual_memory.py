@@ -1,10 +1,10 @@
-"""How much memory the object residuals of a set of Cityscapes' size need, while prepared and afterwards.
+"""Measures the memory that the object residuals of a data set of Cityscapes' size need.
 
     python benchmarks/residual_memory.py --out=runs/residual_memory.json
 
-Draws colour street scenes with one to eight people each, and prepares their residuals in a process of its
-own. Wanted: with 2,000 labelled images of 256 px, a peak of under 1 GB above the process without them. Takes
-about three minutes on two cores, and 0.4 GB of disk.
+Draws colour street scenes with one to eight people each, and computes their residuals in a separate process.
+Target: with 2,000 labelled images of 256 px, a peak of less than 1 GB above the process without residuals. It
+takes about three minutes on two cores, and 0.4 GB of disk space.
 """
 
 import argparse
@@ -67,7 +67,7 @@ class Street:
 
 
 def write(folder: Path, street: Street) -> None:
-    """The drawn data set, at `folder`."""
+    """Writes the drawn data set to `folder`."""
     clean = round(CLEAN * street.images)
     plan = shards.Plan(
         shards.About("streets", "1.0.0", "drawn streets"),
@@ -83,11 +83,11 @@ def write(folder: Path, street: Street) -> None:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Peak resident memory of this process before and after it has prepared the residuals of a data set."""
+    """Returns this process's peak resident memory before and after computing a data set's residuals."""
     from tf_detectorgan.data.object_residuals import object_residuals
 
     dataset = records.open_dataset(folder)
-    next(iter(dataset.serialized("train_labelled").map(dataset.decode)))  # TensorFlow has started
+    next(iter(dataset.serialized("train_labelled").map(dataset.decode)))  # starts TensorFlow
     before = status_kib("VmHWM")
     residuals = object_residuals(dataset)
     after = status_kib("VmHWM")
@@ -109,7 +109,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--images", type=int, default=2000, help="labelled images")
     parser.add_argument("--size", type=int, default=256, help="side of an image in pixels")
-    parser.add_argument("--people", type=int, default=8, help="at most in an image")
+    parser.add_argument("--people", type=int, default=8, help="maximum number per image")
     parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # a process with this data set
     return parser.parse_args(arguments)
@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> None:
     row = json.loads(done.stdout.splitlines()[-1])
     print(f"{row['images']} images of {options.size} px, {row['objects']} objects")
     print(f"peak memory before: {row['peak_before_mib']:.0f} MiB, after: {row['peak_after_mib']:.0f} MiB")
-    print(f"growth: {row['peak_growth_mib']:.0f} MiB (wanted: under 954 MiB, which is 1 GB)")
+    print(f"growth: {row['peak_growth_mib']:.0f} MiB (target: less than 954 MiB, which is 1 GB)")
     print(f"kept: {row['kept_bytes_per_object']:.0f} bytes per object")
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

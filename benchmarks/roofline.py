@@ -1,13 +1,13 @@
-"""How much of the machine's convolution rate the phases of `train` reach.
+"""Measures which share of the machine's convolution rate the phases of `train` reach.
 
     python benchmarks/roofline.py --out=docs/results/roofline.json
 
-The roof is the best rate of any single convolution tried, forward or backward, in FLOP a core second. Each
-phase's rate is the FLOPs of the convolutions in its graph over its time, so all that is not a convolution
-(norms, padding, losses, optimizers) lowers the share. Wanted: 60 % of the roof in the joint step.
+The roof is the best rate of several single convolutions, forward or backward, in FLOP per core second. Each
+phase's rate is the FLOPs of the convolutions in its graph divided by its time, so all other ops (norms,
+padding, losses, optimizers) lower the share. Target: 60 % of the roof in the joint step.
 
-`--paper` counts the phases at the paper's size without running them: FLOPs of their graphs over a GPU's peak
-times the share of it that is assumed. An estimate, nothing measured.
+`--paper` estimates the phases at the paper's size without running them: FLOPs of their graphs divided by a
+GPU's peak rate times an assumed share of it.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from tf_detectorgan.training.detector_step import detector_step
 from tf_detectorgan.training.joint_step import GAN_ONLY, joint_step
 from tf_detectorgan.training.settings import ARMS, Train
 
-WANTED = 0.6  # of the joint phase
-SIDES, CHANNELS, KERNEL, IMAGES = (16, 32, 64), (32, 64, 128, 256), 3, 4  # of the convolutions tried
+WANTED = 0.6  # target share of the joint phase
+SIDES, CHANNELS, KERNEL, IMAGES = (16, 32, 64), (32, 64, 128, 256), 3, 4  # of the single convolutions
 
 
 def convolutions() -> dict:
-    """Concrete functions of one convolution each, by name: its output or one of its derivatives."""
+    """Returns concrete functions of one convolution each, by name: the output or one of the derivatives."""
 
     def made(side: int, channels: int, kind: str):
         x = tf.Variable(tf.random.stateless_normal([IMAGES, side, side, channels], [0, 0]))
@@ -38,7 +38,7 @@ def convolutions() -> dict:
         def once():
             if kind == "forward":
                 return tf.nn.conv2d(x, kernel, 1, "SAME")
-            # Both derivatives are linear in x's place: another x of the same shape is upstream.
+            # The upstream gradient has x's shape, so x is used for it.
             with tf.GradientTape() as tape:
                 y = tf.nn.conv2d(x, kernel, 1, "SAME")
             return tape.gradient(y, x if kind == "to input" else kernel, output_gradients=x.value())
@@ -54,16 +54,16 @@ def convolutions() -> dict:
 
 
 def roof(rounds: int) -> tuple[str, dict]:
-    """The convolution with the best rate, by name, and its function."""
-    tried = convolutions()
-    seconds = measuring.in_turns(tried, rounds, "convolutions")
-    rate = {name: measuring.convolution_flops(tried[name]) / min(taken) for name, taken in seconds.items()}
+    """Returns the name and the function of the convolution with the best rate."""
+    functions = convolutions()
+    seconds = measuring.in_turns(functions, rounds, "convolutions")
+    rate = {name: measuring.convolution_flops(functions[name]) / min(s) for name, s in seconds.items()}
     best = max(rate, key=rate.get)
-    return best, tried[best]
+    return best, functions[best]
 
 
 def phases(options: argparse.Namespace) -> dict:
-    """A step of each phase of `train` as a concrete function."""
+    """Returns a step of each phase of `train` as a concrete function."""
     s = stage.settings(options.detector, options.batch, options.filters)
     p, b = stage.joint_models(s, options.size), stage.batch(options.size, options.batch)
     alone, objective = stage.without_detector(p), build.objective(s, ARMS["detectorgan"])
@@ -83,7 +83,7 @@ def phases(options: argparse.Namespace) -> dict:
 
 
 def paper(options: argparse.Namespace) -> dict:
-    """Hours of phases of `train` by default, at the paper's size, by FLOPs alone."""
+    """Estimates the hours of `train`'s phases with default steps at the paper's size from their FLOPs."""
     setting = {"detector": "retinanet_resnet50", "size": 512, "batch": 4, "filters": 64}
     s, rate = Train(), options.gpu_tflops * 1e12 * options.gpu_share
     alone = s.pretrain_detector_steps
@@ -107,7 +107,7 @@ def paper(options: argparse.Namespace) -> dict:
 
 
 def estimate(options: argparse.Namespace) -> dict:
-    """Prints and writes `paper`."""
+    """Prints and writes the result of `paper`."""
     content = paper(options)
     print(f"estimated by FLOPs, not measured, {content['setting']}:")
     for row in content["rows"]:
@@ -118,15 +118,15 @@ def estimate(options: argparse.Namespace) -> dict:
 
 
 def run(options: argparse.Namespace) -> dict:
-    """Measures, prints and writes."""
+    """Measures all phases, prints and writes the result."""
     name, best = roof(rounds=3)
     steps = {"roof": best, **phases(options)}
     flops = {key: measuring.convolution_flops(step) for key, step in steps.items()}
     seconds = measuring.in_turns(steps, options.rounds, "phases")
     peaks = {key: measuring.peak_mib(step) for key, step in steps.items()}
     rates = {key: [flops[key] / 1e9 / taken for taken in seconds[key]] for key in steps}
-    print(f"roof: {name}, {measuring.shown(measuring.spread(rates['roof']))} GFLOP a core second")
-    print(f"{'phase':<36}{'GFLOP':<12}{'core s':<21}{'GFLOP a core s':<24}{'share of the roof':<20}peak MiB")
+    print(f"roof: {name}, {measuring.shown(measuring.spread(rates['roof']))} GFLOP per core second")
+    print(f"{'phase':<36}{'GFLOP':<12}{'core s':<21}{'GFLOP / core s':<24}{'share of the roof':<20}peak MiB")
     rows = []
     for key in list(steps)[1:]:
         row = {
@@ -157,13 +157,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--detector", default="retinanet_small")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=2, help="images of each stream")
-    parser.add_argument("--filters", type=int, default=32, help="of generators and discriminators")
+    parser.add_argument("--filters", type=int, default=32, help="filters of generators and discriminators")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--profile", action="store_true", help="also print which ops take the time")
     parser.add_argument("--paper", action="store_true", help="only estimate the paper's setting")
     parser.add_argument("--gpu_tflops", type=float, default=15.7, help="peak; 15.7: float32 of a Tesla V100")
-    parser.add_argument("--gpu_share", type=float, default=0.4, help="of the peak, assumed")
+    parser.add_argument("--gpu_share", type=float, default=0.4, help="assumed share of the peak")
     parser.add_argument("--out", type=Path, help="JSON to write")
     return parser.parse_args(argv)
 

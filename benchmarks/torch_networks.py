@@ -1,4 +1,4 @@
-"""The networks of `train` in PyTorch, with parameters in the order of ours, so that weights can be copied.
+"""The networks of `train` in PyTorch, with parameters in the same order, so that weights can be copied.
 
 Letters: N images, C channels, H, W. Here tensors are [N, C, H, W].
 """
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 class SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow's "same": with even kernels or strides more at the end."""
+    """A convolution with TensorFlow's "same" padding: asymmetric, with more padding at the end."""
 
     def forward(self, x):
         before, after = zip(*(self._padding(n) for n in x.shape[2:]), strict=True)
@@ -42,7 +42,7 @@ class Residual(nn.Module):
 
 
 def generator(channels_in: int, channels_out: int, filters: int, blocks: int) -> nn.Module:
-    """As `resnet_generator` with an output by tanh."""
+    """Returns the network of `resnet_generator` with a tanh output."""
 
     def padded(size: int, a: int, b: int) -> list[nn.Module]:
         return [nn.ReflectionPad2d(size // 2), nn.Conv2d(a, b, size, bias=False), instance_norm(b)]
@@ -59,7 +59,7 @@ def generator(channels_in: int, channels_out: int, filters: int, blocks: int) ->
 
 
 def patch_gan(channels: int, filters: int, strided: int) -> nn.Module:
-    """As `discriminators.patch_gan`, whose `layers` are `strided` here."""
+    """Returns the network of `discriminators.patch_gan` with `layers=strided`."""
     layers: list[nn.Module] = [SameConv(channels, filters, 4, 2), nn.LeakyReLU(0.2)]
     widths = [min(2**i, 8) * filters for i in range(strided + 1)]
     for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False), start=1):
@@ -74,7 +74,7 @@ def _conv(a: int, b: int, stride: int = 1, activate: bool = True) -> list[nn.Mod
 
 
 class RetinaNet(nn.Module):
-    """As `retinanet.small` of a `width`, for one class: logits [N, A] and offsets [N, A, 4]."""
+    """The network of `retinanet.small` for one class: returns logits [N, A] and offsets [N, A, 4]."""
 
     def __init__(self, channels: int, width: int, per_cell: int):
         super().__init__()
@@ -85,7 +85,7 @@ class RetinaNet(nn.Module):
             for a, b in zip(widths, widths[1:], strict=False)
         )
         f = 2 * width
-        # In the order of our variables: laterals from the top, outputs from the bottom, boxes before classes.
+        # In the order of our variables: laterals from the top, outputs from the bottom, boxes, then classes.
         self.laterals = nn.ModuleList(nn.Conv2d(c, f, 1) for c in reversed(widths[1:]))
         self.smooth = nn.ModuleList(SameConv(f, f, 3) for _ in widths[1:])
         self.box, self.classification = (
@@ -109,10 +109,10 @@ class RetinaNet(nn.Module):
 
 
 def copy(variables, module: nn.Module) -> None:
-    """Gives a module our variables' values: kernels are [h, w, in, out] here, [out, in, h, w] there.
+    """Copies Keras variables to a module; kernels are [h, w, in, out] in Keras, [out, in, h, w] in PyTorch.
 
     Raises:
-      ValueError: another number of parameters, or another shape.
+      ValueError: the number of parameters or a shape is different.
     """
     with torch.no_grad():
         for variable, parameter in zip(variables, module.parameters(), strict=True):

@@ -1,24 +1,24 @@
-"""What Eqn 3 costs: its gradient to G_X's images in ordinary detector steps, and the joint step with it.
+"""Measures the cost of Eqn 3, relative to ordinary detector steps, and of the joint step with it.
 
     python benchmarks/unroll_cost.py --out=docs/results/unroll_cost.json
 
-`ordinary` is one step of DET alone on real and synthetic images together. `detector part` is what the joint
-step does with DET: W', its assignment, and the derivatives of L_syn and L~_real to the synthetic images;
-`joint step` all of it. Wanted of the exact mode: a detector part of at most 2.2 ordinary steps, a joint step
-of at most 1.25 times a CycleGAN step and that part.
+`ordinary` is one step of DET alone on real and synthetic images together. `detector part` is the part of
+the joint step with DET: W', its assignment, and the derivatives of L_syn and L~_real with respect to x_syn.
+`joint step` is the whole step. Targets of the exact mode: a detector part of at most 2.2 ordinary steps, a
+joint step of at most 1.25 times the sum of a CycleGAN step and the detector part.
 
-The floor, in forward passes of one stream of images. A layer's forward pass is one convolution and its
+The lower bound, in forward passes of one stream of images: a layer's forward pass is one convolution and its
 backward pass two, to its weights and to its input, so an ordinary step on two streams is 2 x 3 = 6. `exact`:
 
-    dL_real/dW and dL_syn/dW, with dL_syn/dx_syn    2 x 3   what the ordinary step does
+    dL_real/dW and dL_syn/dW, with dL_syn/dx_syn    2 x 3   as in the ordinary step
     dL~_real/dW' on y2                                  3
     d<u, dL_syn/dW>/dx_syn with u = dL~_real/dg         4   each layer's dW = delta * a depends on delta and
-                                                            on a (2); both go on to the layers before (2)
+                                                            a (2); both go on to the previous layers (2)
 
-together 13 / 6 = 2.17. Without Eqn 3 (`none`) it is 1. Recomputing runs the synthetic pass again but for its
-weights' derivatives, 2 more: 2.5. Of K steps each after the first adds 18 / 6 = 3: both gradients, and both
-differentiated to W also, 6 each. The column `arithmetic` counts the convolutions in the graphs, so it must
-show this floor, but for the first layer, whose input's derivative an ordinary step does not need.
+in total 13 / 6 = 2.17. Without Eqn 3 (`none`) it is 1. Recomputation repeats the synthetic pass without its
+weights' derivatives, 2 more: 2.5. Each of K steps after the first adds 18 / 6 = 3: both gradients, and the
+derivatives of both with respect to W as well, 6 each. The column `arithmetic` counts the convolutions in the
+graphs, so it equals this bound except for the first layer, whose input derivative an ordinary step omits.
 """
 
 import argparse
@@ -45,7 +45,7 @@ WANTED = {"detector part": 2.2, "joint step": 1.25}
 
 
 def graphs(detector: str, size: int, modes: list[str], options: argparse.Namespace) -> dict:
-    """Concrete functions without arguments, by name, each with its start-up in core seconds."""
+    """Returns concrete functions without arguments, by name, each with its start-up in core seconds."""
 
     def settings(mode: str) -> Train:
         return stage.settings(detector, options.batch, options.filters, **MODES[mode])
@@ -58,7 +58,7 @@ def graphs(detector: str, size: int, modes: list[str], options: argparse.Namespa
     seed = tf.constant([0, 0])
 
     def of_detector(o, later):
-        look = unroll.unrolled_step(
+        unrolled = unroll.unrolled_step(
             p.DET,
             p.detector_optimizer,
             batch.y,
@@ -67,8 +67,8 @@ def graphs(detector: str, size: int, modes: list[str], options: argparse.Namespa
             later=later,
             recompute=o.recompute,
         )
-        update_rules.commit(p.detector_optimizer, look.update)
-        return [v for v in look[:-1] if v is not None]
+        update_rules.commit(p.detector_optimizer, unrolled.update)
+        return [v for v in unrolled[:-1] if v is not None]
 
     def of_mode(mode: str) -> dict:
         o = build.objective(settings(mode), ARMS["detectorgan"])
@@ -92,7 +92,7 @@ def graphs(detector: str, size: int, modes: list[str], options: argparse.Namespa
 
 
 def measure(detector: str, size: int, options: argparse.Namespace) -> dict:
-    """One detector at one size: a row a mode, and what the rows are measured in."""
+    """Measures one detector at one size; returns a row per mode, and the ordinary and CycleGAN steps."""
     made = graphs(detector, size, options.modes, options)
     steps = {name: step for name, (step, _) in made.items()}
     flops = {name: measuring.convolution_flops(step) for name, step in steps.items()}
@@ -101,7 +101,7 @@ def measure(detector: str, size: int, options: argparse.Namespace) -> dict:
     rows = []
     for mode in options.modes:
         part, whole = f"detector part, {mode}", f"joint step, {mode}"
-        apart = [a + b for a, b in zip(seconds["CycleGAN"], seconds[part], strict=True)]
+        separate = [a + b for a, b in zip(seconds["CycleGAN"], seconds[part], strict=True)]
         rows.append(
             {
                 "mode": mode,
@@ -109,7 +109,7 @@ def measure(detector: str, size: int, options: argparse.Namespace) -> dict:
                 "detector part": measuring.ratios(seconds[part], seconds["ordinary"]),
                 "memory": round(peaks[part] / peaks["ordinary"], 2),
                 "joint step in ordinary steps": measuring.ratios(seconds[whole], seconds["ordinary"]),
-                "joint step": measuring.ratios(seconds[whole], apart),
+                "joint step": measuring.ratios(seconds[whole], separate),
                 "joint MiB": peaks[whole],
                 "start-up": made[whole][1],
             }
@@ -130,7 +130,7 @@ def measure(detector: str, size: int, options: argparse.Namespace) -> dict:
 
 
 def table(found: dict) -> str:
-    """One detector at one size, as text."""
+    """Returns the results of one detector at one size as text."""
     units = "; ".join(
         f"{name}: {measuring.shown(unit['core seconds'])} core s, {unit['GFLOP']} GFLOP, "
         f"{unit['MiB']:.0f} MiB, start-up {unit['start-up']:.0f} core s"
@@ -161,7 +161,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--batch", type=int, default=2, help="images of each stream")
-    parser.add_argument("--filters", type=int, default=16, help="of generators and discriminators")
+    parser.add_argument("--filters", type=int, default=16, help="filters of generators and discriminators")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--profile", action="store_true", help="also print which ops take the time")
@@ -170,7 +170,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> list[dict]:
-    """Measures, prints and writes, one detector and size after the other."""
+    """Measures every detector at every size, prints and writes the results."""
     results = []
     for detector in options.detectors:
         for size in options.sizes:

@@ -1,4 +1,4 @@
-"""What every test runs under: a quiet TensorFlow on two CPU devices, a fixed seed, the way to real images."""
+"""Configures TensorFlow (two CPU devices) and the random seed of all tests, and defines shared fixtures."""
 
 import contextlib
 import fcntl
@@ -12,7 +12,7 @@ from pathlib import Path
 from tf_detectorgan.environment import TENSORFLOW
 
 os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
-os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # expected numbers below are the CPU's
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the tests' expected numbers were computed on a CPU
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["MPLBACKEND"] = "agg"
 
@@ -22,16 +22,16 @@ import playwright.sync_api
 import pytest
 import tensorflow as tf
 
-# Before any op runs, as TensorFlow fixes its devices and threads at the first. Two devices: MirroredStrategy
-# is tested as an identity. Two threads: sums are cut into the same parts on every machine.
+# Before any op runs, because TensorFlow then fixes its devices and threads. Two devices: MirroredStrategy is
+# tested as an identity. Two threads: sums are divided into the same parts on every machine.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 tf.config.threading.set_intra_op_parallelism_threads(2)
 tf.config.threading.set_inter_op_parallelism_threads(2)
 
-# The first call of a TensorFlow function traces it, so examples differ in time a thousandfold; and a failure
-# seen in one run is to be seen in the next.
+# No deadline: the first call of a TensorFlow function traces it, and takes up to a thousand times longer.
+# Derandomized: a failure occurs again in the next run.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
@@ -39,23 +39,23 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items):
-    """Files with a slow test come first: the last ones are short, and both processes end together."""
+    """Runs files with a slow test first: the last files are then short, and both processes end together."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
 def seed():
-    """Seeds Python, NumPy and TensorFlow, resets Keras: no test's numbers depend on the tests before it."""
+    """Seeds Python, NumPy and TensorFlow and resets Keras: results do not depend on earlier tests."""
     keras.config.set_floatx("float32")
-    keras.utils.clear_session(free_memory=False)  # else a float64 test's dtype policy outlives it
+    keras.utils.clear_session(free_memory=False)  # else the dtype policy of a float64 test remains
     keras.utils.set_random_seed(0)
     return 0
 
 
 @pytest.fixture(scope="module", autouse=True)
-def survivors():
-    """What outlives a module, as graphs that TensorFlow keeps, is out of the way of later collections."""
+def freeze_garbage_collector():
+    """Excludes objects that remain after a module, such as TensorFlow's graphs, from later collections."""
     yield
     gc.collect()
     gc.freeze()
@@ -63,9 +63,9 @@ def survivors():
 
 @pytest.fixture(scope="session")
 def real_data():
-    """real_data(name): the directory of a real data set, or a skip saying where it was looked for.
+    """real_data(name): returns the directory of a real data set; skips the test if it is missing.
 
-    Looked for in $DETECTORGAN_DATA, else in ../shared/data beside the repository (see CONTRIBUTING.md).
+    Its parent is $DETECTORGAN_DATA, else ../shared/data next to the repository (see CONTRIBUTING.md).
     """
     given = os.environ.get("DETECTORGAN_DATA")
     parent = Path(given) if given else ROOT.parent / "shared" / "data"
@@ -82,11 +82,11 @@ def real_data():
 
 @pytest.fixture(scope="session")
 def browser():
-    """Chromium without a window, driven by Playwright; skips where there is none."""
+    """Headless Chromium, controlled by Playwright; skips the test if it is not installed."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not program:
         pytest.skip("no Chromium in PATH: install it (Debian: apt-get install chromium)")
-    # No sandbox, as root has none; nothing may ask the network.
+    # No sandbox: it does not work as root. No network access.
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
     with playwright.sync_api.sync_playwright() as driver:
         window = driver.chromium.launch(executable_path=program, args=[*flags, "--disable-sync"])
@@ -96,20 +96,20 @@ def browser():
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 16 KiB, mounted in memory: nothing else is full or read-only for root, as CI may be."""
+    """A file system of 16 KiB in memory; for root, other directories cannot be made full or read-only."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", place], capture_output=True)
     if mounted.returncode:
-        pytest.skip(f"may not mount a disk ({mounted.stderr.decode().strip()})")
+        pytest.skip(f"cannot mount a file system ({mounted.stderr.decode().strip()})")
     yield place
     subprocess.run(["umount", "--lazy", place], check=True)
 
 
 @pytest.fixture(scope="session")
 def tiny_phantom(tmp_path_factory):
-    """tiny_phantom(name, **changes): the directory of a drawn data set of 32 pixels and a few images."""
-    from tf_detectorgan.data import phantom, shards  # here: a test of boxes need not wait for TFDS
+    """tiny_phantom(name, **changes): returns the directory of a phantom of a few images of 32 pixels."""
+    from tf_detectorgan.data import phantom, shards  # here: tests that do not use it need not import TFDS
 
     few = {
         "train_images": 4,
@@ -129,7 +129,7 @@ def tiny_phantom(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def _handlers_kept():
+def _restore_handlers():
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -140,8 +140,8 @@ def _handlers_kept():
 
 @pytest.fixture
 def handlers():
-    """For a test in whose process a command runs: the two signals that it takes over are given back."""
-    with _handlers_kept():
+    """Restores the signal handlers after a test that runs a command in its own process."""
+    with _restore_handlers():
         yield
 
 
@@ -149,7 +149,7 @@ def handlers():
 def finished_run(tmp_path_factory, tiny_phantom, worker_id):
     """A run directory in which `cut_paste` is finished, after two steps. Copy it before writing to it.
 
-    Whichever process of the tests wants it first makes it for all.
+    The first test process that uses it creates it for all.
     """
     own = tmp_path_factory.getbasetemp()
     path = (own if worker_id == "master" else own.parent) / "finished"
@@ -164,10 +164,10 @@ def _train(run_dir, data_dir):
     from tf_detectorgan import train
     from tf_detectorgan.training.settings import Train
 
-    # What is made once for all comes before `seed`, after any test.
+    # A session fixture runs before `seed`, possibly after other tests.
     keras.config.set_floatx("float32")
     keras.utils.clear_session(free_memory=False)
-    with _handlers_kept():
+    with _restore_handlers():
         train.main(
             Train(
                 run_dir=str(run_dir),

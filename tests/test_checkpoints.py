@@ -1,4 +1,4 @@
-"""What a phase leaves on disk, and how it is read back."""
+"""The files of a phase: how they are written and read."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tf_detectorgan.checkpoints import PhaseDirectory
 
 
 def parts(value):
-    """A network and an optimizer whose numbers are all `value`."""
+    """Returns a network and an optimizer; all their weights and momenta are `value`."""
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     network.set_weights([np.full(w.shape, value) for w in network.get_weights()])
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
@@ -30,7 +30,7 @@ def numbers(of):
     )
 
 
-def test_save_and_restore(tmp_path):
+def test_restore_returns_the_saved_step_and_weights(tmp_path):
     phase = PhaseDirectory(tmp_path, parts(3))
     assert phase.restore() == 0
     phase.save(17)
@@ -39,7 +39,7 @@ def test_save_and_restore(tmp_path):
     np.testing.assert_array_equal(numbers(other), np.full(18, 3))
 
 
-def test_a_full_disk_leaves_the_checkpoints_that_were_there(small_disk):
+def test_full_disk_keeps_the_existing_checkpoints(small_disk):
     subprocess.run(["mount", "-o", "remount,size=24k", small_disk], check=True)
     phase = PhaseDirectory(small_disk, parts(3))
     phase.save(1)
@@ -58,46 +58,46 @@ def test_a_full_disk_leaves_the_checkpoints_that_were_there(small_disk):
     np.testing.assert_array_equal(numbers(other), np.full(18, 3))
 
 
-def test_restore_refuses_a_checkpoint_without_a_part(tmp_path):
-    """Silently keeping fresh weights would look like a resumed run."""
+def test_restore_from_a_checkpoint_without_a_part_raises(tmp_path):
+    """Otherwise a run would silently continue with initial weights."""
     saved = parts(1)
     PhaseDirectory(tmp_path, {"network": saved["network"]}).save(1)
     with pytest.raises(AssertionError):
         PhaseDirectory(tmp_path, parts(0)).restore()
 
 
-def test_load_takes_some_parts_and_leaves_the_others(tmp_path):
+def test_load_restores_only_the_given_parts(tmp_path):
     PhaseDirectory(tmp_path, parts(3)).save(5)
-    mine = parts(0)
-    checkpoints.load(tmp_path, {"network": mine["network"]})
-    np.testing.assert_array_equal(numbers(mine), [3] * 9 + [0] * 9)
+    loaded = parts(0)
+    checkpoints.load(tmp_path, {"network": loaded["network"]})
+    np.testing.assert_array_equal(numbers(loaded), [3] * 9 + [0] * 9)
 
 
-def test_load_of_nothing_says_where(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'joint'} holds no checkpoint"):
+def test_load_without_a_checkpoint_raises_with_the_path(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'joint'} has no checkpoint"):
         checkpoints.load(tmp_path / "joint", parts(0))
 
 
-def test_load_refuses_what_was_never_saved(tmp_path):
+def test_load_of_a_part_that_was_not_saved_raises(tmp_path):
     PhaseDirectory(tmp_path, {"network": parts(3)["network"]}).save(5)
     with pytest.raises(AssertionError):
         checkpoints.load(tmp_path, {"G_X": parts(0)["network"]})
 
 
-def test_fingerprint_is_of_the_newest_weights(tmp_path):
-    mine = parts(1)
-    phase = PhaseDirectory(tmp_path, mine)
+def test_fingerprint_changes_with_the_newest_weights(tmp_path):
+    saved = parts(1)
+    phase = PhaseDirectory(tmp_path, saved)
     phase.save(1)
     first = checkpoints.fingerprint(tmp_path)
     assert len(first) == 16
     assert first == checkpoints.fingerprint(tmp_path)
-    weight = mine["network"].weights[0]
-    weight.assign(np.nextafter(weight.numpy(), 2.0))  # the smallest change there is
+    weight = saved["network"].weights[0]
+    weight.assign(np.nextafter(weight.numpy(), 2.0))  # the smallest possible change
     phase.save(2)
     assert checkpoints.fingerprint(tmp_path) != first
 
 
-def test_finish_leaves_a_record(tmp_path, monkeypatch):
+def test_finish_writes_the_record_that_finished_returns(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: 5.0)
     assert checkpoints.finished(tmp_path) is None
     PhaseDirectory(tmp_path, parts(0)).finish({"steps": 3})
@@ -105,7 +105,7 @@ def test_finish_leaves_a_record(tmp_path, monkeypatch):
     assert checkpoints.finished(tmp_path) == {"steps": 3, "seconds": 0.0} == found
 
 
-def test_seconds_of_earlier_calls_count(tmp_path, monkeypatch):
+def test_seconds_include_earlier_calls(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.time, "monotonic", iter([10, 15, 100, 107]).__next__)
     PhaseDirectory(tmp_path, parts(0)).save(1)  # 10 to 15
     again = PhaseDirectory(tmp_path, parts(0))
@@ -115,7 +115,7 @@ def test_seconds_of_earlier_calls_count(tmp_path, monkeypatch):
     assert not (tmp_path / "seconds.json").exists()
 
 
-def test_write_text_makes_directories_and_replaces(tmp_path):
+def test_write_text_creates_directories_and_replaces_files(tmp_path):
     file = tmp_path / "a" / "b.json"
     for text in ("one", "zwölf"):
         checkpoints.write_text(file, text)
@@ -123,13 +123,12 @@ def test_write_text_makes_directories_and_replaces(tmp_path):
         assert os.listdir(file.parent) == ["b.json"]
 
 
-def test_write_text_is_whole_or_not_at_all(tmp_path, monkeypatch):
-    """A process that dies between writing and renaming leaves the old file untouched."""
+def test_write_text_interrupted_before_the_rename_keeps_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "b.json"
     checkpoints.write_text(file, "old")
 
     def die(source, target):
-        assert open(source, encoding="utf-8").read() == "new"  # complete, before it gets its name
+        assert open(source, encoding="utf-8").read() == "new"  # complete before it is renamed
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", die)

@@ -98,7 +98,7 @@ def test_a_detector_that_could_not_move_is_refused(parse):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--crossfit_folds=1"], "give 2 or more, or 0"),
+        (["--crossfit_folds=1"], "2 or more, or 0"),
         (["--residual_scale=0.5"], "--residual_scale=0.5: give two factors"),
         (["--residual_scale=0.5,0.2"], "the lower first"),
         (["--residual_scale=0,1.5"], "from 0 to 1"),

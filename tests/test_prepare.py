@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def annotations(tmp_path):
-    """30 images of 15 patients, every second one with a box."""
+    """30 images of 15 patients, every second image with a box."""
     images, rows = [], []
     for number in range(30):
         pixels = np.full((30, 30, 1), 5 * number, np.uint8)
@@ -42,7 +42,7 @@ def options(file, **changes):
     return Prepare(**{"annotations": str(file), "out": str(file.parent / "out")} | changes)
 
 
-def test_prepare_writes_the_set_and_says_what_it_holds(annotations, capsys):
+def test_prepare_writes_the_data_set_and_prints_its_contents(annotations, capsys):
     prepare(options(annotations, train_images=5, image_size=32))
     dataset = records.open_dataset(annotations.parent / "out")
     counts = [dataset.count(f"{part}_labelled") for part in records.SPLITS]
@@ -50,13 +50,13 @@ def test_prepare_writes_the_set_and_says_what_it_holds(annotations, capsys):
     assert sum(counts[1:]) in (4, 5)  # 30 % of 15
     assert sum(dataset.count(f"{part}_clean") for part in records.SPLITS) == 15
     assert dataset.citation == "by: A. Nurse?\nyear: 2020\nlicence: CC0"
-    said = capsys.readouterr().out
-    assert "spot 5" in said
-    assert "labelled training images left out by --train_images" in said
-    assert "5 of 5 boxes are under 2 px" in said
+    printed = capsys.readouterr().out
+    assert "spot 5" in printed
+    assert "labelled training images left out by --train_images" in printed
+    assert "5 of 5 boxes are under 2 px" in printed
 
 
-def test_an_existing_set_is_replaced_only_when_asked_and_anything_else_never(annotations):
+def test_overwrite_replaces_a_prepared_data_set_and_nothing_else(annotations):
     out = annotations.parent / "out"
     prepare(options(annotations))
     first = records.open_dataset(out).fingerprint()
@@ -73,7 +73,7 @@ def test_an_existing_set_is_replaced_only_when_asked_and_anything_else_never(ann
     assert (other / "thesis.tex").read_text() == "years of work"
 
 
-def test_an_interrupted_prepare_leaves_whole_files_and_goes_on(annotations, monkeypatch, capsys):
+def test_interrupted_prepare_keeps_finished_shards_and_resumes(annotations, monkeypatch, capsys):
     prepare(options(annotations, out=str(annotations.parent / "other")))
     before = sorted(os.listdir(annotations.parent))
     read, calls = image_files.AnnotatedImage.read, []
@@ -94,10 +94,10 @@ def test_an_interrupted_prepare_leaves_whole_files_and_goes_on(annotations, monk
     written = sum(records.check_records(path)[0] for path in kept)
     assert 10 < written < 20
     assert f"{len(kept)} of 6 record files are finished and kept in {work}" in capsys.readouterr().err
-    kept[0].with_name(f".{kept[0].name}.0a1b2c3d.partial").write_bytes(b"half")  # as SIGKILL leaves it
+    kept[0].with_name(f".{kept[0].name}.0a1b2c3d.partial").write_bytes(b"half")  # as after SIGKILL
 
     prepare(options(annotations))
-    assert len(calls) == 20 + 30 - written  # the finished files' images are not read again
+    assert len(calls) == 20 + 30 - written  # images in finished files are not read again
     assert sorted(os.listdir(annotations.parent)) == sorted([*before, "out"])
     out, other = (records.open_dataset(annotations.parent / name) for name in ("out", "other"))
     assert out.fingerprint() == other.fingerprint()
@@ -108,11 +108,11 @@ def guarded(monkeypatch, chosen):
     return command.guard(Prepare, prepare)
 
 
-def test_a_full_disk_is_one_error_and_the_same_command_goes_on(annotations, small_disk, monkeypatch, capsys):
+def test_prepare_resumes_after_disk_full_error(annotations, small_disk, monkeypatch, capsys):
     prepare(options(annotations))
     chosen = options(annotations, out=str(small_disk / "set"))
     filler = small_disk / "filler"
-    filler.write_bytes(bytes(4096))  # of four blocks; the key and the first record files take the others
+    filler.write_bytes(bytes(4096))  # one of four blocks; the key and the first record files fill the others
     capsys.readouterr()
     assert guarded(monkeypatch, chosen) == EXIT_CANNOT_WRITE
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -131,16 +131,16 @@ def test_a_full_disk_is_one_error_and_the_same_command_goes_on(annotations, smal
     assert made.fingerprint() == whole.fingerprint()
 
 
-def test_a_read_only_disk_is_one_error(annotations, small_disk, monkeypatch, capsys):
+def test_read_only_disk_is_one_error_before_images_are_read(annotations, small_disk, monkeypatch, capsys):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     assert guarded(monkeypatch, options(annotations, out=str(small_disk / "set"))) == EXIT_CANNOT_WRITE
-    said = capsys.readouterr()
-    assert re.fullmatch(rf"error: {small_disk}/\S+: Read-only file system; [^\n]+\n", said.err)
-    assert not said.out  # it was seen before any image was read
+    printed = capsys.readouterr()
+    assert re.fullmatch(rf"error: {small_disk}/\S+: Read-only file system; [^\n]+\n", printed.err)
+    assert not printed.out  # the error is raised before any image is read
     assert os.listdir(small_disk) == []
 
 
-def test_what_other_settings_left_is_not_used(annotations, monkeypatch):
+def test_partial_files_of_other_settings_are_not_reused(annotations, monkeypatch):
     read = image_files.AnnotatedImage.read
 
     def stopped(self):
@@ -170,38 +170,43 @@ def test_what_other_settings_left_is_not_used(annotations, monkeypatch):
         ({"splits": (0.5, 0.2)}, "--splits=0.5,0.2"),
         ({"train_images": 57}, "--train_images=57"),
         ({"dataset": "phantom", "annotations": "", "image_size": 16}, "--image_size=16"),
-        ({"dataset": "phantom"}, "--annotations: without effect on --dataset=phantom"),
-        ({"finding": "Mass"}, "--finding: without effect on --dataset=auto, only on nih"),
-        ({"phantom_test_images": 5}, "--phantom_test_images: without effect"),
+        ({"dataset": "phantom"}, "--annotations: has no effect with --dataset=phantom"),
+        ({"finding": "Mass"}, "--finding: has no effect with --dataset=auto, only with nih"),
+        ({"phantom_test_images": 5}, "--phantom_test_images: has no effect"),
     ],
 )
-def test_options_that_cannot_be_met_are_refused_before_anything_is_written(annotations, changes, expected):
+def test_invalid_option_is_an_error_before_anything_is_written(annotations, changes, expected):
     before = sorted(os.listdir(annotations.parent))
     with pytest.raises(InputError, match=expected):
         prepare(options(annotations, **changes))
     assert sorted(os.listdir(annotations.parent)) == before
 
 
-def test_the_phantom_is_prepared_by_the_same_command(tmp_path, capsys):
+def test_prepare_writes_the_phantom(tmp_path, capsys):
     small = {f"phantom_{name}_images": 2 for name in ("clean", "unboxed", "validation", "test", "test_clean")}
     prepare(Prepare(dataset="phantom", out=str(tmp_path / "set"), image_size=64, train_images=4, **small))
     assert records.open_dataset(tmp_path / "set").count("train_labelled") == 4
     assert "nodule" in capsys.readouterr().out
 
 
-def test_the_command_ends_with_one_line_and_the_code_for_bad_input(annotations):
+def test_bad_input_ends_the_command_with_one_error_line_and_exit_code(annotations):
     annotations.write_text("")
     flagfile = annotations.parent / "bad.flags"
     flagfile.write_text(f"# comment\n--annotations=another.json\n--out={annotations.parent / 'out'}\n")
-    command = [*COMMAND, f"--annotations={annotations}", "--flagfile", str(flagfile)]  # the former wins
+    command = [
+        *COMMAND,
+        f"--annotations={annotations}",
+        "--flagfile",
+        str(flagfile),
+    ]  # the first one has precedence
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == EXIT_BAD_INPUT
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert errors == [f"error: --annotations={annotations}: the file is empty"]
+    assert errors == [f"error: --annotations={annotations}: the file is empty; give a COCO detection file"]
     assert "Traceback" not in done.stderr
 
 
-def test_help_lists_every_option_of_the_command_with_its_default():
+def test_help_lists_every_option():
     done = subprocess.run([*COMMAND, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     for field in dataclasses.fields(Prepare):
         assert re.search(rf"^  --{field.name}=", done.stdout, re.MULTILINE), field.name
@@ -210,7 +215,7 @@ def test_help_lists_every_option_of_the_command_with_its_default():
 
 
 @pytest.mark.slow
-def test_a_terminated_command_leaves_nothing(tmp_path):
+def test_sigterm_before_the_first_finished_shard_leaves_nothing(tmp_path):
     process = subprocess.Popen(
         [
             *COMMAND,
@@ -226,7 +231,7 @@ def test_a_terminated_command_leaves_nothing(tmp_path):
         deadline = time.monotonic() + 300
         while not list(tmp_path.rglob("*.tfrecord*.partial")) and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert process.poll() is None, "it ended before its first file was seen half written"
+        assert process.poll() is None, "the command ended before a partial file was found"
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == EXIT_INTERRUPTED
     finally:
@@ -235,7 +240,7 @@ def test_a_terminated_command_leaves_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_real_tiles_keep_groups_apart_and_boxes_in_place(real_data, tmp_path):
+def test_magnetic_tiles_keep_groups_together_and_boxes_in_place(real_data, tmp_path):
     source = real_data("magnetic_tile_defects")
     prepare(Prepare(annotations=str(source / "annotations.json"), out=str(tmp_path / "set"), train_images=57))
     dataset = records.open_dataset(tmp_path / "set")
@@ -253,15 +258,15 @@ def test_real_tiles_keep_groups_apart_and_boxes_in_place(real_data, tmp_path):
             assert record.groups[0].decode() == image["split_group"]
             assert groups.setdefault(image["split_group"], split.split("_")[0]) == split.split("_")[0]
             scale = 128 / max(image["width"], image["height"])
-            # Sides are whole pixels after resizing: half a pixel of 128 at most.
+            # Resized sides are rounded to whole pixels: an error of at most half a pixel of 128.
             np.testing.assert_allclose(
                 record.boxes, np.reshape(boxes.get(image["id"], []), (-1, 4)) * scale, atol=0.51
             )
     assert dataset.count("train_labelled") == 57
 
 
-def test_the_real_nih_sample_is_prepared_without_what_is_absent(real_data, tmp_path, capsys):
-    """48 of the 51,496 images that the tables have for Pneumonia are in the sample."""
+def test_nih_sample_is_prepared_without_missing_images(real_data, tmp_path, capsys):
+    """The sample has 48 of the 51,496 images that the tables list for Pneumonia."""
     prepare(
         Prepare(
             images=str(real_data("nih_raw_sample")),
@@ -275,8 +280,8 @@ def test_the_real_nih_sample_is_prepared_without_what_is_absent(real_data, tmp_p
     counts = [dataset.count(f"train_{stream}") for stream in records.STREAMS]
     assert counts[1:] == [20, 8]
     assert counts[0] + dataset.count("validation_labelled") + dataset.count("test_labelled") == 20
-    said = capsys.readouterr().out
-    skipped = re.findall(r"skipped (\d+) x missing image of", said)
+    printed = capsys.readouterr().out
+    skipped = re.findall(r"skipped (\d+) x missing image of", printed)
     assert sum(map(int, skipped)) == 51448
-    assert said.startswith(f"found NIH ChestX-ray in {real_data('nih_raw_sample')}: train_labelled ")
-    assert "not normal" in said
+    assert printed.startswith(f"found NIH ChestX-ray in {real_data('nih_raw_sample')}: train_labelled ")
+    assert "not normal" in printed

@@ -1,4 +1,4 @@
-"""Resampling against NumPy's slices, hand arithmetic, TensorFlow's own crop and central differences."""
+"""Compares resampling with NumPy slices, results by hand, TensorFlow's crop and central differences."""
 
 import numpy as np
 import pytest
@@ -14,30 +14,30 @@ def run(image, scale, offset, size=None):
     return resample(image[None, :, :, None], scale, offset, tf.constant([size]))[0, :, :, 0].numpy()
 
 
-def test_a_whole_shift_copies_and_repeats_the_edge():
+def test_whole_pixel_shift_copies_pixels_and_repeats_the_edge():
     image = np.arange(16).reshape(4, 4)
     moved = run(image, (1, 1), (1, -2))
     expected = image[[0, 0, 1, 2]][:, [2, 3, 3, 3]]
     np.testing.assert_array_equal(moved, expected)
 
 
-def test_mirrors_copy_pixels_within_the_valid_content():
+def test_mirroring_copies_pixels_of_the_valid_content():
     image = np.arange(16).reshape(4, 4)
     mirrored = run(image, (1, -1), (0, 3), size=(4, 3))  # width 3: x goes to 3 - x
     np.testing.assert_array_equal(mirrored[:, :3], image[:, [2, 1, 0]])
-    assert np.isin(mirrored[:, 3], image[:, :3]).all(), "padding was dragged in"
+    assert np.isin(mirrored[:, 3], image[:, :3]).all(), "there is padding in the content"
 
 
-def test_halfway_between_pixels_is_their_mean():
+def test_half_pixel_shift_is_the_mean_of_neighbours():
     np.testing.assert_allclose(run([[0.0, 1.0, 3.0]] * 3, (1, 1), (0, 0.5))[0], [0.0, 0.5, 2.0])
 
 
-def test_zoom_two_by_hand():
-    # Pixel centres 0.5, 1.5, 2.5, 3.5 come from 0.25, 0.75, 1.25, 1.75, a quarter beside the centres.
+def test_zoom_by_2_by_hand():
+    # Pixel centres 0.5, 1.5, 2.5, 3.5 map from 0.25, 0.75, 1.25, 1.75, a quarter of a pixel from centres.
     np.testing.assert_allclose(run([[0.0, 1.0, 0.0, 0.0]] * 4, (2, 2), (0, 0))[0], [0, 0.25, 0.75, 0.75])
 
 
-def test_valid_mask_counts_rows_and_columns():
+def test_valid_mask_is_true_on_the_content():
     mask = valid_mask(tf.constant([[2, 3], [4, 1]]), 4).numpy()
     assert mask.shape == (2, 4, 4, 1)
     assert mask[0, :2, :3].all()
@@ -46,26 +46,26 @@ def test_valid_mask_counts_rows_and_columns():
 
 
 def ramp(height, width):
-    """Channel 0 holds each pixel's centre x, channel 1 its y."""
+    """Returns an image whose channels are the x and y of each pixel's centre."""
     y, x = np.mgrid[:height, :width] + 0.5
     return tf.constant(np.stack([x, y], -1)[None], tf.float32)
 
 
 def test_crop_of_a_ramp_by_hand():
-    """A box of 16 x 8 into 4 x 4 samples: one in the middle of each 4 x 2 pixels."""
+    """A box of 16 x 8 pixels has 4 x 4 samples, one in the middle of each 4 x 2 pixels."""
     found = crop(ramp(32, 48), tf.constant([[10.0, 4.0, 26.0, 12.0]]), 4, 0.0)
     x, y = np.meshgrid([12, 16, 20, 24], [5, 7, 9, 11])
     np.testing.assert_allclose(found[0], np.stack([x, y], -1), rtol=1e-5)
 
 
 def test_crop_with_context_by_hand():
-    """4 px, a quarter of the longer side, around it: 6 to 30 and 0 to 16, in 8 samples of 3 x 2 pixels."""
+    """The context is 4 px (1/4 of the longer side): 6 to 30 and 0 to 16, in 8 x 8 samples of 3 x 2 pixels."""
     found = crop(ramp(32, 48), tf.constant([[10.0, 4.0, 26.0, 12.0]]), 8, 0.25)
     x, y = np.meshgrid(6 + 3 * (np.arange(8) + 0.5), 2 * (np.arange(8) + 0.5))
     np.testing.assert_allclose(found[0], np.stack([x, y], -1), rtol=1e-5)
 
 
-def test_crop_of_a_box_of_the_crops_size_copies_its_pixels():
+def test_crop_of_a_box_of_the_crop_size_copies_its_pixels():
     images = tf.random.normal([2, 20, 24, 3])
     found = crop(images, tf.constant([[2.0, 3.0, 10.0, 11.0], [16.0, 12.0, 24.0, 20.0]]), 8, 0.0)
     np.testing.assert_allclose(found[0], images[0, 3:11, 2:10], atol=1e-5)
@@ -73,21 +73,21 @@ def test_crop_of_a_box_of_the_crops_size_copies_its_pixels():
 
 
 @pytest.mark.parametrize("box", [[3.2, 4.7, 4.1, 5.5], [0.0, 0.0, 48.0, 32.0], [10.0, 1.0, 11.0, 31.0]])
-def test_crop_takes_boxes_of_any_size(box):
+def test_crop_of_boxes_of_any_size(box):
     """A pixel, the whole image, a line: the mean of a linear ramp is its value at the box's centre."""
     found = crop(ramp(32, 48), tf.constant([box]), 16, 0.0)
-    inner = found[:, 1:-1, 1:-1] if box[0] == 0 else found  # samples beyond the outermost pixel centres are 0
+    inner = found[:, 1:-1, 1:-1] if box[0] == 0 else found  # samples outside the outermost centres are 0
     assert found.shape == (1, 16, 16, 2)
     centre = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
     np.testing.assert_allclose(tf.reduce_mean(inner, [0, 1, 2]), centre, rtol=1e-4)
 
 
-def test_crop_outside_of_the_image_is_grey():
+def test_crop_outside_the_image_is_0():
     found = crop(tf.ones([1, 16, 16, 1]), tf.constant([[8.0, 8.0, 24.0, 24.0]]), 16, 0.0)[0, :, :, 0]
     np.testing.assert_array_equal(found, np.pad(np.ones((8, 8)), (0, 8)))
 
 
-# The whole image, at two edges, of one pixel, narrower than a pixel, larger than the crop, odd fractions.
+# The whole image, a corner, one pixel, narrower than a pixel, larger than the crop, outside the image.
 REFERENCE_BOXES = (
     [0.0, 0.0, 48.0, 32.0],
     [36.5, 20.25, 48.0, 32.0],
@@ -100,8 +100,8 @@ REFERENCE_BOXES = (
 
 @pytest.mark.parametrize("context", [0.0, 0.3])
 @pytest.mark.parametrize("size", [7, 16])
-def test_crop_equals_tensorflow_s_crop_and_resize(size, context):
-    """TensorFlow's op takes the places of the first and the last sample, counting pixel centres 0 to 1."""
+def test_crop_equals_crop_and_resize(size, context):
+    """The arguments of TensorFlow's op are the first and last samples' places; pixel centres span 0 to 1."""
     images = tf.random.stateless_uniform([len(REFERENCE_BOXES), 32, 48, 3], [1, 2], -1.0, 1.0)
     boxes = np.array(REFERENCE_BOXES)
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -109,13 +109,14 @@ def test_crop_equals_tensorflow_s_crop_and_resize(size, context):
     low, high = boxes[:, :2] - margin, boxes[:, 2:] + margin
     half = (high - low) / (2 * size)
     places = np.concatenate([(low + half)[:, ::-1], (high - half)[:, ::-1]], 1) - 0.5
-    wanted = tf.image.crop_and_resize(
+    expected = tf.image.crop_and_resize(
         images, places / [31, 47, 31, 47], tf.range(len(boxes)), [size, size], extrapolation_value=0.0
     )
-    np.testing.assert_allclose(crop(images, tf.constant(boxes, tf.float32), size, context), wanted, atol=1e-5)
+    found = crop(images, tf.constant(boxes, tf.float32), size, context)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_gradient_of_crop_and_cut_by_central_differences():
+def test_gradient_of_crop_and_cut_equals_central_differences():
     boxes = tf.constant([[1.3, 2.1, 7.9, 6.2], [0.0, 0.0, 3.0, 8.0]])
     images, upstream = (np.random.default_rng(s).normal(size=(2, 8, 9, 2)) for s in (0, 1))
 
@@ -138,7 +139,7 @@ def test_gradient_of_crop_and_cut_by_central_differences():
         np.testing.assert_allclose(found[index], difference, atol=1e-8)
 
 
-def test_boxes_get_no_gradient():
+def test_crop_and_cut_have_no_gradient_with_respect_to_boxes():
     images, boxes = tf.ones([1, 8, 8, 1]), tf.constant([[1.0, 1.0, 5.0, 6.0]])
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(boxes)
@@ -148,15 +149,15 @@ def test_boxes_get_no_gradient():
 
 
 BOXES = tf.constant([[2.2, 3.0, 9.5, 14.1], [0.0, 0.0, 24.0, 24.0], [20.7, 22.9, 21.0, 24.0]])
-SLICES = [np.s_[3:15, 2:10], np.s_[0:24, 0:24], np.s_[22:24, 20:21]]  # the pixels that the boxes touch
+SLICES = [np.s_[3:15, 2:10], np.s_[0:24, 0:24], np.s_[22:24, 20:21]]  # the pixels that overlap with the boxes
 
 
-def test_cut_is_numpy_s_slice():
+def test_cut_equals_a_numpy_slice():
     x = tf.random.stateless_normal([3, 24, 24, 2], [1, 24])
     found, sizes = cut(x, BOXES)
-    for i, where in enumerate(SLICES):
-        wanted = np.zeros((24, 24, 2), np.float32)
-        piece = x[i].numpy()[where]
-        wanted[: piece.shape[0], : piece.shape[1]] = piece
-        np.testing.assert_array_equal(found[i], wanted)
+    for i, slices in enumerate(SLICES):
+        expected = np.zeros((24, 24, 2), np.float32)
+        piece = x[i].numpy()[slices]
+        expected[: piece.shape[0], : piece.shape[1]] = piece
+        np.testing.assert_array_equal(found[i], expected)
         assert tuple(sizes[i].numpy()) == piece.shape[:2]

@@ -126,7 +126,7 @@ def test_the_control_has_the_boxes_of_layers_and_no_objects(run_dir, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"arm": "detectorgan"}, "the generator of detectorgan is not trained to its end"),
+        ({"arm": "detectorgan"}, "the training of detectorgan's generator is not finished"),
         ({"export": ("vco",)}, "'vco' is none of voc, yolo, node21"),
         ({"out": "strange", "overwrite": True}, "holds no synthetic images"),
         ({"out": "run/arms/cut_paste/synthetic", "overwrite": True}, "a run was trained on these images"),

@@ -1,4 +1,4 @@
-"""`python -m tf_detectorgan.train` in tiny: all phases, again, with other settings, killed in the middle."""
+"""`python -m tf_detectorgan.train` with tiny networks: all phases, repeated, killed and resumed."""
 
 import json
 import random
@@ -50,7 +50,7 @@ def data(tiny_phantom):
 
 
 class Call:
-    """The command, running in a process of its own."""
+    """The command, running in a separate process."""
 
     def __init__(self, run, data, *more, arms=ARMS):
         where = [f"--run_dir={run}", f"--data_dir={data}", f"--arm={','.join(arms)}"]
@@ -75,17 +75,17 @@ class Call:
             time.sleep(0.005)
 
     def finish(self):
-        """What it printed and its exit code."""
+        """Returns standard output, standard error and the exit code."""
         out, errors = self.process.communicate(timeout=900)
         return out, errors, self.process.returncode
 
 
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
-    """A run of all arms, and beside it one that is killed in the joint phase and started again.
+    """Returns a run of all arms, and one of detectorgan that is killed in the joint phase and resumed.
 
-    SIGKILL comes at a step that differs from one call of this fixture to the next. Both start from the same
-    pretraining, and at the same time, as a run keeps only one core busy.
+    The step of the SIGKILL is random. Both runs start from the same pretraining, and run at the same time,
+    because one run uses only one core.
     """
     parent = tmp_path_factory.mktemp("run")
     whole, killed = parent / "whole", parent / "killed"
@@ -110,7 +110,7 @@ def runs(data, tmp_path_factory):
 
 
 def steps_saved(directory):
-    """As a call that goes on will find it: a checkpoint counts when the folder's index names it."""
+    """Returns the step from which a resumed call will start: that of the newest checkpoint in the index."""
     newest = tf.train.latest_checkpoint(str(directory))
     return int(newest.rpartition("-")[2]) if newest else 0
 
@@ -120,22 +120,22 @@ def read_json(file):
 
 
 def tensors(directory):
-    """Name -> array of everything in the newest checkpoint: weights, momenta, pools, steps."""
+    """Returns {name: array} of the newest checkpoint: weights, momenta, pools, steps."""
     reader = tf.train.load_checkpoint(str(directory))
     names = set(reader.get_variable_to_shape_map()) - {"_CHECKPOINTABLE_OBJECT_GRAPH"}
     return {name: reader.get_tensor(name) for name in names}
 
 
 @pytest.mark.slow
-def test_all_phases_leave_their_results(runs):
+def test_all_phases_write_their_results(runs):
     run, out = runs.whole, runs.printed
     assert "training boxes overlap one of" in out
-    # 3 steps of 4 images, half of them synthetic, of 8 labelled ones
-    assert "each of 8 labelled images 1.5 times, 0.75 beside synthetic images" in out
+    # 3 steps of 4 images, half of them synthetic, and 8 labelled images
+    assert "1.5 epochs over 8 labelled images, 0.75 in arms with synthetic images" in out
     for arm in ARMS:
         assert f"\n{arm} " in out
         home = run / "arms" / arm
-        # The same budget for everybody.
+        # The same number of steps in every arm.
         assert read_json(home / "final_detector" / "done.json")["steps"] == FINAL_STEPS
         ap = read_json(home / "evaluation" / "metrics.json")["ap"]["0.1"]
         assert 0 <= ap["low"] <= ap["value"] <= ap["high"] <= 1
@@ -155,8 +155,8 @@ def test_all_phases_leave_their_results(runs):
 
 
 @pytest.mark.slow
-def test_the_diagram_of_a_run_directory_is_this_run(runs):
-    """Folders and files at the top, in shared/ and in an arm's folder; README shows the diagram."""
+def test_run_directory_diagram_equals_a_real_run(runs):
+    """Folders and files at the top, in shared/ and in an arm's folder. README has the same diagram."""
     lines = [line for line in run_layout.DIAGRAM.splitlines() if line.startswith("  ")]
     top, shared, arm = set(), set(), set()
     for line in lines:
@@ -176,7 +176,7 @@ def test_the_diagram_of_a_run_directory_is_this_run(runs):
 
 
 @pytest.mark.slow
-def test_synthetic_images_name_the_weights_that_made_them(runs):
+def test_synthetic_images_have_the_fingerprint_of_their_generator(runs):
     run = runs.whole
     coco = read_json(run / "arms" / "detectorgan" / "synthetic" / "annotations.json")
     made_by = {image["provenance"]["checkpoint"] for image in coco["images"]}
@@ -184,8 +184,8 @@ def test_synthetic_images_name_the_weights_that_made_them(runs):
 
 
 @pytest.mark.slow
-def test_arms_share_what_they_start_from_and_differ_where_they_should(runs):
-    """G_X of both arms has left the pretraining; DET has moved in one and is no part of the other."""
+def test_arms_change_the_shared_pretraining_in_different_ways(runs):
+    """Both arms train the generators; only detectorgan trains DET, which the other arm does not save."""
     run = runs.whole
     start, no_det, det = (
         tensors(run / directory)
@@ -197,7 +197,7 @@ def test_arms_share_what_they_start_from_and_differ_where_they_should(runs):
         assert np.any(no_det[name] != start[name]), name
         assert np.any(det[name] != start[name]), name
         assert det[name].ndim < 2 or np.any(no_det[name] != det[name]), name
-    # Adam's moments tell the arms apart: a norm's scale of 1 rounds away small differences of steps.
+    # Adam's moments differ between the arms; for a norm's scale of 1, small differences of steps round to 0.
     moments = [
         name for name, a in det.items() if name.startswith("generator_optimizer/_variables/") and a.ndim
     ]
@@ -213,7 +213,7 @@ def test_arms_share_what_they_start_from_and_differ_where_they_should(runs):
 
 
 @pytest.mark.slow
-def test_tensorboard_has_the_stable_names(runs):
+def test_tensorboard_has_the_documented_tags(runs):
     run = runs.whole
     tags = {
         value.tag
@@ -221,15 +221,15 @@ def test_tensorboard_has_the_stable_names(runs):
         for event in tf.compat.v1.train.summary_iterator(str(file))
         for value in event.summary.value
     }
-    wanted = {"L_real", "L_syn", "L_real_unrolled", "L_bbox", "L_cycle", "L_DIS_globalX", "learning_rate/DET"}
+    names = {"L_real", "L_syn", "L_real_unrolled", "L_bbox", "L_cycle", "L_DIS_globalX", "learning_rate/DET"}
     terms = ("global", "local", "bbox", "cycle", "real", "syn")
-    wanted |= {f"gradient_at_x_syn/{term}_{where}" for term in terms for where in ("inside", "outside")}
-    wanted |= {"insertions", "validation_ap@0.1", "steps_per_second"}
-    assert {f"joint/{name}" for name in wanted} <= tags
+    names |= {f"gradient_at_x_syn/{term}_{where}" for term in terms for where in ("inside", "outside")}
+    names |= {"insertions", "validation_ap@0.1", "steps_per_second"}
+    assert {f"joint/{name}" for name in names} <= tags
 
 
 @pytest.mark.slow
-def test_a_second_call_does_nothing(runs, data):
+def test_second_call_of_a_finished_run_changes_nothing(runs, data):
     run = runs.whole
     trained = [file for file in run.rglob("*") if file.name.startswith(("ckpt", "synthetic.tf", "metrics"))]
     assert len(trained) > 20
@@ -244,22 +244,22 @@ def test_a_second_call_does_nothing(runs, data):
 
 
 @pytest.mark.slow
-def test_other_settings_in_the_same_directory_are_refused_in_one_line(runs, data):
+def test_other_settings_in_the_same_directory_end_with_a_one_line_error(runs, data):
     run = runs.whole
     settings = (run / "config.json").read_text()
-    with Call(run, data, "--lambda_syn=0.5") as refused:
-        _, errors, code = refused.finish()
+    with Call(run, data, "--lambda_syn=0.5") as failed:
+        _, errors, code = failed.finish()
     assert code == 78
     assert "Traceback" not in errors
     (line,) = [
         line for line in errors.splitlines() if line.startswith("error: ")
-    ]  # TensorFlow talks there too
+    ]  # TensorFlow writes to stderr, too
     assert line.startswith(f"error: {run} has a run with other settings (--lambda_syn was 0.05, is 0.5)")
     assert (run / "config.json").read_text() == settings
 
 
-def test_a_signal_while_tensorflow_is_imported_is_heard(tmp_path):
-    """Process 1 of a pod has no default action for SIGTERM, so there must be a handler before the imports."""
+def test_sigterm_during_the_import_of_tensorflow_ends_the_process(tmp_path):
+    """Process 1 of a pod has no default action for SIGTERM, so a handler is needed before the imports."""
     with Call(tmp_path / "run", tmp_path / "absent") as call:
         status = Path(f"/proc/{call.process.pid}/status")
         caught = 0
@@ -271,8 +271,8 @@ def test_a_signal_while_tensorflow_is_imported_is_heard(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_very_same_numbers(runs):
-    """Bitwise: weights, momenta, pools and counters of the joint phase, synthetic images, final detector."""
+def test_resume_after_sigkill_is_bit_identical(runs):
+    """Weights, momenta, pools and counters of the joint phase, synthetic images and the final detector."""
     whole, killed = (path / "arms" / "detectorgan" for path in (runs.whole, runs.killed))
     reached = f"killed after {runs.after} saved steps"
     assert read_json(killed / "joint" / "done.json")["resumed_at"] >= runs.after, reached

@@ -24,9 +24,7 @@ class Insertion(NamedTuple):
 
     boxes: tf.Tensor  # [N, 4], at whole-pixel offsets from the matched box
     labels: tf.Tensor  # [N] int32
-    exemplars: (
-        tf.Tensor
-    )  # [N, H, W, C] shows the object in `boxes`: moved matched image, or x + residual or noise
+    exemplars: tf.Tensor  # [N, H, W, C] object in `boxes`: moved matched image, or x + residual or noise
     content: tf.Tensor  # [N, 4] box of the pixels of x that are not padding: only they may change
 
 
@@ -34,9 +32,7 @@ class Batch(NamedTuple):
     """The input of one joint step; fields have the paper's symbols."""
 
     x: tf.Tensor  # [N, H, W, C] clean images
-    insertion: (
-        Insertion  # box where G_X inserts an object into x, and the matched object (target of BboxLoss)
-    )
+    insertion: Insertion  # box of the object to insert into x, and the matched object (target of BboxLoss)
     y: Labelled  # labelled images: for L_real, DIS_globalX, DIS_localX, G_Y
     y_content: tf.Tensor  # [N, 4] box of the pixels of y that are not padding
     y_boxes: tf.Tensor  # [N, 4] one random box of each y: its crop is DIS_localX's real input

@@ -4,11 +4,11 @@
 hospital's images, say. Written per arm: metrics and detections, with the truth, so that every number can be
 computed again.
 
-`--predictions=results.json --data_dir=data/mine` scores what any other framework found in the images of a
-data set made by `prepare`: COCO's results list, [{"image_id", "category_id", "bbox": [x, y, width, height],
-"score"}, ...]. `image_id` is the id in the annotation file that the set was made of, or the file's name; a
-number that may be either, of two images, is an error until --image_ids says which. A "segmentation" is not
-read: what is scored is the box.
+`--predictions=results.json --data_dir=data/mine` scores another framework's detections in the images of a
+data set made by `prepare`, in COCO's results format, [{"image_id", "category_id", "bbox": [x, y, width,
+height], "score"}, ...]. `image_id` is the id in the annotation file that the set was made of, or the file's
+name. A number that may be either, of different images, is an error unless --image_ids is given. Only the box
+is scored; a "segmentation" is not read.
 """
 
 from __future__ import annotations
@@ -43,34 +43,38 @@ class Evaluate:
     """Options of `python -m tf_detectorgan.evaluate`."""
 
     run_dir: str = option("runs/phantom", "A run of tf_detectorgan.train.")
-    arm: tuple[str, ...] = option((), "Arms to score; empty: all that are finished.", choices=tuple(ARMS))
+    arm: tuple[str, ...] = option((), "Arms to score; empty: all finished ones.", choices=tuple(ARMS))
     split: str = option("test", "Images to score on.", choices=("test", "validation"))
     data_dir: str = option(
-        "", "Another prepared data set, or where the run's own lies now; empty: the run's."
+        "", "Another prepared data set, or the present directory of the run's own; empty: the run's."
     )
     predictions: str = option("", "Score this file, COCO's results list, in place of a run's detectors.")
     prediction_pixels: str = option(
-        "original", "Whose pixels its boxes are in: the image files', or the prepared images'.", PIXELS
+        "original",
+        "Unit of the boxes: pixels of the original image files, or of the prepared images.",
+        PIXELS,
     )
     prediction_categories: str = option(
         "",
-        "COCO file that says what its category_id mean; empty: 1, 2, ... in the order of the data set's "
+        "COCO file with the names of its category_id; empty: 1, 2, ... in the order of the data set's "
         "classes.",
     )
     image_ids: str = option(
         "auto",
-        "What whole numbers are in its image_id. id: the data set's, from its COCO file if it was made of "
-        "one. name: file names, as Ultralytics writes 14 for 000014.png. auto: what all of them can be; a "
-        "result's file_name goes before them.",
+        "Meaning of whole numbers in its image_id. id: the data set's, from its COCO file if it was made of "
+        "one. name: file names (Ultralytics writes 14 for 000014.png). auto: the meaning that fits all of "
+        "them; a result's file_name takes precedence.",
         IMAGE_IDS,
     )
     primary_iou: float = option(
-        0.1, "IoU at which FROC counts one of --predictions as right; runs have their own.", choices=SINGLE
+        0.1,
+        "IoU from which on FROC counts one of --predictions as correct; a run has its own.",
+        choices=SINGLE,
     )
 
 
 def main(options: Evaluate) -> None:
-    """Scores the arms and prints their numbers side by side; or those of --predictions."""
+    """Scores the arms, or --predictions, and prints a table."""
     if options.predictions:
         return score_predictions(options)
     run = run_directory.reopen(options.run_dir, options.data_dir)
@@ -85,9 +89,9 @@ def main(options: Evaluate) -> None:
 
 
 def score_predictions(options: Evaluate) -> None:
-    """Scores --predictions, prints the numbers and writes them beside that file."""
+    """Scores --predictions, prints the numbers and writes them next to that file."""
     if options.arm:
-        raise InputError(f"--arm={','.join(options.arm)}: --predictions are of no arm; leave one of them out")
+        raise InputError(f"--arm={','.join(options.arm)}: not with --predictions; leave one of them out")
     if options.data_dir:
         dataset = records.open_dataset(options.data_dir)
     else:
@@ -118,17 +122,17 @@ def score_predictions(options: Evaluate) -> None:
 
 
 def finished_arms(run: Run, wanted: tuple[str, ...]) -> list[str]:
-    """`wanted`, or all arms with a final detector when it is empty.
+    """Returns `wanted`, or all arms with a finished final detector if it is empty.
 
     Raises:
-      InputError: there is none, or a wanted one is not finished.
+      InputError: there is no such arm, or one in `wanted` is not finished.
     """
     finished = [arm for arm in ARMS if checkpoints.finished(run.layout.arm(arm).final_detector)]
     missing = [arm for arm in wanted if arm not in finished]
     if missing or not finished:
         raise InputError(
             f"{run.layout.path}: no final detector of {', '.join(missing) or 'any arm'} "
-            f"(finished: {', '.join(finished) or 'none'}); run tf_detectorgan.train with that --arm first"
+            f"(finished: {', '.join(finished) or 'none'}); run tf_detectorgan.train with this --arm first"
         )
     return list(wanted) or finished
 

@@ -1,10 +1,10 @@
-"""Writes an arm's final detector for use evaluation_set, as a Keras file and as a SavedModel.
+"""Writes an arm's final detector for use without this project, as a Keras file and as a SavedModel.
 
 python -m tf_detectorgan.export_detector --run_dir=runs/demo --arm=detectorgan --out=exported
 
 Written: detector.keras (keras.saving.load_model reads it after `import
 tf_detectorgan.models.detectors.serving`), saved_model/1 (TensorFlow Serving's layout; needs nothing of this
-project) and detector.json, which says what goes in and what comes out.
+project) and detector.json, which describes inputs and outputs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Export:
 
 
 def main(options: Export) -> None:
-    """Loads the detector, writes it in both forms, says where."""
+    """Loads the detector, writes it in both formats and prints where."""
     run = run_directory.reopen(options.run_dir, options.data_dir)
     arm = run.layout.arm(options.arm)
     weights = arm.final_detector
@@ -64,7 +64,7 @@ def main(options: Export) -> None:
 
 
 def served(run: Run) -> ServedDetector:
-    """The run's detector with fresh weights, fed with stored pixels."""
+    """Returns the run's detector with its initial weights, as a model of stored pixels."""
     return ServedDetector(
         run.settings.detector,
         run.dataset.image_shape,
@@ -75,7 +75,7 @@ def served(run: Run) -> ServedDetector:
 
 
 def write_saved_model(model: ServedDetector, directory: Path) -> None:
-    """A SavedModel whose signature `serving_default` is the model's call."""
+    """Writes a SavedModel whose signature `serving_default` is the model's call."""
     archive = keras.export.ExportArchive()
     archive.track(model)
     archive.add_endpoint("serve", model.call, input_signature=[model.signature])
@@ -83,7 +83,7 @@ def write_saved_model(model: ServedDetector, directory: Path) -> None:
 
 
 def description(run: Run, arm: str, weights: str) -> dict[str, Any]:
-    """What `detector.json` says: input, output, class names, origin."""
+    """Returns the content of `detector.json`: input, output, class names, origin."""
     height, width, channels = run.dataset.image_shape
     return {
         "input": {

@@ -61,10 +61,7 @@ def _area(distances):
 
 
 def centerness(logits, target, classes):
-    """Returns the centre-ness cross-entropy (Tian et al. 2019, 3.2), summed over points with a class.
-
-    `logits`, `target`, `classes`: [N, A].
-    """
+    """Returns the centre-ness loss (Tian et al. 2019, 3.2) of [N, A], summed over points with a class."""
     loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=target, logits=logits)
     return tf.reduce_sum(positive(classes, loss.dtype) * loss, -1)
 

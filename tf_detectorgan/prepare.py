@@ -1,4 +1,4 @@
-"""Makes a prepared data set (TFRecords, split by groups) of images with boxes, of NIH's or of drawn X-rays.
+"""Writes a prepared data set (TFRecords, split by groups) from images with boxes, or from a phantom.
 
 python -m tf_detectorgan.prepare --images=photos --annotations=photos/boxes.json --out=data/photos
 python -m tf_detectorgan.prepare --images=photos_in_voc_yolo_or_node21_layout --out=data/photos
@@ -38,7 +38,7 @@ from tf_detectorgan.data import (
 from tf_detectorgan.data.image_files import AnnotatedImage
 from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
 
-_SMALL_BOX = 2.0  # stored pixels: below this side no network of ours can see the object
+_SMALL_BOX = 2.0  # stored pixels: objects with a shorter side cannot be detected
 
 
 @dataclass(frozen=True)
@@ -47,59 +47,59 @@ class Prepare:
 
     dataset: str = option(
         "auto",
-        "where the images come from; auto: recognised by the files in --images or --annotations, "
-        "nih and cityscapes by those in --images",
+        "format of the annotations, or name of a data set; auto: recognised by the files in --images or "
+        "--annotations, nih and cityscapes by those in --images",
         choices=("auto", *formats.FORMATS, "nih", "cityscapes", "phantom"),
     )
-    inspect: str = option("", "write data_card.html of this prepared data set into it, and do nothing else")
+    inspect: str = option("", "directory of a prepared data set: only write its data_card.html")
     out: str = option("", "directory to write; must not exist")
     overwrite: bool = option(False, "replace --out if it is a prepared data set")
-    seed: int = option(0, "of the division into splits, and of the drawn images", low=0)
+    seed: int = option(0, "seed of the division into splits and of the phantom", low=0)
     train_images: int = option(0, "labelled training images to keep; 0: all (phantom: 57)", low=0)
     image_size: int = option(
         -1,
-        "longer side in pixels; 0: the files' own sizes; -1: 128, nih 512, cityscapes 256",
+        "longer side in pixels; 0: do not resize; -1: 128, nih 512, cityscapes 256",
         low=-1,
         high=4096,
     )
 
     images: str = option(
         "",
-        "directory of the images, default: that of --annotations; nih: that of its tables; "
-        "cityscapes: that of leftImg8bit",
+        "directory of the images, default: that of --annotations; nih: with its tables; "
+        "cityscapes: with leftImg8bit",
     )
-    annotations: str = option("", "file or directory with the boxes; default: look into --images")
+    annotations: str = option("", "file or directory with the boxes; default: found in --images")
     splits: tuple[float, ...] = option(
         (),
         "shares of training, validation, test; default: 0.7,0.1,0.2; nih: 57, 9, 13 of 79, as the paper; "
         "cityscapes: 0.9,0.1,0 of the official training cities",
     )
-    group_key: str = option(validation.Keys.group, "key or column of an image that names its group")
-    exclude_key: str = option(validation.Keys.exclude, "images where this key is true are left out")
-    split_key: str = option("", "key of an image that names its split, instead of --splits")
-    train_only: str = option("", "key=value of images that must stay out of validation and test")
+    group_key: str = option(validation.Keys.group, "image key or CSV column that gives the group")
+    exclude_key: str = option(validation.Keys.exclude, "image key; images for which it is true are left out")
+    split_key: str = option("", "image key that gives the split, instead of --splits")
+    train_only: str = option("", "key=value of images that are used for training only")
     label_filter: tuple[str, ...] = option((), "names of the categories to keep; default: all")
-    channels: str = option("auto", "auto is 1 if all images are grey", choices=("auto", "1", "3"))
-    skip_bad: bool = option(False, "leave out bad images and boxes, with a counted summary")
-    allow_duplicates: bool = option(False, "go on although a picture is in two splits")
+    channels: str = option("auto", "auto: 1 if all images are grey, else 3", choices=("auto", "1", "3"))
+    skip_bad: bool = option(False, "leave out bad images and boxes, and print their numbers")
+    allow_duplicates: bool = option(False, "allow the same image in two splits")
 
-    finding: str = option("Nodule", "nih: what the boxes are around", choices=nih_tables.FINDINGS)
+    finding: str = option("Nodule", "nih: the finding that the boxes mark", choices=nih_tables.FINDINGS)
     extra_annotations: str = option(
         "",
-        "nih: COCO file, or CSV of the columns of BBox_List_2017.csv in their order, whose boxes replace "
-        "those of validation and test",
+        "nih: COCO file, or CSV with the columns of BBox_List_2017.csv in that order; its boxes replace "
+        "those of validation and test images",
     )
 
     phantom_clean_images: int = option(600, "phantom: clean training images", low=1)
-    phantom_unboxed_images: int = option(200, "phantom: training images with nodules, boxes withheld", low=0)
+    phantom_unboxed_images: int = option(200, "phantom: training images with nodules but no boxes", low=0)
     phantom_validation_images: int = option(100, "phantom: labelled validation images", low=0)
     phantom_test_images: int = option(300, "phantom: labelled test images", low=0)
     phantom_test_clean_images: int = option(100, "phantom: clean test images", low=0)
 
 
-# What the publishers' own folders hold, by which --dataset=auto knows them.
+# Files by which --dataset=auto recognises a data set.
 _PUBLISHED = {"nih": "BBox_List_2017.csv", "cityscapes": "leftImg8bit"}
-# Options of which only some data sets make use.
+# Options that only some data sets use.
 _FORMATS = ("auto", *formats.FORMATS)
 _USED_BY: dict[str, tuple[str, ...]] = (
     dict.fromkeys(("images", "splits", "skip_bad", "allow_duplicates"), (*_FORMATS, "nih", "cityscapes"))
@@ -111,33 +111,33 @@ _USED_BY: dict[str, tuple[str, ...]] = (
     | {field.name: ("phantom",) for field in dataclasses.fields(Prepare) if field.name.startswith("phantom_")}
 )
 # Defaults that depend on the data set, in place of these values of `Prepare`.
-_NOT_GIVEN = (-1, ())
-_COMMON: dict = {"image_size": 128, "splits": (0.7, 0.1, 0.2)}
-_OWN: dict[str, dict] = {
+_UNSET = (-1, ())
+_DEFAULTS: dict = {"image_size": 128, "splits": (0.7, 0.1, 0.2)}
+_DATASET_DEFAULTS: dict[str, dict] = {
     "cityscapes": {"image_size": cityscapes.SIDE, "splits": cityscapes.SHARES},
     "nih": {"image_size": 512, "splits": nih_chestxray.SHARES},
 }
 
 
 def prepare(options: Prepare) -> None:
-    """Checks everything, writes the data set and prints what it holds.
+    """Checks all inputs, writes the data set and prints its contents.
 
     Raises:
-      InputError: the options, the annotation file or an image is at fault; nothing is written then.
+      InputError: an option, the annotation file or an image is invalid; nothing is written in this case.
     """
     if options.inspect:
-        from tf_detectorgan.experiments import data_card  # here: only the card has to wait for the networks
+        from tf_detectorgan.experiments import data_card  # here: it imports the networks, which takes long
 
         print(f"data card: {data_card.write(records.open_dataset(options.inspect))}")
         return
     if not options.out:
-        raise InputError("--out= is missing: the directory to write")
+        raise InputError("--out= is missing; give the directory to write")
     shards.check_target(options.out, options.overwrite)
     options = dataclasses.replace(options, dataset=_recognised(options))
     _refuse_unused(options)
-    defaults = _COMMON | _OWN.get(options.dataset, {})
+    defaults = _DEFAULTS | _DATASET_DEFAULTS.get(options.dataset, {})
     options = dataclasses.replace(
-        options, **{k: v for k, v in defaults.items() if getattr(options, k) in _NOT_GIVEN}
+        options, **{k: v for k, v in defaults.items() if getattr(options, k) in _UNSET}
     )
     splits.check_shares(options.splits)
     plan, notes = _READERS[options.dataset](options)
@@ -149,7 +149,7 @@ def prepare(options: Prepare) -> None:
 
 
 def _recognised(options: Prepare) -> str:
-    """The data set of a publisher's own folder; else `options.dataset`."""
+    """Returns "nih" or "cityscapes" if --images is such a folder, else `options.dataset`."""
     if options.dataset == "auto" and options.images and not options.annotations:
         for kind, name in _PUBLISHED.items():
             if exists(Path(options.images).expanduser() / name):
@@ -158,20 +158,20 @@ def _recognised(options: Prepare) -> str:
 
 
 def _refuse_unused(options: Prepare) -> None:
-    """Raises InputError if an option is given that the data set makes no use of."""
+    """Raises InputError if an option is set that the data set does not use."""
     for field in dataclasses.fields(options):
         used_by = _USED_BY.get(field.name, (options.dataset,))
         if getattr(options, field.name) != field.default and options.dataset not in used_by:
             raise InputError(
-                f"--{field.name}: without effect on --dataset={options.dataset}, only on "
-                f"{', '.join(used_by)}; leave it out, or name the data set"
+                f"--{field.name}: has no effect with --dataset={options.dataset}, only with "
+                f"{', '.join(used_by)}; remove it, or set --dataset"
             )
 
 
 def _phantom(options: Prepare) -> tuple[shards.Plan, list[str]]:
     low, high = phantom.SIZES
     if not low <= options.image_size <= high:
-        raise InputError(f"--image_size={options.image_size}: the phantom is drawn at {low} to {high} pixels")
+        raise InputError(f"--image_size={options.image_size}: must be {low} to {high} for the phantom")
     config = phantom.PhantomConfig(
         size=options.image_size,
         seed=options.seed,
@@ -186,14 +186,14 @@ def _phantom(options: Prepare) -> tuple[shards.Plan, list[str]]:
 
 
 def _annotated(options: Prepare) -> tuple[shards.Plan, list[str]]:
-    """Images with annotations in one of `formats.FORMATS`."""
+    """Plans a data set from images with annotations in one of `formats.FORMATS`."""
     given = (Path(p).expanduser() if p else None for p in (options.annotations, options.images))
     place = formats.locate(options.dataset, *given)
     document = place.read()
     title, boxes = formats.FORMATS[place.kind].title, len(document.annotations)
     print(f"found {title}: {len(document.images)} images and {boxes} boxes in {place.annotations}")
     print(f"images below {place.images}")
-    folder = validation.check(
+    checked = validation.check(
         document,
         place.images,
         keys=validation.Keys(options.group_key, options.exclude_key, options.split_key, options.train_only),
@@ -201,39 +201,39 @@ def _annotated(options: Prepare) -> tuple[shards.Plan, list[str]]:
         skip_bad=options.skip_bad,
     )
     division, left_out = image_builder.divide(
-        folder.sources, options.splits, options.seed, options.train_images, options.split_key
+        checked.sources, options.splits, options.seed, options.train_images, options.split_key
     )
-    twice = _check_pictures(division, options)
-    grey = all(source.grey for source in folder.sources)
+    duplicates = _check_duplicates(division, options)
+    grey = all(source.grey for source in checked.sources)
     plan = image_builder.plan(
         division,
-        folder.class_names,
+        checked.class_names,
         shards.About("coco", "1.0.0", "Images with boxes", document.citation),
         image_size=options.image_size,
         channels={"auto": 1 if grey else 3, "1": 1, "3": 3}[options.channels],
-        white=folder.white,
+        white=checked.white,
     )
-    return plan, folder.notes + left_out + twice
+    return plan, checked.notes + left_out + duplicates
 
 
 def _nih(options: Prepare) -> tuple[shards.Plan, list[str]]:
     extra = Path(options.extra_annotations).expanduser() if options.extra_annotations else None
     own = {"finding": options.finding, "extra_annotations": extra}
-    wanted = "NIH's tables and images_001 to images_012"
-    return _published(options, nih_chestxray, "NIH ChestX-ray", wanted, options.finding, 1, **own)
+    needed = "NIH's tables and images_001 to images_012"
+    return _published(options, nih_chestxray, "NIH ChestX-ray", needed, options.finding, 1, **own)
 
 
 def _cityscapes(options: Prepare) -> tuple[shards.Plan, list[str]]:
-    wanted = "leftImg8bit and gtBboxCityPersons or gtFine"
-    return _published(options, cityscapes, "Cityscapes", wanted, "pedestrian", 3)
+    needed = "leftImg8bit and gtBboxCityPersons or gtFine"
+    return _published(options, cityscapes, "Cityscapes", needed, "pedestrian", 3)
 
 
 def _published(
-    options: Prepare, reader: ModuleType, title: str, wanted: str, class_name: str, channels: int, **own: Any
+    options: Prepare, reader: ModuleType, title: str, needed: str, class_name: str, channels: int, **own: Any
 ) -> tuple[shards.Plan, list[str]]:
-    """A publisher's own folder, which holds `wanted`; `own`: options of its `reader` alone."""
+    """Plans a data set from a publisher's folder with `needed`; `own`: further options of `reader`."""
     if not options.images:
-        raise InputError(f"--images= is missing: the folder with {wanted}")
+        raise InputError(f"--images= is missing; give the folder with {needed}")
     division, notes = reader.divide(
         Path(options.images).expanduser(),
         shares=options.splits,
@@ -244,13 +244,13 @@ def _published(
     )
     counts = ", ".join(f"{split} {len(rows)}" for split, rows in division.items())
     print(f"found {title} in {options.images}: {counts}")
-    notes += _check_pictures(division, options)
+    notes += _check_duplicates(division, options)
     form = {"image_size": options.image_size, "channels": channels}
     return image_builder.plan(division, [class_name], reader.ABOUT, **form), notes
 
 
-def _check_pictures(division: Mapping[str, list[AnnotatedImage]], options: Prepare) -> list[str]:
-    """Notes on pictures that are in two splits; raises InputError if there are some and none may be."""
+def _check_duplicates(division: Mapping[str, list[AnnotatedImage]], options: Prepare) -> list[str]:
+    """Returns notes on images that are in two splits; raises InputError unless these are allowed."""
     prints = {
         split: [(source.file_name, source.fingerprint) for source in rows if source.fingerprint]
         for split, rows in division.items()
@@ -262,35 +262,35 @@ _READERS = dict.fromkeys(_FORMATS, _annotated) | {"cityscapes": _cityscapes, "ni
 
 
 def _report(dataset: records.Dataset) -> list[str]:
-    """Prints what every split holds, box sizes in stored pixels; returns what the user should think about."""
+    """Prints the contents of each split, with box sizes in stored pixels; returns warnings."""
     height, width, channels = dataset.image_shape
     print(f"{'split':<22}{'images':>8}{'groups':>8}{'boxes':>8}   box size 5% / 50% / 95%, boxes per class")
     notes = []
     for split in records.SPLIT_NAMES:
-        held = contents.read(dataset, split)
-        row = held.summary(dataset.class_names)
-        if held.names:
+        content = contents.read(dataset, split)
+        row = content.summary(dataset.class_names)
+        if content.names:
             text = f"{split:<22}{row['images']:>8}{row['groups']:>8}{row['boxes']:>8}"
-            if held.labels:
+            if content.labels:
                 text += "   " + " / ".join(f"{size:.1f}" for size in row["sizes"])
                 text += "".join(f", {name} {count}" for name, count in row["classes"].items())
             print(text)
         if split.endswith("_labelled"):
-            notes += _warnings(split, held, row["classes"])
+            notes += _warnings(split, content, row["classes"])
     print(f"{dataset.directory}: images of {height} x {width} x {channels}, {dataset.bit_depth} bit")
     return notes
 
 
-def _warnings(split: str, held: contents.Contents, classes: Mapping[str, int]) -> list[str]:
-    """What the user should think about before training on a labelled split."""
-    if not held.names:
+def _warnings(split: str, content: contents.Contents, classes: Mapping[str, int]) -> list[str]:
+    """Returns warnings about a labelled split."""
+    if not content.names:
         return [f"{split}: no images"]
     notes = []
-    sides = boxes_lib.to_xywh(held.boxes).numpy()[:, 2:]
+    sides = boxes_lib.to_xywh(content.boxes).numpy()[:, 2:]
     small = int((sides.min(axis=1) < _SMALL_BOX).sum())
     if small:
         notes.append(
-            f"{split}: {small} of {len(held.boxes)} boxes are under {_SMALL_BOX:g} px wide or high: "
+            f"{split}: {small} of {len(content.boxes)} boxes are under {_SMALL_BOX:g} px wide or high; "
             "use a larger --image_size"
         )
     if missing := [name for name, count in classes.items() if not count]:
@@ -299,4 +299,4 @@ def _warnings(split: str, held: contents.Contents, classes: Mapping[str, int]) -
 
 
 if __name__ == "__main__":
-    command.run(Prepare, prepare, terminated=EXIT_INTERRUPTED)  # its Job goes on in a new pod
+    command.run(Prepare, prepare, terminated=EXIT_INTERRUPTED)  # its Kubernetes Job continues in a new pod

@@ -1,4 +1,4 @@
-"""Crops of drawn street scenes in the publishers' folders, each pixel and box against the whole image."""
+"""Crops of drawn street scenes in the publishers' folder layout: pixels and boxes equal the full image."""
 
 import collections
 import json
@@ -17,7 +17,7 @@ CITIES = {"train": ("aachen", "bochum", "zurich"), "val": ("lindau",)}
 PEDESTRIAN = (500.0, 200.0, 30.0, 90.0)  # x, y, width, height
 NEIGHBOUR = (540.0, 210.0, 30.0, 80.0)
 SMALL = (100.0, 300.0, 24.0, 100.0)  # one pixel too narrow
-GIANT = (700.0, 100.0, 100.0, 300.0)  # higher than a crop
+GIANT = (700.0, 100.0, 100.0, 300.0)  # taller than a crop
 RIDER = (900.0, 200.0, 60.0, 120.0)
 
 
@@ -36,7 +36,7 @@ def objects(kind, people):
 
 
 class Streets:
-    """Two images a city; the first of each has people."""
+    """Two images per city; the first of each has people."""
 
     def __init__(self, root, kind):
         self.root, self.kind = root, kind
@@ -60,7 +60,7 @@ class Streets:
 
     @staticmethod
     def pixels(city, frame):
-        """Blocks of random colour; the lower bits tell the place in a block."""
+        """Draws blocks of random colour; the lower bits encode the position inside a block."""
         blocks = np.random.default_rng([*city.encode(), frame]).integers(
             0, 16, (HEIGHT // 16, WIDTH // 16, 3)
         )
@@ -81,7 +81,7 @@ def intersects(box, crop):
     return x0 < crop.left + 256 and x1 > crop.left and y0 < crop.top + 256 and y1 > crop.top
 
 
-def test_crops_hold_their_pedestrians_and_clean_ones_nobody(streets):
+def test_labelled_crops_contain_their_pedestrians_and_clean_crops_no_person(streets):
     plan, notes = cityscapes.divide(streets.root, shares=(0.6, 0.4, 0.0))
     assert any(streets.kind in note and "12 pedestrians of 8 images" in note for note in notes)
     assert "4 pedestrians do not fit into 256 pixels and have no crop" in notes
@@ -99,7 +99,7 @@ def test_crops_hold_their_pedestrians_and_clean_ones_nobody(streets):
             high = np.clip(np.array([x + w, y + h]) - offset, 0, 256)
             if (high - low).prod() >= w * h / 2:
                 expected.append((*low, *high))
-        giant = [box for box in crop.boxes if box not in expected]  # seen in part
+        giant = [box for box in crop.boxes if box not in expected]  # partly visible
         assert [box for box in crop.boxes if box in expected] == expected
         assert all(box[3] - box[1] >= 150 for box in giant)
         assert any(intersects(box, crop) for box in (PEDESTRIAN, NEIGHBOUR))
@@ -109,14 +109,14 @@ def test_crops_hold_their_pedestrians_and_clean_ones_nobody(streets):
             x, y, w, h = box
             if (x - crop.left, y - crop.top, x + w - crop.left, y + h - crop.top) in crop.boxes:
                 whole[crop.path, box] += 1
-    assert len(whole) == 8  # both pedestrians of every crowded image are whole in some crop
+    assert len(whole) == 8  # both pedestrians of each crowded image are whole in some crop
     assert len([crop for crop in crops if not crop.boxes]) == 8
     for crop in crops:
         if not crop.boxes and "_000000_000000_" in crop.path.name:
             assert not any(intersects(box, crop) for box in (PEDESTRIAN, NEIGHBOUR, SMALL, GIANT, RIDER))
 
 
-def test_cities_keep_together_and_the_official_validation_is_the_test(streets):
+def test_cities_are_not_divided_and_official_validation_is_the_test_split(streets):
     tests, crops = [], []
     for seed in range(4):
         plan, _ = cityscapes.divide(streets.root, shares=(0.6, 0.4, 0.0), seed=seed)
@@ -134,16 +134,16 @@ def test_cities_keep_together_and_the_official_validation_is_the_test(streets):
     assert [(crop.left, crop.top) for crop in again["test_labelled"]] == crops[0]
 
 
-def test_prepare_writes_crops_pixel_by_pixel(streets, tmp_path, capsys):
+def test_prepared_crops_equal_the_image_pixel_by_pixel(streets, tmp_path, capsys):
     out = tmp_path / "set"
     prepare(Prepare(images=str(streets.root), out=str(out), splits=(0.6, 0.4, 0.0)))
     dataset = records.open_dataset(out)
     assert (dataset.image_shape, dataset.class_names) == ((256, 256, 3), ("pedestrian",))
     assert "non-commercial" in dataset.citation
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"found Cityscapes in {streets.root}: train_labelled ")
-    assert any(line.startswith("test_labelled  ") for line in said[1:])
-    seen = 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(f"found Cityscapes in {streets.root}: train_labelled ")
+    assert any(line.startswith("test_labelled  ") for line in printed[1:])
+    checked = 0
     splits = [f"{part}_{stream}" for part in records.SPLITS for stream in records.STREAMS]
     for split in splits:
         for serialized in dataset.serialized(split):
@@ -156,11 +156,11 @@ def test_prepare_writes_crops_pixel_by_pixel(streets, tmp_path, capsys):
             np.testing.assert_array_equal(stored, whole[top : top + 256, left : left + 256])
             assert record.groups.numpy().tolist() == [city.encode()]
             assert (len(record.boxes) > 0) == split.endswith("labelled")
-            seen += 1
-    assert seen == sum(map(dataset.count, splits)) >= 12  # 8 clean ones, and 4 crowds
+            checked += 1
+    assert checked == sum(map(dataset.count, splits)) >= 12  # 8 clean ones, and 4 crowds
 
 
-def test_a_person_at_the_edge_is_clipped_to_the_image(tmp_path):
+def test_box_at_the_image_border_is_clipped_before_the_size_filter(tmp_path):
     streets = Streets(tmp_path / "cityscapes", "gtBboxCityPersons")
     for path in streets.root.glob("gtBbox*/*/*/*_000000_gtBbox*.json"):
         document = json.loads(path.read_text())
@@ -183,7 +183,7 @@ def test_a_person_at_the_edge_is_clipped_to_the_image(tmp_path):
      '{"imgHeight": 512, "imgWidth": 1024, "objects": [{"label": "person", "polygon": []}]}',
      '{"imgHeight": 100, "imgWidth": 1024, "objects": []}'],
 )  # fmt: skip
-def test_a_bad_annotation_is_an_error_with_its_file(tmp_path, content):
+def test_bad_or_missing_annotation_file_is_an_error_naming_it(tmp_path, content):
     streets = Streets(tmp_path / "cityscapes", "gtBboxCityPersons")
     path = streets.first("*_gtBboxCityPersons.json")
     path.write_text(content)
@@ -208,5 +208,5 @@ def test_bad_images_and_folders_are_errors(tmp_path):
     assert "skipped 1 x undecodable image" in notes
     with pytest.raises(InputError, match="third share must be 0"):
         cityscapes.divide(streets.root, shares=(0.7, 0.1, 0.2))
-    with pytest.raises(InputError, match="needs the folders leftImg8bit"):
+    with pytest.raises(InputError, match="must contain leftImg8bit"):
         cityscapes.divide(streets.root / "gtFine")

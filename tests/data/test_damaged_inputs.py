@@ -1,7 +1,7 @@
-"""Whatever is done to a folder of images and annotations: usable boxes or one InputError.
+"""Reading a damaged folder of images and annotations gives valid boxes or one InputError.
 
-A thousand damages are divided among the readers of all formats: those of annotations, NIH's and Cityscapes'
-folders, 16-bit PNG and TIFF files. A folder is small, so that a damage is seldom where nobody reads.
+A thousand random damages are divided among the readers: all annotation formats, the folders of NIH and
+Cityscapes, 16-bit PNG and TIFF files. Folders are small, so that most damages are in bytes that are read.
 """
 
 import json
@@ -42,7 +42,7 @@ def overwrite(path, data):
 
 
 def other_value(path, data):
-    """A number or a word is another one."""
+    """Replaces a number or word."""
     text = path.read_text("latin-1")
     words = list(re.finditer(r"[\w.-]+", text))
     if words:
@@ -53,7 +53,7 @@ def other_value(path, data):
 
 
 def other_json(path, data):
-    """A value anywhere in a JSON file is any other, or is missing."""
+    """Replaces or deletes a value anywhere in a JSON file."""
     if path.suffix != ".json":
         return other_value(path, data)
     document = json.loads(path.read_text())
@@ -76,7 +76,7 @@ def other_json(path, data):
 
 
 def lines(path, data):
-    """A byte order mark, CRLF, a line twice, a field more or less."""
+    """Adds a byte order mark, changes line endings, repeats a line, or adds or removes a field."""
     content = path.read_bytes()
     rows = content.split(b"\n")
     number = data.draw(st.integers(0, len(rows) - 1))
@@ -95,7 +95,7 @@ def lines(path, data):
 
 
 def replace(path, data):
-    """Missing, a folder, a link to itself or to nothing, under a name that is no UTF-8."""
+    """Removes or empties the file, or makes it a folder, a bad link or a file with a non-UTF-8 name."""
     how = data.draw(st.sampled_from(["missing", "folder", "loop", "dangling", "name", "empty"]))
     content = path.read_bytes()
     path.unlink()
@@ -112,7 +112,7 @@ def replace(path, data):
 
 
 def folders(path, data):
-    """A folder that links to its own parent; a folder without files."""
+    """Links a folder into itself, or empties it."""
     if data.draw(st.booleans()):
         (path.parent / "again").symlink_to(path.parent, target_is_directory=True)
     else:
@@ -120,8 +120,8 @@ def folders(path, data):
         path.parent.mkdir()
 
 
-def deep_pictures(root, suffix):
-    """Makes the PNGs of a folder 16-bit files, one of them in colour."""
+def write_16_bit_images(root, suffix):
+    """Replaces the PNG files of a folder by 16-bit files, one of them in colour."""
     for number, path in enumerate(sorted(root.rglob("*.png"))):
         shape = (20, 40, 3) if number == 1 else (20, 40)
         pixels = np.random.default_rng(number).integers(0, 65536, shape).astype(np.uint16)
@@ -131,12 +131,12 @@ def deep_pictures(root, suffix):
 
 def write_png16(root):
     test_formats.write_coco(root)
-    deep_pictures(root, ".png")
+    write_16_bit_images(root, ".png")
 
 
 def write_tiff(root):
     test_formats.write_csv(root)
-    deep_pictures(root, ".tif")
+    write_16_bit_images(root, ".tif")
     table = root / "boxes.csv"
     table.write_text(table.read_text("utf-8").replace(".png", ".tif"), "utf-8")
 
@@ -151,7 +151,7 @@ def write_nih(kind):
 
 
 def write_streets(kind):
-    """A city of each official split: drawing more costs time, and shows no more."""
+    """Keeps one city per official split, to save time."""
 
     def write(root):
         streets = test_cityscapes.Streets(root, kind)
@@ -171,8 +171,8 @@ def read_formats(kind):
     return read
 
 
-def write_or_refuse(root, out, data):
-    """Prepares the folder: then the set is whole and its labels have names, or nothing is left."""
+def prepare_or_fail(root, out, data):
+    """Prepares the folder; asserts that the data set is complete and valid, or that no file is left."""
     shutil.rmtree(out, ignore_errors=True)
     options = {"out": str(out), "image_size": 16, "splits": (1.0, 0.0, 0.0), "seed": 1}
     dataset = "auto" if data.draw(st.booleans()) else "coco"
@@ -216,13 +216,13 @@ DAMAGES = [truncate, overwrite, other_value, other_json, lines, replace, folders
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_folder_is_read_or_refused(tmp_path, kind):
+def test_damaged_folder_gives_valid_boxes_or_an_input_error(tmp_path, kind):
     (tmp_path / "good").mkdir()
     write, read = KINDS[kind]
     write(tmp_path / "good")
     names = sorted(p.relative_to(tmp_path / "good") for p in (tmp_path / "good").rglob("*") if p.is_file())
     texts = [name for name in names if name.suffix in (".json", ".xml", ".txt", ".yaml", ".csv")]
-    usable, refused = [], []
+    valid, errors = [], []
 
     @given(st.data())
     @settings(max_examples=EXAMPLES // len(KINDS) + 1)
@@ -236,9 +236,9 @@ def test_a_damaged_folder_is_read_or_refused(tmp_path, kind):
         try:
             sources, classes = read(root, data, data.draw(st.booleans()))
         except InputError as error:
-            refused.append(str(error))
+            errors.append(str(error))
         else:
-            usable.append(sources)
+            valid.append(sources)
             for source in sources:
                 assert source.file_name.encode("utf-8")
                 assert source.group.encode("utf-8")
@@ -250,14 +250,14 @@ def test_a_damaged_folder_is_read_or_refused(tmp_path, kind):
         assert sorted(os.listdir(os.fsencode(root))) == before
 
     damaged()
-    assert min(len(usable), len(refused)) > 5  # both endings were reached
-    assert len(usable) + len(refused) >= EXAMPLES / len(KINDS)
-    for message in refused:
+    assert min(len(valid), len(errors)) > 5  # both outcomes occurred
+    assert len(valid) + len(errors) >= EXAMPLES / len(KINDS)
+    for message in errors:
         assert str(tmp_path / "bad") in message or message.startswith("no training images are ")
 
 
 @pytest.mark.slow
-def test_a_damaged_folder_is_prepared_whole_or_leaves_nothing(tmp_path):
+def test_damaged_folder_is_prepared_completely_or_not_at_all(tmp_path):
     (tmp_path / "good").mkdir()
     test_formats.write_coco(tmp_path / "good")
     names = sorted(p.relative_to(tmp_path / "good") for p in (tmp_path / "good").rglob("*") if p.is_file())
@@ -271,17 +271,17 @@ def test_a_damaged_folder_is_prepared_whole_or_leaves_nothing(tmp_path):
         shutil.copytree(tmp_path / "good", root)
         name = data.draw(st.sampled_from(names))
         data.draw(st.sampled_from([truncate, overwrite, other_json, replace]))(root / name, data)
-        done.append(write_or_refuse(root, tmp_path / "set", data))
+        done.append(prepare_or_fail(root, tmp_path / "set", data))
 
     damaged()
     assert min(done.count(True), done.count(False)) > 5
 
 
-def test_a_damaged_prepared_set_is_read_or_refused(tmp_path, tiny_phantom):
+def test_damaged_prepared_data_set_is_read_or_is_an_input_error(tmp_path, tiny_phantom):
     good = tiny_phantom("to_be_damaged")
     whole = records.open_dataset(good).fingerprint()
     names = sorted(path.name for path in good.iterdir())
-    refused = []
+    errors = []
 
     @given(st.data())
     @settings(max_examples=20)
@@ -295,11 +295,11 @@ def test_a_damaged_prepared_set_is_read_or_refused(tmp_path, tiny_phantom):
             dataset = records.open_dataset(root)
             found = dataset.fingerprint()
         except InputError as error:
-            refused.append(str(error))
+            errors.append(str(error))
         else:
             images = [record for part in records.SPLITS for record in dataset.listed(f"{part}_labelled")]
             assert found != whole or len(images) == 10
 
     damaged()
-    assert len(refused) > 5
-    assert all(str(tmp_path / "bad") in message for message in refused)
+    assert len(errors) > 5
+    assert all(str(tmp_path / "bad") in message for message in errors)

@@ -1,4 +1,4 @@
-"""What is exported is read by other readers than ours, and by ours, with the same boxes and pixels."""
+"""Exported boxes and pixels equal the originals, read by other readers and by this package's readers."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ BOXES = {  # image: category id and x, y, width, height
 
 @pytest.fixture(params=[(8, 1), (16, 1), (8, 3), (16, 3)], ids=lambda p: f"{p[0]}bit-{p[1]}")
 def folder(request, tmp_path):
-    """A COCO folder of noise, and its pixels; with one channel there is one category."""
+    """A COCO folder of noise images, its pixels and class names; grey images have one category."""
     depth, channels = request.param
     rng, pixels = np.random.default_rng(0), {}
     (tmp_path / "images").mkdir()
@@ -47,7 +47,7 @@ def folder(request, tmp_path):
 
 
 def expected(stem, names):
-    """Class name and corners, from the table above."""
+    """Returns class names and corners from `BOXES`."""
     return [
         (names[{3: 0, 7: 1}[c]] if len(names) == 2 else names[0], (x, y, x + w, y + h))
         for c, (x, y, w, h) in BOXES[stem]
@@ -62,7 +62,7 @@ def assert_equal(found, stem, names):
 
 
 def read_voc(root, stem, names):
-    """By the development kit's meaning: pixels from 1 to width; the corner of pixel 1 is 0."""
+    """Reads boxes as the development kit defines them: pixels 1 to width; the corner of pixel 1 is at 0."""
     tree = ElementTree.parse(root / "Annotations" / f"{stem}.xml")
     size = [int(tree.findtext(f"size/{key}")) for key in ("width", "height")]
     assert size == [WIDTH, HEIGHT]
@@ -87,7 +87,7 @@ def read_yolo(root, stem, names):
 @pytest.mark.parametrize(
     "kind, reader, place", [("voc", read_voc, "JPEGImages"), ("yolo", read_yolo, "images/train")]
 )
-def test_another_reader_finds_the_same_boxes_and_pixels(folder, kind, reader, place):
+def test_exported_voc_and_yolo_have_the_same_boxes_and_pixels(folder, kind, reader, place):
     root, pixels, names = folder
     export.write(kind, root)
     for stem in BOXES:
@@ -97,7 +97,7 @@ def test_another_reader_finds_the_same_boxes_and_pixels(folder, kind, reader, pl
         )
 
 
-def test_simpleitk_reads_node21_s_images_and_its_table_has_the_boxes(folder):
+def test_exported_node21_has_the_same_boxes_and_pixels(folder):
     root, pixels, names = folder
     if len(names) == 2:
         with pytest.raises(InputError, match="--export=node21.*3 channels of hole & Ä, crack"):
@@ -119,7 +119,7 @@ def test_simpleitk_reads_node21_s_images_and_its_table_has_the_boxes(folder):
 
 
 @pytest.mark.parametrize("kind", export.WRITERS)
-def test_our_own_reader_brings_everything_back(folder, kind):
+def test_export_and_import_are_inverse(folder, kind):
     root, pixels, names = folder
     if kind == "node21" and len(names) > 1:
         pytest.skip("node21 has one class")
@@ -135,8 +135,8 @@ def test_our_own_reader_brings_everything_back(folder, kind):
         np.testing.assert_array_equal(image_files.read_image(source.path), pixels[stem])
 
 
-def test_an_unknown_format_is_refused():
-    with pytest.raises(InputError, match="'vco' is none of voc, yolo, node21"):
+def test_unknown_or_repeated_export_format_is_an_error():
+    with pytest.raises(InputError, match="'vco' is not one of voc, yolo, node21"):
         export.check(["vco"], ["nodule"], 1)
     with pytest.raises(InputError, match="--export=voc,voc: names a format twice"):
         export.check(["voc", "voc"], ["nodule"], 1)

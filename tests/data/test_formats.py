@@ -1,4 +1,4 @@
-"""Every format is written here by hand, from its specification, and read with the same boxes."""
+"""Each format is written here according to its specification; the reader must return the same boxes."""
 
 import json
 import sys
@@ -17,11 +17,11 @@ from tf_detectorgan.data import formats, image_files, medical_images, records, v
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.prepare import Prepare, prepare
 
-# Two images of 40 x 20 px with boxes, one without; class and x, y, width, height.
+# Two images of 40 x 20 px with boxes and one without: class and x, y, width, height.
 TRUTH = {"a": [("crack", [4.0, 5.0, 8.0, 10.0]), ("hole", [0.0, 0.0, 40.0, 20.0])], "b": [("hole", [1.0, 2.0, 3.0, 4.0])], "c": []}  # fmt: skip  # noqa: E501
 
 
-def pictures(folder: Path, suffix=".png"):
+def write_images(folder: Path, suffix=".png"):
     folder.mkdir(parents=True, exist_ok=True)
     for number, stem in enumerate(TRUTH):
         pixels = np.full((20, 40), 100 + 10 * number, np.uint16 if suffix == ".mha" else np.uint8)
@@ -33,7 +33,7 @@ def pictures(folder: Path, suffix=".png"):
 
 
 def write_coco(root):
-    pictures(root / "images")
+    write_images(root / "images")
     names = ["crack", "hole"]
     boxes = [(i, b) for i, bs in enumerate(TRUTH.values()) for b in bs]
     document = {
@@ -48,7 +48,7 @@ def write_coco(root):
 
 
 def write_voc(root):
-    pictures(root / "JPEGImages")
+    write_images(root / "JPEGImages")
     (root / "Annotations").mkdir()
     for stem, boxes in TRUTH.items():
         objects = "".join(
@@ -63,27 +63,27 @@ def write_voc(root):
 
 
 def write_yolo(root):
-    pictures(root / "images" / "train")
+    write_images(root / "images" / "train")
     (root / "labels" / "train").mkdir(parents=True)
     for stem, boxes in TRUTH.items():
         lines = [
             f"{('crack', 'hole').index(c)} {(x + w / 2) / 40} {(y + h / 2) / 20} {w / 40} {h / 20}\r\n"
             for c, (x, y, w, h) in boxes
         ]
-        if lines:  # an image without objects has no file
+        if lines:  # an image without objects has no label file
             (root / "labels" / "train" / f"{stem}.txt").write_text("".join(lines))
     (root / "data.yaml").write_text("train: images/train\nnames: {0: crack, 1: hole}\n")
 
 
 def write_csv(root):
-    pictures(root)
+    write_images(root)
     lines = [f"{s}.png,{c},{x},{y},{x + w},{y + h}" for s, bs in TRUTH.items() for c, (x, y, w, h) in bs]
     text = "\r\n".join(["File_Name,class,xmin,ymin,xmax,ymax", *lines, "c.png,,,,,"])
     (root / "boxes.csv").write_text("\ufeff" + text, encoding="utf-8")
 
 
 def write_node21(root):
-    pictures(root / "images", ".mha")
+    write_images(root / "images", ".mha")
     lines = [
         f"{n},{h},{s}.mha,1,{w},{x},{y}" for n, (s, bs) in enumerate(TRUTH.items()) for _, (x, y, w, h) in bs
     ]
@@ -101,7 +101,7 @@ def write_dicom(root):
 
 
 def dicom(path, pixels, *, uid="1.2.3", bits=12, **elements):
-    """A DICOM file of one grey image of unsigned 16-bit words."""
+    """Writes a DICOM file with one grey image of unsigned 16-bit values."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, uid
@@ -132,7 +132,7 @@ def read(root, kind="auto", **options):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_a_format_is_recognised_and_read_with_the_boxes_that_were_written(tmp_path, kind):
+def test_format_is_recognised_and_its_boxes_are_read(tmp_path, kind):
     WRITERS[kind](tmp_path)
     place = formats.locate("auto", None, tmp_path)
     assert place.kind == kind
@@ -149,7 +149,7 @@ def test_a_format_is_recognised_and_read_with_the_boxes_that_were_written(tmp_pa
     assert not any(note.startswith("skipped") for note in folder.notes)
 
 
-def test_dicom_patients_are_groups_and_voc_and_yolo_keep_their_splits(tmp_path):
+def test_groups_are_dicom_patients_and_splits_are_those_of_voc_and_yolo(tmp_path):
     for kind in ("dicom", "voc", "yolo"):
         (tmp_path / kind).mkdir()
         WRITERS[kind](tmp_path / kind)
@@ -159,7 +159,7 @@ def test_dicom_patients_are_groups_and_voc_and_yolo_keep_their_splits(tmp_path):
         assert [s.split for s in sources] == ["train"] * 3
 
 
-def test_dicom_patients_are_groups_of_coco_images_unless_these_have_some(tmp_path):
+def test_coco_images_without_group_key_are_grouped_by_dicom_patient(tmp_path):
     for number in (1, 2):
         dicom(tmp_path / f"{number}.dcm", np.zeros((20, 40), np.uint16), uid=f"1.{number}", PatientID="p")
     Image.new("L", (40, 20)).save(tmp_path / "3.png")
@@ -167,7 +167,7 @@ def test_dicom_patients_are_groups_of_coco_images_unless_these_have_some(tmp_pat
     document = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "nodule"}]}
     file = tmp_path / "boxes.json"
     file.write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"3.png \(image 3\): no 'split_group', and no PatientID"):
+    with pytest.raises(InputError, match=r"3.png \(image 3\): no 'split_group' and no PatientID"):
         read(tmp_path)
     assert [s.group for s in read(tmp_path, skip_bad=True).sources] == ["p", "p"]
     for image in images:
@@ -176,8 +176,8 @@ def test_dicom_patients_are_groups_of_coco_images_unless_these_have_some(tmp_pat
     assert [s.group for s in read(tmp_path).sources] == ["own 1", "own 2", "own 3"]
 
 
-def test_other_columns_of_a_csv_are_keys_where_an_images_lines_agree(tmp_path):
-    pictures(tmp_path)
+def test_other_csv_columns_become_keys_if_the_lines_of_an_image_agree(tmp_path):
+    write_images(tmp_path)
     (tmp_path / "boxes.csv").write_text(
         "image,x1,y1,x2,y2,patient,reader,clean\na,1,1,5,5,p7,r1,\na,2,2,6,6,p7,r2,\nb,1,1,5,5,p7,r1,\nc,,,,,p8,r1,FALSE\n"
     )
@@ -188,8 +188,8 @@ def test_other_columns_of_a_csv_are_keys_where_an_images_lines_agree(tmp_path):
         read(tmp_path, keys=validation.Keys(group="reader"))
 
 
-def test_a_csv_of_corners_may_state_the_images_sizes(tmp_path):
-    pictures(tmp_path)
+def test_csv_with_corners_may_give_the_image_size(tmp_path):
+    write_images(tmp_path)
     header, line = "filename,width,height,class,xmin,ymin,xmax,ymax", "a.png,40,20,hole,1,1,5,5"
     (tmp_path / "boxes.csv").write_text(f"{header}\n{line}\n")
     assert [s.boxes for s in read(tmp_path).sources] == [[(1.0, 1.0, 5.0, 5.0)]]
@@ -198,8 +198,8 @@ def test_a_csv_of_corners_may_state_the_images_sizes(tmp_path):
         read(tmp_path)
 
 
-def test_several_readers_may_each_say_that_an_image_shows_nothing(tmp_path):
-    pictures(tmp_path)
+def test_several_csv_lines_without_box_make_one_clean_image(tmp_path):
+    write_images(tmp_path)
     (tmp_path / "boxes.csv").write_text(
         "image,x1,y1,x2,y2,reader\na,1,1,5,5,r1\nc,,,,,r1\nc,,,,,r2\nc,,,,,r3\n"
     )
@@ -207,8 +207,8 @@ def test_several_readers_may_each_say_that_an_image_shows_nothing(tmp_path):
     assert [(s.file_name, s.stream) for s in folder.sources] == [("a.png", "labelled"), ("c.png", "clean")]
 
 
-def test_a_table_says_yes_and_no_in_several_ways(tmp_path):
-    pictures(tmp_path)
+def test_csv_spellings_of_true_and_false(tmp_path):
+    write_images(tmp_path)
     (tmp_path / "boxes.csv").write_text(
         "image,x1,y1,x2,y2,exclude,clean,weak\na,1,1,5,5,0,,TRUE\nb,,,,,No,0,\nc,,,,,yes,1,\n"
     )
@@ -223,8 +223,8 @@ def test_a_table_says_yes_and_no_in_several_ways(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["yolo", "voc"])
-def test_a_photo_is_turned_as_its_viewer_turns_it(tmp_path, kind):
-    """Orientation 6: stored 40 x 20, shown 20 x 40, its first row at the right."""
+def test_exif_orientation_is_applied_to_pixels_and_boxes(tmp_path, kind):
+    """Orientation 6: stored as 40 x 20, shown as 20 x 40 with the first stored row at the right."""
     WRITERS[kind](tmp_path)
     (path,) = tmp_path.rglob("b.png")
     pixels, turn = np.zeros((20, 40), np.uint8), Image.Exif()
@@ -241,8 +241,8 @@ def test_a_photo_is_turned_as_its_viewer_turns_it(tmp_path, kind):
     assert not shown[:, :-2].any()
 
 
-def test_labels_as_annotation_tools_write_them(tmp_path):
-    """LabelImg puts classes.txt among the labels, Label Studio notes.json beside classes.txt."""
+def test_layouts_of_labelimg_and_label_studio_are_read(tmp_path):
+    """LabelImg writes classes.txt into labels; Label Studio writes notes.json next to classes.txt."""
     write_yolo(tmp_path)
     (tmp_path / "data.yaml").unlink()
     (tmp_path / "labels" / "classes.txt").write_text("crack\nhole\n")
@@ -255,7 +255,7 @@ def test_labels_as_annotation_tools_write_them(tmp_path):
         read(tmp_path, "yolo")
 
 
-def test_a_dicom_directory_is_no_image_and_hides_no_patient(tmp_path):
+def test_dicomdir_file_is_ignored(tmp_path):
     write_dicom(tmp_path)
     dicom(tmp_path / "DICOMDIR", np.zeros((2, 2)), uid="9", PatientID="")
     data = pydicom.dcmread(tmp_path / "DICOMDIR")
@@ -281,7 +281,7 @@ def raw(name, content):
     return lambda root: (root / name).write_bytes(content)
 
 
-BAD = {  # what is done to a good folder, and what the message must name
+BAD = {  # (format, change to a valid folder, parts of the error message)
     "voc: damaged": ("voc", raw("Annotations/a.xml", b"<annotation>"), ["a.xml", "--skip_bad"]),
     "voc: bomb": (
         "voc",
@@ -296,7 +296,7 @@ BAD = {  # what is done to a good folder, and what the message must name
         ["b.png", "width 20 in the annotation file, 40 in the image file"],
     ),
     "voc: stale name": (
-        "voc", edit("Annotations/b.xml", "b.png", "a.png"), ["a.png: is image 1 and image 2"],
+        "voc", edit("Annotations/b.xml", "b.png", "a.png"), ["a.png: is listed as image 1 and image 2"],
     ),
     "voc: no name": ("voc", edit("Annotations/b.xml", "<name>hole</name>", ""), ["b.xml, object 1"]),
     "yolo: columns": ("yolo", raw("labels/train/a.txt", b"0 0.5 0.5 0.1"), ["line 1", "0 0.5 0.5 0.1"]),
@@ -327,7 +327,7 @@ BAD = {  # what is done to a good folder, and what the message must name
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_wrong_is_named_and_can_be_skipped(tmp_path, case):
+def test_bad_entry_is_located_in_the_error_and_can_be_skipped(tmp_path, case):
     kind, change, expected = BAD[case]
     WRITERS[kind](tmp_path)
     change(tmp_path)
@@ -338,24 +338,24 @@ def test_what_is_wrong_is_named_and_can_be_skipped(tmp_path, case):
     folder = read(tmp_path, kind, skip_bad=True)
     assert any(note.startswith("skipped") for note in folder.notes)
     clean = {Path(s.file_name).stem for s in folder.sources if s.stream == "clean"}
-    assert clean <= {"c"}  # an image that lost a box never passes for a clean one
+    assert clean <= {"c"}  # an image with a skipped box must not count as clean
 
 
 WHOLE = {
-    "csv: columns": ("csv", edit("boxes.csv", "b.png,hole", "b.png,hole,5"), ["line 4 has 7 fields"]),
+    "csv: columns": ("csv", edit("boxes.csv", "b.png,hole", "b.png,hole,5"), ["line 4", "6 fields, has 7"]),
     "csv: header": ("csv", edit("boxes.csv", "xmin", "left"), ["boxes.csv", "no column for a box", "left"]),
     "csv: repeated": ("csv", edit("boxes.csv", "class", "xmin"), ["names a column twice"]),
     "csv: empty": ("csv", raw("boxes.csv", b""), ["needs a header"]),
     "csv: bytes": ("csv", raw("boxes.csv", b"image\xff,x"), ["boxes.csv", "UTF-8"]),
-    "yolo: yaml": ("yolo", raw("data.yaml", b"names: ["), ["data.yaml", "names of classes"]),
-    "yolo: names": ("yolo", raw("data.yaml", b"names: {1: crack}"), ["data.yaml", "names of classes"]),
+    "yolo: yaml": ("yolo", raw("data.yaml", b"names: ["), ["data.yaml", "class names"]),
+    "yolo: names": ("yolo", raw("data.yaml", b"names: {1: crack}"), ["data.yaml", "class names"]),
     "node21: columns": ("node21", edit("metadata.csv", "img_name", "image"), ["no column img_name"]),
     "dicom: uid": ("dicom", lambda r: dicom(r / "d", np.zeros((2, 2)), uid="1.2.0"), ["1.2.0"]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", WHOLE)
-def test_a_file_that_cannot_be_understood_is_refused_as_a_whole(tmp_path, case):
+def test_unreadable_annotation_file_is_an_error(tmp_path, case):
     kind, change, expected = WHOLE[case]
     WRITERS[kind](tmp_path)
     change(tmp_path)
@@ -366,7 +366,7 @@ def test_a_file_that_cannot_be_understood_is_refused_as_a_whole(tmp_path, case):
         assert part in str(caught.value)
 
 
-def test_a_folder_of_no_or_of_two_formats_is_refused(tmp_path):
+def test_folder_with_no_format_or_two_formats_is_an_error(tmp_path):
     with pytest.raises(InputError, match="none of coco: .*; voc: .*; yolo: .*classes.txt"):
         read(tmp_path)
     write_coco(tmp_path)
@@ -377,20 +377,20 @@ def test_a_folder_of_no_or_of_two_formats_is_refused(tmp_path):
         formats.locate("auto", None, None)
 
 
-def test_other_json_files_beside_a_coco_file_do_not_hide_it(tmp_path):
+def test_coco_file_is_found_among_other_json_files(tmp_path):
     write_coco(tmp_path)
     (tmp_path / "audit.json").write_text("{}")
     assert formats.locate("auto", None, tmp_path).annotations == tmp_path / "boxes.json"
 
 
-def test_a_loop_of_symbolic_links_ends(tmp_path):
+def test_loop_of_symbolic_links_does_not_hang(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "images" / "loop").symlink_to(tmp_path, target_is_directory=True)
     assert len(read(tmp_path).sources) == 3
 
 
 @pytest.mark.parametrize("suffix, name", [(".mha", "SimpleITK"), (".dcm", "pydicom")])
-def test_a_missing_library_is_one_error_that_names_the_extra(tmp_path, monkeypatch, suffix, name):
+def test_missing_library_error_names_the_pip_extra(tmp_path, monkeypatch, suffix, name):
     write_node21(tmp_path) if suffix == ".mha" else write_dicom(tmp_path)
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match=rf"{name} is not installed.*tf_detectorgan\[medical\]"):
@@ -416,14 +416,14 @@ GREY = {
 
 
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": 2047.5, "WindowWidth": 4096}])
-def test_dicom_of_falling_values_is_turned_round(tmp_path, window):
+def test_dicom_with_negative_rescale_slope_is_inverted(tmp_path, window):
     dicom(tmp_path / "a.dcm", np.array([[0, 4095]]), RescaleSlope=-1, RescaleIntercept=4095, **window)
     np.testing.assert_allclose(image_files.read_image(tmp_path / "a.dcm")[0, :, 0], [65535, 0], atol=20)
 
 
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("case", GREY)
-def test_dicom_is_seen_as_a_radiologist_sees_it(tmp_path, case, inverse):
+def test_dicom_grey_values_pass_rescale_window_and_monochrome1(tmp_path, case, inverse):
     elements, expected = GREY[case]
     if inverse:
         elements = {**elements, "PhotometricInterpretation": "MONOCHROME1"}
@@ -434,7 +434,7 @@ def test_dicom_is_seen_as_a_radiologist_sees_it(tmp_path, case, inverse):
     np.testing.assert_allclose(pixels[0, :, 0], expected, atol=1)
 
 
-def test_dicom_with_a_voi_table_signed_values_or_8_bits(tmp_path):
+def test_dicom_with_voi_lut_signed_values_or_8_bits(tmp_path):
     table = pydicom.Dataset()
     table.LUTDescriptor = [4, 1, 10]
     table.LUTData = np.array([0, 100, 1000, 1023], "<u2").tobytes()
@@ -452,7 +452,7 @@ def test_dicom_with_a_voi_table_signed_values_or_8_bits(tmp_path):
         medical_images.read_dicom(tmp_path / "d.dcm")
 
 
-def test_16_bit_colour_tiff_is_kept_and_a_stack_is_refused(tmp_path):
+def test_16_bit_colour_tiff_is_read_losslessly_and_multi_page_tiff_is_an_error(tmp_path):
     deep = np.random.default_rng(0).integers(0, 65536, (5, 7, 3)).astype(np.uint16)
     cv2.imwrite(str(tmp_path / "a.tif"), deep[..., ::-1])
     np.testing.assert_array_equal(image_files.read_image(tmp_path / "a.tif"), deep)
@@ -462,13 +462,13 @@ def test_16_bit_colour_tiff_is_kept_and_a_stack_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["voc", "dicom"])
-def test_prepare_says_what_it_found_and_keeps_12_bits(tmp_path, capsys, kind):
+def test_prepare_prints_the_format_and_scales_12_bits_to_16(tmp_path, capsys, kind):
     source = tmp_path / "source"
     source.mkdir()
     WRITERS[kind](source)
     prepare(Prepare(images=str(source), out=str(tmp_path / "set"), splits=(1.0, 0.0, 0.0), image_size=0))
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"found {formats.FORMATS[kind].title}: 3 images and 3 boxes in ")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(f"found {formats.FORMATS[kind].title}: 3 images and 3 boxes in ")
     dataset = records.open_dataset(tmp_path / "set")
     assert dataset.bit_depth == (16 if kind == "dicom" else 8)
     first = dataset.decode(next(iter(dataset.serialized("train_labelled"))))

@@ -1,4 +1,4 @@
-"""NIH's builder, on its real tables and on a small collection of 64 x 64 pictures in its folders."""
+"""Tests of the NIH reader on the real tables, and on a small data set of 64 x 64 images."""
 
 import collections
 import csv
@@ -21,12 +21,12 @@ BOXED = [f"{patient:08d}_000.png" for patient in range(1, 21)]
 CLEAN = ["00000101_000.png", "00000101_001.png", "00000102_000.png"]
 UNBOXED = ["00000103_000.png"]
 OTHERS = ["00000104_000.png"]  # another finding: neither clean nor labelled
-HIDDEN = ["00000021_000.png"]  # a nodule without a box among the boxed patients: not used
-BOX = (512.0, 256.0, 128.0, 64.0)  # x, y, width, height of 1024
+HIDDEN = ["00000021_000.png"]  # a nodule without a box, of a patient with boxes: not used
+BOX = (512.0, 256.0, 128.0, 64.0)  # x, y, width, height in an image of 1024 pixels
 
 
 class Collection:
-    """20 boxed nodules of 20 patients, 3 clean images and one with a nodule and no box."""
+    """20 boxed nodules of 20 patients, 3 clean images, and one image with a nodule but no box."""
 
     def __init__(self, root):
         self.root = root
@@ -43,10 +43,10 @@ class Collection:
     def place(self, folder, names, mode="L"):
         (self.root / folder).mkdir(parents=True, exist_ok=True)
         for name in names:
-            self.picture(name).convert(mode).save(self.root / folder / name)
+            self.image(name).convert(mode).save(self.root / folder / name)
 
     @staticmethod
-    def picture(name):
+    def image(name):
         pixels = np.random.default_rng(int(name[:8] + name[9:12])).integers(0, 256, (64, 64))
         return Image.fromarray(pixels.astype(np.uint8))
 
@@ -72,8 +72,8 @@ def names(plan):
     return {split: [source.file_name for source in rows] for split, rows in plan.items()}
 
 
-def test_the_papers_nodules_on_the_real_tables(real_data):
-    """57, 9 and 13 images by patient, whatever the seed; streams against sets counted here."""
+def test_division_of_nodules_on_the_real_tables_is_the_papers(real_data):
+    """57, 9 and 13 images by patient for any seed; the streams equal sets computed from the tables here."""
     folder = real_data("nih_raw_sample")
     sources, notes = nih_chestxray._sources(folder, "Nodule")
     with (folder / "Data_Entry_2017_v2020.csv").open(newline="") as file:
@@ -110,18 +110,18 @@ def test_the_papers_nodules_on_the_real_tables(real_data):
     assert names(again)["test_labelled"] == tests[0]
 
 
-def test_the_real_boxes_of_all_findings(real_data):
+def test_real_table_has_the_published_number_of_boxes(real_data):
     """The numbers of Wang et al. 2017: 984 boxes, 880 images, 726 patients."""
     boxes = nih_tables.read_boxes(real_data("nih_raw_sample") / "BBox_List_2017.csv")
     found = {finding: sum(map(len, rows.values())) for finding, rows in boxes.items()}
     assert found == dict(
         zip(nih_tables.FINDINGS, (180, 146, 153, 123, 85, 79, 120, 98), strict=True)
-    )  # in the order of the alphabet
+    )  # in alphabetical order
     images = {name for rows in boxes.values() for name in rows}
     assert (len(images), len({nih_tables.patient(name) for name in images})) == (880, 726)
 
 
-def test_streams_and_splits_of_a_small_collection(collection):
+def test_streams_and_splits_of_a_small_data_set(collection):
     plan, notes = collection.plan(shares=(0.7, 0.1, 0.2))
     counts = {split: len(rows) for split, rows in plan.items()}
     assert counts == {
@@ -134,12 +134,12 @@ def test_streams_and_splits_of_a_small_collection(collection):
     assert names(plan)["train_clean"] == CLEAN
     assert names(plan)["train_unboxed"] == UNBOXED
     assert "22 images are labelled Nodule, 2 of them have no box of it; 1 of those, and 3 images" in notes[0]
-    assert plan["test_labelled"][0].boxes == [(32, 16, 40, 20)]  # of 64 pixels instead of 1024
+    assert plan["test_labelled"][0].boxes == [(32, 16, 40, 20)]  # scaled from 1024 to 64 pixels
     assert plan["train_clean"][0].group == "00000101"
 
 
 @pytest.mark.parametrize("folder", ["images_003/images", "images", "images_002"])
-def test_images_are_found_in_every_layout(collection, folder):
+def test_images_are_found_in_each_folder_layout(collection, folder):
     before = names(collection.plan()[0])
     for parent in ("images_001", "images_012"):
         target = collection.root / folder
@@ -166,7 +166,7 @@ def test_images_are_found_in_every_layout(collection, folder):
     ],
     ids="bom crlf boxes-twice labels-twice names-twice kaggle quoted-header quoted-field empty-line".split(),
 )
-def test_editions_of_the_tables_are_read_alike(collection, encoding, newline, change):
+def test_all_editions_of_the_tables_give_the_same_split(collection, encoding, newline, change):
     expected = names(collection.plan()[0])
     change(collection)
     collection.write(encoding, newline)
@@ -205,12 +205,12 @@ BAD_TABLES = {
     "not labelled": (edit("labels", 2, "00000999_000.png,Nodule"), ["Data_Entry", BOXED[1], "BBox_List"]),
     "no image name": (edit("training", 0, "not a name"), ["train_val_list", "line 1", "'not a name'"]),
     "unknown image": (edit("training", 0, "00000999_000.png"), ["Data_Entry", "00000999_000.png"]),
-    "empty": (lambda c: c.training.clear(), ["train_val_list", "names no image"]),
+    "empty": (lambda c: c.training.clear(), ["train_val_list", "has no file name"]),
 }
 
 
 @pytest.mark.parametrize("fault", BAD_TABLES)
-def test_a_bad_table_is_an_error_with_file_line_and_value(collection, fault):
+def test_bad_table_is_an_error_with_file_line_and_value(collection, fault):
     change, expected = BAD_TABLES[fault]
     change(collection)
     with pytest.raises(InputError) as caught:
@@ -220,7 +220,7 @@ def test_a_bad_table_is_an_error_with_file_line_and_value(collection, fault):
 
 
 @pytest.mark.parametrize("table", ["BBox_List_2017.csv", "Data_Entry_2017_v2020.csv", "train_val_list.txt"])
-def test_an_absent_or_unreadable_table_is_named(collection, table):
+def test_missing_or_unreadable_table_is_an_error_naming_it(collection, table):
     collection.write()
     (collection.root / table).write_bytes(b"\xff\xfe\x00Image Index")
     with pytest.raises(InputError, match=table):
@@ -239,7 +239,7 @@ def test_an_absent_or_unreadable_table_is_named(collection, table):
     put=st.text(st.characters(codec="utf-8"), max_size=6),
 )
 @settings(max_examples=150)
-def test_a_damaged_table_is_read_or_refused_in_one_sentence(tmp_path_factory, line, column, cut, put):
+def test_damaged_table_is_read_or_is_an_error_naming_it(tmp_path_factory, line, column, cut, put):
     path = tmp_path_factory.getbasetemp() / "damaged.csv"
     rows = [BOX_HEADER, *(f"{name},Nodule,512.0,256.0,128.0,64.0" for name in BOXED)]
     rows[line % len(rows)] = rows[line % len(rows)][:column] + put + rows[line % len(rows)][column + cut :]
@@ -254,7 +254,7 @@ def test_a_damaged_table_is_read_or_refused_in_one_sentence(tmp_path_factory, li
     assert all(w > 0 and h > 0 for b in boxes.values() for r in b.values() for _, _, w, h in r)
 
 
-def test_missing_images_are_one_summary_and_can_be_done_without(collection):
+def test_missing_images_are_one_error_and_can_be_skipped(collection):
     whole = names(collection.plan(shares=(0.7, 0.1, 0.2))[0])
     for name in [*BOXED[:12], *CLEAN[:1]]:
         next(collection.root.glob(f"images_*/{name}")).unlink()
@@ -273,7 +273,7 @@ def test_missing_images_are_one_summary_and_can_be_done_without(collection):
     }
 
 
-def test_bad_images_are_errors_that_can_be_skipped(collection):
+def test_undecodable_or_non_square_images_are_errors_and_can_be_skipped(collection):
     (collection.root / "images_001" / BOXED[3]).write_bytes(b"no image")
     Image.new("L", (64, 32)).save(collection.root / "images_012" / CLEAN[0])
     with pytest.raises(InputError, match=r"2 problems(.|\n)*--skip_bad") as caught:
@@ -287,7 +287,7 @@ def test_bad_images_are_errors_that_can_be_skipped(collection):
 
 
 def reannotation(folder, kind, rows):
-    """Two boxes on each of the images `rows`, by 1024 (CSV) or 512 pixels (COCO)."""
+    """Writes two boxes for each image in `rows`, in pixels of 1024 (CSV) or 512 (COCO)."""
     if kind == "csv":
         path = folder / "anew.csv"
         lines = [f"{name},Nodule,{x},0,8,16" for name in rows for x in (0, 512)]
@@ -308,13 +308,13 @@ def reannotation(folder, kind, rows):
 
 
 @pytest.mark.parametrize("kind", ["csv", "coco"])
-def test_a_reannotation_replaces_boxes_of_validation_and_test_only(collection, tmp_path, kind):
+def test_extra_annotations_replace_boxes_of_validation_and_test_only(collection, tmp_path, kind):
     before, _ = collection.plan()
     again = [*names(before)["test_labelled"][1:], names(before)["train_labelled"][0]]
     plan, notes = collection.plan(extra_annotations=reannotation(tmp_path, kind, again))
     assert names(plan) == names(before)
     old = (32, 16, 40, 20)
-    new = [(0, 0, 0.5, 1), (32, 0, 32.5, 1)]  # of 64 pixels
+    new = [(0, 0, 0.5, 1), (32, 0, 32.5, 1)]  # in pixels of 64
     assert [s.boxes for s in plan["test_labelled"]] == [[old]] + [new] * (len(again) - 1)
     assert [s.labels for s in plan["test_labelled"]] == [[0]] + [[0, 0]] * (len(again) - 1)
     assert {tuple(s.boxes) for s in plan["train_labelled"]} == {(old,)}
@@ -322,11 +322,11 @@ def test_a_reannotation_replaces_boxes_of_validation_and_test_only(collection, t
     _, notes = collection.plan(extra_annotations=reannotation(tmp_path, kind, [*again, "00009999_000.png"]))
     assert any("1 of them not in training either: 00009999_000.png" in note for note in notes)
     nothing = reannotation(tmp_path, kind, names(before)["train_labelled"])
-    with pytest.raises(InputError, match="names no image of validation or test"):
+    with pytest.raises(InputError, match="has no image of validation or test"):
         collection.plan(extra_annotations=nothing)
 
 
-def test_a_test_image_on_which_readers_saw_nothing_is_left_out(collection, tmp_path):
+def test_test_image_without_extra_annotation_box_is_left_out(collection, tmp_path):
     before, _ = collection.plan()
     path = reannotation(tmp_path, "coco", names(before)["test_labelled"])
     document = json.loads(path.read_text())
@@ -334,22 +334,22 @@ def test_a_test_image_on_which_readers_saw_nothing_is_left_out(collection, tmp_p
     path.write_text(json.dumps(document))
     plan, notes = collection.plan(extra_annotations=path)
     assert names(plan)["test_labelled"] == names(before)["test_labelled"][1:]
-    assert any("nothing is to be seen: 1" in note for note in notes)
+    assert any("anew.json has no box: 1" in note for note in notes)
 
 
 @pytest.mark.parametrize(
     "change, expected",
     [
-        (lambda d: d["categories"][0].update(name="lump"), "no category is called Nodule, only lump"),
+        (lambda d: d["categories"][0].update(name="lump"), "no category is named Nodule, only lump"),
         (lambda d: d["images"][0].update(file_name="1.png"), "image 0: '1.png'"),
-        (lambda d: d["images"][0].update(id=1), "image 1 .*is there twice"),
+        (lambda d: d["images"][0].update(id=1), "image 1 .*is given twice"),
         (lambda d: d["images"][0].update(width="wide"), "image .*width is 'wide'"),
-        (lambda d: d["images"][0].update(height=0), "image 0 .*512 x 0 pixels"),
+        (lambda d: d["images"][0].update(height=0), "image 0 .*512 x 0"),
         (lambda d: d["annotations"][0].update(image_id=99), "annotation 0: image_id 99"),
         (lambda d: d["annotations"][0].update(bbox=[0, 0, -1, 1]), "annotation 0 .*negative"),
     ],
 )
-def test_a_bad_reannotation_is_an_error(collection, tmp_path, change, expected):
+def test_bad_extra_annotations_are_an_error_with_file_and_entry(collection, tmp_path, change, expected):
     path = reannotation(tmp_path, "coco", BOXED)
     document = json.loads(path.read_text())
     change(document)
@@ -358,8 +358,8 @@ def test_a_bad_reannotation_is_an_error(collection, tmp_path, change, expected):
         collection.plan(extra_annotations=path)
 
 
-def test_what_is_written_is_grey_and_says_where_it_comes_from(collection, tmp_path):
-    """Files of four channels, as some of NIH's are, and a picture written and read back bit by bit."""
+def test_rgba_files_are_stored_as_grey_and_source_is_cited(collection, tmp_path):
+    """Some files of the NIH data have four channels; stored pixels must be exact."""
     collection.place("images_001", BOXED, mode="RGBA")
     plan, _ = collection.plan()
     out = tmp_path / "set"
@@ -382,4 +382,4 @@ def test_what_is_written_is_grey_and_says_where_it_comes_from(collection, tmp_pa
         assert record.groups.numpy().tolist() == [name[:8].encode()]
         np.testing.assert_array_equal(record.boxes, [[32, 16, 40, 20]])
         stored = records.to_stored(record.image.numpy(), 8)[..., 0]
-        np.testing.assert_array_equal(stored, np.asarray(collection.picture(name)))
+        np.testing.assert_array_equal(stored, np.asarray(collection.image(name)))

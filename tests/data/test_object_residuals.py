@@ -103,7 +103,7 @@ def test_residuals_recover_the_drawn_objects_and_are_0_outside_of_the_hole(scene
     """With one common shape the grain is averaged out; with a random texture it stays in the residual."""
     dataset, drawn = scene(draw)
     stored = object_residuals.object_residuals(dataset)
-    found, signal = full_residuals(dataset, stored), stored.signal
+    found, signal = full_residuals(dataset, stored), stored.signal_share
     assert signal[0] > 0.8
     assert np.isnan(signal[1])  # no object of the other class
     assert found.shape == (40, S, S, 1)
@@ -132,7 +132,7 @@ def test_residuals_of_boxes_without_objects_are_nearly_0(scene):
     dataset, _ = scene(lambda rng, box: np.zeros((S, S, 1)))
     stored = object_residuals.object_residuals(dataset)
     assert np.abs(full_residuals(dataset, stored)).mean() < GRAIN / 20
-    assert stored.signal[0] < 0.2
+    assert stored.signal_share[0] < 0.2
 
 
 @pytest.mark.parametrize("channels", [1, 3])

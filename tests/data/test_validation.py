@@ -56,7 +56,7 @@ def folder(tmp_path):
     return Folder(tmp_path)
 
 
-def test_a_good_folder_is_read_as_it_is(folder):
+def test_valid_folder_is_read_completely(folder):
     result = folder.read()
     assert result.class_names == ["hole", "crack"]  # in the order of the category ids
     assert [s.boxes for s in result.sources] == [[(4, 5, 12, 15)]] * 3 + [[]] * 3
@@ -66,14 +66,12 @@ def test_a_good_folder_is_read_as_it_is(folder):
     assert not any(note.startswith("skipped") for note in result.notes)
 
 
-def test_images_that_are_not_named_are_counted(folder):
+def test_note_counts_images_that_the_file_does_not_list(folder):
     assert not any("left out" in note for note in folder.read().notes)
     gone = folder.document["images"].pop()
     (note,) = [note for note in folder.read().notes if "left out" in note]
-    assert note.startswith(
-        "1 images that annotations.json does not name are left out; an image without objects"
-    )
-    folder.document["images"].append(gone | {"file_name": "6.png"})  # as if beside the annotation file
+    assert note.startswith("1 images that annotations.json does not list are left out; ")
+    folder.document["images"].append(gone | {"file_name": "6.png"})  # next to the annotation file
     assert any(note.startswith("1 images that") for note in folder.read(skip_bad=True).notes)
 
 
@@ -107,7 +105,7 @@ def file(contents):
 
 
 NAN, INFINITY = float("nan"), float("inf")
-BAD_ROWS = {  # reason: (what is done to the folder, what the message must hold)
+BAD_ROWS = {  # reason: (change to the folder, parts of the error message)
     "missing image": (file(None), ["images/2.png", "image 2"]),
     "undecodable image": (file(b"no image"), ["images/2.png", "image 2"]),
     "undecodable image ": (file(b""), ["images/2.png", "image 2"]),
@@ -127,18 +125,18 @@ BAD_ROWS = {  # reason: (what is done to the folder, what the message must hold)
     "duplicate image id": (repeat("images"), ["image id 1", "images/1.png"]),
     "duplicate annotation id": (repeat("annotations"), ["annotation 11"]),
     "image without id or file_name": (edit("images", 1, id="two"), ["images[1]", "'two'"]),
-    "name that is no UTF-8": (edit("images", 1, file_name="\udcff.png"), ["image 2", "udcff"]),
+    "name that is not UTF-8": (edit("images", 1, file_name="\udcff.png"), ["image 2", "udcff"]),
     "malformed annotation id": (edit("annotations", 1, id=[7]), ["annotation [7]", "image 2"]),
-    "NaN or infinite box   ": (box([4, 10**400, 8, 10]), ["annotation 12", "beyond 64 bits"]),
+    "NaN or infinite box   ": (box([4, 10**400, 8, 10]), ["annotation 12", "exceeds 64 bits"]),
     "image without group": (edit("images", 1, split_group=None), ["images/2.png", "split_group"]),
     "missing image ": (edit("images", 1, file_name="9" * 300), ["9" * 300, "image 2"]),
     "file named twice": (edit("images", 1, file_name="images/../images/3.png"), ["image 2 and image 3"]),
-    "clean image with boxes": (edit("images", 1, clean=True), ["images/2.png", "image 2", "boxes 1"]),
+    "clean image with boxes": (edit("images", 1, clean=True), ["images/2.png", "image 2", "has 1 boxes"]),
 }
 
 
 @pytest.mark.parametrize("reason", BAD_ROWS)
-def test_a_bad_row_is_an_error_with_file_id_and_value_and_can_be_skipped(folder, reason):
+def test_bad_row_error_names_file_id_and_value_and_row_can_be_skipped(folder, reason):
     change, expected = BAD_ROWS[reason]
     change(folder)
     with pytest.raises(InputError) as caught:
@@ -147,18 +145,18 @@ def test_a_bad_row_is_an_error_with_file_id_and_value_and_can_be_skipped(folder,
         assert part in str(caught.value)
     result = folder.read(skip_bad=True)
     assert f"skipped 1 x {reason.strip()}" in result.notes
-    # A picture whose box was skipped shows an object: it must never pass for a clean one. (A box without its
-    # picture tells of none.)
+    # An image whose box was skipped shows an object, so it must not count as clean. (A box with an unknown
+    # image id changes no image.)
     clean = {s.image_id for s in result.sources if s.stream == "clean"}
     assert clean == ({2, 4, 5, 6} if reason == "unknown image id" else {4, 5, 6})
 
 
-def test_two_files_with_one_id_are_both_skipped(folder):
+def test_two_files_with_the_same_id_are_both_skipped(folder):
     edit("images", 1, id=1)(folder)
     assert [s.image_id for s in folder.read(skip_bad=True).sources] == [3, 4, 5, 6]
 
 
-def test_all_problems_are_found_at_once_and_ten_are_shown(folder):
+def test_all_problems_are_counted_and_ten_are_shown(folder):
     for image in folder.document["images"]:
         (folder.root / image["file_name"]).unlink()
     for number in range(20, 28):
@@ -166,7 +164,7 @@ def test_all_problems_are_found_at_once_and_ten_are_shown(folder):
             {"id": number, "image_id": 99, "category_id": 3, "bbox": [0, 0, 1, 1]}
         )
     with pytest.raises(
-        InputError, match=r"14 problems(.|\n)*and 4 more; in all 8 x unknown image id, 6 x missing image"
+        InputError, match=r"14 problems(.|\n)*and 4 more; in total 8 x unknown image id, 6 x missing image"
     ) as caught:
         folder.read()
     assert len(str(caught.value).splitlines()) == 12
@@ -192,7 +190,7 @@ def test_all_problems_are_found_at_once_and_ten_are_shown(folder):
         ),
     ],
 )
-def test_a_file_that_is_no_coco_file_is_refused_even_when_bad_rows_are_skipped(tmp_path, contents, expected):
+def test_invalid_coco_file_is_an_error_even_with_skip_bad(tmp_path, contents, expected):
     path = tmp_path / "boxes.json"
     if contents is not None:
         path.write_text(contents)
@@ -201,11 +199,11 @@ def test_a_file_that_is_no_coco_file_is_refused_even_when_bad_rows_are_skipped(t
     assert "boxes.json" in str(caught.value)
 
 
-def test_12_bit_values_in_16_bit_files_are_scaled_and_pointed_out(folder, tmp_path):
+def test_12_bit_values_in_16_bit_files_are_scaled_and_noted(folder, tmp_path):
     write_png(folder.root / "images/2.png", np.full((20, 40, 1), 3000, np.uint16))
     result = folder.read()
     assert result.white == 4095
-    assert any("brighter than 3000: 4095 is taken for white" in note for note in result.notes)
+    assert any("brighter than 3000, so 4095 is used as white" in note for note in result.notes)
     _, rows = build(folder, tmp_path / "set", image_size=0, channels=1, white=result.white)
     image = records.to_stored(rows[2].image.numpy(), 16)[:20, :40]
     np.testing.assert_array_equal(image, round(3000 / 4095 * 65535))
@@ -213,27 +211,27 @@ def test_12_bit_values_in_16_bit_files_are_scaled_and_pointed_out(folder, tmp_pa
     assert folder.read().notes == []
 
 
-def test_8_bit_values_in_16_bit_files_are_not_taken_for_dark(folder):
+def test_8_bit_values_in_16_bit_files_are_scaled(folder):
     write_png(folder.root / "images/2.png", np.full((20, 40, 1), 250, np.uint16))
     assert folder.read().white == 255
 
 
-def test_a_box_given_twice_counts_once_and_is_pointed_out(folder):
+def test_repeated_box_counts_once_and_is_noted(folder):
     folder.document["annotations"].append({**folder.document["annotations"][0], "id": 99})
     result = folder.read()
     assert result.sources[0].boxes == [(4, 5, 12, 15)]
-    assert any("1 boxes that are given twice" in note for note in result.notes)
+    assert any("1 boxes repeat a box" in note for note in result.notes)
     other = 10 - folder.document["annotations"][0]["category_id"]  # 3 and 7
     folder.document["annotations"][-1]["category_id"] = other  # two objects in one place
     assert len(folder.read().sources[0].boxes) == 2
 
 
-def test_a_box_up_to_a_pixel_outside_is_clipped(folder):
+def test_box_up_to_one_pixel_outside_is_clipped(folder):
     box([-1.0, 5, 42.0, 15.9])(folder)
     assert folder.read().sources[1].boxes == [(0, 5, 40, 20)]
 
 
-def test_streams_follow_the_clean_key_and_crowds_are_neither_boxes_nor_clean(folder):
+def test_stream_follows_clean_key_and_crowd_makes_an_image_unboxed(folder):
     edit("images", 3, clean=False)(folder)
     edit("images", 4, clean=True)(folder)
     edit("annotations", 0, iscrowd=1)(folder)
@@ -244,12 +242,12 @@ def test_streams_follow_the_clean_key_and_crowds_are_neither_boxes_nor_clean(fol
     assert any("iscrowd" in note for note in result.notes)
 
 
-def test_a_label_filter_makes_images_of_other_classes_clean(folder):
+def test_label_filter_makes_images_of_other_classes_clean(folder):
     edit("images", 1, clean=False)(folder)
     result = folder.read(label_filter=["hole"])
     assert result.class_names == ["hole"]
     assert [s.stream for s in result.sources] == ["labelled", "clean", "labelled", "clean", "clean", "clean"]
-    with pytest.raises(InputError, match="'holes' is none of"):
+    with pytest.raises(InputError, match="'holes' is not one of"):
         folder.read(label_filter=["holes"])
 
 
@@ -260,7 +258,7 @@ def test_excluded_images_are_left_out_with_their_boxes(folder):
     assert any("1 images left out" in note for note in result.notes)
 
 
-def test_without_groups_every_image_is_its_own_but_a_wrong_key_is_refused(folder):
+def test_each_image_is_its_own_group_by_default_and_unknown_group_key_is_an_error(folder):
     with pytest.raises(InputError, match="--group_key=patient"):
         folder.read(keys=validation.Keys(group="patient"))
     for image in folder.document["images"]:
@@ -270,7 +268,7 @@ def test_without_groups_every_image_is_its_own_but_a_wrong_key_is_refused(folder
     assert any("its own group" in note for note in result.notes)
 
 
-def test_a_group_in_two_given_splits_is_an_error_naming_both(folder):
+def test_group_in_two_given_splits_is_an_error_naming_both(folder):
     for image, part in zip(
         folder.document["images"], ["train", "val", "train", "train", "test", "test"], strict=True
     ):
@@ -292,13 +290,13 @@ def test_a_group_in_two_given_splits_is_an_error_naming_both(folder):
 
 
 @pytest.mark.parametrize("only", ["no_such=nih", "source=no_such"])
-def test_a_train_only_condition_that_holds_nowhere_is_refused(folder, only):
+def test_train_only_without_matching_image_is_an_error(folder, only):
     edit("images", 1, source="nih")(folder)
     with pytest.raises(InputError, match=f"--train_only={only}"):
         folder.read(keys=validation.Keys(training_only=only))
 
 
-def test_nothing_to_learn_from_is_an_error(folder):
+def test_missing_clean_or_labelled_training_images_are_an_error(folder):
     sources = folder.read().sources
     with pytest.raises(InputError, match="no training images are clean"):
         image_builder.divide(sources[:3], (1.0, 0.0, 0.0), 0, 0, "")
@@ -342,7 +340,7 @@ def build(folder, out, **form):
     return dataset, {int(row.image_id): row for row in rows}
 
 
-def test_what_is_written_equals_the_source_by_hand(folder, tmp_path):
+def test_stored_image_and_boxes_equal_hand_computed_values(folder, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (50, 100, 1)).astype(np.uint8)
     write_png(folder.root / "images/2.png", pixels)
     edit("images", 1, width=100, height=50)(folder)
@@ -364,7 +362,7 @@ def test_what_is_written_equals_the_source_by_hand(folder, tmp_path):
     np.testing.assert_array_equal(records.to_stored(rows[1].image.numpy(), 8)[:25, :50], 10)
 
 
-def test_16_bit_colour_among_8_bit_grey_is_kept_without_loss(folder, tmp_path):
+def test_16_bit_colour_among_8_bit_grey_is_stored_losslessly(folder, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 65536, (20, 40, 3)).astype(np.uint16)
     write_png(folder.root / "images/2.png", pixels)
     dataset, rows = build(folder, tmp_path / "set", image_size=0, channels=3)

@@ -1,4 +1,4 @@
-"""Cross-fitted detectors: nobody held_out what it was trained on; scores, thresholds and ranks by hand."""
+"""Held-out detectors: no image is scored by a detector trained on it; scores and ranks by hand."""
 
 import numpy as np
 import pytest

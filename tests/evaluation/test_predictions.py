@@ -259,5 +259,5 @@ def test_a_run_s_own_detections_score_as_they_did(finished_run, tmp_path):
 
 
 def test_an_arm_has_no_predictions():
-    with pytest.raises(InputError, match="of no arm"):
+    with pytest.raises(InputError, match="not with --predictions"):
         evaluate.main(Evaluate(predictions="x.json", arm=("cut_paste",)))

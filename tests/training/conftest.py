@@ -1,4 +1,4 @@
-"""Tiny networks, batches and objectives: 32 pixels, 4 filters, 1 block, 2 images a stream."""
+"""Tiny networks, batches and objectives: 32 pixels, 4 filters, 1 block, 2 images per stream."""
 
 import types
 
@@ -25,12 +25,12 @@ RECIPES = {"paper": ("full_image", "mask", "log"), "ours": ("blend_in_box", "mas
 
 
 def objective(**changes):
-    """All weights different and none 0, so that no mistake in one of them is hidden."""
+    """Returns weights that are all different and not 0, so that an error in one of them is found."""
     return Objective(**{"lambda_real": 0.9, "lambda_syn": 0.3, "syn_cap": 1e6, **changes})
 
 
 def cycle_objective(recipe="ours", **changes):
-    """The same for the GAN's own terms."""
+    """Returns such weights for the GAN's losses."""
     output, generator_input, gan_loss = RECIPES[recipe]
     values = {
         "gan_loss": gan_loss,
@@ -51,19 +51,19 @@ def sgd(variables, rate=0.1, **options):
 
 
 def one_level():
-    """DET where any will do."""
+    """Returns a fast DET with one pyramid level."""
     return own_detector.tiny((SIDE, SIDE, 1), CLASSES, sizes=(10.0,))
 
 
 def pyramid():
-    """DET as `train` has it, of three levels; its steps take five times as long."""
+    """Returns the default DET of `train`, with three levels; its steps take five times as long."""
     return retinanet.small((SIDE, SIDE, 1), CLASSES, sizes=(8.0, 16.0, 24.0), width=16)
 
 
 def joint_models(
     recipe="ours", *, detector=one_level, pool_size=0, batch_size=2, clipnorm=None, strategy=None
 ):
-    """JointModels with seeded random weights; all optimizers are SGD with momentum, m' = 0.9 m - lr g."""
+    """Returns JointModels with seeded random weights and SGD with momentum, m' = 0.9 m - lr g."""
     strategy = strategy or tf.distribute.get_strategy()
     keras.utils.set_random_seed(0)
     own = cycle_objective(recipe)
@@ -102,7 +102,7 @@ def joint_models(
 
 
 def psgan(output, person=True, strategy=None):
-    """PS-GAN with SGD, so that a first momentum is -lr g. Its weights are all different."""
+    """Returns PS-GAN with SGD, so that the first momentum is -lr g. Its loss weights are all different."""
     keras.utils.set_random_seed(0)
     with (strategy or tf.distribute.get_strategy()).scope():
         G = unet((SIDE, SIDE, 1), filters=2)
@@ -119,7 +119,7 @@ def psgan(output, person=True, strategy=None):
 
 
 def aligned(batch):
-    """The batch as the pipeline gives it for PS-GAN."""
+    """Returns the batch as the pipeline makes it for PS-GAN."""
     insertion = batch.insertion
     draws = tf.reshape(tf.linspace(0.1, 0.4, 2 * len(batch.x)), [-1, 2])
     exemplars = noise.fill(batch.x, insertion.boxes, draws)
@@ -128,7 +128,7 @@ def aligned(batch):
 
 
 def labelled(rng, count):
-    """Two boxes an image; every other image has one."""
+    """Returns labelled images with two boxes; every other image has one."""
     corner = rng.integers(0, 16, (count, 2, 2))
     boxes = np.concatenate([corner, corner + rng.integers(6, 15, (count, 2, 2))], -1).astype(np.float32)
     labels = np.where(
@@ -155,7 +155,7 @@ def batch(seed=0, count=2):
 
 
 def networks(p):
-    """Name -> weights of every player, as arrays."""
+    """Returns {name: weights} of every network, as arrays."""
     nets = {name: getattr(p.gan, name) for name in ("G_X", "G_Y", "DIS_globalX", "DIS_localX", "DIS_globalY")}
     if p.DET is not None:
         nets["DET"] = p.DET.network
@@ -163,7 +163,7 @@ def networks(p):
 
 
 class ToyDetector:
-    """What `unrolled_step` needs of a detector, in a dozen ops without kinks; with a frozen normalisation."""
+    """A detector for `unrolled_step` of a dozen ops without kinks, by default with a frozen normalisation."""
 
     def __init__(self, normalization=None):
         keras.utils.set_random_seed(0)
@@ -186,21 +186,21 @@ class ToyDetector:
 
     def call(self, W, images):
         fixed = [v.value for v in self.network.non_trainable_variables]
-        answer = self.network.stateless_call(list(W), fixed, images, training=True)[0]
-        return tf.cast(answer, self.network.variable_dtype)
+        output = self.network.stateless_call(list(W), fixed, images, training=True)[0]
+        return tf.cast(output, self.network.variable_dtype)
 
     def detect(self, images):
         return self.call(self.weights, images)
 
     def loss(self, W, images, targets, normalizer):
         out = self.call(W, images)
-        wanted = tf.cast(tf.reduce_mean(targets.offsets, [1, 2])[:, None, None, None], out.dtype)
-        return tf.reduce_sum((out - wanted / SIDE) ** 2) / tf.cast(normalizer, out.dtype)
+        target = tf.cast(tf.reduce_mean(targets.offsets, [1, 2])[:, None, None, None], out.dtype)
+        return tf.reduce_sum((out - target / SIDE) ** 2) / tf.cast(normalizer, out.dtype)
 
 
 @pytest.fixture
 def eagerly():
-    """Tracing graphs would be most of the time."""
+    """Runs functions eagerly, because tracing graphs would take most of the time."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
@@ -227,7 +227,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def mirrored():
-    """Two replicas. One strategy for all tests: the sums of a second one take the first one's for theirs."""
+    """Returns a strategy with two replicas, one for all tests: two strategies would share keys of sums."""
     devices = tf.config.list_logical_devices("CPU")
     assert len(devices) == 2
     return tf.distribute.MirroredStrategy([device.name for device in devices])

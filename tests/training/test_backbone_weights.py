@@ -1,4 +1,4 @@
-"""Weights of others: read from every format, refused by layer and shape, kept by the run."""
+"""Pretrained backbone weights: file formats, errors with layer and shape, the copy in the run directory."""
 
 import socket
 
@@ -29,7 +29,7 @@ def network(filters=3, first="first", more=()):
 
 
 def as_keras_2(file):
-    """Names in bytes, as in the files of its time."""
+    """Makes the names bytes, as in files of Keras 2."""
     with h5py.File(file, "r+") as content:
         layers = content["model_weights"]
         for group, name in [(layers, "layer_names"), *((one, "weight_names") for one in layers.values())]:
@@ -38,56 +38,56 @@ def as_keras_2(file):
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5", ".h5"])
-def test_layers_are_found_by_name(tmp_path, suffix):
-    """Whatever else is in the file, and in whatever order."""
+def test_layers_are_assigned_by_name_from_every_format(tmp_path, suffix):
+    """The file may have other layers."""
     source = network(more=[keras.layers.Dense(2, name="head")])
     source.set_weights([np.random.default_rng(0).normal(size=w.shape) for w in source.weights])
     file = tmp_path / f"source{suffix}"
     (source.save_weights if suffix == ".weights.h5" else source.save)(file)
     if suffix == ".h5":
         as_keras_2(file)
-    mine = network()
-    backbone_weights.assign(mine, file)
-    for got, wanted in zip(mine.get_weights(), source.get_weights()[:6], strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    ours = network()
+    backbone_weights.assign(ours, file)
+    for found, expected in zip(ours.get_weights(), source.get_weights()[:6], strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
-def test_what_does_not_fit_is_named(tmp_path):
+def test_missing_layers_and_other_shapes_raise_with_their_names(tmp_path):
     file = tmp_path / "other.weights.h5"
     network(filters=5).save_weights(file)
-    mine = network(more=[keras.layers.Dense(2, name="head")])
-    before = mine.get_weights()
-    with pytest.raises(InputError) as refused:
-        backbone_weights.assign(mine, file)
-    message = str(refused.value)
+    ours = network(more=[keras.layers.Dense(2, name="head")])
+    before = ours.get_weights()
+    with pytest.raises(InputError) as raised:
+        backbone_weights.assign(ours, file)
+    message = str(raised.value)
     assert (
         "does not fit tiny in 3 of 3 layers: first is [(3, 3, 1, 5), (5,)], should be [(3, 3, 1, 3), (3,)]"
         in message
     )
     assert "head is missing, should be [(3, 2), (2,)]" in message
-    assert all(np.array_equal(a, b) for a, b in zip(before, mine.get_weights(), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(before, ours.get_weights(), strict=True))
 
 
 @pytest.mark.parametrize("name,content", [("none.keras", None), ("text.h5", "text"), ("text.keras", "text")])
-def test_what_is_no_file_of_weights_is_named(tmp_path, name, content):
+def test_file_without_weights_raises_with_its_name(tmp_path, name, content):
     if content:
         (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=rf"{name}: .*give none, imagenet, or a file"):
+    with pytest.raises(InputError, match=rf"{name}: .*give none, imagenet, or a Keras weights file"):
         backbone_weights.read(tmp_path / name)
 
 
-def test_who_takes_none():
+def test_pretrained_weights_for_unsupported_detector_or_channels_raise():
     with pytest.raises(InputError, match="--backbone_weights: --detector=fcos_small has no such option"):
         Train(detector="fcos_small", backbone_weights="imagenet")
     with pytest.raises(InputError, match="for 1 or 3 channels, these images have 2"):
         backbone.resnet50((32, 32, 2), pretrained=True)
 
 
-def test_without_a_network_the_address_and_the_way_out_are_named(tmp_path, monkeypatch):
+def test_failed_download_raises_with_its_url_and_an_alternative(tmp_path, monkeypatch):
     def unknown(*_, **__):
         raise socket.gaierror("Name or service not known")
 
-    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))  # nothing was fetched before
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))  # no cached download
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(
         InputError,
@@ -98,7 +98,7 @@ def test_without_a_network_the_address_and_the_way_out_are_named(tmp_path, monke
 
 
 class FakeDetector:
-    """What `build_run` takes from a detector."""
+    """A detector with the attributes that `build_run` uses."""
 
     unrollable = True
 
@@ -108,24 +108,24 @@ class FakeDetector:
         self.detect = self.backbone
 
 
-def test_a_run_keeps_them(tmp_path, tiny_phantom, monkeypatch):
-    """Resumed after the file is gone; refused with others."""
+def test_run_keeps_a_copy_of_the_weights(tmp_path, tiny_phantom, monkeypatch):
+    """It can be resumed after the file was deleted, but not with other weights."""
     source, DET = network(filters=4), FakeDetector()
     source.set_weights([np.random.default_rng(0).normal(size=w.shape) for w in source.weights])
     monkeypatch.setattr(keras.applications, "ResNet50", lambda **_: network(filters=4))
     monkeypatch.setattr(detectors, "build", lambda *_, **options: DET if options["pretrained"] else None)
     file = tmp_path / "theirs.weights.h5"
     source.save_weights(file)
-    given = {"run_dir": str(tmp_path / "run"), "data_dir": str(tiny_phantom("pretrained"))}
-    given |= {"detector": "retinanet_resnet50"}
-    run_directory.begin(Train(**given, backbone_weights=str(file)), Workers())
+    options = {"run_dir": str(tmp_path / "run"), "data_dir": str(tiny_phantom("pretrained"))}
+    options |= {"detector": "retinanet_resnet50"}
+    run_directory.begin(Train(**options, backbone_weights=str(file)), Workers())
     file.unlink()
-    run = run_directory.begin(Train(**given, backbone_weights=str(file)), Workers())
+    run = run_directory.begin(Train(**options, backbone_weights=str(file)), Workers())
     build.detector(run.settings, run.dataset, run.strategy)
-    for got, wanted in zip(DET.backbone.get_weights(), source.get_weights(), strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    for found, expected in zip(DET.backbone.get_weights(), source.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, expected)
     with pytest.raises(InputError, match="--backbone_weights was .*theirs.weights.h5, is none"):
-        run_directory.begin(Train(**given), Workers())
+        run_directory.begin(Train(**options), Workers())
 
 
 @pytest.fixture(scope="module")
@@ -134,14 +134,14 @@ def theirs():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_pretrained_backbone_sees_what_keras_would(theirs, channels):
-    """A grey image as a colour image of equal channels."""
-    mine = backbone.resnet50((32, 32, channels), pretrained=True)
-    mine.set_weights(theirs.get_weights())
+def test_pretrained_backbone_output_equals_keras(theirs, channels):
+    """A grey image is treated as a colour image with equal channels."""
+    ours = backbone.resnet50((32, 32, channels), pretrained=True)
+    ours.set_weights(theirs.get_weights())
     stored = np.random.default_rng(0).integers(0, 256, (1, 32, 32, channels)).astype(np.float32)
     colour = np.broadcast_to(stored, (1, 32, 32, 3)).copy()  # which preprocess_input changes
-    wanted = theirs(keras.applications.resnet.preprocess_input(colour))
-    np.testing.assert_allclose(mine(stored / 127.5 - 1), wanted, atol=1e-4 * np.max(wanted))
-    norms = [part for part in mine.layers if isinstance(part, keras.layers.BatchNormalization)]
+    expected = theirs(keras.applications.resnet.preprocess_input(colour))
+    np.testing.assert_allclose(ours(stored / 127.5 - 1), expected, atol=1e-4 * np.max(expected))
+    norms = [part for part in ours.layers if isinstance(part, keras.layers.BatchNormalization)]
     assert len(norms) == 53
     assert not any(part.trainable for part in norms)

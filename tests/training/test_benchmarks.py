@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/: their arithmetic against hand counts, and each but PyTorch's in small."""
+"""The scripts in benchmarks/: FLOP counts by hand, and small runs of all scripts except PyTorch's."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch):
-    """The scripts import each other as they do when run: by name."""
+    """Makes the scripts importable by name, as when they are run."""
     monkeypatch.syspath_prepend(str(FOLDER))
     before = set(sys.modules)
     yield
@@ -26,12 +26,12 @@ def scripts(monkeypatch):
 
 
 def small_convolution(size=8, batch=2, channels=4):
-    """To 6 channels by kernels of 3: 2 * batch * size^2 * 9 * channels * 6 FLOPs."""
+    """Returns a 3 x 3 convolution to 6 channels: 2 * batch * size^2 * 9 * channels * 6 FLOPs."""
     x, kernel = tf.Variable(tf.ones([batch, size, size, channels])), tf.Variable(tf.ones([3, 3, channels, 6]))
     return x, kernel, lambda: tf.nn.conv2d(x, kernel, 1, "SAME")
 
 
-def test_flops_are_those_of_nodes_that_count():
+def test_convolution_flops_by_hand():
     import measuring
 
     x, kernel, forward = small_convolution()
@@ -40,7 +40,7 @@ def test_flops_are_those_of_nodes_that_count():
     def derivatives():
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(forward() ** 2)
-        forward()  # nobody asks for it
+        forward()  # its result is not used
         return tape.gradient(loss, [x, kernel])
 
     product = tf.Variable(tf.ones([5, 7]))
@@ -52,7 +52,7 @@ def test_flops_are_those_of_nodes_that_count():
         graph = tf.function(function, autograph=False).get_concrete_function()
         assert measuring.convolution_flops(graph) == flops
 
-    def schedule(branch):  # as a learning rate's
+    def schedule(branch):  # a condition, as in a learning-rate schedule
         return tf.function(lambda: (forward(), tf.cond(x[0, 0, 0, 0] > 0, branch, lambda: 0.0)))
 
     graph = schedule(lambda: 1.0).get_concrete_function()
@@ -62,22 +62,22 @@ def test_flops_are_those_of_nodes_that_count():
         measuring.convolution_flops(graph)
 
 
-def test_ratios_are_taken_round_by_round():
+def test_ratios_are_computed_per_round():
     import measuring
 
     assert measuring.ratios([2, 4, 9], [1, 2, 3]) == {"median": 2.0, "low": 2.0, "high": 2.5}
 
 
-def test_peak_memory_counts_what_a_step_frees_again():
+def test_peak_mib_includes_memory_that_the_step_frees():
     import measuring
 
-    # The peak is an upper bound: memory of another thread may come on top.
+    # The peak is an upper bound: it may include memory of another thread.
     assert 60 < measuring.peak_mib(lambda: np.ones(2**23).sum(), of_tensorflow=False) < 96  # 8 bytes each
     x = tf.Variable(tf.ones([2**23]))
     twice = tf.function(lambda: tf.reduce_sum(tf.reverse(2 * x, [0])), autograph=False)
     step = twice.get_concrete_function()
     step()
-    # 2 x and the same in reverse, from TensorFlow's pool or, where it has none, from the C library
+    # 2 x and its reverse, from TensorFlow's pool or, if there is none, from the C library
     assert 60 < measuring.peak_mib(step) < 96
 
 
@@ -94,7 +94,7 @@ def test_unroll_cost(tiny, monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(joint_models, "joint_models", toys)
     monkeypatch.setattr(measuring, "peak_mib", lambda step: 8.0)
-    # The whole joint step takes seconds to trace, and has tests of its own.
+    # Tracing the joint step takes seconds, and other tests check it.
     monkeypatch.setattr(
         unroll_cost, "joint_step", lambda p, objective, batch, seed: p.gan.DIS_globalX(batch.x)
     )
@@ -108,8 +108,8 @@ def test_unroll_cost(tiny, monkeypatch, tmp_path, capsys):
     unroll_cost.run(unroll_cost.parse(flags))
     (found,) = json.loads((tmp_path / "cost.json").read_text())["results"]
     (row,) = found["rows"]
-    # Two convolutions: 8 x 8 of 1 channel to 4 and 6 x 6 of 4 to 1, so 64 and 36 units a pass of an image.
-    # The first layer's input has a derivative in the synthetic passes only, and its upstream one in none.
+    # Two convolutions: 8 x 8 of 1 channel to 4, and 6 x 6 of 4 to 1: 64 and 36 units per image and pass.
+    # The derivative with respect to the first layer's input is computed in the synthetic passes only.
     first, second = 64, 36
     ordinary = 2 * (2 * first + 3 * second)
     exact = 2 * (2 * first + 3 * second) + (3 * first + 3 * second) + (3 * first + 4 * second)
@@ -127,7 +127,7 @@ def test_roofline(monkeypatch, tmp_path):
     _, __, forward = small_convolution(64)
     twice = tf.function(lambda: forward() + forward()[::-1], autograph=False).get_concrete_function()
     monkeypatch.setattr(roofline, "phases", lambda options: {"joint": twice})
-    seconds = {"joint": 4e-6}  # and 1e-6 of whatever else is measured
+    seconds = {"joint": 4e-6}  # and 1e-6 for all other steps
     monkeypatch.setattr(
         measuring, "in_turns", lambda steps, rounds, name: {k: [seconds.get(k, 1e-6)] * rounds for k in steps}
     )
@@ -140,8 +140,8 @@ def test_roofline(monkeypatch, tmp_path):
     assert row["share"]["median"] == pytest.approx(share, rel=1e-3)
 
 
-def test_host_trips_counts_what_python_calls_in_a_step(tmp_path):
-    """A batch and a graph a step, and what is planted: an op of its own, an int32 that comes to the host."""
+def test_host_trips_counts_ops_called_by_python_and_copies_to_the_host(tmp_path):
+    """A batch and a graph per step, one planted op, and one planted int32 tensor."""
     import host_trips
 
     run = types.SimpleNamespace(functions={}, distributed=lambda batches: batches)
@@ -170,7 +170,7 @@ def test_residual_memory(tmp_path, monkeypatch):
     row = residual_memory.measure(tmp_path / "set")
     assert row["images"] == 6
     assert 6 <= row["objects"] <= 18
-    per_object = 4 * (3 * 12 * 12 + 1)  # cells of three channels and a weight; then a number an image
+    per_object = 4 * (3 * 12 * 12 + 1)  # cells of three channels, and a weight; then one number per image
     assert row["kept_bytes_per_object"] == pytest.approx(per_object + (4 * 6 + 8) / row["objects"])
     assert row["peak_growth_mib"] == row["peak_after_mib"] - row["peak_before_mib"] >= 0
 
@@ -215,8 +215,8 @@ def test_pytorch_networks_equal_ours():
             np.testing.assert_allclose(found.permute(0, 2, 3, 1), ours(images), atol=1e-4)
 
 
-def test_the_estimate_has_every_phase_that_trains(monkeypatch):
-    """Steps of 3.6 PFLOP at 1 PFLOP/s take an hour in a thousand."""
+def test_paper_estimate_has_every_training_phase(monkeypatch):
+    """1000 steps of 3.6 PFLOP at 1 PFLOP/s take an hour."""
     import measuring
     import roofline
 

@@ -28,7 +28,7 @@ def float64():
 
 @pytest.fixture
 def my_detectors(tmp_path, monkeypatch):
-    """The example of docs/detectors.md, importable."""
+    """Makes the example of docs/detectors.md importable."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/detectors.md").read_text("utf-8"), re.DOTALL)
     (tmp_path / "my_detectors.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -51,18 +51,18 @@ def labelled(seed):
         *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.nightly]) for name in LARGE),
     ],
 )
-def test_gradcheck_passes(float64, my_detectors, request, monkeypatch, name):
-    """By its own limit, through one step; several are checked on detectors of a dozen ops."""
-    if "small" not in name:  # which are traced in no time, and checked in graphs, as `train` runs them
+def test_derivative_of_eqn_3_is_exact_for_every_detector(float64, my_detectors, request, monkeypatch, name):
+    """Within gradcheck's tolerance, through one step; other tests check several steps on toy detectors."""
+    if "small" not in name:  # small ones are traced fast, and checked in graphs, as `train` runs them
         request.getfixturevalue("eagerly")
     if name == "retinanet_kerashub":
         pytest.importorskip("keras_hub", reason="pip install -c constraints.txt '.[kerashub]'")
-    if name == "retinanet_resnet50":  # the slowest: only the step at which no ReLU lies between the points
+    if name == "retinanet_resnet50":  # the slowest: only the h at which no ReLU's kink is between the points
         monkeypatch.setattr(exactness, "STEPS", (1e-8,))
     keras.utils.set_random_seed(0)
     DET = detectors.build(name, (SIDE, SIDE, 1), 2)
     assert DET.unrollable
-    # KerasHub's heads, small and without norms, have small gradients: rounding is 1e-5 of them at 0.001.
+    # KerasHub's heads, without norms, have small gradients, for which rounding is 1e-5 with a rate of 0.001.
     rate = 0.01 if name == "retinanet_kerashub" else 0.001
     optimizer = keras.optimizers.SGD(rate, momentum=0.9)
     optimizer.build(DET.network.trainable_variables)
@@ -74,8 +74,8 @@ def test_gradcheck_passes(float64, my_detectors, request, monkeypatch, name):
 
 
 @pytest.mark.slow
-def test_a_pretrained_backbone_has_no_obstacle(float64):
-    """It is another network: Keras applications' ResNet-50, whose batch norms are frozen."""
+def test_pretrained_backbone_has_no_obstacle(float64):
+    """It is a different network: the ResNet-50 of keras.applications, with frozen batch norms."""
     DET = detectors.build("retinanet_resnet50", (SIDE, SIDE, 1), 2, pretrained=True)
     assert any(isinstance(layer, keras.layers.BatchNormalization) for layer in DET.network._flatten_layers())
     assert second_order.obstacles(DET, labelled(1)) == []

@@ -1,4 +1,4 @@
-"""The pool's rule by counting. Image number k is filled with k and its box is (k, k, k, k)."""
+"""The image pool, by counting: image number k is filled with k and its box is (k, k, k, k)."""
 
 import numpy as np
 import pytest
@@ -15,56 +15,56 @@ def numbered(first, batch):
 
 
 def run(size, batch, steps, seed=0, pool=None, first=1):
-    """What came back at each step [steps, batch], and what the pool held before and after [steps, size]."""
+    """Returns the returned images [steps, batch], and the pool before and after each step [steps, size]."""
     pool = pool or ImagePool(size, batch, SHAPE)
     exchange = tf.function(pool.exchange, autograph=False)
-    shown, before, after = [], [], []
+    returned, before, after = [], [], []
     for step in range(steps):
         images, boxes = numbered(first + step * batch, batch)
         before.append(pool.images[:, 0, 0, 0].numpy())
         images, boxes = exchange(images, boxes, tf.constant([seed, step]))
         for k in range(batch):
-            # An image is whole, and its box is its own.
+            # All pixels of the image, and its box, have the same number.
             assert len(np.unique([*images[k].numpy().ravel(), *boxes[k].numpy()])) == 1
         np.testing.assert_array_equal(pool.images[:, 0, 0, 0], pool.boxes[:, 0])
         after.append(pool.images[:, 0, 0, 0].numpy())
-        shown.append(images[:, 0, 0, 0].numpy())
-    return np.array(shown), np.array(before), np.array(after)
+        returned.append(images[:, 0, 0, 0].numpy())
+    return np.array(returned), np.array(before), np.array(after)
 
 
-def test_it_fills_first_and_passes_images_unchanged():
-    shown, _, after = run(size=6, batch=2, steps=3)
-    np.testing.assert_array_equal(shown.ravel(), [1, 2, 3, 4, 5, 6])
+def test_images_are_returned_unchanged_until_the_pool_is_full():
+    returned, _, after = run(size=6, batch=2, steps=3)
+    np.testing.assert_array_equal(returned.ravel(), [1, 2, 3, 4, 5, 6])
     np.testing.assert_array_equal(after[-1], [1, 2, 3, 4, 5, 6])
 
 
-def test_then_half_are_exchanged_for_stored_ones_which_they_replace():
+def test_half_of_the_images_are_exchanged_when_the_pool_is_full():
     steps, batch, size = 200, 3, 12
-    shown, before, after = run(size, batch, steps)
+    returned, before, after = run(size, batch, steps)
     full = size // batch
     exchanged = 0
     for step in range(full, steps):
         new = np.arange(1 + step * batch, 1 + (step + 1) * batch)
-        swapped = shown[step] != new
+        swapped = returned[step] != new
         exchanged += swapped.sum()
-        left = sorted(set(before[step]) - set(after[step]))
-        came = sorted(set(after[step]) - set(before[step]))
-        assert left == sorted(shown[step][swapped])  # what is shown instead has left the pool
-        assert came == sorted(new[swapped])  # what it was exchanged for has taken its place
+        removed = sorted(set(before[step]) - set(after[step]))
+        added = sorted(set(after[step]) - set(before[step]))
+        assert removed == sorted(returned[step][swapped])
+        assert added == sorted(new[swapped])
         assert len(set(after[step])) == size
     count = (steps - full) * batch
-    # 588 tosses of a coin: 4 standard deviations are 48.
+    # 588 Bernoulli trials: 4 standard deviations are 48.
     assert abs(exchanged - count / 2) < 2 * np.sqrt(count)
 
 
-def test_every_slot_takes_part():
-    """A stored image has a chance of about 1/8 a step to leave: after 120 steps nothing old is left."""
+def test_every_slot_is_exchanged():
+    """A stored image is replaced with probability of about 1/8 per step: after 120 steps all are replaced."""
     _, _, after = run(size=12, batch=3, steps=120)
     assert after[-1].min() > 12
-    assert len({row.argmin() for row in after[4:]}) > 6  # and not always in the same place
+    assert len({row.argmin() for row in after[4:]}) > 6  # not always in the same slot
 
 
-def test_the_seed_alone_decides():
+def test_exchange_depends_on_the_seed_only():
     first, _, _ = run(8, 2, 40, seed=0)
     again, _, _ = run(8, 2, 40, seed=0)
     other, _, _ = run(8, 2, 40, seed=1)
@@ -73,7 +73,7 @@ def test_the_seed_alone_decides():
 
 
 @pytest.mark.parametrize("size,batch", [(0, 2), (1, 2)])
-def test_without_room_for_a_batch_it_is_the_identity(size, batch):
+def test_pool_smaller_than_a_batch_is_the_identity(size, batch):
     pool = ImagePool(size, batch, SHAPE)
     images, boxes = numbered(1, batch)
     same_images, same_boxes = pool.exchange(images, boxes, tf.constant([0, 0]))
@@ -85,8 +85,8 @@ def test_size_is_rounded_down_to_whole_batches():
     assert ImagePool(50, 4, SHAPE).size == 48
 
 
-def test_it_continues_from_a_checkpoint(tmp_path):
-    """Half filled (2 steps) or full (9): loaded into a fresh pool, it goes on as if nothing had happened."""
+def test_pool_restored_from_a_checkpoint_continues_identically(tmp_path):
+    """Half full (2 steps) or full (9 steps)."""
     for steps in (2, 9):
         pool = ImagePool(8, 2, SHAPE)
         run(8, 2, steps, pool=pool)

@@ -1,4 +1,4 @@
-"""Loss scaling: Keras's rule, and all updates or none on every replica."""
+"""Loss scaling: the rule of Keras, and either all updates or none on every replica."""
 
 import dataclasses
 
@@ -17,36 +17,36 @@ from tf_detectorgan.training.loss_scale import LossScale, Step
 INFINITE = float("inf")
 
 
-def test_the_rule_is_keras_s(monkeypatch):
-    """Halved, doubled after 3 steps in a row, counted anew: as keras.optimizers.LossScaleOptimizer."""
+def test_scale_changes_as_in_keras(monkeypatch):
+    """Halved, doubled after 3 finite steps in a row, counter reset: as in Keras's LossScaleOptimizer."""
     monkeypatch.setattr(loss_scale, "GOOD_STEPS", 3)
     variable, ours = keras.Variable([1.0]), LossScale()
     theirs = keras.optimizers.LossScaleOptimizer(
         keras.optimizers.SGD(0.0), initial_scale=loss_scale.INITIAL, dynamic_growth_steps=3
     )
     theirs.build([variable])
-    seen = []
+    scales = []
     for gradient in [1.0, 1.0, INFINITE, 1.0, 1.0, 1.0, 1.0, INFINITE, INFINITE, 1.0]:
         theirs.apply([tf.constant([gradient])], [variable])
         taken = ours.accept([tf.constant([gradient])])
         assert bool(taken) == (gradient == 1)
-        seen.append(
+        scales.append(
             (float(ours.scale) / loss_scale.INITIAL, float(theirs.dynamic_scale) / loss_scale.INITIAL)
         )
-    assert [a for a, _ in seen] == [b for _, b in seen] == [1, 1, 0.5, 0.5, 0.5, 1, 1, 0.5, 0.25, 0.25]
+    assert [a for a, _ in scales] == [b for _, b in scales] == [1, 1, 0.5, 0.5, 0.5, 1, 1, 0.5, 0.25, 0.25]
     assert int(ours.skipped) == 3
 
 
-def test_what_is_not_finite_at_scale_1_is_taken():
-    """It is not the scale's doing: the losses of the next step will stop the run."""
+def test_infinite_step_at_scale_1_is_applied():
+    """The scale is not its cause: the losses of the next step will stop the run."""
     scale = LossScale()
     scale.scale.assign(2.0)
     assert [bool(scale.accept([tf.constant(INFINITE)])) for _ in range(2)] == [False, True]
     assert float(scale.scale) == 1
 
 
-def test_a_gradient_that_float16_cannot_hold():
-    """1e-5 * 1e-4 = 1e-9 is 0 in float16, times 2^15 it is not."""
+def test_gradient_that_underflows_in_float16_is_computed_with_a_scale():
+    """1e-5 * 1e-4 = 1e-9 is 0 in float16, but 2^15 * 1e-9 is not."""
 
     def slope(gradient):
         x = tf.constant(1.0)
@@ -59,8 +59,8 @@ def test_a_gradient_that_float16_cannot_hold():
     assert slope(Step(LossScale()).gradient) == pytest.approx(1e-9, rel=0.01)
 
 
-def two_players(strategy):
-    """Two optimizers with a scale between them, momenta of which are not 0."""
+def two_optimizers(strategy):
+    """Returns two optimizers with their variables and a common loss scale."""
     with strategy.scope():
         variables = [keras.Variable([1.0, 2.0]), keras.Variable([3.0])]
         optimizers = [keras.optimizers.SGD(0.1, momentum=0.9), keras.optimizers.Adam(0.1)]
@@ -71,20 +71,20 @@ def two_players(strategy):
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_all_players_step_or_none_does(mirrored, replicas):
-    """An infinite gradient of one player, on the last replica, leaves everything as it was, bitwise."""
+def test_all_optimizers_are_updated_or_none(mirrored, replicas):
+    """An infinite gradient of one optimizer, on the last replica, leaves all variables unchanged, bitwise."""
     one = tf.distribute.get_strategy()
     strategy = one if replicas == 1 else mirrored
-    variables, optimizers, scale = two_players(strategy)
-    theirs, keras_optimizers, _ = two_players(one)
+    variables, optimizers, scale = two_optimizers(strategy)
+    theirs, keras_optimizers, _ = two_optimizers(one)
 
     def step(last):
-        me = tf.distribute.get_replica_context().replica_id_in_sync_group
-        mine = Step(scale)
-        gradients = [tf.constant([0.3, -0.2]), tf.where(me == replicas - 1, [last], [0.4])]
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        training_step = Step(scale)
+        gradients = [tf.constant([0.3, -0.2]), tf.where(replica == replicas - 1, [last], [0.4])]
         for optimizer, gradient in zip(optimizers, gradients, strict=True):
-            mine.apply(optimizer, replicas_lib.total([gradient]))
-        return mine.end({"norm": last})["norm"]
+            training_step.apply(optimizer, replicas_lib.total([gradient]))
+        return training_step.end({"norm": last})["norm"]
 
     def everything():
         all_variables = [v for o in optimizers for v in o.variables] + variables
@@ -111,11 +111,11 @@ def test_all_players_step_or_none_does(mirrored, replicas):
 
 @pytest.mark.slow
 def test_joint_step_in_float16(tiny):
-    """Every player's step is near float32's; with a scale that overflows nobody moves and nothing is NaN."""
+    """Every network's step is near float32's; with a scale that overflows, no network changes, no NaN."""
     o, b, seed = tiny.objective(lambda_real=10.0), tiny.batch(), tf.constant([0, 0])
     one = tiny.joint_models()
 
-    def detector():  # stays in float32
+    def detector():  # computes in float32
         with dtype_policy("float32"):
             return tiny.one_level()
 
@@ -143,8 +143,8 @@ def test_joint_step_in_float16(tiny):
         assert cosine > 0.98, name
 
 
-def test_a_resumed_step_is_the_same(tmp_path, monkeypatch):
-    """S, the steps since it changed and those skipped are in the checkpoint: the fourth step doubles S."""
+def test_scale_and_counters_are_restored_from_a_checkpoint(tmp_path, monkeypatch):
+    """After three steps before the checkpoint, the fourth doubles S."""
     monkeypatch.setattr(loss_scale, "GOOD_STEPS", 3)
     scale, again = LossScale(), LossScale()
     for value in (INFINITE, 1.0, 1.0):

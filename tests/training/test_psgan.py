@@ -1,4 +1,4 @@
-"""PS-GAN in the joint step, against its objective and Eqn 1 to 3 written down plainly under one tape."""
+"""Compares the joint step of PS-GAN with a plain implementation of its objective and Eqn 1 to 3."""
 
 import dataclasses
 import json
@@ -30,19 +30,19 @@ def L_d(DET, W, images, labelled):
     return DET.loss(W, images, targets, tf.maximum(DET.positives(targets), 1.0))
 
 
-def own_objective(gan, b):
-    """Ouyang et al., eqn 3: the pair, the box, 100 L1."""
+def gan_objective(gan, b):
+    """Returns Ouyang et al., eqn 3 (DIS_image, DIS_person and 100 L1), and y_redrawn."""
     composed = gan.objective.composition
-    y_drawn = redraw(gan.G, b.y_noised, b.y_boxes, b.y_content, composed)
-    image = losses.adversarial_real(gan.DIS_image(tf.concat([b.y_noised, y_drawn], -1)), "log")
-    value = 1.1 * mean(image) + 100.0 * mean(losses.l1(y_drawn, b.y.images))
+    y_redrawn = redraw(gan.G, b.y_noised, b.y_boxes, b.y_content, composed)
+    image = losses.adversarial_real(gan.DIS_image(tf.concat([b.y_noised, y_redrawn], -1)), "log")
+    value = 1.1 * mean(image) + 100.0 * mean(losses.l1(y_redrawn, b.y.images))
     if gan.DIS_person is not None:
-        value += 1.1 * mean(losses.adversarial_real(gan.DIS_person(y_drawn, b.y_boxes), "lsgan"))
-    return value, y_drawn
+        value += 1.1 * mean(losses.adversarial_real(gan.DIS_person(y_redrawn, b.y_boxes), "lsgan"))
+    return value, y_redrawn
 
 
-def loop_objective(gan, DET, optimizer, o, b):
-    """Eqn 1 to 3 with SGD written out: lambda_real L~_real - lambda_syn L_syn; and W'."""
+def detector_objective(gan, DET, optimizer, o, b):
+    """Returns lambda_real L~_real - lambda_syn L_syn, by Eqn 1 to 3 with SGD, and W'."""
     i = b.insertion
     x_syn = redraw(gan.G, i.exemplars, i.boxes, i.content, gan.objective.composition)
     W = [tf.convert_to_tensor(w) for w in DET.weights]
@@ -52,8 +52,8 @@ def loop_objective(gan, DET, optimizer, o, b):
         L_syn = L_d(DET, W, x_syn, where)
         both = L_d(DET, W, b.y.images, b.y) + L_syn
     steps = [0.9 * m - RATE * g for m, g in zip(optimizer.momentums, inner.gradient(both, W), strict=True)]
-    ahead = [w + step for w, step in zip(W, steps, strict=True)]
-    return o.lambda_real * L_d(DET, ahead, b.y2.images, b.y2) - o.lambda_syn * L_syn, ahead
+    W_updated = [w + step for w, step in zip(W, steps, strict=True)]
+    return o.lambda_real * L_d(DET, W_updated, b.y2.images, b.y2) - o.lambda_syn * L_syn, W_updated
 
 
 def relative_error(found, expected):
@@ -62,7 +62,7 @@ def relative_error(found, expected):
 
 
 @pytest.mark.slow
-def test_step_with_a_detector_is_the_gradient_of_the_written_objective(tiny):
+def test_step_with_a_detector_follows_the_gradient_of_the_reference(tiny):
     gan, b, o = (
         tiny.psgan("box"),
         tiny.aligned(tiny.batch()),
@@ -71,50 +71,50 @@ def test_step_with_a_detector_is_the_gradient_of_the_written_objective(tiny):
     DET = tiny.one_level()
     optimizer = tiny.sgd(DET.network.trainable_variables)
     with tf.GradientTape(persistent=True) as tape:
-        own, y_drawn = own_objective(gan, b)
-        loop, ahead = loop_objective(gan, DET, optimizer, o, b)
+        own, y_redrawn = gan_objective(gan, b)
+        detection, W_updated = detector_objective(gan, DET, optimizer, o, b)
         y = b.y.images
-        pairs = [gan.DIS_image(tf.concat([b.y_noised, image], -1)) for image in (y, y_drawn)]
-        persons = [gan.DIS_person(image, b.y_boxes) for image in (y, y_drawn)]
-        held_out = sum(
+        pairs = [gan.DIS_image(tf.concat([b.y_noised, image], -1)) for image in (y, y_redrawn)]
+        persons = [gan.DIS_person(image, b.y_boxes) for image in (y, y_redrawn)]
+        D_loss = sum(
             mean(losses.adversarial_real(real, kind) + losses.adversarial_fake(fake, kind)) / 2
             for (real, fake), kind in ((pairs, "log"), (persons, "lsgan"))
         )
     phi = gan.DIS_image.trainable_variables + gan.DIS_person.trainable_variables
-    of_judges = tape.gradient(held_out, phi)
-    parts = [tape.gradient(value, gan.theta) for value in (own, loop)]
+    d_phi = tape.gradient(D_loss, phi)
+    parts = [tape.gradient(value, gan.theta) for value in (own, detection)]
     expected = [a + c for a, c in zip(*parts, strict=True)]
-    for part in parts:  # neither is lost in the other
+    for part in parts:  # neither is negligible
         assert tf.linalg.global_norm(part) > 0.01 * tf.linalg.global_norm(expected)
 
     out = joint_step(JointModels(gan, DET, optimizer), o, b, SEED)
 
     momenta = [m / -RATE for m in gan.generator_optimizer.momentums]
     assert relative_error(momenta, expected) < 1e-5
-    assert relative_error([m / -RATE for m in gan.discriminator_optimizer.momentums], of_judges) < 1e-5
-    assert relative_error(DET.weights, ahead) < 1e-6
+    assert relative_error([m / -RATE for m in gan.discriminator_optimizer.momentums], d_phi) < 1e-5
+    assert relative_error(DET.weights, W_updated) < 1e-6
     found = 1.1 * (out["L_image"] + out["L_person"]) + 100.0 * out["L_l1"]
     np.testing.assert_allclose(found, own, rtol=1e-5)
 
 
 @pytest.mark.parametrize("person", [True, False])
-def test_step_without_a_detector(tiny, person):
-    """DET's stream is not asked for: other clean images change nothing. Without the person: pix2pix."""
+def test_step_without_a_detector_does_not_depend_on_clean_images(tiny, person):
+    """With and without DIS_person (pix2pix)."""
     gan, b = tiny.psgan("full", person), tiny.aligned(tiny.batch())
     with tf.GradientTape() as tape:
-        own, _ = own_objective(gan, b)
+        own, _ = gan_objective(gan, b)
     expected = tape.gradient(own, gan.theta)
     out = joint_step(JointModels(gan), GAN_ONLY, b, SEED)
     assert ("L_person" in out) == ("L_DIS_person" in out) == person
     assert relative_error([m / -RATE for m in gan.generator_optimizer.momentums], expected) < 1e-5
-    again = tiny.psgan("full", person)
+    copy = tiny.psgan("full", person)
     empty = b.insertion._replace(exemplars=tf.zeros_like(b.x))
-    joint_step(JointModels(again), GAN_ONLY, b._replace(x=tf.zeros_like(b.x), insertion=empty), SEED)
-    for one, other in zip(gan.theta, again.theta, strict=True):
+    joint_step(JointModels(copy), GAN_ONLY, b._replace(x=tf.zeros_like(b.x), insertion=empty), SEED)
+    for one, other in zip(gan.theta, copy.theta, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_parts_are_all_that_a_checkpoint_needs(tiny):
+def test_parts_are_all_fields_but_the_objective(tiny):
     fields = {f.name for f in dataclasses.fields(PSGAN)} - {"objective"}
     assert set(tiny.psgan("full").parts) == fields
     assert set(tiny.psgan("full", person=False).parts) == fields - {"DIS_person"}
@@ -122,8 +122,8 @@ def test_parts_are_all_that_a_checkpoint_needs(tiny):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("handlers")
-def test_the_whole_arm(tmp_path, tiny_phantom, eagerly):
-    """All phases of a step each: DET learns beside G, and the final detector is scored."""
+def test_psgan_detectorgan_runs_all_phases(tmp_path, tiny_phantom, eagerly):
+    """One step each: DET is trained in the joint phase, and the final detector is evaluated."""
     run = tmp_path / "run"
     train.main(
         Train(
@@ -160,8 +160,8 @@ def test_the_whole_arm(tmp_path, tiny_phantom, eagerly):
 
 
 @pytest.mark.slow
-def test_an_arm_starts_where_its_pretraining_ends(tmp_path, tiny_phantom, monkeypatch):
-    """No joint step is taken, so all of the checkpoint is equal; and the images get written."""
+def test_joint_phase_starts_from_the_pretraining_checkpoint(tmp_path, tiny_phantom, monkeypatch):
+    """Without joint steps, both checkpoints are equal, and the synthetic images are written."""
     monkeypatch.setattr(StopSignal, "install", lambda self: self)  # the signals are the test runner's
     settings = Train(
         run_dir=str(tmp_path / "run"),
@@ -184,7 +184,7 @@ def test_an_arm_starts_where_its_pretraining_ends(tmp_path, tiny_phantom, monkey
     )
     phases.train_gan(run, pretraining, gan, range(settings.pretrain_gan_steps))
     for weight in gan.joint_models.gan.theta:
-        weight.assign(tf.zeros_like(weight))  # what the joint phase must load is not what is there
+        weight.assign(tf.zeros_like(weight))  # the joint phase must load the weights from the checkpoint
     phases.joint(run, "psgan", gan)
     phases.make_images(run, "psgan", gan, None)
     one, other = (

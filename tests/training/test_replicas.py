@@ -1,4 +1,4 @@
-"""Two replicas, each with half of a batch, equal one device with all of it: for every player's update."""
+"""Updates of all networks on two replicas, each with half of a batch, equal those of one device."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from tf_detectorgan.training.joint_step import JointModels, joint_step
 
 
 def on_all(strategy, step):
-    """`step` on every replica; its scalars are summed, as the training phases do."""
+    """Returns a function that runs `step` on every replica and sums its scalars, as `train` does."""
 
     def function(*batch):
         shares = strategy.run(step, args=batch)
@@ -21,19 +21,19 @@ def on_all(strategy, step):
 
 
 def split(strategy, batch):
-    """The batch cut into halves, as a pipeline would hand it over."""
+    """Returns the batch split into halves, as a pipeline does."""
     whole = tf.data.Dataset.from_tensor_slices(batch).batch(len(tf.nest.flatten(batch)[0]))
     return next(iter(strategy.experimental_distribute_dataset(whole)))
 
 
 def worst_error(found, expected):
-    """Largest difference, relative to the largest number of each tensor."""
+    """Returns the largest difference, relative to the largest number of each tensor."""
     pairs = [(a.numpy(), b.numpy()) for a, b in zip(found, expected, strict=True)]
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
 
 def states(p):
-    """The last update of every player (SGD's momenta) and its weights."""
+    """Returns the last update (SGD's momenta) and the weights of every optimizer."""
     optimizers = {
         "G_X, G_Y": p.gan.generator_optimizer,
         "DIS": p.gan.discriminator_optimizer,
@@ -46,10 +46,10 @@ def states(p):
 
 
 @pytest.mark.slow
-def test_joint_step(tiny, mirrored):
-    """Momenta are not 0, images have one box or two, the gradient is clipped, pools take images in.
+def test_joint_step_on_two_replicas_equals_one_device(tiny, mirrored):
+    """Momenta are not 0, images have one or two boxes, the gradient is clipped, the pools are filled.
 
-    Not as a graph: to trace it twice takes minutes. `test_detector_step` runs as one.
+    It runs eagerly, because tracing it twice takes minutes; the test of `detector_step` uses a graph.
     """
     o, options = (
         tiny.objective(lambda_real=10.0),
@@ -78,15 +78,14 @@ def test_joint_step(tiny, mirrored):
                 )
                 np.testing.assert_array_equal(tf.concat([half.boxes for half in halves], 0), whole.boxes)
             for pool in (one.gan.pools_X[0], *two.gan.pools_X, one.gan.pools_Y[0], *two.gan.pools_Y):
-                pool.stored.assign(
-                    0
-                )  # still filling: the next step's exchange would be each replica's own choice
+                # Still filling: otherwise each replica would exchange other images in the next step.
+                pool.stored.assign(0)
     assert int(two.detector_optimizer.iterations.numpy()) == 2
 
 
 @pytest.mark.slow
-def test_joint_step_of_psgan(tiny, mirrored):
-    """Its noise and boxes are split with the images; the person's crops differ in size between the halves."""
+def test_joint_step_of_psgan_on_two_replicas_equals_one_device(tiny, mirrored):
+    """Noise and boxes are split with the images; the crops' sizes differ between the halves."""
     o, batch, seed = tiny.objective(lambda_real=20.0, lambda_syn=2.0), tiny.batch(0, 4), tf.constant([0, 0])
     batch = tiny.aligned(batch)
 
@@ -119,8 +118,8 @@ def detector(tiny, strategy):
 
 
 @pytest.mark.slow
-def test_detector_step(tiny, mirrored):
-    """Two steps: one is clipped, to the norm of the joined gradient; the other is not."""
+def test_detector_step_on_two_replicas_equals_one_device(tiny, mirrored):
+    """Two steps: one is clipped by the norm of the summed gradient; the other is not."""
     labelled = tiny.labelled(np.random.default_rng(0), 4)
     one, one_optimizer = detector(tiny, tf.distribute.get_strategy())
     two, two_optimizer = detector(tiny, mirrored)
@@ -155,8 +154,8 @@ RULES = {
     "rule,steps,recompute",
     [*((rule, 1, False) for rule in RULES), ("adamw", 1, True), ("adamw", 2, False), ("nesterov", 2, True)],
 )
-def test_lookahead(tiny, mirrored, rule, steps, recompute):
-    """Every rule in every form: clipped by the norm of the joined gradient, from moments that are not 0."""
+def test_unrolled_step_on_two_replicas_equals_one_device(tiny, mirrored, rule, steps, recompute):
+    """Clipped by the norm of the summed gradient, with moments that are not 0."""
     schedule = keras.optimizers.schedules.CosineDecay(0.01, 9)
     kind, more = RULES[rule]
     y, synthetic, y2, *later = (tiny.labelled(np.random.default_rng(k), 4) for k in range(2 + steps))
@@ -168,23 +167,23 @@ def test_lookahead(tiny, mirrored, rule, steps, recompute):
             optimizer.build(DET.network.trainable_variables)
 
         def step(y, synthetic, y2, later):
-            ahead = unroll.unrolled_step(DET, optimizer, y, synthetic, y2, later, recompute)
-            update_rules.commit(optimizer, ahead.update)
-            return ahead.d_L_real_unrolled
+            unrolled = unroll.unrolled_step(DET, optimizer, y, synthetic, y2, later, recompute)
+            update_rules.commit(optimizer, unrolled.update)
+            return unrolled.d_L_real_unrolled
 
         return DET, step
 
-    (one, step), (two, its_step) = prepared(tf.distribute.get_strategy()), prepared(mirrored)
+    (one, step), (two, replica_step) = prepared(tf.distribute.get_strategy()), prepared(mirrored)
     halves = split(mirrored, (y, synthetic, y2, later))
     for _ in range(2):
         expected = step(y, synthetic, y2, later)
-        found = mirrored.experimental_local_results(mirrored.run(its_step, args=halves))
+        found = mirrored.experimental_local_results(mirrored.run(replica_step, args=halves))
         assert worst_error([tf.concat(found, 0)], [expected]) < 1e-4
         assert worst_error(two.weights, one.weights) < 1e-5
 
 
-def test_detector_step_is_plain_gradient_descent(tiny):
-    """On one device: Keras's SGD on (focal + smooth L1) / positives, nothing more."""
+def test_detector_step_equals_gradient_descent(tiny):
+    """On one device: SGD on (focal + smooth L1) / positives."""
     labelled = tiny.labelled(np.random.default_rng(0), 2)
     keras.utils.set_random_seed(0)
     DET = tiny.pyramid()
@@ -201,8 +200,8 @@ def test_detector_step_is_plain_gradient_descent(tiny):
         np.testing.assert_allclose(v, value, rtol=1e-5, atol=1e-7)
 
 
-def test_shares_sum_to_the_mean_of_the_joined_batch(mirrored):
-    """Losses 1 and 3 on one replica, 5 and 11 on the other: shares 4/4 and 16/4, together the mean 5."""
+def test_shares_sum_to_the_mean_of_the_global_batch(mirrored):
+    """Losses 1 and 3 on one replica, 5 and 11 on the other: shares 4/4 and 16/4, whose sum is the mean 5."""
     step = on_all(
         mirrored, lambda loss: {"share": replicas.share(loss), "count": tf.constant(replicas.count())}
     )
@@ -213,8 +212,8 @@ def test_shares_sum_to_the_mean_of_the_joined_batch(mirrored):
     assert replicas.count() == 1
 
 
-def test_total_is_differentiable(mirrored):
-    """d/dx of (x_1 + x_2)^2 summed over both replicas is 2 * 2 (x_1 + x_2) at each: 2 + 5 gives 28."""
+def test_gradient_of_total_is_summed_over_replicas(mirrored):
+    """d/dx of (x_1 + x_2)^2, summed over both replicas, is 2 * 2 (x_1 + x_2) on each: 28 for 2 and 5."""
 
     def step(x):
         with tf.GradientTape() as tape:
@@ -227,7 +226,7 @@ def test_total_is_differentiable(mirrored):
     assert [float(s[0]) for s in slopes] == [28, 28]
 
 
-def test_assign_reaches_every_copy(mirrored):
+def test_assign_updates_every_copy(mirrored):
     with mirrored.scope():
         variable = tf.Variable([1.0, 2.0])
 
@@ -240,19 +239,19 @@ def test_assign_reaches_every_copy(mirrored):
         np.testing.assert_array_equal(copy, [2, 3])
 
 
-def test_index_numbers_the_replicas(mirrored):
-    seen = []
+def test_index_is_the_number_of_the_replica(mirrored):
+    found = []
 
     def step():
-        seen.append(replicas.index())
+        found.append(replicas.index())
         return tf.constant(0)
 
     tf.function(lambda: mirrored.run(step), autograph=False)()
-    assert sorted(set(seen)) == [0, 1]
+    assert sorted(set(found)) == [0, 1]
     assert replicas.index() == 0
 
 
-def test_require_gradients_names_what_is_missing():
+def test_require_gradients_raises_with_the_names_of_missing_ones():
     replicas.require_gradients([tf.zeros(1), tf.ones(1)], ["a", "b"], "L")
     with pytest.raises(RuntimeError, match="L has no gradient for: b, d"):
         replicas.require_gradients([tf.zeros(1), None, tf.ones(1), None], ["a", "b", "c", "d"], "L")

@@ -1,4 +1,4 @@
-"""Times by a clock of the test's own."""
+"""The times of steps and images, by a fake clock."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tf_detectorgan.training import step_clock
 from tf_detectorgan.training.step_clock import StepClock, seconds_per_image
 
 
-def test_the_first_step_is_timed_apart(monkeypatch):
+def test_first_step_is_recorded_separately(monkeypatch):
     times = iter([0.0, 50.0, 60.0, 62.0, 70.0, 74.0])  # 50 s, then 2 s and 4 s
     monkeypatch.setattr(step_clock.time, "monotonic", lambda: next(times))
     clock = StepClock()
@@ -21,7 +21,7 @@ def test_the_first_step_is_timed_apart(monkeypatch):
         assert clock.record() == expected
 
 
-def test_an_image_takes_a_batchs_time_without_the_first_one_over_its_images():
-    # Batches of 30 s, 6 s and 8 s, 4 images each: 7 s over 4.
+def test_seconds_per_image_excludes_the_first_of_several_batches():
+    # Batches of 30 s, 6 s and 8 s with 4 images each: 7 s / 4.
     assert seconds_per_image([10.0, 40.0, 46.0, 54.0], 12) == pytest.approx(7 / 4)
     assert seconds_per_image([10.0, 40.0], 4) == pytest.approx(30 / 4)

@@ -1,4 +1,4 @@
-"""TensorBoard: the picture's layout by position, scalars under their names."""
+"""TensorBoard summaries: the picture's layout, and the names of scalars and images."""
 
 import numpy as np
 import tensorflow as tf
@@ -11,8 +11,8 @@ def constant(value, n=5):
     return tf.fill([n, 16, 16, 1], float(value))
 
 
-def test_picture_by_position():
-    """Background, inserted with box, difference; labelled with boxes, cleaned, difference; four rows."""
+def test_picture_has_six_columns_and_four_rows():
+    """Columns: x, x_syn with its box, difference; y with its boxes, y without objects, difference."""
     boxes = tf.constant([[4.0, 4, 12, 12]] * 5)
     insertion = Insertion(boxes, tf.zeros([5], tf.int32), constant(0), boxes)
     y = Labelled(constant(0.1), boxes[:, None], tf.zeros([5, 1], tf.int32))
@@ -20,7 +20,7 @@ def test_picture_by_position():
     assert picture.shape == (1, 4 * 16, 6 * 16, 3)
     middles = picture[0, 8::16, 8::16].numpy()
     assert middles.shape == (4, 6, 3)
-    expected = [-0.5, -0.3, 2 * 0.2, 0.1, -0.8, -1]  # 2 * -0.9 is cut off at -1
+    expected = [-0.5, -0.3, 2 * 0.2, 0.1, -0.8, -1]  # 2 * -0.9 is clipped to -1
     np.testing.assert_allclose(
         middles, np.broadcast_to(np.array(expected)[None, :, None], (4, 6, 3)), atol=1e-6
     )
@@ -30,7 +30,7 @@ def test_picture_by_position():
     assert sum(columns) == 2 * columns[1]
 
 
-def test_a_small_batch_has_fewer_rows():
+def test_picture_of_a_small_batch_has_fewer_rows():
     boxes = tf.constant([[4.0, 4, 12, 12]])
     y = Labelled(constant(0, 1), boxes[:, None], tf.zeros([1, 1], tf.int32))
     insertion = Insertion(boxes, tf.zeros([1], tf.int32), constant(0, 1), boxes)

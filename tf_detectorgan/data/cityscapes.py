@@ -1,8 +1,8 @@
-"""Pedestrians of Cityscapes as PS-GAN crops them (Ouyang et al. 2018, arXiv 1804.02047): 256 x 256 pixels.
+"""Crops pedestrians of Cityscapes as PS-GAN does (Ouyang et al. 2018, arXiv 1804.02047): 256 x 256 pixels.
 
-Cordts et al. 2016 (images, gtFine polygons) and Zhang et al. 2017 (CityPersons boxes). A labelled crop has a
-pedestrian of at least 70 x 25 pixels wholly inside, a clean one nobody. Coordinates are pixels of the whole
-image, x to the right and y down, until a crop is made.
+Sources: Cordts et al. 2016 (images, gtFine polygons), Zhang et al. 2017 (CityPersons boxes). A labelled crop
+contains a whole pedestrian of at least 70 x 25 pixels; a clean crop contains no person. Until a crop is made,
+coordinates are pixels of the full image, x to the right and y down.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from tf_detectorgan.data import image_builder, image_files, shards, splits
 from tf_detectorgan.data.image_files import AnnotatedImage, Problems
 from tf_detectorgan.errors import InputError
 
-SIDE = 256  # of a crop
-MIN_HEIGHT, MIN_WIDTH = 70, 25  # of a pedestrian, PS-GAN's filter
+SIDE = 256  # of a crop, pixels
+MIN_HEIGHT, MIN_WIDTH = 70, 25  # of a pedestrian, pixels: the filter of PS-GAN
 SHARES = (0.9, 0.1, 0.0)  # of the official training cities; the official validation cities are the test
-_INSIDE = 0.5  # share of a pedestrian's box from which on a crop has it boxed
-_TRIES = 20  # places tried for the clean crop of an image
+_INSIDE = 0.5  # smallest fraction of a pedestrian's box inside a crop for which the crop keeps the box
+_TRIES = 20  # positions tried for the clean crop of an image
 _OFFICIAL = {"train": "train", "val": "test"}  # the official test set has no public boxes
-_HUMANS = {"person", "rider", "persongroup", "ridergroup"}  # labels of gtFine; all of CityPersons' are human
+_HUMANS = {"person", "rider", "persongroup", "ridergroup"}  # in gtFine; all CityPersons labels are human
 
 Corners = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 
 class Scene(NamedTuple):
-    """One whole image: its pedestrians that pass the filter, and everything that may be a human."""
+    """A full image: its pedestrians that pass the filter, and all boxes that may be a human."""
 
     path: Path
     city: str
@@ -49,28 +49,28 @@ class Scene(NamedTuple):
 
 @dataclasses.dataclass
 class Crop(AnnotatedImage):
-    """A square of `SIDE` pixels of the image at `path`."""
+    """A square crop of `SIDE` pixels from the image at `path`."""
 
     left: int = 0
     top: int = 0
 
     def read(self) -> np.ndarray:
-        """The crop's pixels [SIDE, SIDE, C]."""
-        return _read_whole(self.path)[self.top : self.top + SIDE, self.left : self.left + SIDE]
+        """Returns the crop's pixels [SIDE, SIDE, C]."""
+        return _read_full(self.path)[self.top : self.top + SIDE, self.left : self.left + SIDE]
 
 
 _DESCRIPTION = f"""Crops of {SIDE} x {SIDE} pixels of Cityscapes street scenes. Labelled: pedestrians of at
-least {MIN_HEIGHT} x {MIN_WIDTH} pixels; smaller ones, riders and people who sit may be there without a box.
-Clean: nobody is annotated. Groups are cities; the official validation cities are the test."""
+least {MIN_HEIGHT} x {MIN_WIDTH} pixels have boxes; smaller ones, riders and sitting people may have none.
+Clean: no person is annotated. Groups are cities; the official validation cities are the test split."""
 _CITATION = """M. Cordts et al.: The Cityscapes Dataset for Semantic Urban Scene Understanding. CVPR 2016.
 Boxes, if from CityPersons: S. Zhang, R. Benenson, B. Schiele: CityPersons: A Diverse Dataset for Pedestrian
-Detection. CVPR 2017. For non-commercial use by the licence of cityscapes-dataset.com; not to be passed on."""
+Detection. CVPR 2017. Licence of cityscapes-dataset.com: non-commercial use only, no redistribution."""
 ABOUT = shards.About("cityscapes", "1.0.0", _DESCRIPTION, _CITATION)
 
 
 @functools.lru_cache(maxsize=1)
-def _read_whole(path: Path) -> np.ndarray:
-    """Crops of one image follow one another: it is decoded once for all of them."""
+def _read_full(path: Path) -> np.ndarray:
+    """Reads an image; the cache decodes it once for its crops, which are read consecutively."""
     return image_files.read_image(path)
 
 
@@ -82,21 +82,21 @@ def divide(
     train_images: int = 0,
     skip_bad: bool = False,
 ) -> tuple[dict[str, list[AnnotatedImage]], list[str]]:
-    """The checked crops of every split, and notes for the user.
+    """Returns the checked crops of every split, and notes for the user.
 
     Args:
-      folder: with `leftImg8bit` and `gtBboxCityPersons` or `gtFine`, as the publishers have them.
-      shares: of training and validation among the official training cities; the third must be 0.
-      seed: of the division of cities, and of the places of crops.
-      train_images: number of labelled training crops to keep, 0 for all.
-      skip_bad: go on without the images that cannot be decoded.
+      folder: folder with the publishers' `leftImg8bit` and `gtBboxCityPersons` or `gtFine`.
+      shares: fractions of training and validation among the official training cities; the third must be 0.
+      seed: seed of the division of cities and of the positions of crops.
+      train_images: number of labelled training crops to keep; 0: all.
+      skip_bad: leave out images that cannot be decoded.
 
     Raises:
-      InputError: a file or an option is at fault.
+      InputError: a file or an option is invalid.
     """
     if shares[2]:
         raise InputError(
-            f"--splits={','.join(map(str, shares))}: the test is the official one; the third share must be 0"
+            f"--splits={','.join(map(str, shares))}: the third share must be 0; the test cities are given"
         )
     scenes, notes = _scenes(folder)
     problems = Problems(folder)
@@ -114,11 +114,11 @@ def divide(
 
 
 def _scenes(folder: Path) -> tuple[list[Scene], list[str]]:
-    """All images with their annotations, in the order of their names."""
+    """Returns all images with their annotations, ordered by name, and notes with their numbers."""
     kind = next((k for k in ("gtBboxCityPersons", "gtFine") if isdir(folder / k)), None)
     if kind is None or not isdir(folder / "leftImg8bit"):
         raise InputError(
-            f"--images={folder}: needs the folders leftImg8bit, and gtBboxCityPersons (CityPersons) or gtFine"
+            f"--images={folder}: must contain leftImg8bit, and gtBboxCityPersons (CityPersons) or gtFine"
         )
     scenes, missing = [], []
     for official in _OFFICIAL:
@@ -132,14 +132,14 @@ def _scenes(folder: Path) -> tuple[list[Scene], list[str]]:
             else:
                 missing.append(file)
     if missing:
-        raise InputError(f"{missing[0]}: no such file, one of {len(missing)} annotations that are missing")
+        raise InputError(f"{missing[0]}: no such file, one of {len(missing)} missing annotation files")
     if not scenes:
         raise InputError(f"{folder / 'leftImg8bit'}: no image such as train/aachen/*_leftImg8bit.png")
-    large = sum(not _fits(box) for scene in scenes for box in scene.pedestrians)
+    too_large = sum(not _fits(box) for scene in scenes for box in scene.pedestrians)
     notes = [
         f"boxes from {kind}: {sum(len(s.pedestrians) for s in scenes)} pedestrians of {len(scenes)} images"
     ]
-    notes += [f"{large} pedestrians do not fit into {SIDE} pixels and have no crop"] if large else []
+    notes += [f"{too_large} pedestrians do not fit into {SIDE} pixels and have no crop"] if too_large else []
     return scenes, notes
 
 
@@ -149,7 +149,7 @@ def _scene(path: Path, city: str, official: str, file: Path) -> Scene:
         height, width = int(document["imgHeight"]), int(document["imgWidth"])
         found = [(row["label"], _corners(row, height, width)) for row in document["objects"] if _human(row)]
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(f"{file}: is no annotation of Cityscapes or CityPersons ({error!r})") from error
+        raise InputError(f"{file}: not an annotation of Cityscapes or CityPersons ({error!r})") from error
     if min(height, width) < SIDE:
         raise InputError(f"{file}: imgWidth x imgHeight {width} x {height} is smaller than a crop of {SIDE}")
     pedestrians = [
@@ -167,9 +167,9 @@ def _human(row: Mapping[str, Any]) -> bool:
 
 
 def _corners(row: Mapping[str, Any], height: int, width: int) -> Corners:
-    """The box of CityPersons' `bbox` (x, y, width, height) or around gtFine's `polygon`, inside the image.
+    """Returns CityPersons' `bbox` (x, y, width, height) or the bounds of gtFine's `polygon`, clipped.
 
-    CityPersons completes hidden people, so its boxes may reach outside.
+    CityPersons also covers occluded parts of a person, so its boxes may extend outside the image.
     """
     if "bbox" in row:
         x, y, w, h = map(float, row["bbox"])
@@ -187,22 +187,22 @@ def _fits(box: Corners) -> bool:
 
 
 def _checked(scene: Scene, number: int, seed: int, problems: Problems) -> Iterator[Crop]:
-    """The crops of an image that can be decoded."""
-    whole = AnnotatedImage(
+    """Yields the crops of an image; adds an image that cannot be decoded to `problems`."""
+    full = AnnotatedImage(
         number, scene.path.name, scene.path, scene.city, None, False, None, scene.height, scene.width
     )
-    if image_files.inspect(whole, problems):
+    if image_files.inspect(full, problems):
         for crop in crops_of(scene, seed):
-            # An image is known again as a whole, by its first crop: one of asphalt looks like any other.
-            crop.fingerprint, whole.fingerprint = whole.fingerprint, None
+            # The first crop has the fingerprint of the full image: crops of asphalt are all similar.
+            crop.fingerprint, full.fingerprint = full.fingerprint, None
             yield crop
 
 
 def crops_of(scene: Scene, seed: int) -> Iterator[Crop]:
-    """Labelled crops until every pedestrian that fits is whole in one, and a clean crop where there is room.
+    """Yields labelled crops until each pedestrian that fits is inside one, then a clean crop if possible.
 
-    A crop lies anywhere around its pedestrian with equal chance. The clean one lies at the height of a
-    labelled one of its image, or where those of a street are.
+    The position of a crop around its pedestrian is uniformly random. The clean crop has the vertical
+    position of a labelled crop of the image; if there is none, it is vertically centred.
     """
     name = f"{scene.city}/{scene.path.name}"
     number = int.from_bytes(splits.digest(seed, name)[:8], "big")
@@ -212,8 +212,8 @@ def crops_of(scene: Scene, seed: int) -> Iterator[Crop]:
     for box in scene.pedestrians:
         if box in whole or not _fits(box):
             continue
-        left = _place(random, box[0], box[2], scene.width)
-        top = _place(random, box[1], box[3], scene.height)
+        left = _position(random, box[0], box[2], scene.width)
+        top = _position(random, box[1], box[3], scene.height)
         tops.append(top)
         window = (left, top, left + SIDE, top + SIDE)
         inside = [b for b in scene.pedestrians if _overlap(b, window) >= _INSIDE * _area(b)]
@@ -228,8 +228,8 @@ def crops_of(scene: Scene, seed: int) -> Iterator[Crop]:
             return
 
 
-def _place(random: np.random.Generator, low: float, high: float, length: int) -> int:
-    """Where a crop begins that has [low, high] inside and lies inside [0, length]."""
+def _position(random: np.random.Generator, low: float, high: float, length: int) -> int:
+    """Draws the start of a crop that contains [low, high] and lies inside [0, length]."""
     first, last = max(0, math.ceil(high) - SIDE), min(math.floor(low), length - SIDE)
     return int(random.integers(first, max(first, last) + 1))
 
@@ -239,7 +239,7 @@ def _area(box: Corners) -> float:
 
 
 def _overlap(a: Corners, b: Corners) -> float:
-    """Area of the intersection of two boxes."""
+    """Returns the area of the intersection of two boxes."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
@@ -266,7 +266,7 @@ def _crop(scene: Scene, name: str, left: int, top: int, boxes: Sequence[Corners]
 
 
 def _divide_cities(crops: Sequence[Crop], shares: Sequence[float], seed: int) -> None:
-    """Makes whole official training cities the validation split, in place."""
+    """Moves complete official training cities to the validation split, in place."""
     counts: dict[str, Counter[str]] = {}
     for crop in crops:
         if crop.split == "train":

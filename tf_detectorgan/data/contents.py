@@ -1,4 +1,4 @@
-"""What a split of a prepared data set holds."""
+"""The images, boxes and fingerprints of a split of a prepared data set."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tf_detectorgan.data.records import Dataset, Listed
 
 
 class Contents(NamedTuple):
-    """A split's images and boxes, image after image."""
+    """The images and boxes of a split, in the order of its images."""
 
     names: list[str]
     groups: list[tuple[str, ...]]
-    marks: list[split_guard.Fingerprint]  # of the stored pictures without their padding, if they are wanted
+    fingerprints: list[split_guard.Fingerprint]  # of the images without padding; empty if not computed
     boxes: np.ndarray  # [n, 4], see boxes.py
     labels: list[int]
 
     def summary(self, class_names: Iterable[str]) -> dict[str, Any]:
-        """Numbers of images, groups and boxes, boxes of each class, and quantiles of the boxes' sizes."""
+        """Returns numbers of images, groups, boxes and boxes of each class, and quantiles of box sizes."""
         count = Counter(self.labels)
         return {
             "images": len(self.names),
@@ -35,24 +35,24 @@ class Contents(NamedTuple):
         }
 
 
-def read(dataset: Dataset, split: str, marked: bool = False) -> Contents:
-    """Reads a split through once; decodes its images for their fingerprints only if these are wanted."""
+def read(dataset: Dataset, split: str, fingerprints: bool = False) -> Contents:
+    """Reads a split once; decodes its images only if `fingerprints` are to be computed."""
     found = Contents([], [], [], np.zeros([0, 4]), [])
     boxes = [found.boxes]
     images: Iterable[Listed] = dataset.listed(split)
-    if marked:
+    if fingerprints:
         images = progress.bar(images, desc=f"reading {split}", total=dataset.count(split), unit="image")
     for image in images:
         found.names.append(image.file_name)
         found.groups.append(image.groups)
-        if marked:
+        if fingerprints:
             height, width = image.valid_size
-            found.marks.append(split_guard.fingerprint(dataset.pixels(image)[:height, :width]))
+            found.fingerprints.append(split_guard.fingerprint(dataset.pixels(image)[:height, :width]))
         boxes.append(image.boxes)
         found.labels.extend(image.labels)
     return found._replace(boxes=np.concatenate(boxes))
 
 
 def sizes(boxes: np.ndarray) -> np.ndarray:
-    """Root of the area of boxes [n, 4], stored pixels."""
+    """Returns the square root of the area of boxes [n, 4], in stored pixels, [n]."""
     return np.sqrt(box_ops.area(boxes.astype(np.float32)).numpy())

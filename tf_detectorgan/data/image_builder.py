@@ -1,4 +1,4 @@
-"""Writes checked images as records: divides them into splits, resizes, pads."""
+"""Divides checked images into splits, and resizes and pads them for the records."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tf_detectorgan.errors import InputError
 def divide(
     sources: Sequence[AnnotatedImage], shares: Sequence[float], seed: int, train_images: int, split_key: str
 ) -> tuple[dict[str, list[AnnotatedImage]], list[str]]:
-    """The sources of every split that is not empty, and notes on the images left out.
+    """Returns the images of every split that is not empty, and notes on images that are left out.
 
     Args:
       sources: checked images.
-      shares: of training, validation, test; not used where the images carry their split.
-      seed: of the division.
-      train_images: number of labelled training images to keep, 0 for all.
-      split_key: the key by which images carry their split, "" for none.
+      shares: fractions of training, validation and test images; not used if `split_key` is given.
+      seed: seed of the division.
+      train_images: number of labelled training images to keep; 0: all.
+      split_key: the image key that gives the split; "": divide by `shares`.
 
     Raises:
       InputError: a group is in two splits, or there are no labelled or no clean training images.
@@ -42,7 +42,7 @@ def divide(
                 both = " and ".join(sorted((first, part)))
                 raise InputError(
                     f"--split_key={split_key}: group {source.group!r} is in the splits {both}; "
-                    "a group (patient, scene, ...) must lie in one"
+                    "put all images of a group (patient, scene, ...) into one"
                 )
     else:
         split_of = splits.assign(counts, shares, seed, training_only)
@@ -68,17 +68,17 @@ def divide(
 
 
 def check_trainable(plan: Mapping[str, Sequence[AnnotatedImage]]) -> None:
-    """Training needs images with boxes and images without the object.
+    """Checks that there are training images with boxes and training images without the object.
 
     Raises:
-      InputError: there are none.
+      InputError: one of the two is missing.
     """
     for stream, remedy in (
-        ("labelled", "no box in the training split"),
-        ("clean", "no image without the object in the training split: name some without a box"),
+        ("labelled", "add images with boxes"),
+        ("clean", "add images without the object"),
     ):
         if not plan.get(f"train_{stream}"):
-            raise InputError(f"no training images are {stream} ({remedy}): nothing to learn from")
+            raise InputError(f"no training images are {stream}: {remedy} to the training split")
 
 
 def plan(
@@ -90,19 +90,19 @@ def plan(
     channels: int = 1,
     white: int = 65535,
 ) -> shards.Plan:
-    """The data set of images with boxes, resized and padded to squares.
+    """Returns the plan of a data set of images with boxes, resized and padded to squares.
 
     Args:
       division: the checked images of every split.
-      class_names: in the order of the labels.
-      about: the data set.
-      image_size: longer side after resizing; 0: the files' own sizes.
+      class_names: names in the order of the labels.
+      about: description of the data set.
+      image_size: longer side in pixels after resizing; 0: do not resize.
       channels: 1 or 3.
-      white: stored value of white in 16-bit files.
+      white: value of white in 16-bit files.
     """
     sources = [source for rows in division.values() for source in rows]
     longest = image_size or max(max(s.height, s.width) for s in sources)
-    side = 32 * math.ceil(longest / 32)  # the networks halve an image up to five times
+    side = 32 * math.ceil(longest / 32)  # the networks downsample by up to 2 ** 5
     bit_depth = max(s.bit_depth for s in sources)
     return shards.Plan(
         about,
@@ -115,16 +115,16 @@ def plan(
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How an image is stored."""
+    """The stored form of an image."""
 
-    side: int  # of the square, stored pixels
-    image_size: int  # longer side of the image in it; 0: the file's own
+    side: int  # of the padded square, stored pixels
+    image_size: int  # longer side of the image in it; 0: as in the file
     channels: int
     bit_depth: int
-    white: int  # stored value of white in 16-bit files
+    white: int  # value of white in 16-bit files
 
     def __call__(self, source: AnnotatedImage) -> dict[str, Any]:
-        """The example of an image."""
+        """Returns the record of an image (see `records.features`)."""
         longest = self.image_size or max(source.height, source.width)
         height, width = resize.target_size(source.height, source.width, longest)
         pixels = resize.convert(source.read(), self.channels, self.bit_depth, self.white)

@@ -1,15 +1,17 @@
-"""Computes object residuals: the pixels of labelled objects minus their predicted backgrounds.
+"""Object residuals: what each labelled object adds to its background, to be added to another background.
 
-Added to a clean image, a residual shows the object there; a crop would also copy its old background. A linear
-map predicts the background of a box from its surroundings. It is fitted on clean images, where its errors can
-be measured. A residual is split into a class part, which is the scaled mean over the object's class, and the
-object's deviation from it. The deviation is multiplied by its Wiener weight: the share of its variance that
-is not prediction error. For each object only a coarse grid is stored. `residuals` computes the full residual
-from this grid and the object's image (decision 0068).
+In an X-ray, the attenuations of an object and of the tissue behind it add up; a dent changes the brightness
+of any surface by a similar amount. A crop of the object would contain a part of its original background. So
+the background of each labelled object is predicted from its surroundings by a linear map, which is fitted on
+clean images, and subtracted. The difference is split into the class part, which is the mean over the class
+times an amplitude, and the object's own part. The own part is multiplied by a Wiener weight, 1 - error
+variance / variance; the error variance of the prediction is measured on clean images. The predicted
+background and the class part of each object are stored on a coarse grid. `residuals` computes the full
+residual from this grid and the object's image (decision 0068).
 
-A *crop* shows a box and its surroundings on SIDE x SIDE cells. Its middle part, slightly larger than the
-box, is the *hole*: the cells whose background is predicted from the cells around it.
-Letters: L labelled images, N images, S stored side, C channels, M objects, n crops, d cells of the hole.
+A *crop* shows a box and its surroundings on SIDE x SIDE cells. Its middle part, slightly larger than the box,
+is the *hole*: the cells whose background is predicted from the cells around it.
+Letters: L labelled images, N images, S stored side, C channels, M objects, n = CROPS, d cells of the hole.
 """
 
 from __future__ import annotations
@@ -29,16 +31,16 @@ from tf_detectorgan.errors import InputError
 SIDE = 40  # cells of a crop's side
 EXTENT = 4.0  # side of a crop, in box sides
 HOLE = 1.2  # side of the hole, in box sides
-CROPS = 6000  # crops of clean images: the map is fitted on three quarters, its errors measured on the rest
-RIDGE = 0.01  # ridge penalty of the linear map, per crop and in the variance of a pixel
-LOADING = 0.05  # diagonal loading of the errors' covariance, in their mean variance
-MIN_OBJECTS = 5  # a class with fewer objects has no class part
-MIN_AMPLITUDE = 0.2  # of the class mean in an object, whose mean amplitude is 1
-CLEAN_LIMIT = 256 * 2**20  # bytes of decoded clean images from which crops are taken, one image at a time
+CROPS = 6000  # crops of clean images; three quarters fit the map, the others measure its errors
+RIDGE = 0.01  # ridge penalty of the linear map, per crop
+LOADING = 0.05  # diagonal loading of the errors' covariance, as a fraction of their mean variance
+MIN_OBJECTS = 5  # of a class, for its mean residual to be used
+MIN_AMPLITUDE = 0.2  # lower bound on an object's amplitude; 1 is that of the class mean
+CLEAN_LIMIT = 256 * 2**20  # bytes of clean images that are decoded for crops; one is in memory at a time
 
 _CENTRES = ((np.arange(SIDE) + 0.5) / SIDE - 0.5) * EXTENT  # of cells, in box sides from the box's centre
 _IN_HOLE = np.abs(_CENTRES) < HOLE / 2
-_HOLE_SIDE = int(_IN_HOLE.sum())
+_HOLE_CELLS = int(_IN_HOLE.sum())
 _HOLE = _IN_HOLE[:, None] & _IN_HOLE[None, :]
 
 
@@ -46,9 +48,9 @@ class ObjectResiduals(NamedTuple):
     """The stored part of the residuals of all labelled training objects."""
 
     cells: tf.Tensor  # [M, C, d] float32, the terms of `residuals` that do not depend on the object's image
-    weights: tf.Tensor  # [M] float32 Wiener weight of the object's deviation from its class part
+    weights: tf.Tensor  # [M] float32 Wiener weight of the object's own deviation
     first: tf.Tensor  # [L] int32 index of each image's first object; its other objects follow
-    signal: np.ndarray  # [classes] share of the residuals' variance that is signal; NaN: no object
+    signal_share: np.ndarray  # [classes] share of the residuals' variance that is signal; NaN: no object
 
 
 class _Objects(NamedTuple):
@@ -63,16 +65,16 @@ class _Objects(NamedTuple):
 class _Predictor(NamedTuple):
     """A linear map from the d' cells around the hole to the d cells of the hole.
 
-    Both are relative to the mean of the cells around the hole.
+    The mean of the cells around the hole is first subtracted from both.
     """
 
-    mean_around: np.ndarray  # [d'] mean over crops
-    mean_hole: np.ndarray  # [d] mean over crops
+    mean_around: np.ndarray  # [d'] average over the fitted crops
+    mean_hole: np.ndarray  # [d] average over the fitted crops
     weights: np.ndarray  # [d', d]
 
-    def residuals(self, crops: np.ndarray) -> np.ndarray:
+    def hole_minus_prediction(self, crops: np.ndarray) -> np.ndarray:
         """Returns the hole of crops [..., C, SIDE, SIDE] minus its predicted background: [..., C, d]."""
-        around, hole, _ = _parts(crops)
+        around, hole, _ = _around_and_hole(crops)
         return hole - self.mean_hole - (around - self.mean_around) @ self.weights
 
 
@@ -86,8 +88,8 @@ def object_residuals(dataset: Dataset) -> ObjectResiduals:
     objects = _objects(dataset)
     if not len(objects.boxes) or not dataset.count("train_clean"):
         raise InputError(f"{dataset.name}: object residuals need clean and labelled training images")
-    predictor, errors, object_of_crop = _fit(dataset, objects)
-    residuals, background = _predicted(dataset, objects, predictor)
+    predictor, errors, object_of_crop = _fit_predictor(dataset, objects)
+    residuals, background = _residuals_and_backgrounds(dataset, objects, predictor)
     bias = errors.mean(0)
     flat, errors = (v.reshape(len(v), -1) for v in (residuals - bias, errors - bias))
     noise = _noise_variance(errors, objects.classes[object_of_crop], len(dataset.class_names))
@@ -99,19 +101,19 @@ def object_residuals(dataset: Dataset) -> ObjectResiduals:
         tf.constant(cells, tf.float32),
         tf.constant(weights, tf.float32),
         tf.constant(first, tf.int32),
-        _signal(flat, objects.classes, noise),
+        _signal_share(flat, objects.classes, noise),
     )
 
 
 def residuals(images, boxes, cells, weights) -> tf.Tensor:
-    """Returns the residual of one object of each image; it is 0 outside of the hole around its box.
+    """Returns the residual of one object of each image; it is 0 away from the object's box.
 
-    With the predicted background b, the class part c and the object's Wiener weight w, the residual is
+    With the predicted background b, the class part c and the object's weight w, the residual is
 
         window * (c + w * (image - b - c))
 
     b and c are interpolated from their cells. Interpolation is linear, so one array holds both: cells =
-    (1 - w) * c - w * b. A background plus a residual, clipped to [-1, 1], shows the object.
+    (1 - w) * c - w * b. To insert the object, add the residual to a clean image and clip the sum to [-1, 1].
 
     Args:
       images: [N, S, S, C] float32, the objects' images as decoded.
@@ -126,8 +128,8 @@ def residuals(images, boxes, cells, weights) -> tf.Tensor:
     down, across = (
         (centres - middle[:, None]) / tf.maximum(extent, 1e-6)[:, None]
         for middle, extent in ((y, height), (x, width))
-    )  # [N, S] float64, in box sides from the box's centre; float32 is too coarse where boxes are small
-    grid = tf.reshape(cells, [-1, images.shape[3], _HOLE_SIDE, _HOLE_SIDE])
+    )  # [N, S] float64, in box sides from the box's centre; float32 is not precise enough for small boxes
+    grid = tf.reshape(cells, [-1, images.shape[3], _HOLE_CELLS, _HOLE_CELLS])
     rows, columns = (_interpolation(v)[:, None] for v in (down, across))
     smooth = tf.transpose(tf.matmul(rows @ grid, columns, transpose_b=True), [0, 2, 3, 1])
     rows, columns = _window(down), _window(across)
@@ -138,11 +140,12 @@ def residuals(images, boxes, cells, weights) -> tf.Tensor:
 def _interpolation(places) -> tf.Tensor:
     """Returns linear interpolation weights [N, S, side of the hole] float32 of the hole's cells.
 
-    `places` [N, S] float64 are in box sides from the box's centre. The outermost cells are repeated outwards.
+    `places` [N, S] float64 are in box sides from the box's centre. Outside of the hole the value of the
+    nearest cell is used.
     """
     cell = (places - _CENTRES[_IN_HOLE][0]) / (EXTENT / SIDE)
-    cell = tf.clip_by_value(cell, 0, _HOLE_SIDE - 1)[..., None]
-    weights = tf.maximum(1 - tf.abs(cell - tf.range(_HOLE_SIDE, dtype=tf.float64)), 0)
+    cell = tf.clip_by_value(cell, 0, _HOLE_CELLS - 1)[..., None]
+    weights = tf.maximum(1 - tf.abs(cell - tf.range(_HOLE_CELLS, dtype=tf.float64)), 0)
     return tf.cast(weights, tf.float32)
 
 
@@ -165,7 +168,9 @@ def _objects(dataset: Dataset) -> _Objects:
     return _Objects(np.concatenate(boxes), np.array(classes), np.array(sizes), np.array(counts))
 
 
-def _predicted(dataset: Dataset, objects: _Objects, predictor: _Predictor) -> tuple[np.ndarray, np.ndarray]:
+def _residuals_and_backgrounds(
+    dataset: Dataset, objects: _Objects, predictor: _Predictor
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns each object's hole minus its predicted background, and that background, both [M, C, d]."""
     residuals = np.empty((len(objects.boxes), dataset.image_shape[2], _HOLE.sum()))
     background, m = np.empty_like(residuals), 0
@@ -173,8 +178,8 @@ def _predicted(dataset: Dataset, objects: _Objects, predictor: _Predictor) -> tu
     for record, count in zip(labelled, objects.counts, strict=True):
         for _ in range(count):
             crop = _crop(record.image, objects.boxes[m], record.valid_size)
-            residuals[m] = predictor.residuals(crop)
-            _, hole, mean = _parts(crop)
+            residuals[m] = predictor.hole_minus_prediction(crop)
+            _, hole, mean = _around_and_hole(crop)
             background[m] = hole - residuals[m] + mean
             m += 1
     return residuals, background
@@ -189,7 +194,7 @@ def _noise_variance(errors: np.ndarray, classes: np.ndarray, count: int) -> np.n
     return np.array([np.mean((some if len(some) >= MIN_OBJECTS else errors) ** 2) for some in by_class])
 
 
-def _signal(residuals: np.ndarray, classes: np.ndarray, noise: np.ndarray) -> np.ndarray:
+def _signal_share(residuals: np.ndarray, classes: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """Returns the share of each class's residual variance that is signal; NaN for a class without objects."""
     by_class = [residuals[classes == c] for c in range(len(noise))]
     variance = np.array([np.mean(some**2) if len(some) else np.nan for some in by_class])
@@ -211,13 +216,13 @@ def _clean_images(dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield from [(record.image, record.valid_size)] * int((numbers == number).sum())
 
 
-def _fit(dataset: Dataset, objects: _Objects) -> tuple[_Predictor, np.ndarray, np.ndarray]:
-    """Fits the predictor on crops of clean images at the positions of labelled objects.
+def _fit_predictor(dataset: Dataset, objects: _Objects) -> tuple[_Predictor, np.ndarray, np.ndarray]:
+    """Fits the predictor on = CROPS of clean images at the positions of labelled objects.
 
-    Each crop is around a random object's box, at the box's own position in the content, slightly shifted.
+    Each crop surrounds the box of a random object, at its own relative position, shifted by up to 8 %.
 
     Returns:
-      The predictor; its errors [n / 4, C, d] on crops it was not fitted on; the index [n / 4] of the object
+      The predictor; its errors [n / 4, C, d] on = CROPS it was not fitted on; the index [n / 4] of the object
       whose box each of these crops has.
     """
     rng = np.random.default_rng(0)
@@ -232,23 +237,24 @@ def _fit(dataset: Dataset, objects: _Objects) -> tuple[_Predictor, np.ndarray, n
         crops[n] = _crop(image, np.concatenate([start, start + extent]), valid)
     # Crops are in the order of their images, so the last quarter comes from other images.
     last = CROPS - CROPS // 4
-    around, hole, _ = _parts(crops[:last])
+    around, hole, _ = _around_and_hole(crops[:last])
     x, y = around.reshape(-1, around.shape[-1]), hole.reshape(-1, hole.shape[-1])
     mean_x, mean_y = x.mean(0), y.mean(0)
     x = x - mean_x
     ridge = RIDGE * len(x) * np.eye(x.shape[1])
     predictor = _Predictor(mean_x, mean_y, np.linalg.solve(x.T @ x + ridge, x.T @ (y - mean_y)))
-    return predictor, predictor.residuals(crops[last:]), object_of_crop[last:]
+    return predictor, predictor.hole_minus_prediction(crops[last:]), object_of_crop[last:]
 
 
 def _split(
     residuals: np.ndarray, classes: np.ndarray, errors: np.ndarray, noise: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the class part [M, d] of residuals [M, d], and the Wiener weight [M] of the deviation from it.
+    """Splits residuals [M, d]; returns the class part [M, d] and the weight [M] of the own part.
 
     `errors` [n, d] have mean 0; `noise` [classes] is their variance by class. The class part is the class's
-    mean residual times an amplitude: the best linear unbiased estimate under the errors' covariance. The
-    Wiener weight is equal within a class: the share of the deviations' variance that is signal.
+    mean residual times an amplitude: the best linear unbiased estimate under the errors' covariance. The rest
+    is the object's own part. There is one Wiener weight per class, the share of its own parts' variance that
+    is signal.
     """
     covariance = np.atleast_2d(np.cov(errors.T))
     variance = np.trace(covariance) / len(covariance)
@@ -256,18 +262,18 @@ def _split(
     class_part, weights = np.zeros_like(residuals), np.zeros(len(residuals))
     for c in np.unique(classes):
         members = classes == c
-        found = residuals[members]
+        in_class = residuals[members]
         if members.sum() >= MIN_OBJECTS:
-            mean = found.mean(0)
+            mean = in_class.mean(0)
             whitened = np.linalg.solve(covariance, mean)
-            amplitude = np.maximum(found @ whitened / max(mean @ whitened, 1e-12), MIN_AMPLITUDE)
+            amplitude = np.maximum(in_class @ whitened / max(mean @ whitened, 1e-12), MIN_AMPLITUDE)
             class_part[members] = amplitude[:, None] * mean
-        weights[members] = _wiener(noise[c], np.mean((found - class_part[members]) ** 2))
+        weights[members] = _wiener(noise[c], np.mean((in_class - class_part[members]) ** 2))
     return class_part, weights
 
 
-def _parts(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Splits crops into the cells around the hole [..., C, d'] and those of the hole [..., C, d].
+def _around_and_hole(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Splits crops into the cells around the hole [..., C, d'] and the hole [..., C, d].
 
     Both are relative to the mean [..., C, 1] of the cells around the hole, which is returned third.
     """
@@ -279,8 +285,8 @@ def _parts(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _crop(image: np.ndarray, box: np.ndarray, valid_size) -> np.ndarray:
     """Returns a crop [C, SIDE, SIDE] of EXTENT box sides around the box's centre, sampled bilinearly.
 
-    Outside of the content, its edge is repeated. Where the hole touches that edge, the edge is first
-    interpolated across the hole, so that the object is not repeated.
+    Outside of the content its edge pixels are repeated. Edge pixels that may belong to the object are first
+    replaced by linear interpolation between the pixels on both sides of the hole.
     """
     x, y = ((box[k] + box[k + 2]) / 2 + _CENTRES * (box[k + 2] - box[k]) - 0.5 for k in (0, 1))
     rows, columns = np.clip(y, 0, valid_size[0] - 1), np.clip(x, 0, valid_size[1] - 1)
@@ -292,16 +298,17 @@ def _crop(image: np.ndarray, box: np.ndarray, valid_size) -> np.ndarray:
         np.abs(v + 0.5 - (box[k] + box[k + 2]) / 2) < HOLE / 2 * (box[k + 2] - box[k]) + 0.5
         for v, k in ((rows, 1), (columns, 0))
     )  # rows and columns that sample the hole
-    _bridge(crop, (rows != y) & down, across)
-    _bridge(crop.swapaxes(1, 2), (columns != x) & across, down)
+    _interpolate_over_hole(crop, (rows != y) & down, across)
+    _interpolate_over_hole(crop.swapaxes(1, 2), (columns != x) & across, down)
     return crop
 
 
-def _bridge(crop: np.ndarray, lines: np.ndarray, hole: np.ndarray) -> None:
-    """Interpolates crops [C, rows, columns] in place across the columns `hole` in the rows `lines`."""
-    if hole.all():
+def _interpolate_over_hole(crop: np.ndarray, rows: np.ndarray, hole_columns: np.ndarray) -> None:
+    """Interpolates crops [C, SIDE, SIDE] in place over the masked columns, in the masked rows."""
+    if hole_columns.all():
         return
-    at = np.arange(len(hole))
+    columns = np.arange(len(hole_columns))
     for channel in crop:
-        for row in np.flatnonzero(lines):
-            channel[row, hole] = np.interp(at[hole], at[~hole], channel[row, ~hole])
+        for row in np.flatnonzero(rows):
+            known = channel[row, ~hole_columns]
+            channel[row, hole_columns] = np.interp(columns[hole_columns], columns[~hole_columns], known)

@@ -1,6 +1,6 @@
 """Resizes and pads images to square arrays of one size.
 
-Letters: H, W of the file, h, w after resizing, S the stored side, C channels.
+Letters: H, W height and width of the file, h, w after resizing, S the stored side, C channels.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from scipy import sparse
 
 
 def is_grey(pixels: np.ndarray) -> bool:
-    """Whether an image [H, W, C] has one channel, or three equal ones."""
+    """Returns whether an image [H, W, C] has one channel, or three equal ones."""
     return pixels.shape[-1] == 1 or bool((pixels == pixels[..., :1]).all())
 
 
 def convert(pixels: np.ndarray, channels: int, bit_depth: int, white: int = 65535) -> np.ndarray:
-    """[H, W, any] to float32 [H, W, channels] in units of `bit_depth`; colour to grey by ITU-R 601 luma.
+    """Converts [H, W, C] to float32 [H, W, channels] in units of `bit_depth`; grey is ITU-R 601 luma.
 
-    `white` is the value of white in 16-bit files: 12-bit values kept in 16 bits have 4095.
+    `white` is the value of white in 16-bit files: 4095 if they store 12-bit values.
     """
     scaled = pixels.astype(np.float32)
     if bit_depth == 16 and pixels.dtype == np.uint8:
@@ -32,13 +32,13 @@ def convert(pixels: np.ndarray, channels: int, bit_depth: int, white: int = 6553
 
 
 def target_size(height: int, width: int, longest: int) -> tuple[int, int]:
-    """(h, w) whose longer side is `longest`, with the same proportions as nearly as whole pixels allow."""
+    """Returns (h, w) with the longer side `longest` and the aspect ratio kept to the nearest pixel."""
     scale = longest / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """float32 [H, W, C] to [height, width, C]: area average where it shrinks, linear where it grows."""
+    """Resizes float32 [H, W, C] to [height, width, C]; averages areas to shrink, interpolates to enlarge."""
     rows, columns = _weights(pixels.shape[0], height), _weights(pixels.shape[1], width)
     planes = [(columns @ (rows @ pixels[:, :, c]).T).T for c in range(pixels.shape[-1])]
     return np.stack(planes, -1)
@@ -46,7 +46,7 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _weights(source: int, target: int) -> sparse.csr_array:
-    """[target, source] with rows that sum to 1: what every source pixel adds to a target pixel."""
+    """Returns the interpolation matrix [target, source]; its rows sum to 1."""
     if target <= source:
         edges = np.arange(target + 1) * (source / target)
         pixel = np.arange(source)
@@ -60,6 +60,6 @@ def _weights(source: int, target: int) -> sparse.csr_array:
 
 
 def pad(pixels: np.ndarray, side: int) -> np.ndarray:
-    """[h, w, C] to [S, S, C] with zeros at the right and at the bottom."""
+    """Pads [h, w, C] to [S, S, C] with zeros at the right and at the bottom."""
     height, width = pixels.shape[:2]
     return np.pad(pixels, ((0, side - height), (0, side - width), (0, 0)))

@@ -1,4 +1,4 @@
-"""AP and recall by pycocotools, and the same numbers again under image weights, for the bootstrap.
+"""AP and recall by pycocotools, and the same measures under image weights, for the bootstrap.
 
 Letters: I images, K classes, T IoU thresholds, D detections of a class, R weightings, P correct detections.
 """
@@ -26,7 +26,7 @@ _CHUNK = 4_000_000  # numbers held at once by `weighted`
 
 
 class ClassMatches(NamedTuple):
-    """One class's detections over all images, best first; equal scores by image id, then as given."""
+    """One class's detections in all images, best first; equal scores by image id, then in the given order."""
 
     scores: np.ndarray  # [D] float64
     image: np.ndarray  # [D] int, index into Matches.image_ids
@@ -35,7 +35,7 @@ class ClassMatches(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """Everything that AP, recall and FROC need, and COCO's own AP and recall."""
+    """The matches of detections with truth that AP, recall and FROC need, and COCO's own AP and recall."""
 
     image_ids: tuple[int, ...]  # ascending
     groups: tuple[tuple[str, ...], ...]  # per image
@@ -105,7 +105,7 @@ def _annotations(found: Iterable[Found]) -> list[dict]:
 
 
 def _class_matches(per_image: list, thresholds: int) -> ClassMatches:
-    """Joins COCOeval's results of one class; an image without truth and detection of it is None there."""
+    """Joins COCOeval's results of one class; None stands for an image without truth and detections."""
     scores, image, correct = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros((thresholds, 0), bool)]
     truths = np.zeros(len(per_image), np.int64)
     for index, result in enumerate(per_image):
@@ -122,15 +122,16 @@ def _class_matches(per_image: list, thresholds: int) -> ClassMatches:
 
 
 def average_precision(matches: Matches) -> np.ndarray:
-    """COCO's AP [T, K]; NaN for a class without truth."""
+    """Returns COCO's AP [T, K]; NaN for a class without truth."""
     return matches.precision.mean(axis=1)
 
 
 def weighted(matches: Matches, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """AP and recall [R, T, K] when image i counts weights[r, i] >= 0 times; NaN without truth.
+    """Returns AP and recall [R, T, K] if image i counts weights[r, i] >= 0 times; NaN without truth.
 
-    With weights of 1 these are COCO's numbers. The interpolated precision at a recall is reached at a correct
-    detection, so that of every detection only the running count is needed, and the rest only where P.
+    With weights of 1 these equal COCO's. The interpolated precision at a recall is reached at a correct
+    detection. So all detections need only a running count, and precision is computed only at the P correct
+    ones.
     """
     shape = (len(weights), len(matches.thresholds), len(matches.classes))
     ap, recall = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -150,7 +151,7 @@ def weighted(matches: Matches, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _interpolate(true: np.ndarray, counted: np.ndarray, positives: np.ndarray):
-    """101-point AP and last recall [R] from running counts [R, P] of correct and of all detections."""
+    """Returns 101-point AP and last recall [R] from counts [R, P] of correct and of all detections."""
     if not true.shape[1]:
         return 0.0, 0.0
     recall = true / np.maximum(positives, np.spacing(1))[:, None]
@@ -162,7 +163,7 @@ def _interpolate(true: np.ndarray, counted: np.ndarray, positives: np.ndarray):
 
 
 def by_name(per_threshold: np.ndarray, thresholds: Sequence[float], axis: int) -> dict[str, np.ndarray]:
-    """Splits `axis` (T) into {"0.1": ..., "0.5:0.95": mean over COCO's ten}, of the thresholds there are."""
+    """Splits `axis` (T) into {"0.1": ..., "0.5:0.95": mean over COCO's ten}, for the given thresholds."""
     result = {f"{t:g}": np.take(per_threshold, thresholds.index(t), axis) for t in SINGLE if t in thresholds}
     if set(COCO_RANGE) <= set(thresholds):
         inside = [thresholds.index(t) for t in COCO_RANGE]
@@ -171,7 +172,7 @@ def by_name(per_threshold: np.ndarray, thresholds: Sequence[float], axis: int) -
 
 
 def mean_over_classes(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis (K) without NaN; NaN where a row has nothing else."""
+    """Returns the mean over the last axis (K) without NaN; NaN for a row of NaN."""
     known = ~np.isnan(values)
     total = np.where(known, values, 0.0).sum(axis=-1)
     return np.where(known.any(axis=-1), total / np.maximum(known.sum(axis=-1), 1), np.nan)

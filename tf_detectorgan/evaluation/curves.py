@@ -1,4 +1,4 @@
-"""Precision-recall and FROC curves under image weights, and the bands between which resampled ones lie.
+"""Precision-recall and FROC curves under image weights, and their pointwise 95 % bands.
 
 Letters: I images, K classes, D detections, R weightings, P correct detections.
 """
@@ -13,9 +13,9 @@ from tf_detectorgan.evaluation.statistics import LEVEL, group_draws
 
 
 def precision_at_recall(matches: Matches, weights: np.ndarray, iou: float) -> np.ndarray:
-    """COCO's interpolated precision [R, 101, K] when image i counts weights[r, i] >= 0 times.
+    """Returns COCO's interpolated precision [R, 101, K] if image i counts weights[r, i] >= 0 times.
 
-    NaN where a class has no truth. With weights of 1 it is COCO's own.
+    NaN for a class without truth. With weights of 1 it equals COCO's.
     """
     t = matches.thresholds.index(iou)
     result = np.full((len(weights), len(RECALLS), len(matches.classes)), np.nan)
@@ -33,9 +33,9 @@ def precision_at_recall(matches: Matches, weights: np.ndarray, iou: float) -> np
 
 
 def sensitivity_at_rates(matches: Matches, weights: np.ndarray, iou: float, rates: np.ndarray) -> np.ndarray:
-    """FROC's sensitivity [R, len(rates)] when image i counts weights[r, i] times; NaN without truth.
+    """Returns FROC's sensitivity [R, len(rates)] if image i counts weights[r, i] times; NaN without truth.
 
-    Classes pooled, equal scores together, as in `froc.froc`. `rates`: false positives per image.
+    Classes are pooled, and equal scores pass together, as in `froc.froc`. `rates`: false positives per image.
     """
     _, image, correct, last_of_tie = pooled(matches, iou)
     positives = weights @ sum(found.truths for found in matches.classes)
@@ -50,7 +50,7 @@ def sensitivity_at_rates(matches: Matches, weights: np.ndarray, iou: float, rate
 
 
 def precision_band(matches: Matches, iou: float, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ends [101] of the pointwise 95 % interval of the mean over classes, groups resampled."""
+    """Returns the ends [101] of the pointwise 95 % interval of the mean over classes."""
     weights = group_draws(matches.groups, resamples, seed)
     return _band(mean_over_classes(precision_at_recall(matches, weights, iou)))
 
@@ -58,7 +58,7 @@ def precision_band(matches: Matches, iou: float, resamples: int, seed: int) -> t
 def sensitivity_band(
     matches: Matches, iou: float, rates: np.ndarray, resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ends [len(rates)] of the pointwise 95 % interval of FROC's sensitivity, groups resampled."""
+    """Returns the ends [len(rates)] of the pointwise 95 % interval of FROC's sensitivity."""
     return _band(sensitivity_at_rates(matches, group_draws(matches.groups, resamples, seed), iou, rates))
 
 

@@ -1,4 +1,4 @@
-"""A detector over a whole split: what it finds, beside the truth."""
+"""Runs a detector on a whole split; returns its detections and the truth."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVALUATED = ("labelled", "clean")  # streams of a split whose truth is complete
 def detect_split(
     detect: Callable[..., Detections], dataset: Dataset, split: str, batch_size: int
 ) -> tuple[list[Truth], list[Found]]:
-    """Truth and detections of every image of `split` ("validation", "test"), labelled and clean, in order.
+    """Returns truth and detections of every image of `split` ("validation", "test"), labelled and clean.
 
     `detect` maps images [N, H, W, C] to Detections.
     """
@@ -32,12 +32,12 @@ def detect_split(
 
 
 def truth_of_split(dataset: Dataset, split: str) -> list[Truth]:
-    """The truth of every image of `split`, as `detect_split` gives it."""
+    """Returns the truth of every image of `split`, as `detect_split` does."""
     return [item for batch in batches_of_split(dataset, split, 1) for item in _truth(batch)]
 
 
 def batches_of_split(dataset: Dataset, split: str, batch_size: int) -> tf.data.Dataset:
-    """Every image of `split`, labelled and clean, in order; raises InputError if there is none."""
+    """Yields every image of `split`, labelled and clean, in order; raises InputError if there is none."""
     streams = [f"{split}_{kind}" for kind in EVALUATED if dataset.count(f"{split}_{kind}")]
     return evaluation_batches(dataset, streams or [f"{split}_labelled"], batch_size)
 
@@ -59,6 +59,6 @@ def _truth(batch: EvaluationBatch) -> list[Truth]:
 
 
 def quick_ap(truth: list[Truth], found: list[Found], class_names, ious=(0.1, 0.5)) -> dict[str, float]:
-    """AP at a few IoUs, mean over classes, without intervals: for curves during training."""
+    """Returns AP at a few IoUs, mean over classes, without intervals, for curves during training."""
     values = mean_over_classes(average_precision(match(truth, found, class_names, ious)))
     return {f"ap@{iou:g}": float(value) for iou, value in zip(ious, values, strict=True)}

@@ -1,4 +1,4 @@
-"""Free-response ROC: the share of objects found against false marks per image, clean images included."""
+"""Free-response ROC: the share of objects found against false positives per image, with clean images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per image
 
 
 def pooled(matches: Matches, iou: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, images and correctness [D] of all classes' detections, best first; each tie's last [ties]."""
+    """Returns scores, images and correctness [D] of all detections, best first, and the last of each tie."""
     t = matches.thresholds.index(iou)
     scores = np.concatenate([found.scores for found in matches.classes])
     order = np.argsort(-scores, kind="mergesort")
@@ -22,7 +22,7 @@ def pooled(matches: Matches, iou: float) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def froc(matches: Matches, iou: float = 0.1) -> dict:
-    """Sensitivity at the seven rates and the curve, all classes pooled under one score threshold.
+    """Returns sensitivity at the seven rates and the curve, all classes pooled under one score threshold.
 
     A detection is a true positive when COCO matches it to a truth box of its class at `iou`; every other one,
     even a second hit on the same object, is a false positive. Equal scores pass the threshold together.

@@ -23,7 +23,7 @@ def evaluate(
     resamples: int = 1000,
     primary_iou: float = 0.1,
 ) -> dict:
-    """AP, recall, localization accuracy and FROC (at `primary_iou`) with intervals; None where undefined.
+    """Returns AP, recall, localization and FROC (at `primary_iou`) with intervals; None if undefined.
 
     Raises:
       InputError: truth and detections do not fit together (`records.paired`).

@@ -1,4 +1,4 @@
-"""Detections of any other framework, COCO's results list, as answers to a prepared data set's images.
+"""Reads another framework's detections, in COCO's results format, of the images of a prepared data set.
 
 A result is {"image_id", "category_id", "bbox": [x, y, width, height], "score"}. A "segmentation" is not read.
 """
@@ -25,11 +25,11 @@ IMAGE_IDS = ("auto", "id", "name")
 
 
 class Predictions(NamedTuple):
-    """What a results file says of one split."""
+    """The detections of a results file in one split."""
 
     found: list[Found]  # one for each image of the split, in stored pixels
-    ignored: int  # detections of the data set's other images, which are left out
-    image_ids: str  # what whole numbers were: "id", "name"; "": there were none to be read
+    ignored: int  # number of detections of the data set's other images, which are left out
+    image_ids: str  # meaning of whole numbers: "id", "name"; "": there were none
 
 
 def read_predictions(
@@ -46,17 +46,19 @@ def read_predictions(
     Args:
       path: a JSON list of results. An `image_id` that is a string is the image's file name, with or without
         folder and suffix.
-      dataset: whose images were looked at.
+      dataset: the prepared images.
       split: "validation" or "test".
-      pixels: whose pixels boxes are in: the "original" files', which are scaled, or the "prepared" images'.
-      categories: a COCO file that says which `category_id` has which name; "": 1, 2, ... in the order of the
-        data set's classes.
-      image_ids: what an `image_id` that is a whole number is: the data set's "id", from its COCO file if it
+      pixels: unit of the boxes: pixels of the "original" files (boxes are scaled), or of the "prepared"
+      images. categories: a COCO file with the name of each `category_id`; "": 1, 2, ... in the order of the
+      data set's
+        classes.
+      image_ids: meaning of an `image_id` that is a whole number: the data set's "id", from its COCO file if
+      it
         was made of one, or a file's "name" that is a number (Ultralytics writes 14 for 000014.png). "auto":
-        the result's "file_name" if it has one, else what all of the file's numbers can be.
+        the result's "file_name" if it has one, else the meaning that fits all numbers of the file.
 
     Raises:
-      InputError: the file is no results list; a detection is of an unknown image, of one of two images, or
+      InputError: the file is not a results list; a detection is of an unknown image, of one of two images, or
         of an unknown category, has a box or score that is not finite, or lies outside its image.
     """
     labels = _labels(dataset.class_names, categories)
@@ -71,8 +73,8 @@ def read_predictions(
         _check(result, where)
         if type(result["category_id"]) is not int or result["category_id"] not in labels:
             raise InputError(
-                f"{where}: category_id {result['category_id']!r} is none of {sorted(labels)}; say what the "
-                "numbers mean by --prediction_categories=ANNOTATIONS.json, or leave other classes out"
+                f"{where}: category_id {result['category_id']!r} is none of {sorted(labels)}; give "
+                "--prediction_categories=ANNOTATIONS.json with their names, or leave other classes out"
             )
         box = _stored(result["bbox"], image, dataset.image_shape, pixels, where)
         if image.image_id in rows:
@@ -92,7 +94,7 @@ def read_predictions(
 
 
 class _Names:
-    """Images by id, by name, and by a name that is a number."""
+    """Indexes images by id, by name, and by a name that is a number."""
 
     def __init__(self, images: Iterable[Listed]):
         self._by_id: dict[int, Listed] = {}
@@ -108,7 +110,7 @@ class _Names:
     def meant(
         self, results: Sequence[Mapping[str, Any]], image_ids: str, path: str
     ) -> tuple[list[Listed], str]:
-        """The image of each result; and what whole numbers are: "id", "name", or "" where there are none.
+        """Returns the image of each result, and the meaning of whole numbers: "id", "name", or "".
 
         Raises:
           InputError: see `read_predictions`.
@@ -128,10 +130,10 @@ class _Names:
         return images, by if first else ""
 
     def _reading(self, first: Mapping[int, int], path: str) -> str:
-        """What all whole numbers of a file can be, "id" or "name"; "id" where neither or both are possible.
+        """Returns the meaning that fits all whole numbers, "id" or "name"; "id" if neither or both do.
 
         Raises:
-          InputError: they can be both, and are not the same images.
+          InputError: both fit, and they are different images.
         """
         if any(number not in self._by_name for number in first):
             return "id"
@@ -150,7 +152,7 @@ class _Names:
         return "id"
 
     def _find(self, name: Any, by: str, where: str) -> Listed:
-        """The image of a name or number; `by`: what a number is, "id" or "name".
+        """Returns the image of a name or number; `by`: meaning of a number, "id" or "name".
 
         Raises:
           InputError: there is none, or there are several of this name.
@@ -180,7 +182,7 @@ def _read_json(flag: str, path: Path) -> Any:
 def _results(path: Path) -> list[dict[str, Any]]:
     results = _read_json("--predictions", path)
     if not isinstance(results, list):
-        raise InputError(f"--predictions={path}: is no list; it must be COCO's results list")
+        raise InputError(f"--predictions={path}: is not a list; it must be COCO's results list")
     for index, result in enumerate(results):
         keys = result.keys() if isinstance(result, dict) else ()
         missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in keys]

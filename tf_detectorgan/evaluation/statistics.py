@@ -1,6 +1,6 @@
-"""Intervals: a bootstrap over groups for AP and recall, paired between arms, and exact ones for k of n.
+"""Confidence intervals: bootstrap over groups for AP and recall, paired between arms; exact for k of n.
 
-Letters: I images, U groups, R resamples, K classes. A group (patient, scene) is drawn whole, never a box.
+Letters: I images, U groups, R resamples, K classes. The resampled units are whole groups (patients, scenes).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tf_detectorgan.evaluation.average_precision import (
 )
 
 LEVEL = 0.95
-SMALL = 30  # groups with objects; below, the intervals are too narrow: docs/decisions/0021
-FEW_SEEDS = 5  # below, likewise: docs/decisions/0021
+SMALL = 30  # groups with objects; with fewer, the intervals are too narrow (decision 0021)
+FEW_SEEDS = 5  # with fewer, likewise (decision 0021)
 
 
 class Interval(NamedTuple):
@@ -39,12 +39,12 @@ class Bootstrap(NamedTuple):
     ap: dict[str, np.ndarray]  # [1 + R, K], row 0 is the whole set
     recall: dict[str, np.ndarray]  # [1 + R, K]
     image_ids: tuple[int, ...]
-    groups: int  # independent units that were drawn from
+    groups: int  # number of independent units
     groups_with_truth: int
     seed: int
 
     def interval(self, measure: str, iou: str, label: int | None = None) -> Interval:
-        """Of measure "ap" or "recall": the mean over classes, or one class."""
+        """Returns the interval of measure "ap" or "recall": of the mean over classes, or of one class."""
         values = getattr(self, measure)[iou]
         return percentile_interval(mean_over_classes(values) if label is None else values[:, label])
 
@@ -54,14 +54,14 @@ class Difference(NamedTuple):
 
     interval: Interval
     p: float | None  # two-sided
-    least_p: float  # that so many resamples can give
+    least_p: float  # the smallest p that this number of resamples can give
     seeds: int
     groups: int
     groups_with_truth: int
 
 
 def exact_interval(k: int, n: int) -> Interval:
-    """Clopper-Pearson interval of the share k of n: covers at least 95 % of the time if independent."""
+    """Returns the Clopper-Pearson interval of k of n, with 95 % coverage or more for independent trials."""
     if n == 0:
         return Interval(None, None, None)
     tail = (1 - LEVEL) / 2
@@ -71,7 +71,7 @@ def exact_interval(k: int, n: int) -> Interval:
 
 
 def percentile_interval(values: np.ndarray) -> Interval:
-    """Value [0] with the 2.5 and 97.5 percentiles of the resamples [1:]; NaN (no truth drawn) is left out."""
+    """Returns value [0] with the 2.5 and 97.5 percentiles of resamples [1:], without NaN (no truth drawn)."""
     if np.isnan(values[0]):
         return Interval(None, None, None)
     draws = values[1:][~np.isnan(values[1:])]
@@ -82,9 +82,9 @@ def percentile_interval(values: np.ndarray) -> Interval:
 
 
 def independent_units(groups: Sequence[Sequence[str]]) -> np.ndarray:
-    """Per image the number [I] of its unit, 0 .. U-1.
+    """Returns the number [I] of each image's unit, 0 .. U-1.
 
-    Images that share a group, directly or in a chain, share a unit; one without a group is its own unit.
+    Images that share a group, directly or in a chain, share a unit. An image without a group is its own unit.
     """
     parent = list(range(len(groups)))
 
@@ -102,7 +102,7 @@ def independent_units(groups: Sequence[Sequence[str]]) -> np.ndarray:
 
 
 def group_draws(groups: Sequence[Sequence[str]], resamples: int, seed: int) -> np.ndarray:
-    """How often each image occurs [R, I], int32, in R sets of as many units as there are, replaced."""
+    """Returns how often each image occurs in R resamples of the units with replacement: int32 [R, I]."""
     units = independent_units(groups)
     count = int(units.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
@@ -110,9 +110,9 @@ def group_draws(groups: Sequence[Sequence[str]], resamples: int, seed: int) -> n
 
 
 def bootstrap_ap(matches: Matches, resamples: int = 1000, seed: int = 0) -> Bootstrap:
-    """AP and recall of `resamples` sets of U groups drawn with replacement.
+    """Returns AP and recall of the whole set and of `resamples` sets of U groups drawn with replacement.
 
-    The same seed and groups give the same sets, so that two arms' rows belong together.
+    The same seed and groups give the same sets, so that two arms can be compared row by row.
     """
     units = independent_units(matches.groups)
     drawn = group_draws(matches.groups, resamples, seed)
@@ -130,10 +130,10 @@ def bootstrap_ap(matches: Matches, resamples: int = 1000, seed: int = 0) -> Boot
 
 
 def sentence(first: str, second: str, difference: Difference) -> str:
-    """Such as "detectorgan − cut_paste = +0.03 [−0.01, +0.07], 80 groups: not shown"."""
+    """Returns a sentence such as "detectorgan − cut_paste = +0.03 [−0.01, +0.07], 80 groups: not shown"."""
     value, low, high = difference.interval
     if value is None or low is None or high is None:
-        return f"{first} − {second}: undefined, the test images hold no object"
+        return f"{first} − {second}: undefined, the test images show no object"
     if low > 0 or high < 0:
         verdict = f"{first if low > 0 else second} is better"
     else:
@@ -146,17 +146,17 @@ def sentence(first: str, second: str, difference: Difference) -> str:
 
 
 def small_note(groups_with_truth: int) -> str:
-    """A warning for sets on which these intervals promise too much; empty when there are groups enough."""
+    """Returns a warning for sets with too few groups for these intervals, else ""."""
     if groups_with_truth >= SMALL:
         return ""
     return f"only {groups_with_truth} groups with objects: too few, the true interval is wider"
 
 
 def over_seeds(runs: Sequence[Bootstrap], measure: str, iou: str) -> np.ndarray:
-    """Mean over trainings [1 + R]: row 0 of all, the others of seeds *and* groups drawn with replacement.
+    """Returns the mean over trainings [1 + R]; rows 1 to R resample seeds *and* groups with replacement.
 
-    `runs` are one arm's trainings, in the order of their seeds; which seeds row r draws depends on their
-    number alone, so that two arms' rows belong together.
+    `runs` are one arm's trainings, in the order of their seeds. The seeds of row r depend on their number
+    only, so that two arms can be compared row by row.
 
     Raises:
       InputError: the runs were not evaluated on the same images and resamples.
@@ -175,7 +175,7 @@ def over_seeds(runs: Sequence[Bootstrap], measure: str, iou: str) -> np.ndarray:
 def seeds_difference(
     first: Sequence[Bootstrap], second: Sequence[Bootstrap], measure: str = "ap", iou: str = "0.1"
 ) -> Difference:
-    """First arm minus second, both trained with the same seeds, resampled over seeds and groups together.
+    """Returns first arm minus second, both with the same seeds, resampled over seeds and groups together.
 
     Raises:
       InputError: the numbers of seeds, the test images or their resamples differ.
@@ -195,7 +195,7 @@ def seeds_difference(
 
 
 def two_sided_p(draws: np.ndarray) -> float | None:
-    """Bootstrap p-value of "no difference" (Davison & Hinkley 1997, section 4.4); row 0 is the value."""
+    """Returns the bootstrap p-value of "no difference" (Davison & Hinkley 1997, 4.4); row 0 is the value."""
     resampled = draws[1:][~np.isnan(draws[1:])]
     if np.isnan(draws[0]) or not len(resampled):
         return None
@@ -204,7 +204,7 @@ def two_sided_p(draws: np.ndarray) -> float | None:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979) of p-values, in the order given."""
+    """Returns p-values with Holm's step-down correction (1979), in the given order."""
     order = np.argsort(p, kind="stable")
     adjusted, so_far = [0.0] * len(p), 0.0
     for rank, index in enumerate(order):
@@ -214,10 +214,10 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def seeds_sentence(first: str, second: str, difference: Difference, adjusted_p: float | None) -> str:
-    """Such as "a − b = +0.030 [−0.010, +0.070], 5 seeds, 80 groups, p 0.12 (Holm): not shown; ..."."""
+    """Returns "a − b = +0.030 [−0.010, +0.070], 5 seeds, 80 groups, p 0.12 (Holm): not shown; ...", say."""
     value, low, high = difference.interval
     if value is None or low is None or high is None or adjusted_p is None:
-        return f"{first} − {second}: undefined, the test images hold no object"
+        return f"{first} − {second}: undefined, the test images show no object"
     shown = (low > 0 or high < 0) and adjusted_p < 1 - LEVEL
     unseen = max(value - low, high - value)
     if shown:

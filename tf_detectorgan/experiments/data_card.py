@@ -31,7 +31,7 @@ def write(dataset: records.Dataset) -> Path:
     """
     dataset.fingerprint()  # reads every record, so that damage is found before anything is shown
     names = [f"{part}_{stream}" for part in records.SPLITS for stream in records.STREAMS]
-    splits = {name: contents.read(dataset, name, marked=True) for name in names if dataset.count(name)}
+    splits = {name: contents.read(dataset, name, fingerprints=True) for name in names if dataset.count(name)}
     sizes = {name: contents.sizes(held.boxes) for name, held in splits.items() if len(held.boxes)}
     train = splits["train_labelled"].boxes if "train_labelled" in splits else np.zeros([0, 4])
     coverage, refusal = _coverage(dataset, train)
@@ -88,14 +88,14 @@ def _equal(splits: dict[str, Contents]) -> list[list[str]]:
     """The places of pictures that are stored more than once, every pixel the same."""
     places = defaultdict[bytes, list[str]](list)
     for split, held in splits.items():
-        for name, mark in zip(held.names, held.marks, strict=True):
+        for name, mark in zip(held.names, held.fingerprints, strict=True):
             places[mark.digest].append(f"{name} ({split.replace('_', ', ')})")
     return [found for found in places.values() if len(found) > 1]
 
 
 def _near(splits: dict[str, Contents]) -> dict[str, Any]:
     """Pictures that are in two of training, validation and test: how many pairs, and the nearest of them."""
-    marked = {split: list(zip(held.names, held.marks, strict=True)) for split, held in splits.items()}
+    marked = {split: list(zip(held.names, held.fingerprints, strict=True)) for split, held in splits.items()}
     count, nearest = split_guard.pairs(marked)
     return {"count": count, "nearest": [str(pair) for pair in nearest]}
 

@@ -160,7 +160,7 @@ def run_jobs(
       jobs: as `plan` gave them.
       flagfile: of `train`.
       out: parent of the run directories.
-      processes: processes at a time.
+      processes: number of processes that run at the same time.
       stopped: names the signal that has come, if any: the processes then save and end.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Convolutions that take neighbouring pixels for channels: Keras's functions, cheaper (decision 0077).
+"""Convolutions that equal Keras's and are faster: neighbouring pixels become channels (decision 0077).
 
-An output of phases x phases pixels is computed as one pixel of phases^2 as many channels, and
-`tf.nn.depth_to_space` lays them out. Letters: N images, H, W, C channels, F filters, k the kernels' side.
+phases x phases output pixels are computed as one pixel with phases^2 times the channels, and
+`tf.nn.depth_to_space` rearranges them. Letters: N images, H, W, C channels, F filters, k the kernels' side.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ DOUBLED = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
 class DoublingConv2D(keras.layers.Conv2D):
     """`UpSampling2D(2)` and a `Conv2D(filters, 3, padding="same")`: [N, H, W, C] to [N, 2H, 2W, F].
 
-    Of a 3 x 3 window over doubled pixels only 2 x 2 differ, so that kernels of 2 x 2, one a phase, do the
-    same in 4 / 9 of the arithmetic, without the doubled image. The weights are those of the `Conv2D`. H and W
-    must be known.
+    A 3 x 3 window over doubled pixels has only 2 x 2 different ones. So one 2 x 2 kernel per phase gives the
+    same result with 4 / 9 of the arithmetic, without the doubled image. The weights are those of the
+    `Conv2D`. H and W must be known.
     """
 
     def __init__(self, filters: int, **kwargs):
@@ -45,12 +45,12 @@ class DoublingConv2D(keras.layers.Conv2D):
 class NarrowConv2D(keras.layers.Conv2D):
     """A `Conv2D` without padding and stride for few filters: [N, H, W, C] to [N, H - k + 1, W - k + 1, F].
 
-    With one to three channels out, vector units lie idle. Sixteen (or 4F) are filled by wider kernels, which
-    step over 4 (or 2) pixels at once: more arithmetic in less time. Sides of the output must be known and
-    divisible by 4 (or 2).
+    One to three output channels do not fill a CPU's vector units. Wider kernels that step over 4 (or 2)
+    pixels compute 16 (or 4F) channels at once: more arithmetic in less time. The sides of the output must be
+    known and divisible by 4 (or 2).
 
     Raises:
-      ValueError: they are not.
+      ValueError: a side is not.
     """
 
     def convolution_op(self, inputs, kernel):

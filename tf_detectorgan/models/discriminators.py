@@ -1,7 +1,7 @@
-"""DIS_globalX and DIS_globalY judge whole images, DIS_localX the object's crop. All are PatchGANs of logits.
+"""The discriminators DIS_globalX and DIS_globalY of whole images, and DIS_localX of the object's crop.
 
-In the paper DIS_globalX held_out *labelled* images (real y against G_X(x)), DIS_globalY clean ones (x against
-G_Y(y)). Letters: N images, H, W, C channels, S the crop's side.
+All are PatchGANs with logits as output. As in the paper, DIS_globalX's inputs show the object (y as real,
+G_X(x) as fake), and DIS_globalY's are clean (x as real, G_Y(y) as fake). Letters: N images, H, W, C channels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ def patch_gan(
 ) -> keras.Model:
     """PatchGAN (Isola et al. 2017): C64-C128-C256-C512 with 4x4 kernels; `layers` of them have stride 2.
 
-    Each logit of the output [N, h, w, 1] sees a square of 70 pixels with 3 layers, 34 with 2.
+    The receptive field of each logit in the output [N, h, w, 1] has a side of 70 pixels with 3 layers, 34
+    with 2.
     """
 
     def leaky(x):

@@ -1,4 +1,4 @@
-"""Layers that Keras lacks, or has with a wrong second derivative; and what layers compute in.
+"""Layers that Keras lacks, or whose second derivative is wrong in Keras; and the dtypes of layers.
 
 Letters: N images, H, W, C channels, G groups.
 """
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 @contextlib.contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
-    """Layers made inside have Keras's dtype policy `name`: "mixed_bfloat16", say."""
+    """Layers that are made in this context have Keras's dtype policy `name`, for example "mixed_bfloat16"."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
@@ -24,9 +24,9 @@ def dtype_policy(name: str) -> Iterator[None]:
 
 
 def weights_dtype() -> str:
-    """Dtype of the weights of layers made now: what a network's last layers compute in under every policy.
+    """Returns the dtype of new layers' weights; a network's last layers compute in it under every policy.
 
-    Eight bits of a logit or a pixel are too few: losses, boxes and images are float32.
+    bfloat16's 8 bits are too few for a logit or a pixel: losses, boxes and images are float32.
     """
     return keras.config.dtype_policy().variable_dtype
 
@@ -35,10 +35,9 @@ def weights_dtype() -> str:
 class ExactGroupNormalization(keras.layers.Layer):
     """Group normalisation (Wu & He 2018) whose derivatives of first and second order are exact.
 
-    Keras's normalisation layers use `tf.nn.moments`, which stops the gradient at the mean: right for a first
-    derivative, silently wrong for Eqn 3, which differentiates a gradient. Here both derivatives are written
-    out (`_normalized`). All of it is in the weights' dtype, also where the layer's neighbours compute in
-    fewer bits.
+    Keras's normalisation layers use `tf.nn.moments`, which stops the gradient at the mean. That is right for
+    a first derivative, but silently wrong for Eqn 3, which differentiates a gradient. Here both derivatives
+    are written out (`_normalized`). The layer computes in the weights' dtype under every dtype policy.
 
     Args:
       groups: G, divides C; -1 for one channel a group (instance normalisation).
@@ -58,19 +57,19 @@ class ExactGroupNormalization(keras.layers.Layer):
         self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta", autocast=False)
 
     def call(self, inputs):
-        """[N, H, W, C] to the same; each (image, group) has mean 0 and variance 1 before gamma, beta."""
+        """Normalises inputs [N, H, W, C] per image and group to mean 0, variance 1; applies gamma, beta."""
         x = tf.cast(inputs, self.variable_dtype)
         size = 1 if self.groups == -1 else x.shape[-1] // self.groups
         return tf.cast(_normalized(x, size, self.epsilon) * self.gamma + self.beta, inputs.dtype)
 
 
 def _normalized(x, size: int, epsilon: float):
-    """x^ = r (x - mean) [N, H, W, C], r = (variance + epsilon)^-1/2 of each image and `size` channels.
+    """Returns x^ = r (x - mean) [N, H, W, C], r = (variance + epsilon)^-1/2 per image and `size` channels.
 
     With the projection P(v) = v - mean(v) - x^ mean(x^ v), the gradient along u is r P(u). P is self-adjoint,
     so of the product of that gradient with w the derivative to u is r P(w), and the one to x is
-    -r^2 (x^ mean(w P(u)) + mean(x^ u) P(w) + mean(x^ w) P(u)). Written out they are half the ops of those
-    that TensorFlow derives (decision 0135).
+    -r^2 (x^ mean(w P(u)) + mean(x^ u) P(w) + mean(x^ w) P(u)). Written out, they have half
+    the ops of the derivatives that TensorFlow computes (decision 0135).
     """
     pixels, by_group = tf.constant([1, 2]), tf.constant([-1, size])
     by_channel = tf.constant([-1, 1, 1, x.shape[-1]])
@@ -88,7 +87,7 @@ def _normalized(x, size: int, epsilon: float):
         along = mean(x_hat * v)
         return v - mean(v) - x_hat * along, along
 
-    # What a function needs of an earlier one are its arguments: TensorFlow searches a custom gradient's graph
+    # Values of an outer function are passed as arguments: TensorFlow searches the graph of a custom gradient
     # for variables, from its results back to its arguments.
     @tf.custom_gradient
     def forward(x):
@@ -112,7 +111,7 @@ def _normalized(x, size: int, epsilon: float):
 
 
 def _refuse_derivative(layer: str, order: str) -> Callable:
-    """The gradient of the layer's last derivative, of which a part would else be missing in silence."""
+    """Returns a gradient that raises: otherwise a part of a higher derivative would be missing silently."""
 
     def refuse(*_):
         raise RuntimeError(f"{layer} has no {order} derivative")
@@ -135,9 +134,9 @@ class ReflectionPadding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tf_detectorgan")
 class Doubling(keras.layers.Layer):
-    """Each pixel becomes 2 x 2 of them: [N, H, W, C] to [N, 2H, 2W, C], H, W and C known.
+    """Repeats each pixel 2 x 2 times: [N, H, W, C] to [N, 2H, 2W, C], H, W and C known.
 
-    As Keras's `UpSampling2D(2)`, whose derivative of second order tiles tensors of rank 8, which costs Eqn 3
+    It equals Keras's `UpSampling2D(2)`, whose second derivative tiles tensors of rank 8, which costs Eqn 3
     on CPUs as much as several convolutions (decision 0077). Here every derivative is a copy or a sum of two.
     """
 
@@ -150,18 +149,18 @@ class Doubling(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tf_detectorgan")
 class InstanceNormalization(ExactGroupNormalization):
-    """One group a channel, by TensorFlow's fused batch normalisation of each image alone.
+    """Instance normalisation by TensorFlow's fused batch normalisation of each image alone.
 
-    Forward and backward are one op each, where `ExactGroupNormalization` is 10 and 25: two to five times as
-    fast on CPUs from 64 pixels on, and a kernel each on GPUs (decision 0135). For generators and
-    discriminators, which nothing differentiates twice.
+    The forward and the backward pass are one op each; `ExactGroupNormalization` has 10 and 25. It is two to
+    five times as fast on CPUs from 64 pixels on, and one kernel each on GPUs (decision 0135). It has no
+    second derivative, which generators and discriminators do not need.
     """
 
     def __init__(self, epsilon: float = 1e-5, **kwargs):
         super().__init__(groups=-1, epsilon=epsilon, **kwargs)
 
     def call(self, inputs):
-        """[N, H, W, C] to the same; each (image, channel) has mean 0 and variance 1 before gamma, beta."""
+        """Normalises inputs [N, H, W, C] per image and channel to mean 0, variance 1; applies gamma, beta."""
         if self.variable_dtype != "float32":  # the fused op has statistics of no other dtype
             return super().call(inputs)
         normal = _normalized_alone(tf.cast(inputs, tf.float32), self.gamma, self.beta, self.epsilon)
@@ -169,7 +168,7 @@ class InstanceNormalization(ExactGroupNormalization):
 
 
 def _normalized_alone(x, gamma, beta, epsilon: float):
-    """Batch normalisation of each image of x [N, H, W, C] alone, by its fused op: images become channels."""
+    """Normalises each image of x [N, H, W, C] alone by the fused op: images become channels."""
     count, height, width, channels = tf.unstack(tf.shape(x)) if None in x.shape[:3] else x.shape
     options = {"epsilon": epsilon, "is_training": True}
 

@@ -1,7 +1,8 @@
-"""PS-GAN's DIS_person: held_out the crop of one box of any size (Ouyang et al. 2018, section 3.2).
+"""PS-GAN's DIS_person, the discriminator of the crop of one box of any size (Ouyang et al. 2018, 3.2).
 
 Letters: N images, H, W, C channels. Crops of different sizes share a batch: each lies in the top left corner
-of a canvas, and what is beyond it stays 0 after every layer, as if each were convolved alone.
+of a canvas. Pixels outside of the crop are set to 0 after every layer, which equals convolving each crop
+alone.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ class PersonDiscriminator(keras.Model):
     """C64 of stride 2, C128-C256-C512 of stride 1, 4x4 kernels; spatial pyramid pooling; one logit."""
 
     def __init__(self, filters: int = 64, **kwargs):
-        super().__init__(autocast=False, **kwargs)  # a box in bfloat16 would be off by a pixel
+        super().__init__(autocast=False, **kwargs)  # a coordinate in bfloat16 can be off by a pixel
         self.convolutions = [keras.layers.Conv2D(2**i * filters, 4, 1 if i else 2, "same") for i in range(4)]
         self.logit = keras.layers.Dense(1, dtype=weights_dtype())
 
     def call(self, images, boxes):
-        """Logits [N, 1, 1, 1] of what is in boxes [N, 4] of images [N, H, W, C]."""
+        """Returns logits [N, 1, 1, 1] of the crops of boxes [N, 4] from images [N, H, W, C]."""
         x, sizes = cut(images, boxes)
         for convolution in self.convolutions:
             x = keras.ops.leaky_relu(convolution(x), negative_slope=0.2)
@@ -35,7 +36,7 @@ class PersonDiscriminator(keras.Model):
 
 
 def spatial_pyramid(features, sizes):
-    """[N, 21 C]: maxima of the top left `sizes` [N, 2] of features [N, H, W, C] over 4x4, 2x2 and 1 bins.
+    """Returns [N, 21 C]: maxima over 4x4, 2x2 and 1 bins of the top left `sizes` [N, 2] of features.
 
     Bin i of n goes from floor(i h / n) to ceil((i + 1) h / n) (He et al. 2015, appendix A), so none is empty.
     """
@@ -48,7 +49,7 @@ def spatial_pyramid(features, sizes):
 
 
 def _maxima(x, sizes, bins: int):
-    """Maxima [N, bins, W, C] over the second axis of x [N, H, W, C], cut into `bins` at sizes [N]."""
+    """Returns maxima [N, bins, W, C] over `bins` parts of the first sizes [N] rows of x [N, H, W, C]."""
     i = tf.range(bins, dtype=sizes.dtype)
     first = (sizes[:, None] * i // bins)[..., None]
     last = -(-sizes[:, None] * (i + 1) // bins)[..., None]

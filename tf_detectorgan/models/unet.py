@@ -1,4 +1,4 @@
-"""PS-GAN's and pix2pix's generator: a U-Net that draws an object into a box of noise.
+"""The generator of PS-GAN and pix2pix: a U-Net that replaces a box of noise by an object.
 
 Letters: N images, S side, C channels, f filters.
 """
@@ -14,9 +14,9 @@ from tf_detectorgan.models.layers import InstanceNormalization, weights_dtype
 def unet(image_shape: tuple[int, int, int], *, filters: int = 64, name: str = "generator") -> keras.Model:
     """U-Net from S x S to 1 x 1 and back (Isola et al. 2017, appendix 6.1.1): 8 halvings at 256 pixels.
 
-    Encoder Cf-C2f-C4f-C8f-C8f-..., 4x4 kernels of stride 2; the decoder mirrors it, with the encoder's maps
-    of the same size beside its own; tanh. No dropout, and upsampling instead of transposed convolutions
-    (decisions 0105, 0041).
+    Encoder Cf-C2f-C4f-C8f-C8f-..., 4x4 kernels of stride 2; the decoder mirrors it and concatenates the
+    encoder's feature maps of the same size; tanh. No dropout, and upsampling instead of transposed
+    convolutions (decisions 0105, 0041).
 
     Args:
       image_shape: (S, S, C), S a power of 2 of at least 8: 256 is the paper's, 128 and 64 are for CPUs.
@@ -32,7 +32,9 @@ def unet(image_shape: tuple[int, int, int], *, filters: int = 64, name: str = "g
     widths = [min(2**i, 8) * filters for i in range(halvings)]
 
     def normalized(x, width, side, kernel, stride):
-        one = side == 1  # pixel, of which a normalisation would leave 0; elsewhere it removes a bias
+        one = (
+            side == 1
+        )  # one pixel: normalised it would be 0; larger maps need no bias, which the norm removes
         x = keras.layers.Conv2D(width, kernel, stride, "same", use_bias=one)(x)
         return x if one else InstanceNormalization()(x)
 
@@ -53,10 +55,10 @@ def unet(image_shape: tuple[int, int, int], *, filters: int = 64, name: str = "g
 
 
 def redraw(G, noised, boxes, content, composition: Composition):
-    """G(`noised`) as an image: [N, S, S, C] in [-1, 1], what `noised` [N, S, S, C] is made into.
+    """Returns `noised` [N, S, S, C] with the noise replaced by an object, in [-1, 1].
 
-    Compose "full": G's output [paper]; "box": blended into the input near boxes [N, 4], which hold the noise.
-    Padding beyond content [N, 4] stays.
+    Output "full_image": G's output [paper]; "blend_in_box": blended into the input near boxes [N, 4], which
+    hold the noise. Padding outside of content [N, 4] is kept.
     """
     drawn = G(noised)
     if composition.output == "full_image":

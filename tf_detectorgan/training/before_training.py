@@ -68,7 +68,7 @@ def residual_report(run: Run) -> None:
     arms = [ARMS[name] for name in run.settings.arm]
     if not any(build.placement(run.settings, arm.images, arm.gan).residual for arm in arms):
         return
-    for name, share in zip(run.dataset.class_names, object_residuals(run.dataset).signal, strict=True):
+    for name, share in zip(run.dataset.class_names, object_residuals(run.dataset).signal_share, strict=True):
         print(f"object residuals: {share:.0%} of the variance of the residuals of {name} is signal")
         if share < MIN_SIGNAL:
             print(

@@ -96,18 +96,12 @@ def idle_message(found: Sequence[str], used: int, batches: Mapping[str, int]) ->
 
 
 def precision(settings: Train) -> contextlib.AbstractContextManager:
-    """Returns the context in which generators and discriminators are built, so that they use --precision.
-
-    With float32 they use Keras's floatx.
-    """
+    """Returns the context to build generators and discriminators in; with float32 they use Keras's floatx."""
     return contextlib.nullcontext() if settings.precision == "float32" else dtype_policy(settings.precision)
 
 
 def detector_precision(settings: Train) -> contextlib.AbstractContextManager:
-    """Returns the context in which detectors are built, so that they use --precision.
-
-    Not with float16, in which the gradient of Eqn 3 vanishes (decision 0120).
-    """
+    """Returns the context to build detectors in; not float16, in which Eqn 3's gradient vanishes (0120)."""
     return precision(settings) if settings.precision == "mixed_bfloat16" else contextlib.nullcontext()
 
 

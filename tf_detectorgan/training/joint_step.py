@@ -1,7 +1,8 @@
 """The joint step of DetectorGAN, in the paper's order and symbols (section 3, Eqn 1 to 4).
 
-Letters: N images per replica, H, W, C channels. theta are the generators' weights, W are DET's weights. Every
-loss is this replica's share of the global batch's loss (`replicas.py`).
+Letters: N images per replica, H, W, C channels. theta are the generators' weights, W are DET's weights. x is
+a batch of clean images, m the masks of the boxes to fill; y and y2 are two batches of real labelled images,
+drawn independently. Every loss is this replica's share of the global batch's loss (`replicas.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class JointModels:
     gan: BaseGAN
     DET: Detector | None = None  # None: the GAN is trained alone
     detector_optimizer: keras.optimizers.Optimizer | None = None  # of a class that update_rules.py supports
-    loss_scale: LossScale | None = None  # None: no network computes in float16
+    loss_scale: LossScale | None = None  # None: no loss scaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Objective:
 
     lambda_real: float  # 0: Eqn 3 is left out
     lambda_syn: float  # > 0: G_X maximises L_syn [paper]; < 0: G_X minimises it (ACGAN)
-    syn_cap: float  # upper bound on L_syn in the objective
-    recompute: bool = False  # as in `unroll.unrolled_step`
+    syn_cap: float  # upper bound on L_syn in the objective, if lambda_syn > 0
+    recompute: bool = False  # recompute some of DET's activations instead of storing them
 
 
 GAN_ONLY = Objective(0.0, 0.0, 0.0)  # for a GAN that is trained without a detector
@@ -53,8 +54,9 @@ def joint_step(models: JointModels, objective: Objective, batch: Batch, seed) ->
         L_syn  = L_d(DET(x_syn; W))                                                           (Eqn 2)
         L~_real = L_d(DET(y2; W')), W' = W after one update on L_real + L_syn                 (Eqn 3)
 
-    DET's weights W minimise L_real + L_syn, with L_real = L_d(DET(y; W)) (Eqn 1). The discriminators maximise
-    Eqn 4. At the end, W' of Eqn 3 is assigned to W, so that DET's update is computed only once.
+    DET's weights W minimise L_real + L_syn, with L_real = L_d(DET(y; W)) (Eqn 1). This update is the one of
+    Eqn 3, which is computed once. The discriminators maximise Eqn 4. With K unrolled steps, L~_real is the
+    loss after K updates, and only the first is applied to DET.
 
     With a loss scale, either all networks are updated or none. `seed`: int32 [2], different at every step.
     Returns scalars by name: this replica's share of each loss, and the `_squared_norms`.
@@ -66,7 +68,8 @@ def joint_step(models: JointModels, objective: Objective, batch: Batch, seed) ->
     gradient_scalars: dict[str, tf.Tensor] = {}  # scalars that are computed from gradients
     terms, image_gradients, d_others, d_theta = gan.generator_losses(batch, generated, step)  # L_GAN
     if DET is not None:
-        synthetic = Labelled(generated.x_syn, batch.insertion.boxes[:, None], batch.insertion.labels[:, None])
+        boxes, labels = (v[:, None] for v in (batch.insertion.boxes, batch.insertion.labels))  # one per image
+        synthetic = Labelled(generated.x_syn, boxes, labels)
         # Run in sequence: the GAN's activations are freed before DET's are stored (decision 0135).
         with tf.control_dependencies(
             [tf.group(*image_gradients.values(), *d_others, *(d for d in d_theta if d is not None))]
@@ -88,10 +91,11 @@ def joint_step(models: JointModels, objective: Objective, batch: Batch, seed) ->
             gradient_scalars["L_real_unrolled"] = unrolled.L_real_unrolled
             image_gradients["real"] = o.lambda_real * unrolled.d_L_real_unrolled
 
-    # Without a detector, PS-GAN has no loss on x_syn.
+    # Without a detector PS-GAN has no loss on x_syn: its own losses compare redrawn labelled images with y.
     d_x_syn = [tf.add_n(list(image_gradients.values()))] if image_gradients else []
     images = [generated.x_syn, *generated.others] if image_gradients else list(generated.others)
     g = step.gradient(tape, images, gan.theta, [*d_x_syn, *d_others])
+    # None: no path to theta through the images, or none around them.
     g = [b if a is None else a if b is None else a + b for a, b in zip(g, d_theta, strict=True)]
     replicas.require_gradients(g, [v.path for v in gan.theta], "the generators' objective")
     step.apply(gan.generator_optimizer, replicas.total(g))

@@ -35,9 +35,7 @@ class StopSignal:
     def check(self, name: str) -> None:
         """Raises Interrupted if a signal was received, in work that cannot be saved before it is finished."""
         if self.received:
-            raise Interrupted(
-                f"{self.received} in {name}: it is not saved; run the command again to repeat it"
-            )
+            raise Interrupted(f"{self.received} in {name}: it is not saved; run the command again")
 
     def _receive(self, number, frame):
         self.received = signal.Signals(number).name

@@ -193,9 +193,7 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
     metrics_file = run_layout.metrics(directory, split)
     if metrics_file.exists():
         metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
-        if (
-            metrics.get("primary_iou", metrics.get("main_iou")) == run.settings.primary_iou
-        ):  # main_iou: old key
+        if metrics.get("primary_iou", metrics.get("main_iou")) == run.settings.primary_iou:  # or the old key
             return metrics
     run.stop.check(f"{name}/evaluation")
     peak_memory.reset()
@@ -219,10 +217,7 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
 
 
 def train_gan(run: Run, directory: Path, gan: GANTraining, numbers: range, unroll_steps: int = 1) -> None:
-    """Trains the networks of `gan`, unless the phase is finished.
-
-    `numbers`: the numbers of its steps, from which batches and random seeds follow.
-    """
+    """Trains the networks of `gan` unless finished; `numbers`: step numbers, for batches and seeds."""
     if _is_finished(run, directory):
         return
     s, joint_models, steps = run.settings, gan.joint_models, len(numbers)

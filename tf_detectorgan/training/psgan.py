@@ -36,10 +36,7 @@ class AlignedObjective:
 
 @dataclasses.dataclass
 class PSGAN:
-    """Generator G and two discriminators: DIS_image of (G's input, image) pairs, DIS_person of the box.
-
-    For pix2pix, DIS_person is None.
-    """
+    """Generator G, DIS_image for (input, image) pairs, and DIS_person for the box; None for pix2pix."""
 
     objective: AlignedObjective
     G: keras.Model

@@ -73,9 +73,7 @@ class Run:
         """Returns an iterator over `batches`; each replica's part is copied to its GPU in advance, if any."""
         if self.workers.strategy:
             return self.workers.rows(batches)
-        if (
-            self.strategy.num_replicas_in_sync > 1
-        ):  # this prefetches to the devices (tf.distribute.InputOptions)
+        if self.strategy.num_replicas_in_sync > 1:  # prefetches to its devices (tf.distribute.InputOptions)
             return iter(self.strategy.experimental_distribute_dataset(batches))
         gpus = build.gpus()
         return prefetch.prefetch_to_device(batches, gpus[0]) if gpus else iter(batches)

@@ -161,7 +161,5 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _phantom(settings: Train, directory: Path) -> None:
     if not records.is_dataset(directory):
-        options = phantom.PhantomConfig(
-            size=settings.phantom_size, train_images=settings.phantom_train_images
-        )
-        shards.build(phantom.plan(options), directory)
+        spec = phantom.PhantomConfig(size=settings.phantom_size, train_images=settings.phantom_train_images)
+        shards.build(phantom.plan(spec), directory)

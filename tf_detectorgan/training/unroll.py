@@ -1,19 +1,19 @@
 """Eqn 3: the detector's loss on real images after one update, differentiated with respect to x_syn.
 
     g       = d/dW [ L_real(W; y) + L_syn(W; x_syn) ]                                     (Eqn 1 and 2)
-    W', s'  = U(W, s, g)                      one step of DET's optimizer, whose state is s
+    W', s'  = U(W, s, g)          the update rule U of DET's optimizer, whose state is s
     L~_real = L_real(W'; y2)                                                               (Eqn 3)
 
 `unrolled_step` returns dL_syn/dx_syn and dL~_real/dx_syn; one ordinary backward pass from there gives the
 gradient with respect to G_X's weights. dL~_real/dx_syn is exact: an outer tape differentiates through U and
-through the gradient g, which an inner tape computes. With K steps it differentiates through all of them; each
-step has its own real images. Only the first step is applied to DET.
+through the gradient g, which an inner tape computes. With K unrolled steps, each on its own real images,
+L~_real is the loss after the last; the tape differentiates through all. Only the first is applied to DET.
 
-Cost of one unrolled step, counted in forward passes of one batch (a backward pass to weights and activations
-counts 2): an ordinary update on real and synthetic images costs 6. Here the real gradient costs 3 and the
-synthetic one 3, with dL_syn/dx_syn from the same pass. L~_real costs 3. The product of the mixed second
-derivative and the vector dL~_real/dW' costs 4: each layer's dW = delta * a depends on delta and on a (2), and
-both derivatives are propagated to the previous layers (2). (2 x 3 + 3 + 4) / 6 = 2.17 ordinary updates.
+Cost of one unrolled step, counted in forward passes of one batch (a backward pass counts 2): an ordinary
+update on real and synthetic images costs 6. Here L_real and L_syn with their gradients cost 6 as well,
+L~_real costs 3, and the product of the mixed second derivative and the vector dL~_real/dW' costs 4: the
+derivatives of a layer's dW with respect to its input and to the gradient at its output cost 2, and
+propagating both to the previous layers costs 2 more. The sum is (6 + 3 + 4) / 6 = 2.17 ordinary updates.
 docs/unroll.md shows how to use this module without this project's detectors.
 """
 
@@ -57,8 +57,8 @@ def unrolled_step(
 
     Args:
       DET: the detector with its current weights W.
-      optimizer: DET's optimizer, built on DET's weights in their order. U uses its complete state and all
-        of its options.
+      optimizer: DET's optimizer, built on DET's weights in their order. The update rule uses its
+        complete state and all of its options.
       y: real labelled images.
       synthetic: x_syn with its boxes.
       y2: real labelled images for L~_real. If None, Eqn 3 is left out, and both fields of L~_real are None.
@@ -72,7 +72,7 @@ def unrolled_step(
     """
     update_rules.require_built_on(optimizer, DET.weights)
     x_syn, names = synthetic.images, [v.path for v in DET.network.trainable_variables]
-    W, L_syn_of = [tf.convert_to_tensor(w) for w in DET.weights], _loss_on(DET, synthetic)
+    W, synthetic_loss = [tf.convert_to_tensor(w) for w in DET.weights], _loss_on(DET, synthetic)
     synthetic_pass = _recomputed if recompute else _loss_and_gradients
     update, steps = Update(W, update_rules.current_state(optimizer)), list[UnrolledStep]()
     with tf.GradientTape(watch_accessed_variables=False) as outer:
@@ -80,8 +80,8 @@ def unrolled_step(
         for labelled in (y, *later) if y2 is not None else (y,):
             L_real, g_real, _ = _loss_and_gradients(_loss_on(DET, labelled), update.W, labelled.images)
             replicas.require_gradients(g_real, names, "L_real")
-            L_syn, g_syn, d_L_syn = synthetic_pass(L_syn_of, update.W, x_syn)
-            # Summed under the outer tape: W' on the other replicas depends on this replica's x_syn, too.
+            L_syn, g_syn, d_L_syn = synthetic_pass(synthetic_loss, update.W, x_syn)
+            # The outer tape records the sum: W' of other replicas depends on this replica's x_syn, too.
             g = replicas.total([a + b for a, b in zip(g_real, g_syn, strict=True)])
             update = update_rules.advance(optimizer, update.W, g, update.state)
             steps.append(UnrolledStep(L_real, L_syn, None, d_L_syn, None, update))
@@ -94,7 +94,7 @@ def unrolled_step(
 
 
 def _loss_on(DET: Detector, labelled: Labelled) -> Callable:
-    """Returns (W, images) -> L_d with the boxes of `labelled`; L_d is divided by all replicas' positives."""
+    """Returns (W, images) -> L_d with the boxes of `labelled`, divided by all replicas' positives."""
     targets = DET.targets(labelled)
     normalizer = tf.maximum(replicas.total(DET.positives(targets)), 1.0)
     return lambda W, images: DET.loss(W, images, targets, normalizer)
@@ -117,16 +117,14 @@ def _dense(gradient):
 def _recomputed(loss: Callable, W, images):
     """As `_loss_and_gradients`, but an outer tape stores only the inputs and recomputes the activations.
 
-    Only dL_d/dW can be differentiated. `tf.recompute_grad` cannot be used because it stops the recording of
-    the inner tape (decision 0073).
+    Only dL_d/dW can be differentiated: gradients that arrive at L_d and dL_d/d(images) are ignored.
+    `tf.recompute_grad` stops the recording of the inner tape, so it cannot be used (decision 0073).
     """
 
     @tf.custom_gradient
     def forward(images, *W):
         def backward(_, __, *upstream, variables=()):
-            with tf.control_dependencies(
-                upstream
-            ):  # otherwise Grappler merges this with the first computation
+            with tf.control_dependencies(upstream):  # else Grappler merges both computations
                 inputs = [tf.identity(v) for v in (images, *W)]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(inputs)

@@ -1,4 +1,4 @@
-"""A folder of DICOM files with a CSV of boxes, whose lines name SOPInstanceUIDs or files (see table.py)."""
+"""Reads a folder of DICOM files with a CSV file of boxes (see table.py)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from tf_detectorgan.data.document import Document
 from tf_detectorgan.data.formats import table
 from tf_detectorgan.errors import InputError
 
-_LOOKED_AT = 50
+_SAMPLED = 50  # files that `likely` reads
 
 
 def likely(folder: Path) -> bool:
-    """Whether one of the first files below `folder` is a DICOM file."""
-    first = itertools.islice((path for path in folder.rglob("*") if path.is_file()), _LOOKED_AT)
+    """Returns whether one of the first files below `folder` is a DICOM file."""
+    first = itertools.islice((path for path in folder.rglob("*") if path.is_file()), _SAMPLED)
     return any(map(medical_images.is_dicom, first))
 
 
 def read(annotations: Path, images: Path) -> Document:
-    """Lines name SOPInstanceUIDs or files. A DICOMDIR (PS3.3, F.3) is no image.
+    """Reads a CSV file that names images by SOPInstanceUID or file; ignores a DICOMDIR (PS3.3, F.3).
 
     Raises:
       InputError: a header or the CSV file cannot be read, or pydicom is not installed.
     """
     medical_images.library("pydicom")
     files = (path for path in sorted(images.rglob("*")) if path.is_file())
-    found = [path for path in files if medical_images.is_dicom(path)]  # many have no suffix
+    found = [path for path in files if medical_images.is_dicom(path)]  # DICOM files often have no suffix
     uids: dict[Path, str] = {}
     for path in progress.bar(found, desc="reading headers", unit="image"):
         try:

@@ -1,4 +1,4 @@
-"""Writes a COCO folder also as Pascal VOC, YOLO or NODE21: the inverse of the readers beside this file."""
+"""Converts a COCO folder to Pascal VOC, YOLO or NODE21: the inverse of the readers in this package."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from tf_detectorgan.run_layout import ANNOTATIONS
 
 
 def check(kinds: Sequence[str], class_names: Sequence[str], channels: int) -> None:
-    """Whether a set of such images can be written in all of these formats, before any image is made.
+    """Checks, before any image is made, that the images can be written in all formats of `kinds`.
 
     Raises:
-      InputError: a format is unknown, or has no room for classes or colour, or its library is missing.
+      InputError: a format is unknown, does not support these classes or channels, or lacks its library.
     """
     if len(set(kinds)) < len(kinds):
-        raise InputError(f"--export={','.join(kinds)}: names a format twice")
+        raise InputError(f"--export={','.join(kinds)}: names a format twice; name each once")
     for kind in kinds:
         if kind not in WRITERS:
-            raise InputError(f"--export: {kind!r} is none of {', '.join(WRITERS)}")
+            raise InputError(f"--export: {kind!r} is not one of {', '.join(WRITERS)}")
     if "node21" in kinds:
         if len(class_names) > 1 or channels > 1:
             raise InputError(
-                f"--export=node21: holds grey images of one class, not {channels} channels of "
+                f"--export=node21: supports grey images of one class, not {channels} channels of "
                 f"{', '.join(class_names)}; choose another format"
             )
         medical_images.library("SimpleITK")
 
 
 def write(kind: str, directory: Path) -> None:
-    """Writes `directory`/annotations.json and its images once more, into the folder `directory`/`kind`.
+    """Writes `directory`/annotations.json and its images in the format `kind` into `directory`/`kind`.
 
-    Boxes keep their fractions of a pixel, images their values.
+    Box coordinates are not rounded; pixel values do not change.
     """
     WRITERS[kind](coco_file.document(directory / ANNOTATIONS), directory, directory / kind)
 
 
 def _contents(document: Document, source: Path) -> tuple[list[str], list[tuple[dict, Path, list]]]:
-    """The classes' names in the order of their ids; each image with its path and boxes.
+    """Returns the class names in the order of their ids, and each image with its path and boxes.
 
-    A box is its class's place in that order, and x, y, width, height.
+    A box is (index of its class in that order, [x, y, width, height] in pixels).
     """
     categories = sorted(document.categories, key=lambda row: row["id"])
     order = {row["id"]: label for label, row in enumerate(categories)}
@@ -100,7 +100,7 @@ def _write_yolo(document: Document, source: Path, out: Path) -> None:
     layout = {"path": ".", "train": "images/train", "names": dict(enumerate(names))}
     text = yaml.safe_dump(layout, sort_keys=False)
     (out / "data.yaml").write_text(
-        f"# Synthetic images are for training: add `val`, real images.\n{text}", "utf-8"
+        f"# Synthetic images are for training only: add real images as `val`.\n{text}", "utf-8"
     )
 
 

@@ -1,9 +1,9 @@
-"""CSV files with a header, a box per line.
+"""Reads CSV files with a header and one box per line.
 
-Columns, whatever their order and case: the image's name; four coordinates, either corners or x, y, width,
-height, in pixels of the file; perhaps a class. A line with four empty coordinates says that its image shows
-no object. All other columns in which an image's lines agree become keys of the image, for --group_key and
-the like. Beside corners, `width` and `height` are the image's own.
+Columns, in any order and case: the image's name; four coordinates, either corners or x, y, width, height, in
+pixels of the image file; optionally a class. A line with four empty coordinates declares an image without
+objects. If all lines of an image agree in another column, that column becomes a key of the image, for
+--group_key and similar options. If boxes are given by corners, `width` and `height` are the image's size.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".m
 
 
 class Columns(NamedTuple):
-    """Which column (as the header spells it) holds what."""
+    """The names of the columns that are used, spelled as in the header."""
 
     name: str
     box: Sequence[str]
-    corners: bool
+    corners: bool  # whether `box` is two corners, not x, y, width, height
     category: str | None
 
 
 def read(annotations: Path, images: Path) -> Document:
-    """A CSV file whose image names are paths below `images`, file names, or file names without their suffix.
+    """Reads a CSV file that names images by path below `images`, by file name, or by name without suffix.
 
     Raises:
-      InputError: it cannot be read, or lacks a column.
+      InputError: the file cannot be read, or lacks a column.
     """
     return assemble(annotations, names_of(image_paths(images), images))
 
 
 def image_paths(folder: Path) -> list[Path]:
-    """The image files below `folder`, by their suffixes."""
+    """Returns the files below `folder` that have an image suffix."""
     return [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def assemble(annotations: Path, names: Mapping[str, str]) -> Document:
-    """The document of a CSV file.
+    """Reads a CSV file.
 
     Args:
       annotations: the CSV file.
-      names: how a line may call an image -> the file name below the folder of images.
+      names: each name that a line may use for an image -> its file name relative to the image folder.
     """
     header, lines = read_lines(annotations)
     columns = _columns(header, annotations)
@@ -74,8 +74,8 @@ def assemble(annotations: Path, names: Mapping[str, str]) -> Document:
         _add_boxes(document, image, own, columns)
     if unlisted := len(set(names.values()) - set(of_image)):
         document.notes.append(
-            f"{unlisted} images that {annotations.name} does not name are left out; give an image without "
-            "objects a line with empty coordinates"
+            f"{unlisted} images that {annotations.name} does not list are left out; to use an image without "
+            "objects, add a line with empty coordinates"
         )
     return document
 
@@ -101,9 +101,7 @@ def _add_boxes(
             a, b, c, d = (float(text) for text in texts)
         except ValueError:
             given = ", ".join(f"{k} {t!r}" for k, t in zip(columns.box, texts, strict=True))
-            document.add_fault(
-                image, "malformed box", f"{where}: {given}: must be four numbers, or all empty"
-            )
+            document.add_fault(image, "malformed box", f"{where}: {given} must be numbers, or all empty")
             continue
         if not name:
             document.add_fault(image, "box without class", f"{where}: {columns.category} is empty")
@@ -113,7 +111,7 @@ def _add_boxes(
 
 
 def names_of(files: Sequence[Path], folder: Path) -> dict[str, str]:
-    """How a file below `folder` may be called: path, name, name without suffix, where unambiguous."""
+    """Maps each unambiguous path, name or stem of a file below `folder` to its path relative to `folder`."""
     names: dict[str, str] = {}
     ambiguous: set[str] = set()
     for path in files:
@@ -126,10 +124,10 @@ def names_of(files: Sequence[Path], folder: Path) -> dict[str, str]:
 
 
 def read_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The header, and the lines with their numbers, which all have as many columns.
+    """Returns the header, and (line number, {column: field}) of each line after it.
 
     Raises:
-      InputError: the file cannot be read, is empty, names a column twice, or a line has another length.
+      InputError: the file cannot be read or is empty, or has a repeated column or a line of other length.
     """
     lines = list(rows(path))
     if len(lines) < 2:
@@ -140,17 +138,17 @@ def read_lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
     for number, fields in lines[1:]:
         if len(fields) != len(header):
             raise InputError(
-                f"--annotations={path}: line {number} has {len(fields)} fields, the header {len(header)}: "
+                f"--annotations={path}: line {number} must have {len(header)} fields, has {len(fields)}: "
                 f"{','.join(fields)}"
             )
     return header, [(number, dict(zip(header, fields, strict=True))) for number, fields in lines[1:]]
 
 
 def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and fields of each row that is not empty.
+    """Yields the line number and fields of each row that is not empty.
 
     Raises:
-      InputError: the file is missing, is no UTF-8 text or has a quote that is not closed.
+      InputError: the file is missing, is not UTF-8 text or has a quote that is not closed.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -163,15 +161,15 @@ def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _columns(header: Sequence[str], file: Path) -> Columns:
-    """Raises InputError when the image's name or the coordinates are missing."""
+    """Returns the columns; raises InputError if there is none for the image's name or for the box."""
     spelled = {name.lower(): name for name in header}
     name = next((spelled[n] for n in _NAMES if n in spelled), None)
     box = next((box for box in (*_CORNERS, *_SIZES) if all(c in spelled for c in box)), None)
     if name is None or box is None:
-        missing = f"an image's name ({', '.join(_NAMES)})" if name is None else "a box"
+        missing = f"the image's name ({', '.join(_NAMES)})" if name is None else "a box"
         raise InputError(
-            f"--annotations={file}: no column for {missing} in {','.join(header)}; a box is "
-            "xmin,ymin,xmax,ymax or x1,y1,x2,y2 or x,y,width,height"
+            f"--annotations={file}: no column for {missing} in {','.join(header)}; name the columns of a "
+            "box xmin,ymin,xmax,ymax or x1,y1,x2,y2 or x,y,width,height"
         )
     category = next((spelled[c] for c in _CLASSES if c in spelled and spelled[c] != name), None)
     return Columns(name, [spelled[c] for c in box], box in _CORNERS, category)

@@ -1,6 +1,6 @@
-"""Pascal VOC: an XML file per image (host.robots.ox.ac.uk/pascal/VOC, development kit, section 4).
+"""Reads Pascal VOC: one XML file per image (host.robots.ox.ac.uk/pascal/VOC, development kit, section 4).
 
-xmin and ymin count from 1 and xmax, ymax belong to the box: the box is [xmin - 1, xmax] x [ymin - 1, ymax].
+Pixels are numbered from 1 and xmax, ymax are inclusive: the box is [xmin - 1, xmax] x [ymin - 1, ymax].
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 
 
 def read(annotations: Path, images: Path) -> Document:
-    """All XML files of a folder; with ImageSets/Main beside it, images have a key `split`.
+    """Reads all XML files of a folder; if ImageSets/Main is next to it, images have a key `split`.
 
-    An XML file without <object> says that its image shows none; an image without an XML file is left out.
+    An XML file without <object> declares an image without objects. An image without XML file is left out.
     """
     document, listed = Document(annotations), set[str]()
     splits = _splits(annotations.parent / "ImageSets" / "Main")
     if splits:
-        document.notes.append("ImageSets/Main divides the images: --split_key=split keeps to that")
+        document.notes.append("ImageSets/Main gives the split of each image; use it with --split_key=split")
     for file in sorted(annotations.glob("*.xml")):
         keys = {"split": splits[file.stem]} if file.stem in splits else {}
         try:
@@ -45,8 +45,8 @@ def read(annotations: Path, images: Path) -> Document:
     unlisted = sum(path.stem not in listed for path in images.iterdir() if path.suffix.lower() in _SUFFIXES)
     if unlisted:
         document.notes.append(
-            f"{unlisted} images without an XML file are left out; one free of objects needs a file without "
-            "<object>"
+            f"{unlisted} images without an XML file are left out; to use an image without objects, write an "
+            "XML file without <object>"
         )
     return document
 
@@ -60,14 +60,14 @@ def _add_object(document: Document, image: dict, one: Element, where: str) -> No
     try:
         left, top, right, bottom = map(float, texts)
     except ValueError:
-        document.add_fault(image, "malformed box", f"{where}: xmin, ymin, xmax, ymax are {', '.join(texts)}")
+        document.add_fault(image, "malformed box", f"{where}: corners {', '.join(texts)} must be numbers")
         return
     x, y = left - 1, top - 1
     document.add_box(image, document.category(name), [x, y, right - x, bottom - y], where)
 
 
 def _splits(folder: Path) -> dict[str, str]:
-    """Image stem -> split, of train.txt, val.txt and test.txt where they are."""
+    """Maps each image stem in train.txt, val.txt and test.txt, if they exist, to its split."""
     return {
         line.split()[0]: part
         for part in _PARTS

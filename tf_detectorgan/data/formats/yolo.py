@@ -1,8 +1,8 @@
-"""YOLO (docs.ultralytics.com/datasets/detect): a text file an image, a line `class x y width height` a box.
+"""Reads YOLO (docs.ultralytics.com/datasets/detect): a text file per image, a line per box.
 
-x, y are the box's centre; all four are shares of the image's width or height. The text file lies beside the
-image, or in `labels/` where the image is in `images/`; an image without one is free of objects. Names of the
-classes: data.yaml, classes.txt or obj.names.
+A line is `class x y width height`: centre and size of the box as fractions of the image's width or height.
+The text file is next to the image, or in `labels/` if the image is in `images/`. An image without a text file
+has no objects. The class names are in data.yaml, classes.txt or obj.names.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "
 
 
 def read(annotations: Path, images: Path) -> Document:
-    """All images below `images`; in folders called train, val (valid) or test they have a key `split`.
+    """Reads all images below `images`; in folders named train, val (valid) or test they have a key `split`.
 
     Raises:
-      InputError: the classes' names cannot be read, or a label file is no text.
+      InputError: the class names cannot be read.
     """
     document = Document(annotations)
     names = _class_names(annotations)
@@ -42,9 +42,9 @@ def read(annotations: Path, images: Path) -> Document:
     for stray in sorted(set(images.rglob("*.txt")) - used):
         if "labels" in stray.relative_to(images).parts and stray.name not in NAME_FILES:
             image = document.add_image(stray.relative_to(images).as_posix())
-            image[Mark.FAULT] = ("missing image", f"{stray}: no image of this name")
+            image[Mark.FAULT] = ("missing image", f"{stray}: no image has this name")
     if any("split" in image for image in document.images):
-        document.notes.append("folders divide the images: --split_key=split keeps to that")
+        document.notes.append("folders give the split of each image; use it with --split_key=split")
     return document
 
 
@@ -58,9 +58,9 @@ def _class_names(file: Path) -> list[str]:
             if isinstance(names, dict):
                 names = [names[number] for number in range(len(names))]
         if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-            raise ValueError("names must be different texts, numbered from 0")
+            raise ValueError("names must be distinct strings, numbered from 0")
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: no names of classes can be read ({error!r})") from error
+        raise InputError(f"{file}: cannot read the class names ({error!r}); correct the file") from error
     return list(names)
 
 
@@ -75,12 +75,12 @@ def _label_file(image: Path) -> Path:
 
 
 def _size(path: Path) -> tuple[int, int] | None:
-    """Width and height as shown; None when the file is damaged, which `validation.check` will say."""
+    """Returns (width, height) after EXIF rotation; None if the file is damaged (`validation` reports it)."""
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by 90 degrees
-            return image.size[::-1] if turned else image.size
-    except Exception:  # decoders raise many kinds
+            rotated = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by 90 degrees
+            return image.size[::-1] if rotated else image.size
+    except Exception:  # decoders raise many types
         return None
 
 
@@ -100,11 +100,11 @@ def _add_boxes(
             x, y, w, h = (float(field) for field in fields[1:])
             label = int(fields[0])
         except ValueError:
-            what = f"{where}: {line!r} must be a class and the shares x y width height"
+            what = f"{where}: {line!r} must be a class index and x y width height"
             document.add_fault(image, "malformed line", what)
             continue
         if not 0 <= label < classes:
-            what = f"{where}: class {label} is none of the {classes} of {document.file.name}"
+            what = f"{where}: class {label} is not one of the {classes} classes of {document.file.name}"
             document.add_fault(image, "unknown category", what)
             continue
         width, height = size

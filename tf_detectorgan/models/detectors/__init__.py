@@ -1,4 +1,4 @@
-"""Detectors by name. Each is differentiable twice, so that Eqn 3 is exact through it."""
+"""Detectors by name. Each has an exact second derivative, which Eqn 3 needs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tf_detectorgan.errors import InputError
 from tf_detectorgan.models.detectors import fcos, kerashub, retinanet
 from tf_detectorgan.models.detectors.detector import Detector
 
-# Each takes (image_shape, classes) and whatever options it has by keyword.
+# Each takes (image_shape, classes), and its options as keyword arguments.
 DETECTORS: dict[str, Callable[..., Detector]] = {
     "retinanet_small": retinanet.small,
     "retinanet_resnet50": retinanet.resnet50,
     "retinanet_kerashub": kerashub.resnet50,
     "fcos_small": fcos.small,
 }
-# An option's flag, as it is when the option is not given.
+# The flag of each option with its default.
 FLAGS = {
     "sizes": "--anchor_sizes=",
     "ratios": "--anchor_ratios=",
@@ -26,10 +26,10 @@ FLAGS = {
 
 
 def maker(name: str, options: Iterable[str] = ()) -> Callable[..., Detector]:
-    """The function that makes detector `name`: of DETECTORS, or one's own as "package.module:function".
+    """Returns the function that builds detector `name`: in DETECTORS, or "package.module:function".
 
     Raises:
-      InputError: there is none, or it does not take one of `options` (keys of FLAGS).
+      InputError: there is no such function, or it does not take one of `options` (keys of FLAGS).
     """
     make = DETECTORS[name] if name in DETECTORS else _imported(name)
     for option in options:
@@ -45,7 +45,7 @@ def _imported(name: str) -> Callable[..., Detector]:
     module, _, function = name.partition(":")
     if not function:
         raise InputError(
-            f"--detector={name} is none of {', '.join(DETECTORS)}; write your own as package.module:function"
+            f"--detector={name} is none of {', '.join(DETECTORS)}; give your own as package.module:function"
         )
     try:
         return getattr(importlib.import_module(module), function)
@@ -56,7 +56,7 @@ def _imported(name: str) -> Callable[..., Detector]:
 
 
 def build(name: str, image_shape: tuple[int, int, int], classes: int, **options) -> Detector:
-    """Detector `name` for images (H, W, C); `options` are keys of FLAGS, empty: the detector's own.
+    """Builds detector `name` for images (H, W, C); `options` are keys of FLAGS, empty: the defaults.
 
     Raises:
       InputError: there is no such detector, it lacks an option that is given, or it refuses the arguments.

@@ -1,4 +1,4 @@
-"""The parts that detectors share: backbones, feature pyramid, heads, with norms that Eqn 3 may pass."""
+"""Backbones, feature pyramid and heads of the detectors; all norms have exact second derivatives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import keras_cv
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.models.layers import Doubling, ExactGroupNormalization, dtype_policy, weights_dtype
 
-PRIOR = 0.01  # Lin et al. 2017, section 4.1: every place starts as background with this much doubt
+PRIOR = 0.01  # Lin et al. 2017, section 4.1: initial probability of an object at every anchor
 PRIOR_BIAS = math.log(PRIOR / (1 - PRIOR))
 SMALL_STRIDES = (4, 8, 16)
 CAFFE_MEAN = (103.939, 116.779, 123.68)  # ImageNet's blue, green, red; keras.applications.resnet
@@ -37,9 +37,9 @@ def small(image_shape: tuple[int, int, int], width: int) -> keras.Model:
 
 
 def resnet50(image_shape: tuple[int, int, int], pretrained: bool = False) -> keras.Model:
-    """ResNet-50 with outputs of strides 8, 16 and 32, whose layers `pyramid_level_inputs` names.
+    """Builds a ResNet-50 with outputs of strides 8, 16 and 32, whose layers `pyramid_level_inputs` names.
 
-    To be trained from scratch, or `pretrained`: to be given weights (decision 0112).
+    `pretrained`: in the form that pretrained weights fit (decision 0112).
 
     Raises:
       InputError: an image side is not divisible by 32, or weights do not fit the channels.
@@ -51,13 +51,13 @@ def resnet50(image_shape: tuple[int, int, int], pretrained: bool = False) -> ker
         return _resnet50_from_scratch(image_shape)
     if channels not in (1, 3):
         raise InputError(
-            f"--backbone_weights: they are for 1 or 3 channels, these images have {channels}; use none"
+            f"--backbone_weights: weights are for 1 or 3 channels, these images have {channels}; use none"
         )
     return _resnet50_with_fixed_norms(image_shape)
 
 
 def _resnet50_from_scratch(image_shape) -> keras.Model:
-    """KerasCV's, every batch normalisation replaced by an exact group normalisation with 32 groups."""
+    """Builds KerasCV's ResNet-50 with exact group norms of 32 groups in place of batch norms."""
     batch_normalised = keras_cv.models.ResNetBackbone(
         stackwise_filters=[64, 128, 256, 512],
         stackwise_blocks=[3, 4, 6, 3],
@@ -80,9 +80,9 @@ def _with_exact_norm(layer):
 
 
 def _resnet50_with_fixed_norms(image_shape) -> keras.Model:
-    """Keras applications', whose batch normalisations keep statistics, gamma and beta.
+    """Builds the ResNet-50 of Keras applications, with fixed statistics, gamma and beta in its batch norms.
 
-    It sees what its `preprocess_input` makes of an image; a grey one as a colour image of equal channels.
+    Its input goes through `preprocess_input`; a grey image becomes a colour image of equal channels.
     """
     images = keras.Input(image_shape)
     grey = image_shape[2] == 1
@@ -102,7 +102,7 @@ def _resnet50_with_fixed_norms(image_shape) -> keras.Model:
 
 
 def small_pyramid(backbone: keras.Model, filters: int) -> keras.Model:
-    """Feature pyramid (Lin et al. 2017), levels P3 to P5 only: KerasCV's has 256 channels, five levels."""
+    """Feature pyramid (Lin et al. 2017) of levels P3 to P5; KerasCV's has 256 channels and five levels."""
     shapes = {level: backbone.get_layer(level).output.shape[1:] for level in backbone.pyramid_level_inputs}
     inputs = {level: keras.Input(shape, name=level) for level, shape in shapes.items()}
     merged = None
@@ -117,10 +117,10 @@ def small_pyramid(backbone: keras.Model, filters: int) -> keras.Model:
 
 
 def head(outputs: int, filters: int, layers: int, bias: float) -> keras.Model:
-    """Shared by all levels, like KerasCV's `PredictionHead`, whose width is fixed at 256.
+    """A head that all levels share, like KerasCV's `PredictionHead`, whose width is fixed at 256.
 
-    Normalised (Wu & He 2018, section 4.2), which KerasCV's is not: trained from scratch it bears a higher
-    learning rate (decision 0059).
+    It has group norms (Wu & He 2018, section 4.2), which KerasCV's has not: trained from scratch, it allows a
+    higher learning rate (decision 0059).
     """
     features = keras.Input((None, None, filters))
     x = features
@@ -140,7 +140,7 @@ def head(outputs: int, filters: int, layers: int, bias: float) -> keras.Model:
 
 
 def conv(x, filters: int, strides: int = 1, activate: bool = True, name: str | None = None):
-    """3x3 convolution, exact group norm and, if `activate`, a ReLU of this name."""
+    """Applies a 3x3 convolution, an exact group norm and, if `activate`, a ReLU of this name."""
     x = keras.layers.Conv2D(filters, 3, strides, "same", use_bias=False, kernel_initializer="he_normal")(x)
     x = ExactGroupNormalization(groups=8)(x)
     return keras.layers.ReLU(name=name)(x) if activate else x

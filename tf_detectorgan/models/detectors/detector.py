@@ -1,6 +1,6 @@
-"""What DET must be able to do, whatever its architecture: the interface of every registered detector.
+"""The interface of DET: every registered detector implements it.
 
-Letters: N images, H, W, C channels, K boxes, P places that answer (anchors, or points), M boxes.
+Letters: N images, H, W, C channels, K boxes, P positions with an output (anchors or points), M boxes.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ MIN_SCORE = 0.001
 
 
 class Coverage(NamedTuple):
-    """Which boxes a detector can learn well."""
+    """The boxes for which a detector has well-placed training targets."""
 
     covered: np.ndarray  # [M] bool
-    rule: str  # what a covered box does, as the end of "95% of the boxes ..."
+    rule: str  # the condition for it, as the end of "95% of the boxes ..."
 
 
 class Detector(abc.ABC):
-    """A detector that Eqn 3 can be differentiated through.
+    """A detector through whose loss and update Eqn 3 can be differentiated.
 
-    A subclass sets `network` and writes the four abstract methods below. `loss` must be a function of the W
-    that it is given: use `call`, never the network itself. `targets` may be any nest of tensors.
+    A subclass sets `network` and implements the four abstract methods. `loss` must be a function of its
+    argument W: use `call`, never the network itself. `targets` may be any nest of tensors.
 
     Attributes:
-      network: maps {"images": [N, H, W, C] in [-1, 1]} to its raw answers. It has no state that changes in a
-        call (`call` runs it with training=False), and no layer of Keras that normalises by the batch at hand
-        (`layers.py` says why).
-      backbone: the part of it whose layers --backbone_weights fills by name, for detectors that take
-        `pretrained`.
-      unrollable: False says that `loss` has no exact second derivative; arms that use Eqn 3 then refuse it.
+      network: maps {"images": [N, H, W, C] in [-1, 1]} to raw outputs. It has no state that changes in a call
+        (`call` runs it with training=False), and no Keras layer that normalises by the current batch (see
+        `layers.py`).
+      backbone: the part of the network whose layers get --backbone_weights by name, for detectors with the
+        option `pretrained`.
+      unrollable: False if `loss` has no exact second derivative; arms that use Eqn 3 then refuse it.
     """
 
     network: keras.Model
@@ -53,9 +53,9 @@ class Detector(abc.ABC):
         return [v.value for v in self.network.trainable_variables]
 
     def call(self, W, images) -> Any:
-        """What the network answers with weights W (tensors or variables), which nothing is assigned to.
+        """Returns the network's outputs with weights W (tensors or variables); assigns nothing.
 
-        Answers have the weights' dtype, whatever the network computes in.
+        Outputs have the weights' dtype under every dtype policy.
         """
         fixed = [v.value for v in self.network.non_trainable_variables]
         answers = self.network.stateless_call(list(W), fixed, {"images": images}, training=False)[0]
@@ -63,30 +63,30 @@ class Detector(abc.ABC):
 
     @abc.abstractmethod
     def targets(self, labelled: Labelled) -> Any:
-        """What the network should answer to these boxes, a nest of tensors; no gradient."""
+        """Returns the training targets of these boxes, a nest of tensors without gradients."""
 
     def positives(self, targets) -> tf.Tensor:
-        """What L_d of a batch is divided by, before it is summed over replicas: float32 scalar.
+        """Returns this replica's part of the divisor of L_d: a float32 scalar.
 
-        Unless overridden the number of places whose `targets.classes` [N, P] is a class.
+        By default the number of positions whose `targets.classes` [N, P] is a class.
         """
         return tf.reduce_sum(positive(targets.classes))
 
     @abc.abstractmethod
     def loss(self, W, images, targets, normalizer) -> tf.Tensor:
-        """L_d summed over the images and divided by `normalizer` (scalar): a scalar."""
+        """Returns L_d, summed over the images and divided by `normalizer` (scalar): a scalar."""
 
     @abc.abstractmethod
     def detect(self, images, W=None) -> Detections:
-        """Detections with weights W (None: the live ones), best first, at most MAX_DETECTIONS an image."""
+        """Returns at most MAX_DETECTIONS detections per image, best first; W None: the current weights."""
 
     @abc.abstractmethod
     def coverage(self, boxes) -> Coverage:
-        """Which of boxes [M, 4], float32 pixels, have a place that is taught to find them."""
+        """Returns which of boxes [M, 4], float32 pixels, have a well-placed training target."""
 
 
 def suppress(found, scores, height: int, width: int) -> Detections:
-    """Boxes [N, P, 4] with scores [N, P, classes], cut to the image and suppressed per class at IoU 0.5."""
+    """Clips boxes [N, P, 4] with scores [N, P, classes] to the image; suppresses per class at IoU 0.5."""
     scale = tf.constant([width, height, width, height], tf.float32)
     kept = tf.image.combined_non_max_suppression(
         (boxes_lib.clip(found, height, width) / scale)[:, :, None, :],

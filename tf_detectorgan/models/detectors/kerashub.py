@@ -1,4 +1,4 @@
-"""DET: KerasHub's RetinaNet, an optional extra. Anchors, loss and decoder are those of `retinanet.py`."""
+"""KerasHub's RetinaNet, an optional extra. Anchors, loss and decoder are those of `retinanet.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def resnet50(
     ratios: tuple[float, ...] = Layout.ratios,
     pretrained: bool = False,
 ) -> retinanet.RetinaNet:
-    """KerasHub's pyramid and heads (four convolutions, no norm) on the ResNet-50 of `retinanet_resnet50`.
+    """Builds KerasHub's pyramid and heads (four convolutions, no norm) on `retinanet_resnet50`'s backbone.
 
     Raises:
       InputError: KerasHub is not installed, or an argument does not fit.
@@ -43,7 +43,7 @@ def _network(hub, image_shape, classes: int, backbone, layout: Layout) -> keras.
         ),
         num_classes=classes,
         bounding_box_format="xyxy",
-        # Only counted, to size the heads.
+        # Only the number of anchors is used, for the size of the heads.
         anchor_generator=hub.layers.AnchorGenerator(
             "xyxy",
             lowest,

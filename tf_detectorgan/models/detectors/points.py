@@ -1,6 +1,6 @@
-"""Points of an anchor-free detector (FCOS, Tian et al. 2019): laid out, and matched to boxes.
+"""Points of an anchor-free detector (FCOS, Tian et al. 2019): generated, and matched to boxes.
 
-A point answers by its distances to the four sides of its box (left, top, right, bottom), in strides of its
+A point's output is its distances to the four sides of its box (left, top, right, bottom), in strides of its
 level. Letters: N images, K boxes, P points.
 """
 
@@ -16,15 +16,15 @@ from tf_detectorgan.losses import BACKGROUND
 
 
 class Points(NamedTuple):
-    """All points of an image, levels in order, then rows, columns."""
+    """All points of an image, ordered by level, row, column."""
 
     centers: tf.Tensor  # [P, 2] float32 (x, y) in pixels
     strides: tf.Tensor  # [P] float32 pixels
-    reach: tf.Tensor  # [P, 2] float32: a point answers for boxes whose longest distance is in (low, high]
+    reach: tf.Tensor  # [P, 2] float32: a point is used for boxes whose longest distance is in (low, high]
 
 
 class PointTargets(NamedTuple):
-    """What a detector should answer at each point."""
+    """The training targets of a detector at each point."""
 
     classes: tf.Tensor  # [N, P] int32: class or BACKGROUND
     distances: tf.Tensor  # [N, P, 4] in strides, all positive; 1 where there is no box
@@ -32,9 +32,9 @@ class PointTargets(NamedTuple):
 
 
 def make_points(height: int, width: int, strides: tuple[int, ...], reach: tuple[float, ...]) -> Points:
-    """One point in the middle of each cell.
+    """Returns one point in the centre of each cell.
 
-    reach: longest distance, in pixels, that each level but the last answers for (Tian et al. 2019, 3.2).
+    reach: longest distance, in pixels, of each level but the last (Tian et al. 2019, 3.2).
     """
     bounds = [0.0, *reach, float("inf")]
     centers, of_stride, of_reach = [], [], []
@@ -50,9 +50,9 @@ def make_points(height: int, width: int, strides: tuple[int, ...], reach: tuple[
 
 
 def claims(points: Points, boxes, radius: float):
-    """Which points [P] lie where they answer for which boxes [..., K, 4], and their distances in pixels.
+    """Returns which points [P] are used for which boxes [..., K, 4], and their distances in pixels.
 
-    A point must be inside the box, at most `radius` strides from its middle in both directions (Tian et al.
+    A point must be inside the box, at most `radius` strides from its centre in both directions (Tian et al.
     2020, "center sampling"), and on the level of the box's size.
 
     Returns:
@@ -73,9 +73,9 @@ def claims(points: Points, boxes, radius: float):
 
 
 def match(points: Points, boxes, labels, radius: float) -> PointTargets:
-    """PointTargets of boxes [N, K, 4] with labels [N, K] (-1: padding).
+    """Returns the targets of boxes [N, K, 4] with labels [N, K] (-1: padding).
 
-    A point in several boxes belongs to the smallest (Tian et al. 2019, 3.1).
+    A point in several boxes is used for the smallest (Tian et al. 2019, 3.1).
     """
     boxes = tf.stop_gradient(boxes)
     claimed, distances = claims(points, boxes, radius)
@@ -95,7 +95,7 @@ def match(points: Points, boxes, labels, radius: float) -> PointTargets:
 
 
 def decode(points: Points, distances):
-    """Boxes [N, P, 4] in pixels of distances [N, P, 4] in strides."""
+    """Returns boxes [N, P, 4] in pixels from distances [N, P, 4] in strides."""
     left, top, right, bottom = tf.unstack(distances * points.strides[:, None], axis=-1)
     x, y = points.centers[:, 0], points.centers[:, 1]
     return tf.stack([x - left, y - top, x + right, y + bottom], -1)

@@ -1,4 +1,4 @@
-"""A detector as one Keras model from stored pixels to boxes: what leaves this project."""
+"""A detector as one Keras model from stored pixels to boxes, as `export_detector` writes it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ServedDetector(keras.Model):
 
     @property
     def signature(self) -> tf.TensorSpec:
-        """What the model takes; any number of images."""
+        """The signature of the model's input; any number of images."""
         kind = tf.uint8 if self._top == 255 else tf.uint16
         return tf.TensorSpec([None, *self._image_shape], kind, name="images")
 
