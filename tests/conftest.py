@@ -97,13 +97,13 @@ def browser():
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 16 KiB in memory; for root, other directories cannot be made full or read-only."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", place], capture_output=True)
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", path], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a file system ({mounted.stderr.decode().strip()})")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -91,7 +91,7 @@ def test_a_wrong_flag_is_bad_input(capsys, monkeypatch, argument, expected):
     flags.DEFINE_integer("size", 3, "a size", flag_values=values)
     monkeypatch.setattr(flags, "FLAGS", values)
     with pytest.raises(SystemExit) as caught:
-        command._parse(["prepare", argument])
+        command._parse({}, ["prepare", argument])
     assert caught.value.code == 78
     assert expected in capsys.readouterr().err
 

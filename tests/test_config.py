@@ -104,7 +104,7 @@ def test_a_detector_that_could_not_move_is_refused(parse):
         (["--residual_scale=0,1.5"], "from 0 to 1"),
         (
             ["--output=full_image", "--synthetic_objects=3"],
-            "--synthetic_objects=3: with --output=full_image .* one object only",
+            "--synthetic_objects=3: with --output=full_image .* only one object",
         ),
         (["--residual_scale=0,half"], "every item must be float"),
     ],

@@ -143,8 +143,8 @@ def test_every_file_of_the_package_is_packed(arguments):
     assert others - set(SOURCES) - matched == set()
 
 
-def test_flags_are_read_at_the_door_only():
-    doors = {"train.py", "prepare.py", "synthesize.py", "evaluate.py", "command.py", "config.py"}
+def test_only_the_command_line_reads_flags():
+    allowed = {"train.py", "prepare.py", "synthesize.py", "evaluate.py", "command.py", "config.py"}
     readers = {
         str(path.relative_to(PACKAGE))
         for path in SOURCES
@@ -153,7 +153,7 @@ def test_flags_are_read_at_the_door_only():
         )
     }
     assert "config.py" in readers
-    assert readers <= doors
+    assert readers <= allowed
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])

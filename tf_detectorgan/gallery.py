@@ -68,9 +68,9 @@ def change(entry: Mapping[str, Any]) -> Change:
 
 def color_difference(signed: np.ndarray, scale: float) -> np.ndarray:
     """Returns a signed change [H, W] as uint8 RGB: white none, red brighter, blue darker, full at `scale`."""
-    residual_scale = np.clip(np.abs(signed) / scale, 0, 1)[..., None]
+    opacity = np.clip(np.abs(signed) / scale, 0, 1)[..., None]
     end = np.where(signed[..., None] > 0, np.array([196.0, 20, 20]), np.array([20.0, 60, 196]))
-    return np.round(255 * (1 - residual_scale) + end * residual_scale).astype(np.uint8)
+    return np.round(255 * (1 - opacity) + end * opacity).astype(np.uint8)
 
 
 def crop(image: np.ndarray, box: Sequence[float]) -> np.ndarray:

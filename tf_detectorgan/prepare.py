@@ -71,7 +71,7 @@ class Prepare:
     annotations: str = option("", "file or directory with the boxes; default: found in --images")
     splits: tuple[float, ...] = option(
         (),
-        "shares of training, validation, test; default: 0.7,0.1,0.2; nih: 57, 9, 13 of 79, as the paper; "
+        "fractions of training, validation, test; default: 0.7,0.1,0.2; nih: 57,9,13 of 79 as in the paper; "
         "cityscapes: 0.9,0.1,0 of the official training cities",
     )
     group_key: str = option(validation.Keys.group, "image key or CSV column that gives the group")
@@ -188,14 +188,14 @@ def _phantom(options: Prepare) -> tuple[shards.Plan, list[str]]:
 def _annotated(options: Prepare) -> tuple[shards.Plan, list[str]]:
     """Plans a data set from images with annotations in one of `formats.FORMATS`."""
     given = (Path(p).expanduser() if p else None for p in (options.annotations, options.images))
-    place = formats.locate(options.dataset, *given)
-    document = place.read()
-    title, boxes = formats.FORMATS[place.kind].title, len(document.annotations)
-    print(f"found {title}: {len(document.images)} images and {boxes} boxes in {place.annotations}")
-    print(f"images below {place.images}")
+    location = formats.locate(options.dataset, *given)
+    document = location.read()
+    title, boxes = formats.FORMATS[location.kind].title, len(document.annotations)
+    print(f"found {title}: {len(document.images)} images and {boxes} boxes in {location.annotations}")
+    print(f"images below {location.images}")
     checked = validation.check(
         document,
-        place.images,
+        location.images,
         keys=validation.Keys(options.group_key, options.exclude_key, options.split_key, options.train_only),
         label_filter=options.label_filter,
         skip_bad=options.skip_bad,

@@ -10,7 +10,7 @@ CLASS_NAMES = ("nodule", "mass")
 
 
 class MemoryDataset:
-    """Splits given as lists of examples for `records.encode`."""
+    """Splits are given as lists of examples for `records.encode`."""
 
     name = "memory"
 
@@ -37,7 +37,7 @@ class MemoryDataset:
 
 
 def make_example(rng, image_id, side, *, boxes=0, padded=False):
-    """Noise on a gradient, optionally padded; box corners are fractional, for odd ids integers."""
+    """Returns an image of noise over a gradient; its boxes have fractional corners, whole for odd ids."""
     height, width = rng.integers(side // 2, side + 1, 2).tolist() if padded else (side, side)
     image = np.zeros((side, side, 1), np.uint8)
     slope = np.linspace(0, rng.integers(40, 120), width)[None, :, None] * rng.choice([-1, 1]) + 120
@@ -62,7 +62,7 @@ def make_example(rng, image_id, side, *, boxes=0, padded=False):
 
 @pytest.fixture(scope="session")
 def make_dataset():
-    """make_dataset(side=32, ...): takes the number of images per stream; ids begin at 0, 100, ..., 400."""
+    """make_dataset(side=32, ...): arguments are images per split; ids begin at 0, 100, 200, 300, 400."""
 
     def make(side=32, clean=7, labelled=5, unboxed=4, test=5, padded=False):
         rng = np.random.default_rng(0)

@@ -164,8 +164,8 @@ def write_streets(kind):
 
 def read_formats(kind):
     def read(root, data, skip_bad):
-        place = formats.locate(data.draw(st.sampled_from(["auto", kind])), None, root)
-        folder = validation.check(place.read(), place.images, keys=validation.Keys(), skip_bad=skip_bad)
+        location = formats.locate(data.draw(st.sampled_from(["auto", kind])), None, root)
+        folder = validation.check(location.read(), location.images, keys=validation.Keys(), skip_bad=skip_bad)
         return folder.sources, len(folder.class_names)
 
     return read
@@ -191,7 +191,7 @@ def prepare_or_fail(root, out, data):
 
 def read_nih(kind):
     def read(root, data, skip_bad):
-        file = root / {"csv": "anew.csv", "coco": "anew.json"}[kind]
+        file = root / {"csv": "extra.csv", "coco": "extra.json"}[kind]
         plan, _ = nih_chestxray.divide(root, finding="Nodule", extra_annotations=file, skip_bad=skip_bad)
         return [source for rows in plan.values() for source in rows], 1
 

@@ -124,9 +124,9 @@ def test_export_and_import_are_inverse(folder, kind):
     if kind == "node21" and len(names) > 1:
         pytest.skip("node21 has one class")
     export.write(kind, root)
-    place = formats.locate("auto", None, root / kind)
-    assert place.kind == kind
-    result = validation.check(place.read(), place.images, keys=validation.Keys())
+    location = formats.locate("auto", None, root / kind)
+    assert location.kind == kind
+    result = validation.check(location.read(), location.images, keys=validation.Keys())
     assert len(result.sources) == len(BOXES)
     for source in result.sources:
         stem = source.path.stem

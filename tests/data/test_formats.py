@@ -127,18 +127,18 @@ WRITERS = {
 
 
 def read(root, kind="auto", **options):
-    place = formats.locate(kind, None, root)
-    return validation.check(place.read(), place.images, **{"keys": validation.Keys()} | options)
+    location = formats.locate(kind, None, root)
+    return validation.check(location.read(), location.images, **{"keys": validation.Keys()} | options)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_format_is_recognised_and_its_boxes_are_read(tmp_path, kind):
     WRITERS[kind](tmp_path)
-    place = formats.locate("auto", None, tmp_path)
-    assert place.kind == kind
-    assert formats.locate(kind, None, tmp_path) == place
-    assert formats.locate("auto", place.annotations, place.images) == place
-    folder = validation.check(place.read(), place.images, keys=validation.Keys())
+    location = formats.locate("auto", None, tmp_path)
+    assert location.kind == kind
+    assert formats.locate(kind, None, tmp_path) == location
+    assert formats.locate("auto", location.annotations, location.images) == location
+    folder = validation.check(location.read(), location.images, keys=validation.Keys())
     assert [Path(s.file_name).stem for s in folder.sources] == list(TRUTH)
     for source, (stem, boxes) in zip(folder.sources, TRUTH.items(), strict=True):
         assert len(source.boxes) == len(boxes), stem
@@ -218,7 +218,7 @@ def test_csv_spellings_of_true_and_false(tmp_path):
         ("b.png", "unboxed", False),
     ]
     (tmp_path / "boxes.csv").write_text("image,x1,y1,x2,y2,exclude\na,1,1,5,5,1\nb,1,1,5,5,1\n")
-    with pytest.raises(InputError, match="all 2 images are left out because of their key 'exclude'"):
+    with pytest.raises(InputError, match="--exclude_key=exclude: excludes all 2 images of "):
         read(tmp_path)
 
 
@@ -341,7 +341,7 @@ def test_bad_entry_is_located_in_the_error_and_can_be_skipped(tmp_path, case):
     assert clean <= {"c"}  # an image with a skipped box must not count as clean
 
 
-WHOLE = {
+UNREADABLE = {
     "csv: columns": ("csv", edit("boxes.csv", "b.png,hole", "b.png,hole,5"), ["line 4", "6 fields, has 7"]),
     "csv: header": ("csv", edit("boxes.csv", "xmin", "left"), ["boxes.csv", "no column for a box", "left"]),
     "csv: repeated": ("csv", edit("boxes.csv", "class", "xmin"), ["names a column twice"]),
@@ -354,9 +354,9 @@ WHOLE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", WHOLE)
+@pytest.mark.parametrize("case", UNREADABLE)
 def test_unreadable_annotation_file_is_an_error(tmp_path, case):
-    kind, change, expected = WHOLE[case]
+    kind, change, expected = UNREADABLE[case]
     WRITERS[kind](tmp_path)
     change(tmp_path)
     file = {"yolo": "data.yaml", "node21": "metadata.csv"}.get(kind, "boxes.csv")

@@ -37,10 +37,10 @@ class Collection:
         self.labels += [f"{name},Nodule,0,1,2500,2048," for name in UNBOXED + HIDDEN]
         self.labels += [f"{name},Hernia,0,1,2500,2048," for name in OTHERS]
         self.training = CLEAN + UNBOXED + OTHERS
-        self.place("images_001", BOXED)
-        self.place("images_012", self.training)
+        self.write_images("images_001", BOXED)
+        self.write_images("images_012", self.training)
 
-    def place(self, folder, names, mode="L"):
+    def write_images(self, folder, names, mode="L"):
         (self.root / folder).mkdir(parents=True, exist_ok=True)
         for name in names:
             self.image(name).convert(mode).save(self.root / folder / name)
@@ -289,11 +289,11 @@ def test_undecodable_or_non_square_images_are_errors_and_can_be_skipped(collecti
 def reannotation(folder, kind, rows):
     """Writes two boxes for each image in `rows`, in pixels of 1024 (CSV) or 512 (COCO)."""
     if kind == "csv":
-        path = folder / "anew.csv"
+        path = folder / "extra.csv"
         lines = [f"{name},Nodule,{x},0,8,16" for name in rows for x in (0, 512)]
         path.write_text("\n".join([BOX_HEADER, *lines]))
         return path
-    path = folder / "anew.json"
+    path = folder / "extra.json"
     images = [
         {"id": i, "file_name": f"any/{name}", "width": 512, "height": 512} for i, name in enumerate(rows)
     ]
@@ -318,7 +318,7 @@ def test_extra_annotations_replace_boxes_of_validation_and_test_only(collection,
     assert [s.boxes for s in plan["test_labelled"]] == [[old]] + [new] * (len(again) - 1)
     assert [s.labels for s in plan["test_labelled"]] == [[0]] + [[0, 0]] * (len(again) - 1)
     assert {tuple(s.boxes) for s in plan["train_labelled"]} == {(old,)}
-    assert any(note.startswith("1 images of anew") and note.endswith("not used") for note in notes)
+    assert any(note.startswith("1 images of extra") and note.endswith("not used") for note in notes)
     _, notes = collection.plan(extra_annotations=reannotation(tmp_path, kind, [*again, "00009999_000.png"]))
     assert any("1 of them not in training either: 00009999_000.png" in note for note in notes)
     nothing = reannotation(tmp_path, kind, names(before)["train_labelled"])
@@ -334,7 +334,7 @@ def test_test_image_without_extra_annotation_box_is_left_out(collection, tmp_pat
     path.write_text(json.dumps(document))
     plan, notes = collection.plan(extra_annotations=path)
     assert names(plan)["test_labelled"] == names(before)["test_labelled"][1:]
-    assert any("anew.json has no box: 1" in note for note in notes)
+    assert any("extra.json has no box: 1" in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -354,13 +354,13 @@ def test_bad_extra_annotations_are_an_error_with_file_and_entry(collection, tmp_
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
-    with pytest.raises(InputError, match=f"anew.json: {expected}"):
+    with pytest.raises(InputError, match=f"extra.json: {expected}"):
         collection.plan(extra_annotations=path)
 
 
 def test_rgba_files_are_stored_as_grey_and_source_is_cited(collection, tmp_path):
     """Some files of the NIH data have four channels; stored pixels must be exact."""
-    collection.place("images_001", BOXED, mode="RGBA")
+    collection.write_images("images_001", BOXED, mode="RGBA")
     plan, _ = collection.plan()
     out = tmp_path / "set"
     shards.build(image_builder.plan(plan, ["Nodule"], nih_chestxray.ABOUT, image_size=64), out)

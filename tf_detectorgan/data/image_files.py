@@ -78,9 +78,9 @@ class AnnotatedImage:
     file_name: str
     path: Path
     group: str
-    split: str | None  # as given for the image, if it is
+    split: str | None  # None: not given in the annotations
     training_only: bool
-    clean: bool | None  # as given for the image, if it is
+    clean: bool | None  # None: not given in the annotations
     height: int = 0
     width: int = 0
     bit_depth: int = 8

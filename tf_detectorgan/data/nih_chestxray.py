@@ -30,7 +30,7 @@ image may show more objects than boxes."""
 _CITATION = """X. Wang, Y. Peng, L. Lu, Z. Lu, M. Bagheri, R. M. Summers: ChestX-ray8: Hospital-scale Chest
 X-ray Database and Benchmarks on Weakly-Supervised Classification and Localization of Common Thorax Diseases.
 CVPR 2017, pp. 3462-3471. Provided by the NIH Clinical Center without restrictions on use. Users are asked to
-name it, to link its download site (nihcc.app.box.com/v/ChestXray-NIHCC) and to cite the paper."""
+name the NIH, to link its download site (nihcc.app.box.com/v/ChestXray-NIHCC) and to cite the paper."""
 ABOUT = shards.About("nih_chest_xray", "1.0.0", _DESCRIPTION, _CITATION)
 
 

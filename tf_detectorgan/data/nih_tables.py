@@ -119,7 +119,7 @@ def read_boxes(path: Path) -> dict[str, dict[str, list[Box]]]:
             raise InputError(f"{path}: line {line}: {len(fields)} columns {fields}, must be 6")
         name, label = checked_name(f"{path}: line {line}", fields[0]), spelling(fields[1])
         if label not in FINDINGS:
-            raise InputError(f"{path}: line {line}: {fields[1]!r} is not one of {', '.join(FINDINGS)}")
+            raise InputError(f"{path}: line {line}: finding {fields[1]!r} is not in {', '.join(FINDINGS)}")
         try:
             box = [float(field) for field in fields[2:]]
         except ValueError as error:

@@ -164,7 +164,7 @@ def _images(
                 width=row.get("width", 0),
             )
     if excluded == len(rows):
-        raise InputError(f"{file}: all {excluded} images are left out because of their key {keys.exclude!r}")
+        raise InputError(f"--exclude_key={keys.exclude}: excludes all {excluded} images of {file}; change it")
     if excluded:
         notes.append(f"{excluded} images left out because of their key {keys.exclude!r}")
     if only_key and not any(s.training_only for s in sources.values()):

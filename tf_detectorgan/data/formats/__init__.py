@@ -21,7 +21,7 @@ class Format(NamedTuple):
     files: str  # the files by which it is recognised, for messages
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """The paths of the annotations and images of one data set, and their format."""
 
     kind: str
@@ -33,7 +33,7 @@ class Place(NamedTuple):
         return FORMATS[self.kind].read(self.annotations, self.images)
 
 
-def locate(kind: str, annotations: Path | None, images: Path | None) -> Place:
+def locate(kind: str, annotations: Path | None, images: Path | None) -> Location:
     """Returns the format and the paths of the annotations and images.
 
     Args:
@@ -66,7 +66,7 @@ def locate(kind: str, annotations: Path | None, images: Path | None) -> Place:
             "--annotations and its format with --dataset"
         )
     kind, path = next(iter(found.items()))
-    return Place(kind, path, images if images and annotations else _images_folder(kind, path))
+    return Location(kind, path, images if images and annotations else _images_folder(kind, path))
 
 
 def _images_folder(kind: str, annotations: Path) -> Path:

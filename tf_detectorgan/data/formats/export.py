@@ -94,8 +94,8 @@ def _write_yolo(document: Document, source: Path, out: Path) -> None:
         shutil.copyfile(path, out / "images/train" / path.name)
         lines = []
         for label, (x, y, w, h) in boxes:
-            shares = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
-            lines.append(" ".join([str(label), *(f"{share:.10g}" for share in shares)]) + "\n")
+            fractions = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+            lines.append(" ".join([str(label), *(f"{fraction:.10g}" for fraction in fractions)]) + "\n")
         (out / "labels/train" / f"{path.stem}.txt").write_text("".join(lines), encoding="utf-8")
     layout = {"path": ".", "train": "images/train", "names": dict(enumerate(names))}
     text = yaml.safe_dump(layout, sort_keys=False)
