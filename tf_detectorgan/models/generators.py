@@ -102,7 +102,7 @@ class Composition:
         return (2 * channels if self.generator_input == "mask_and_object" else channels) + self.classes
 
     def blend(self, boxes, content, height: int, width: int):
-        """Returns the blending weight alpha [N, H, W, 1] in [0, 1] of boxes [N, 4] or a union [N, K, 4].
+        """Returns alpha [N, H, W, 1] in [0, 1] of boxes [N, 4], or of unions of boxes [N, K, 4].
 
         It is 0 outside of the images' content [N, 4], so that padding does not change.
         """
