@@ -1,4 +1,4 @@
-"""Options: flags from dataclass fields and back, flagfiles, help, errors of lists."""
+"""Tests of options: flags from dataclass fields and back, flagfiles, help, errors in lists."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ class Options:
 
 @pytest.fixture
 def parse():
-    """parse(cls, "--a=1", ...): what the command line makes of it, with flags of its own."""
+    """Returns parse(cls, "--a=1", ...), which parses a command line with separate flags."""
 
     def parse(cls, *arguments):
         values = flags.FlagValues()
@@ -40,7 +40,7 @@ def parse():
     return parse
 
 
-def test_words_are_read_as_the_command_would(tmp_path):
+def test_parse_reads_flagfiles_and_arguments(tmp_path):
     (tmp_path / "a.flags").write_text("--count=5\n--mode=slow\n")
     assert config.parse(Options, [f"--flagfile={tmp_path / 'a.flags'}", "--count=7"]) == Options(
         count=7, mode="slow"
@@ -49,7 +49,7 @@ def test_words_are_read_as_the_command_would(tmp_path):
         config.parse(Options, ["--colour=red"])
 
 
-def test_defaults_are_the_fields(parse):
+def test_defaults_are_those_of_the_fields(parse):
     assert parse(Options) == Options()
     assert parse(Train) == Train()
 
@@ -89,8 +89,8 @@ def test_bad_items_name_flag_and_item(parse, flag, message):
         parse(Options, flag)
 
 
-def test_a_detector_that_could_not_move_is_refused(parse):
-    """Clipping to norm 0 is not "no clipping": every gradient would be 0."""
+def test_clipnorm_0_is_an_error(parse):
+    """Clipping to norm 0 does not turn clipping off; it makes every gradient 0."""
     with pytest.raises(flags.Error, match="clipnorm"):
         parse(Train, "--clipnorm=0")
 
@@ -98,23 +98,23 @@ def test_a_detector_that_could_not_move_is_refused(parse):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--crossfit_folds=1"], "give 2 or more, or 0"),
+        (["--crossfit_folds=1"], "set 2 or more, or 0"),
         (["--residual_scale=0.5"], "--residual_scale=0.5: give two factors"),
         (["--residual_scale=0.5,0.2"], "the lower first"),
         (["--residual_scale=0,1.5"], "from 0 to 1"),
         (
             ["--output=full_image", "--synthetic_objects=3"],
-            "--synthetic_objects=3: with --output=full_image .* one object only",
+            "--synthetic_objects=3: with --output=full_image .* only one object",
         ),
         (["--residual_scale=0,half"], "every item must be float"),
     ],
 )
-def test_what_cannot_be_is_refused(parse, flags, message):
+def test_inconsistent_values_are_an_error(parse, flags, message):
     with pytest.raises(InputError, match=message):
         parse(Train, *flags)
 
 
-def test_an_empty_list_is_empty(parse):
+def test_empty_list_flag_gives_an_empty_tuple(parse):
     assert parse(Options, "--kinds=", "--sizes=").kinds == ()
 
 
@@ -131,8 +131,8 @@ PAPER = {
 }
 
 
-def test_the_papers_flagfile_changes_what_the_paper_says_and_nothing_else(parse):
-    """Given after another flagfile; what the command line says wins wherever it stands."""
+def test_paper_flagfile_changes_only_the_settings_of_the_paper(parse):
+    """Tested after another flagfile; a flag on the command line overrides it in either order."""
     own, paper = (f"--flagfile={CONFIGS[0].parent / name}.flags" for name in ("demo", "paper"))
     assert parse(Train, own, paper) == dataclasses.replace(parse(Train, own), **PAPER)
     found = parse(Train, "--lambda_syn=0.05", paper)
@@ -150,7 +150,7 @@ class Described:
     quick: bool = config.option(True, "Takes less time.")
 
 
-def test_help_has_the_basic_flags_first_and_the_others_by_heading():
+def test_help_lists_basic_flags_first_and_others_by_heading():
     assert config.help_text(Described).splitlines() == [
         "Basic",
         "  --seed=3",
@@ -171,7 +171,7 @@ def test_help_has_the_basic_flags_first_and_the_others_by_heading():
     assert config.help_text(Prepare).startswith("Flags\n  --dataset=")
 
 
-def test_flags_of_train_have_headings_and_are_few():
+def test_train_has_at_most_55_flags_under_headings():
     text = config.help_text(Train)
     flags = re.findall(r"^  --(\w+)", text, re.MULTILINE)
     assert len(flags) == len(set(flags)) <= 55
@@ -182,7 +182,7 @@ def test_flags_of_train_have_headings_and_are_few():
     ]  # fmt: skip
 
 
-def test_flagfiles_include_others_of_their_own_folder(tmp_path, monkeypatch):
+def test_flagfile_includes_other_files_relative_to_its_folder(tmp_path, monkeypatch):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "inner.flags").write_text("// another comment\n--seed=7\n--gan_batch=2\n")
     outer = tmp_path / "outer.flags"
@@ -198,7 +198,7 @@ def test_flagfiles_include_others_of_their_own_folder(tmp_path, monkeypatch):
         config.parse(Train, ["--flagfile=absent.flags"])
 
 
-def test_a_flagfile_is_read(parse, tmp_path):
+def test_flagfile_is_read(parse, tmp_path):
     file = tmp_path / "some.flags"
     file.write_text("# a comment\n--seed=7\n--arm=real_only,acgan\n")
     found = parse(Train, f"--flagfile={file}")
@@ -209,7 +209,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.flags"))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_our_flagfiles_are_read_and_say_by_which_command(parse, file):
+def test_flagfiles_of_configs_are_valid_and_name_their_command(parse, file):
     options = Prepare if file.stem.endswith("_prepare") else Train
     text = file.read_text("utf-8")
     assert parse(options, f"--flagfile={file}") != parse(options)
@@ -221,20 +221,22 @@ def test_our_flagfiles_are_read_and_say_by_which_command(parse, file):
     assert set(found) <= commands
 
 
-def test_json_and_back():
+def test_from_json_is_the_inverse_of_to_json():
     options = Options("ü", kinds=("x", "z"), sizes=(1.5,))
     text = config.to_json(options)
     assert list(json.loads(text)) == sorted(json.loads(text))
     assert config.from_json(Options, text, "here") == options
 
 
-def test_json_with_an_unknown_field_is_refused_by_name():
+def test_json_with_an_unknown_field_is_an_error():
     values = json.loads(config.to_json(Options())) | {"new": 1}
-    with pytest.raises(InputError, match="config.json: .* another version, whose new this one does not have"):
+    with pytest.raises(
+        InputError, match="config.json: .* another version, .* do not exist in this version: new; use"
+    ):
         config.from_json(Options, json.dumps(values), "config.json")
 
 
-def test_json_without_a_field_takes_its_default_or_what_runs_did_before_it():
+def test_missing_json_field_takes_its_default_or_absent_value():
     values = json.loads(config.to_json(Train()))
     for name in ("seed", "keep_edges", "residual_scale"):
         del values[name]
@@ -268,14 +270,14 @@ RENAMED = Train(
 )
 
 
-def test_json_with_old_names_reads_as_the_present_ones():
+def test_json_with_old_names_is_read_under_current_names():
     values = json.loads(config.to_json(RENAMED))
     for name in OLD_NAMES:
         del values[Train.RENAMED[name].name]
     assert config.from_json(Train, json.dumps(values | OLD_NAMES), "") == RENAMED
 
 
-def test_old_flags_of_a_flagfile_and_a_command_line_read_as_the_present_ones(tmp_path):
+def test_old_flags_are_read_under_current_names(tmp_path):
     file = tmp_path / "old.flags"
     words = [
         f"--{name}={','.join(map(str, v)) if isinstance(v, list) else v}" for name, v in OLD_NAMES.items()
@@ -286,7 +288,7 @@ def test_old_flags_of_a_flagfile_and_a_command_line_read_as_the_present_ones(tmp
     assert config.parse(reproduce.Reproduce, ["--workers=3"]).processes == 3
 
 
-def test_arms_are_the_papers_table():
+def test_arms_have_the_signs_of_the_paper():
     """Signs of lambda_real and lambda_syn: the paper maximises L_syn (+), AC-GAN minimises it (-)."""
     signs = {name: (arm.real_sign, arm.syn_sign) for name, arm in ARMS.items() if arm.detector}
     assert signs == {
