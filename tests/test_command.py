@@ -12,7 +12,7 @@ from absl import flags
 from tf_detectorgan import command, config
 from tf_detectorgan.errors import InputError, Interrupted
 
-KEPT = "; finished phases are kept: free or fix the disk and run it again"
+KEPT = "; finished phases are kept: check the disk and run it again"
 
 
 @dataclass(frozen=True)

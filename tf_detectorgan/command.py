@@ -51,10 +51,7 @@ def guard(options: type[T], main: Callable[[T], None], terminated: int = 128 + s
     except Exception as error:
         if (reason := disk.fault(error)) is None:
             raise
-        print(
-            f"error: {reason}; finished phases are kept: free or fix the disk and run it again",
-            file=sys.stderr,
-        )
+        print(f"error: {reason}; finished phases are kept: check the disk and run it again", file=sys.stderr)
         return EXIT_CANNOT_WRITE
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)

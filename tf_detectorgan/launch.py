@@ -82,14 +82,10 @@ class SubmitTable(Sent):
     table: str = option("1", "Table, as --table of `python -m tf_detectorgan.reproduce`.", tuple(TABLES))
     config: str = option("", "Flagfile of `train` for all cells; empty: a small run on drawn data.")
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "Seeds; each arm is trained once with each.")
-    parallel: int = option(
-        0, "Concurrent pods; 0: one per seed, which avoids most repeated pretraining.", low=0
-    )
+    parallel: int = option(0, "Concurrent pods; 0: one per seed, to avoid repeated pretraining.", low=0)
     gather: bool = option(False, "Submit one pod that writes the table, after all cells are trained.")
     memory: str = option("", "Memory of each pod, such as 16Gi; empty: as in the manifest.")
-    runs_claim: str = option(
-        "", "Claim of a volume for the runs; empty: that of the manifest, ReadWriteMany."
-    )
+    runs_claim: str = option("", "Claim of the volume of runs; empty: as in the manifest, ReadWriteMany.")
     data_claim: str = option("", "Claim of a volume to mount at /data; empty: none.")
 
 
@@ -105,9 +101,7 @@ class OneJob(Where):
 class Logs(OneJob):
     """Options of `logs`."""
 
-    follow: bool = option(
-        False, "Continue until the Job ends, including pods that start later; short form: -f."
-    )
+    follow: bool = option(False, "Continue until the Job ends, also with pods that start later; or: -f.")
 
 
 @dataclass(frozen=True)
@@ -117,9 +111,7 @@ class Fetch(Where):
     job: str = option("", "The Job's name.")
     manifest: str = option("", "If the Job has been deleted: its manifest, by name in k8s/ or as a file.")
     path: str = option("", "Folder on the volume of runs; empty: the output folder of the Job.")
-    to: str = option(
-        "", "New folder on this machine; empty: the last component of --path, in the working directory."
-    )
+    to: str = option("", "New folder on this machine; empty: the last part of --path in this folder.")
     without: tuple[str, ...] = option((), "Names of files or folders to skip, such as ckpt-*,phantom.")
     image: str = option("", "Image with Python 3 for the copying pod; empty: that of the Job.")
     claim: str = option("", "Claim of the volume of runs; empty: that of the Job.")
@@ -221,11 +213,7 @@ def _wait_for_pods(cluster: kubernetes.Cluster, job: str, seconds: int, one_is_e
 
 
 def _wait(reason: Callable[[], str], seconds: int, subject: str) -> None:
-    """Polls `reason` until it returns "", and prints each change. Temporary server errors are reasons, too.
-
-    Raises:
-      Interrupted: `seconds` are over; the message starts with `subject`.
-    """
+    """Polls `reason` until it returns "", and prints each change; raises Interrupted after `seconds`."""
 
     def current() -> str:
         try:
@@ -264,9 +252,7 @@ def logs(options: Logs) -> None:
         pod_logs.follow(cluster, options.job, lambda line: print(line, flush=True), POLL)
         how = kubernetes.ended(cluster.job(options.job))
         if not how:
-            raise Interrupted(
-                f"Job {options.job} is suspended; to continue: launch resume --job={options.job}"
-            )
+            raise Interrupted(f"Job {options.job} is suspended; to resume: launch resume --job={options.job}")
         if how.startswith(kubernetes.FAILED):
             raise InputError(f"Job {options.job} {how}")
         print(f"Job {options.job} {how}")
@@ -288,7 +274,7 @@ def stop(options: OneJob) -> None:
     codes |= {p.metadata.name: [] for p in cluster.pods(options.job) if p.status.phase == "Running"}
     cluster.suspend(options.job, True)
     _wait(running, options.wait, f"Job {options.job} is suspended and")
-    print(f"Job {options.job}: stopped{_saved(codes)}; to continue: launch resume --job={options.job}")
+    print(f"Job {options.job}: stopped{_saved(codes)}; to resume: launch resume --job={options.job}")
 
 
 def _saved(codes: dict[str, list[int]]) -> str:

@@ -47,14 +47,11 @@ class Reproduce:
         choices=tuple(TABLES),
     )
     config: str = option("", "Flagfile of `train` for all cells.")
-    out: str = option(
-        "runs/table", "Directory for all runs and tables; run the same command again to resume."
-    )
+    out: str = option("runs/table", "Directory of all runs and tables; repeat the command to resume.")
     seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "Seeds; each arm is trained once with each.")
     only: tuple[str, ...] = option((), "Cells to train now, as arm or arm:seed; empty: all cells.")
     test_data: str = option(
-        "",
-        "Another prepared data set on which all runs are evaluated, for example one with more test images.",
+        "", "Another prepared data set to evaluate all runs on, such as one with more test images."
     )
     completion_index: int = option(
         -1,
@@ -63,9 +60,7 @@ class Reproduce:
         "table's order, then by seed. A call without this flag gathers the cells.",
         low=-1,
     )
-    processes: int = option(
-        1, "Number of concurrent training processes, which share the CPU cores equally.", low=1
-    )
+    processes: int = option(1, "Concurrent training processes, which share the CPU cores.", low=1)
 
 
 def main(options: Reproduce) -> None:

@@ -1,4 +1,4 @@
-"""What the API server or Pod Security *restricted* refuses and a JSON schema does not see."""
+"""Rules of the API server and of Pod Security *restricted* that a JSON schema does not contain."""
 
 import re
 from decimal import Decimal
@@ -26,13 +26,13 @@ RECOMMENDED = {f"app.kubernetes.io/{key}" for key in ("name", "instance", "compo
 
 
 def quantity(text):
-    """Kubernetes' "500m" or "16Gi" as a number; None if it is neither."""
+    """Returns a Kubernetes quantity such as "500m" or "16Gi" as a number; None if it is not a quantity."""
     found = QUANTITY.fullmatch(str(text))
     return found and Decimal(found[1]) * UNITS[found[2]]
 
 
 def problems(resource):
-    """Sentences about one resource; [] if nothing is wrong."""
+    """Returns the violations of a resource as sentences."""
     found = list(_values(resource))
     name = resource["metadata"].get("name") or resource["metadata"]["generateName"].rstrip("-")
     if not NAME.fullmatch(name):
@@ -53,7 +53,7 @@ def problems(resource):
 
 
 def _values(node, path=""):
-    """Enum values and quantities, wherever they are."""
+    """Yields invalid enum values and quantities at any depth."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         here = f"{path}.{key}"
         if isinstance(value, dict | list):
@@ -116,7 +116,7 @@ def _pod(spec):
         mounted |= {mount["name"] for mount in container.get("volumeMounts", [])}
         yield from _container(container, volumes)
     if unused := volumes.keys() - mounted:
-        yield f"volumes that nobody mounts: {sorted(unused)}"
+        yield f"volumes that is not mounted: {sorted(unused)}"
 
 
 def _names(containers, volumes):

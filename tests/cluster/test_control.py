@@ -116,7 +116,7 @@ def test_stop_waits_for_the_pods_and_resume_clears_suspend(server, capsys):
     launch.resume(launch.OneJob(job="nih"))
     assert server.sent("PATCH") == [{"spec": {"suspend": True}}, {"spec": {"suspend": False}}]
     out = capsys.readouterr().out
-    assert "Job nih: stopped, its steps are saved; to continue: launch resume --job=nih" in out
+    assert "Job nih: stopped, its steps are saved; to resume: launch resume --job=nih" in out
     assert "pods of nih: apiserver not ready" in out  # a temporary error does not end the waiting
     server.answers["GET", f"{CORE}/pods"] = items("PodList", pod("nih-0"))
     with pytest.raises(

@@ -84,7 +84,7 @@ def test_follow_reports_and_skips_a_log_that_does_not_exist(server, capsys, phas
     server.answers["GET", f"{CORE}/pods"] = items("PodList", pod("nih-0"))
     if phases:
         log(server, "nih-0", WAITING, *phases)
-    with pytest.raises(Interrupted, match="Job nih is suspended; to continue: launch resume --job=nih"):
+    with pytest.raises(Interrupted, match="Job nih is suspended; to resume: launch resume --job=nih"):
         launch.logs(launch.Logs(job="nih", follow=True))
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("nih-0 | (log of nih-0: ")

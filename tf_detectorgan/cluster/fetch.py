@@ -155,9 +155,7 @@ class PackedStream(io.RawIOBase):
           InputError: the received data are not those that were sent.
         """
         if self.sha256.hexdigest() != self.end["sha256"]:
-            raise InputError(
-                f"the checksum of the {self.received} bytes received is wrong; run the same command again"
-            )
+            raise InputError(f"the checksum of {self.received} bytes is wrong; run the same command again")
         with contextlib.suppress(websocket.WebSocketException, OSError):  # the pod is deleted in any case
             self._socket.send_binary(STDIN + b"\n")
             self._socket.close()
@@ -180,16 +178,12 @@ def unpack(
             with tarfile.open(fileobj=io.BufferedReader(stream, 1 << 20), mode="r|") as archive:
                 for member in archive:
                     if not member.isreg():
-                        raise InputError(
-                            f"{member.name}: not a regular file; links and devices are not unpacked"
-                        )
+                        raise InputError(f"{member.name}: is no file; links and devices are not unpacked")
                     archive.extract(member, folder, filter="data")
                     count += 1
             while stream.read(1 << 20):  # padding of the archive
                 pass
         except tarfile.TarError as error:
-            raise InputError(
-                f"the archive from the pod cannot be unpacked ({error}); run the same command again"
-            ) from error
+            raise InputError(f"the archive is damaged ({error}); run the same command again") from error
         stream.check()
     return count, stream.end["gone"]

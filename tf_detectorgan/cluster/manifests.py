@@ -40,9 +40,7 @@ def read(name: str) -> list[Resource]:
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file}: not a manifest ({error!r})") from error
     if len(jobs) != 1 or bare:
-        raise InputError(
-            f"{file}: contains {len(jobs) - len(bare)} Jobs with containers; give a file with one"
-        )
+        raise InputError(f"{file}: contains {len(jobs) - len(bare)} Jobs with containers; one is needed")
     if nameless:
         raise InputError(
             f"{file}: its {nameless[0]} has no metadata.name, which launch needs to find it; "

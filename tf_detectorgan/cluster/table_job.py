@@ -53,9 +53,7 @@ def fill(
     ((file, text),) = configmap["data"].items()
     configmap["data"] = {file: config or text}
     if f"--data_dir={DATA}/" in config and not data_claim:
-        raise InputError(
-            f"--config: --data_dir is under {DATA}; give the claim of its volume by --data_claim"
-        )
+        raise InputError(f"--config: --data_dir is in {DATA}; give the claim of its volume by --data_claim")
     container = pod["containers"][0]
     container["args"] = [
         f"--table={table}",

@@ -58,9 +58,7 @@ def _check(text: str, workers: int) -> None:
         addresses, index = found["cluster"]["worker"], found["task"]["index"]
         fits = set(found["cluster"]) == {"worker"} and len(addresses) == workers and 0 <= index < workers
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"TF_CONFIG={text}: invalid ({error!r}); see the guide of TensorFlow on distributed training"
-        ) from error
+        raise InputError(f"TF_CONFIG={text}: invalid ({error!r}); see TensorFlow's guide") from error
     if not fits:
         raise InputError(
             f"TF_CONFIG={text}: must have {workers} workers (--workers), and the task of one of them"

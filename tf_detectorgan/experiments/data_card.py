@@ -20,11 +20,7 @@ from tf_detectorgan.training.settings import Train
 
 SHOWN = {"labelled": 12, "clean": 4, "unboxed": 4}  # number of training images shown
 LISTED = 10  # number of duplicates and of groups listed
-_STREAMS = {
-    "labelled": "with boxes",
-    "clean": "without the object",
-    "unboxed": "with objects but without boxes",
-}
+_STREAMS = {"labelled": "with boxes", "clean": "without objects", "unboxed": "with objects, no boxes"}
 
 
 def write(dataset: records.Dataset) -> Path:

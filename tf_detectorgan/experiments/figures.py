@@ -142,9 +142,7 @@ def _label(name: str) -> str:
 
 def _svg(figure: Figure, legend: bool = False) -> str:
     if legend:
-        figure.legend(
-            frameon=False, fontsize=9, loc="outside right upper"
-        )  # outside, so that it hides no curve
+        figure.legend(frameon=False, fontsize=9, loc="outside right upper")  # hides no curve
     file = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "detectorgan"}):  # equal curves give equal files
         figure.savefig(file, format="svg", metadata={"Date": None})

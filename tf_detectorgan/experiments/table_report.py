@@ -73,12 +73,10 @@ def read_results(table: Table, seeds: Sequence[int], out: Path, evaluation_set: 
         draws.setdefault(name, {})[seed] = bootstrap_ap(matches, RESAMPLES, seed=0)
     if not metrics:
         raise InputError(f"{out}: no cell of this table is finished")
-    primary_ious = {m["primary_iou"] for by_seed in metrics.values() for m in by_seed.values()}
-    if len(primary_ious) > 1:
-        raise InputError(f"{out}: runs with different --primary_iou: {sorted(primary_ious)}")
-    return Results(
-        metrics, draws, f"{primary_ious.pop():g}", sum(seconds.values()), config, sorted(data - {""})
-    )
+    ious = {m["primary_iou"] for by_seed in metrics.values() for m in by_seed.values()}
+    if len(ious) > 1:
+        raise InputError(f"{out}: runs with different --primary_iou: {sorted(ious)}")
+    return Results(metrics, draws, f"{ious.pop():g}", sum(seconds.values()), config, sorted(data - {""}))
 
 
 def write_table(
