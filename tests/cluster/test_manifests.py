@@ -94,7 +94,9 @@ FAULTS = {
     "seccomp": lambda job: pod_spec(job)["securityContext"].pop("seccompProfile"),
     "hostPath": lambda job: pod_spec(job)["volumes"].append({"name": "host", "hostPath": {"path": "/"}}),
     "is not mounted": lambda job: pod_spec(job)["volumes"].append({"name": "spare", "emptyDir": {}}),
-    "not there": lambda job: container(job)["volumeMounts"].append({"name": "absent", "mountPath": "/a"}),
+    "does not exist": lambda job: container(job)["volumeMounts"].append(
+        {"name": "absent", "mountPath": "/a"}
+    ),
     "mount paths": lambda job: container(job)["volumeMounts"].append({"name": "tmp", "mountPath": "/tmp"}),
     "above limit": lambda job: container(job)["resources"]["requests"].update(memory="17Gi"),
     "no quantity": lambda job: container(job)["resources"]["limits"].update(memory="16GB"),
@@ -152,8 +154,8 @@ def test_overlays_are_valid(overlays, tmp_path):
     assert {key for key in plain if plain[key] != changed[key]} == {("Job", "train-nih")} | spot
     job = changed["Job", "train-nih"]
     assert pod_spec(job)["tolerations"][0] == manifests.OF_GPU_NODES
-    beside = pod_spec(changed["Deployment", "tensorboard"])["affinity"]["podAffinity"]
-    (wanted,) = beside["requiredDuringSchedulingIgnoredDuringExecution"]
+    affinity = pod_spec(changed["Deployment", "tensorboard"])["affinity"]["podAffinity"]
+    (wanted,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]
     pods = job["spec"]["template"]["metadata"]["labels"]
     assert wanted["labelSelector"]["matchLabels"].items() <= pods.items()
     if overlays == OVERLAYS:  # no overlay reverts another

@@ -33,7 +33,7 @@ def test_page_fits_the_window_and_all_images_load(browser, report, width):
     page.close()
 
 
-def test_the_checks_detect_a_wide_and_a_missing_image(browser):
+def test_checks_detect_a_wide_and_a_missing_image(browser):
     """Tests BROKEN and OVERFLOWING on a page that violates both."""
     page = browser.new_page(viewport={"width": 390, "height": 800})
     page.set_content('<main><img alt="gone" src="nowhere.png" style="width: 500px"></main>')

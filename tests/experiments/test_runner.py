@@ -160,7 +160,7 @@ def test_bad_input_of_one_run_ends_all_processes(monkeypatch, tmp_path):
     assert time.monotonic() - before < 30  # the sleeping process was ended
 
 
-def test_a_signal_ends_the_processes(monkeypatch, tmp_path):
+def test_signal_ends_the_processes(monkeypatch, tmp_path):
     scripted(monkeypatch, "import time; time.sleep(60)")
     stop = iter([None, None, None])
     with pytest.raises(Interrupted, match=r"SIGTERM: 0 of 1 arms are finished"):

@@ -45,8 +45,8 @@ def test_real_only_needs_no_held_out_detectors():
 
 def test_short_run_has_the_batch_of_one_worker_and_at_most_the_steps_of_the_run():
     s = Train(workers=4, gan_batch=8, detector_batch=16, synthetic_objects=3, pretrain_gan_steps=1)
-    short = plan.in_short(s, "elsewhere")
-    assert (short.run_dir, short.preflight, short.workers) == ("elsewhere", "false", 1)
+    short = plan.in_short(s, "short")
+    assert (short.run_dir, short.preflight, short.workers) == ("short", "false", 1)
     assert (short.gan_batch, short.detector_batch) == (2, 4)
     assert (
         short.pretrain_gan_steps,

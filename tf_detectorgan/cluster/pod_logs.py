@@ -30,7 +30,7 @@ def show(cluster: Cluster, job: str, write: Callable[[str], Any]) -> None:
 
 
 def follow(cluster: Cluster, job: str, write: Callable[[str], Any], poll: float) -> None:
-    """As `show`, until the Job ends or is suspended, including pods that start later. Polls every `poll` s.
+    """Passes lines to `write`, also of later pods, until the Job ends or is suspended; polls every `poll` s.
 
     Raises:
       InputError: there are no pods yet.
