@@ -12,7 +12,7 @@ from absl import flags
 from tf_detectorgan import command, config
 from tf_detectorgan.errors import InputError, Interrupted
 
-KEPT = "; what was finished is kept: see to the disk and run it again"
+KEPT = "; finished phases are kept: check the disk and run it again"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def parsed(monkeypatch):
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
     ],
 )
-def test_an_expected_end_is_one_line_and_an_exit_code(capsys, error, code, line):
+def test_expected_error_prints_one_line_and_returns_its_exit_code(capsys, error, code, line):
     def main(options):
         assert options.size == 3
         raise error
@@ -51,7 +51,7 @@ def test_an_expected_end_is_one_line_and_an_exit_code(capsys, error, code, line)
     assert capsys.readouterr().err == line + "\n"
 
 
-def test_names_that_are_no_utf_8_can_be_said(monkeypatch):
+def test_names_that_are_not_utf_8_can_be_printed(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), "utf-8")
     monkeypatch.setattr(sys, "stdout", stream)
     assert command.guard(Options, lambda options: print("found \udcff.csv")) == 0
@@ -59,7 +59,7 @@ def test_names_that_are_no_utf_8_can_be_said(monkeypatch):
     assert stream.buffer.getvalue() == b"found \\udcff.csv\n"
 
 
-def test_success_is_silent_and_a_fault_of_ours_keeps_its_traceback(capsys):
+def test_success_prints_nothing_and_unexpected_errors_are_raised(capsys):
     assert command.guard(Options, lambda options: None) == 0
     assert capsys.readouterr().err == ""
     with pytest.raises(ZeroDivisionError):
@@ -69,7 +69,7 @@ def test_success_is_silent_and_a_fault_of_ours_keeps_its_traceback(capsys):
 
 
 @pytest.mark.parametrize("given, code", [({}, 143), ({"terminated": 75}, 75)])
-def test_sigterm_leaves_through_finally(given, code):
+def test_sigterm_runs_finally_blocks(given, code):
     cleaned = []
 
     def main(options):
@@ -85,8 +85,8 @@ def test_sigterm_leaves_through_finally(given, code):
     assert cleaned
 
 
-@pytest.mark.parametrize("argument, expected", [("--sise=3", "sise"), ("3", "'3' is no flag")])
-def test_a_wrong_flag_is_bad_input(capsys, monkeypatch, argument, expected):
+@pytest.mark.parametrize("argument, expected", [("--sise=3", "sise"), ("3", "'3' is not a flag")])
+def test_unknown_flag_exits_with_bad_input(capsys, monkeypatch, argument, expected):
     values = flags.FlagValues()
     flags.DEFINE_integer("size", 3, "a size", flag_values=values)
     monkeypatch.setattr(flags, "FLAGS", values)
@@ -96,7 +96,7 @@ def test_a_wrong_flag_is_bad_input(capsys, monkeypatch, argument, expected):
     assert expected in capsys.readouterr().err
 
 
-def test_help_is_no_error(monkeypatch, capsys):
+def test_help_exits_with_0_and_prints_flags(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["command", "--size=0", "--help"])
     monkeypatch.setattr(sys.modules["__main__"], "__doc__", "What it does.")
     with pytest.raises(SystemExit) as left:

@@ -1,4 +1,4 @@
-"""One process at a time works in a directory; the next waits."""
+"""Tests that one process at a time uses a directory, and that others wait."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ HOLD = """
 import signal, sys
 from pathlib import Path
 from tf_detectorgan import disk
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # as command.guard has it
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # as command.guard does
 with disk.held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -28,37 +28,37 @@ def holder(directory):
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def test_the_next_process_waits_until_the_first_is_killed(tmp_path):
+def test_second_process_waits_until_the_first_is_killed(tmp_path):
     with holder(tmp_path) as first:
         assert first.stdout.readline() == "held\n"
         with holder(tmp_path) as second:
-            assert second.stdout.readline() == f"waiting: another process works in {tmp_path}\n"
+            assert second.stdout.readline() == f"waiting: another process is using {tmp_path}\n"
             first.kill()
             assert second.stdout.readline() == "held\n"
             second.stdin.close()
             assert second.wait(10) == 0
 
 
-def test_who_waits_hears_a_signal(tmp_path):
+def test_waiting_process_ends_on_sigterm(tmp_path):
     with disk.held(tmp_path), holder(tmp_path) as second:
         assert second.stdout.readline().startswith("waiting: ")
         second.terminate()
         assert second.wait(10) == EXIT_INTERRUPTED
 
 
-def test_a_run_is_held_before_it_is_looked_at(tmp_path, monkeypatch):
+def test_train_locks_the_run_directory_before_reading_it(tmp_path, monkeypatch):
     def begin(settings, workers):
         with holder(tmp_path) as second:
             assert second.stdout.readline().startswith("waiting: ")
             second.kill()
-        raise RuntimeError("looked at")
+        raise RuntimeError("begun")
 
     monkeypatch.setattr(run_directory, "begin", begin)
-    with pytest.raises(RuntimeError, match="looked at"):
+    with pytest.raises(RuntimeError, match="begun"):
         train.main(Train(run_dir=str(tmp_path), preflight="false"))
 
 
-def test_where_there_are_no_locks_a_note_says_so(tmp_path, monkeypatch, capsys):
+def test_file_system_without_locks_prints_a_note(tmp_path, monkeypatch, capsys):
     def flock(file, how):
         raise OSError(code, "")
 

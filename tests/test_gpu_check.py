@@ -1,4 +1,4 @@
-"""`gpu_check` with processes of its own, and its verdict on records that are given."""
+"""Tests of `gpu_check`: its processes, and the result that it prints for given records."""
 
 import os
 import signal
@@ -19,15 +19,15 @@ PHASES = ("pretrain_gan", "pretrain_detector", "joint", "synthetic", "final_dete
 
 
 def given(result):
-    """The record of a run whose phases ended with `result`."""
+    """Returns the record of a run whose phases have the hash `result`."""
     phase = {"result": result, "seconds": 1.0, "memory": 9, "faults": 0, "first_faults": [], "transfers": 0}
     return {"machine": {}, "phases": dict.fromkeys(PHASES, phase)}
 
 
 @pytest.mark.slow
 @pytest.mark.nightly
-def test_a_tiny_check_from_end_to_end(tmp_path, monkeypatch, capfd):
-    """One run and gradcheck are processes; the other runs' records are taken to be the first one's."""
+def test_tiny_check_from_end_to_end(tmp_path, monkeypatch, capfd):
+    """Starts one run and gradcheck; the other runs reuse the record of the first."""
     real, made = gpu_check.run_trial, []
 
     def once(words, folder):
@@ -37,10 +37,10 @@ def test_a_tiny_check_from_end_to_end(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(gpu_check, "run_trial", once)
     out = tmp_path / "table.md"
     gpu_check.main(GpuCheck(detector="tests.own_detector:tiny", size=32, steps=2, out=str(out)))
-    said, text = capfd.readouterr().out, out.read_text()
-    assert said.startswith("gpu_check: no GPU was found.")
-    assert text in said
-    assert said.splitlines()[-1] == f"gpu_check: all that was checked held. table: {out}"
+    printed, text = capfd.readouterr().out, out.read_text()
+    assert printed.startswith("gpu_check: no GPU found.")
+    assert text in printed
+    assert printed.splitlines()[-1] == f"gpu_check: all checks passed. table: {out}"
     assert len(made) == len(RUNS)
     rows = {line.split(" | ")[0][2:]: line.split(" | ")[1:] for line in text.splitlines() if " | " in line}
     for phase in PHASES:
@@ -51,7 +51,7 @@ def test_a_tiny_check_from_end_to_end(tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize("again, code", [("ab", None), ("cd", 1)])
-def test_exit_code_1_when_a_second_run_has_other_bits(again, code, monkeypatch, capsys):
+def test_exit_code_is_1_if_two_runs_are_not_bit_identical(again, code, monkeypatch, capsys):
     results = {name: given("ab") for name in RUNS} | {gpu_check.AGAIN: given(again)}
     results[GRADCHECK] = {"exact": True, "relative error": "1e-9", "said": ""}
     monkeypatch.setattr(gpu_check, "run_all", lambda *_: results)
@@ -61,12 +61,12 @@ def test_exit_code_1_when_a_second_run_has_other_bits(again, code, monkeypatch, 
         assert left.value.code == code
     else:
         gpu_check.main(GpuCheck())
-    said = capsys.readouterr().out
-    assert ("did NOT hold: pretrain_gan gave other bits" in said) == bool(code)
-    assert f"| joint | {'NO' if code else 'yes'} | 0 | 0 | 1 | 1 | 1 | 9 | 9 | 9 |\n" in said
+    printed = capsys.readouterr().out
+    assert ("FAILED: pretrain_gan: two runs with the same seed" in printed) == bool(code)
+    assert f"| joint | {'NO' if code else 'yes'} | 0 | 0 | 1 | 1 | 1 | 9 | 9 | 9 |\n" in printed
 
 
-def test_processes_that_die_leave_their_last_line(monkeypatch, tmp_path):
+def test_failed_processes_are_reported_with_their_last_line(monkeypatch, tmp_path):
     dying = [sys.executable, "-c", "import sys; sys.exit('Traceback\\nInternalError: no kernel image')"]
     monkeypatch.setattr(
         gpu_check, "_run", lambda *_: subprocess.run(dying, capture_output=True, text=True, check=False)
@@ -80,8 +80,8 @@ def test_processes_that_die_leave_their_last_line(monkeypatch, tmp_path):
     assert "| Eqn 3, float64 | failed |" in text
 
 
-def test_sigterm_ends_the_running_process_too(monkeypatch, tmp_path, handlers):
-    """By the handler that `command` sets; `timeit` stands for a process that takes long."""
+def test_sigterm_ends_the_child_process(monkeypatch, tmp_path, handlers):
+    """Tests the handler that `command` sets, with `timeit` as a long-running process."""
     file = tmp_path / "pid"
     work = f"open({str(file)!r}, 'w').write(f'{{os.getpid()}}\\n'); time.sleep(60)"
     monkeypatch.setattr(config, "read_flags", lambda options: None)
@@ -105,18 +105,18 @@ def test_sigterm_ends_the_running_process_too(monkeypatch, tmp_path, handlers):
         os.kill(children[0], 0)
 
 
-def test_precision_that_a_detector_refuses_is_said_and_not_run(tmp_path):
+def test_unsupported_precision_is_reported_without_a_run(tmp_path):
     words = ["--detector=retinanet_kerashub", "--precision=mixed_bfloat16"]
     (reason,) = gpu_check.run_trial(words, tmp_path / "0").values()
     assert reason.startswith("--precision=mixed_bfloat16: rounding makes the gradient")
 
 
-def test_processes_get_flags_of_train():
+def test_train_flags_are_valid_for_train():
     s = config.parse(Train, gpu_check.train_flags(GpuCheck(detector="fcos_small", size=96, steps=5)))
     assert (s.detector, s.phantom_size, s.pretrain_gan_steps, s.joint_steps) == ("fcos_small", 96, 5, 5)
     assert [config.parse(Train, more).deterministic for more in RUNS.values()] == [True, True, False, True]
 
 
-def test_a_table_that_cannot_be_written_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(InputError, match="not a file in a directory that exists"):
+def test_out_in_a_missing_directory_is_an_error_before_any_run(tmp_path):
+    with pytest.raises(InputError, match="give a file in an existing directory"):
         gpu_check.main(GpuCheck(out=str(tmp_path / "missing" / "table.md")))

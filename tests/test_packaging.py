@@ -1,4 +1,4 @@
-"""What is imported is declared, what is shipped is packed, what the documents say to type exists."""
+"""Tests that imports are declared, that all files are packed, and that documented commands exist."""
 
 import ast
 import re
@@ -18,12 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tf_detectorgan"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-# Declared, though no file of ours imports them.
+# Declared, but imported by no file of the package.
 INDIRECT = {
     "importlib-resources": "tensorflow-datasets imports it without declaring it",
-    "tensorboard": "tf.summary's operations live in it, and it shows the runs",
+    "tensorboard": "contains the operations of tf.summary, and shows the runs",
 }
-# Imported by another name than the distribution's.
+# Imported under another name than that of the distribution.
 PROVIDERS = {
     "absl": "absl-py",
     "PIL": "pillow",
@@ -33,7 +33,7 @@ PROVIDERS = {
 }
 
 
-def test_every_class_name_is_used_once():
+def test_class_names_are_unique():
     names = [
         node.name
         for path in SOURCES
@@ -51,7 +51,7 @@ def test_retired_words_are_found_by_line():
 
 @pytest.fixture(scope="module")
 def arguments():
-    """What setup.py passes to setuptools.setup."""
+    """Returns the arguments that setup.py passes to setuptools.setup."""
     passed = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setuptools, "setup", passed.update)
@@ -61,7 +61,7 @@ def arguments():
 
 
 def imports(path):
-    """(module, name) of every import in a file, at any depth of it; name is None in `import module`."""
+    """Yields (module, name) of every import in a file, at any depth; name is None for `import module`."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
@@ -70,7 +70,7 @@ def imports(path):
 
 
 def third_party(paths):
-    """Canonical names of the distributions that the files import, each with one file that does."""
+    """Returns the canonical names of the imported distributions, each with a file that imports it."""
     found = {}
     for path in paths:
         for module, _ in imports(path):
@@ -99,7 +99,7 @@ def test_every_requirement_is_imported(arguments):
     assert declared - INDIRECT.keys() - third_party(SOURCES).keys() == set()
 
 
-def test_every_requirement_has_its_reason():
+def test_every_requirement_has_a_comment_with_its_reason():
     lines = (ROOT / "setup.py").read_text("utf-8").splitlines()
     block = lines[lines.index("REQUIRES = [") + 1 : lines.index("]")]
     assert len(block) % 2 == 0
@@ -126,7 +126,7 @@ def test_every_requirement_is_locked_within_its_range(arguments):
             assert requirement.specifier.contains(version), f"{pin} is outside {requirement}: run make lock"
 
 
-def test_version_is_the_package_s_and_in_the_changelog(arguments):
+def test_version_is_that_of_the_package_and_in_the_changelog(arguments):
     assert arguments["version"] == __version__
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     assert headings[0] == "Unreleased"
@@ -143,8 +143,8 @@ def test_every_file_of_the_package_is_packed(arguments):
     assert others - set(SOURCES) - matched == set()
 
 
-def test_only_the_command_line_reads_flags():
-    allowed = {"train.py", "prepare.py", "synthesize.py", "evaluate.py", "command.py", "config.py"}
+def test_only_commands_import_flags():
+    commands = {"train.py", "prepare.py", "synthesize.py", "evaluate.py", "command.py", "config.py"}
     readers = {
         str(path.relative_to(PACKAGE))
         for path in SOURCES
@@ -153,11 +153,11 @@ def test_only_the_command_line_reads_flags():
         )
     }
     assert "config.py" in readers
-    assert readers <= allowed
+    assert readers <= commands
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
-def test_commands_of_the_documents_exist(document):
+def test_documented_commands_exist(document):
     text = (ROOT / document).read_text("utf-8")
     rules = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     typed = re.findall(r"(?:^|`|\$ )make ([a-z]+)", text, re.MULTILINE)
@@ -171,7 +171,7 @@ def test_commands_of_the_documents_exist(document):
         assert (ROOT / document).parent.joinpath(target).exists(), target
 
 
-def test_decisions_are_numbered_once_and_indexed():
+def test_decisions_have_unique_numbers_and_are_in_the_index():
     folder = ROOT / "docs" / "decisions"
     records = sorted(path.name for path in folder.glob("[0-9]*.md"))
     numbers = [name[:4] for name in records]

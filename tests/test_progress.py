@@ -1,4 +1,4 @@
-"""Bars in a log: lines that have an end, as container runtimes and `tail -f` wait for one."""
+"""Tests that progress bars write whole lines to a log, as container runtimes and `tail -f` require."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ def errors(**streams):
     ).stderr
 
 
-def test_in_a_log_every_update_is_a_line():
+def test_every_update_is_a_line_in_a_log():
     log = errors(stderr=subprocess.PIPE, text=True)
     assert log.endswith("\n")
     assert "\r" not in log
@@ -39,20 +39,20 @@ def test_in_a_log_every_update_is_a_line():
     assert list(dict.fromkeys(counts)) == ["0/4", "1/4", "2/4", "3/4", "4/4"]
 
 
-def test_on_a_terminal_a_bar_stays_in_its_line():
-    ours, theirs = pty.openpty()
-    errors(stderr=theirs)
-    os.close(theirs)
+def test_bar_stays_on_its_line_on_a_terminal():
+    terminal, stderr = pty.openpty()
+    errors(stderr=stderr)
+    os.close(stderr)
     shown = ""
-    with contextlib.suppress(OSError):  # a terminal's end
-        while more := os.read(ours, 65536):
+    with contextlib.suppress(OSError):  # end of the terminal
+        while more := os.read(terminal, 65536):
             shown += more.decode()
-    os.close(ours)
+    os.close(terminal)
     assert "\rcounting: 100%" in shown
     assert "\ncounting" not in shown
 
 
-def test_all_bars_are_made_here():
+def test_only_progress_imports_tqdm():
     users = [
         path.name
         for path in (ROOT / "tf_detectorgan").rglob("*.py")

@@ -1,4 +1,4 @@
-"""The command line of every command: reads flags, and turns errors into one line and an exit code."""
+"""Runs a command: reads its flags, and turns errors into one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort"}
 def run(options: type[T], main: Callable[[T], None], terminated: int = 128 + signal.SIGTERM) -> None:
     """Defines the flags of `options`, reads them (also from --flagfile), calls `main` and exits.
 
-    A flag of the command line wins over the same one in a flagfile, before it or behind it.
+    A flag on the command line overrides the same flag in a flagfile, in either order.
     Exit codes: 0; 74 full or read-only disk; 75 interrupted, with everything saved; 78 bad input;
-    130 Ctrl-C; `terminated` SIGTERM, while the command has no handler of its own.
+    130 Ctrl-C; `terminated` after SIGTERM, unless the command has a handler of its own.
     """
     if HELP & set(sys.argv[1:]):
         print(f"{sys.modules['__main__'].__doc__}\n{config.help_text(options)}")
@@ -36,10 +36,10 @@ def run(options: type[T], main: Callable[[T], None], terminated: int = 128 + sig
 
 def guard(options: type[T], main: Callable[[T], None], terminated: int = 128 + signal.SIGTERM) -> int:
     """Calls `main` with the parsed flags and turns its errors into one line on stderr and an exit code."""
-    # Leaves through every `finally`, so that no half-written file stays behind.
+    # Runs every `finally`, so that no partial file remains.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(terminated))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may not be UTF-8
     try:
         main(config.read_flags(options))
     except InputError as error:
@@ -49,9 +49,9 @@ def guard(options: type[T], main: Callable[[T], None], terminated: int = 128 + s
         print(f"interrupted: {error}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
-        if (said := disk.fault(error)) is None:
+        if (reason := disk.fault(error)) is None:
             raise
-        print(f"error: {said}; what was finished is kept: see to the disk and run it again", file=sys.stderr)
+        print(f"error: {reason}; finished phases are kept: check the disk and run it again", file=sys.stderr)
         return EXIT_CANNOT_WRITE
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
@@ -60,11 +60,11 @@ def guard(options: type[T], main: Callable[[T], None], terminated: int = 128 + s
 
 
 def check_target(out: Path, marker: str, what: str, overwrite: bool) -> None:
-    """Raises InputError unless --out is free, or holds `what`, told by the file `marker`, to `overwrite`."""
+    """Raises InputError unless --out is free, or contains `what` (has the file `marker`) to overwrite."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / marker).is_file():
-        raise InputError(f"--out={out}: exists and holds no {what}; choose another directory")
+        raise InputError(f"--out={out}: exists and contains no {what}; choose another directory")
     if not overwrite:
         raise InputError(f"--out={out}: exists; use --overwrite to replace it")
 
@@ -76,10 +76,10 @@ def _parse(new_names: Mapping[str, config.NewName], argv: list[str]) -> list[str
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     if len(rest) > 1:
-        print(f"error: {rest[1]!r} is no flag; write --name=value", file=sys.stderr)
+        print(f"error: {rest[1]!r} is not a flag; write --name=value", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     if flags.FLAGS["verbosity"].using_default_value:
-        # absl's own default, INFO, fills the screen with the libraries' notes
+        # absl's default, INFO, prints many messages of libraries
         flags.FLAGS["verbosity"].value = logging.WARNING
         flags.FLAGS["verbosity"].using_default_value = False
     return rest

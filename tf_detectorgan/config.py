@@ -1,8 +1,8 @@
-"""Options of a command are a frozen dataclass of fields made by `option`, in the command's own module.
+"""Defines command options as frozen dataclasses, whose fields are made by `option`.
 
-Each default is written there and nowhere else. `define_flags(Train)` makes absl flags of a dataclass's
-fields, `read_flags(Train)` fills it. Flags stop there: models, losses, data and metrics take
-plain keyword arguments.
+Each command's module has its own dataclass, the only place with its defaults. `define_flags(Train)` defines
+absl flags from the fields, and `read_flags(Train)` returns the parsed values. Models, losses, data and
+metrics do not depend on flags; they take plain keyword arguments.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def option(
     heading: str = "",
     absent: Any = None,
 ) -> Any:
-    """A dataclass field that is also a flag.
+    """Returns a dataclass field that is also a flag.
 
-    `low` and `high` bound numbers (inclusive). `repeated`: a tuple of strings whose flag is given once an
-    item, not a comma-separated list. `heading`: in `help_text`, above this option and those after it.
-    `absent`: what a run did before this option existed; None: what the default says.
+    `low` and `high`: inclusive bounds of numbers. `repeated`: the flag is given once per item of a tuple of
+    strings, not as a comma-separated list. `heading`: in `help_text`, above this option and those after it.
+    `absent`: the value for runs older than the option; None: the default.
     """
     metadata = {"help": help, "choices": choices, "low": low, "high": high, "repeated": repeated}
     return dataclasses.field(default=default, metadata=metadata | {"heading": heading, "absent": absent})
 
 
 def help_text(options: type) -> str:
-    """The flags with their defaults: those in `options.BASIC` first, the others under their headings."""
+    """Returns help on all flags: those in `options.BASIC` first, the others under their headings."""
     fields = {field.name: field for field in dataclasses.fields(options)}
     basic = getattr(options, "BASIC", ())
     lines = ["Basic", *(line for name in basic for line in _help_lines(fields[name]))] if basic else []
@@ -69,7 +69,7 @@ def _help_lines(field: dataclasses.Field) -> list[str]:
 
 
 def define_flags(options: type, values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines one absl flag per field: bool, int, float, str, and comma-separated tuples of those."""
+    """Defines one absl flag per field: bool, int, float, str, or a comma-separated tuple of these."""
     types = get_type_hints(options)
     for field in dataclasses.fields(options):
         kind, meta = types[field.name], field.metadata
@@ -89,7 +89,7 @@ def define_flags(options: type, values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def parse(options: type[T], words: Sequence[str]) -> T:
-    """The options as their command would read `words`, such as "--flagfile=configs/demo.flags".
+    """Returns the options for the command-line arguments `words`, such as "--flagfile=configs/demo.flags".
 
     Raises:
       InputError: a flag is unknown, or as `read_flags` and `flagfile_lines`.
@@ -104,21 +104,21 @@ def parse(options: type[T], words: Sequence[str]) -> T:
 
 
 class NewName(NamedTuple):
-    """The present name of an option, and the present names of those of its values that have new ones."""
+    """The current name of an option, and the current names of its renamed values."""
 
     name: str
     values: Mapping[str, str] = {}
 
 
 def renamed(options: type) -> Mapping[str, NewName]:
-    """Returns the options that had another name in an older version, by that name: `options.RENAMED`."""
+    """Returns the renamed options by their old names: `options.RENAMED`, or nothing."""
     return getattr(options, "RENAMED", {})
 
 
 def files_first(words: Sequence[str], new_names: Mapping[str, NewName] = {}) -> list[str]:
-    """Returns a command line with the lines of its flagfiles in front of the other flags, by present names.
+    """Returns a command line with the lines of its flagfiles before the other flags, under current names.
 
-    absl takes a flag's last value, which is then the command line's. `new_names`: as of `renamed`.
+    absl uses the last value of a flag, so the command line overrides flagfiles. `new_names`: from `renamed`.
 
     Raises:
       InputError: as `flagfile_lines`.
@@ -131,21 +131,21 @@ def files_first(words: Sequence[str], new_names: Mapping[str, NewName] = {}) -> 
             lines += flagfile_lines(Path(file if equals else next(rest, "")))
         else:
             others.append(word)
-    return [_by_present_name(word, new_names) for word in [*lines, *others]]
+    return [_with_current_name(word, new_names) for word in [*lines, *others]]
 
 
-def _by_present_name(word: str, new_names: Mapping[str, NewName]) -> str:
+def _with_current_name(word: str, new_names: Mapping[str, NewName]) -> str:
     name, equals, value = word.partition("=")
     if not name.startswith("-") or name.lstrip("-") not in new_names:
         return word
-    present = new_names[name.lstrip("-")]
-    return f"--{present.name}{equals}{present.values.get(value, value)}"
+    current = new_names[name.lstrip("-")]
+    return f"--{current.name}{equals}{current.values.get(value, value)}"
 
 
 def flagfile_lines(file: Path, inside: tuple[Path, ...] = ()) -> list[str]:
-    """The flags of a flagfile, one a line, with those of files that it includes by --flagfile.
+    """Returns the flags of a flagfile, one per item, and of the files that it includes by --flagfile.
 
-    Files that it includes are relative to its own folder. `inside`: those that include it.
+    Included files are relative to the folder of the flagfile. `inside`: the files that include this one.
 
     Raises:
       InputError: a file cannot be read, or includes itself.
@@ -168,7 +168,7 @@ def flagfile_lines(file: Path, inside: tuple[Path, ...] = ()) -> list[str]:
 
 
 def read_flags(options: type[T], values: flags.FlagValues = flags.FLAGS) -> T:
-    """The parsed flags as an `options` object.
+    """Returns the parsed flags as an `options` object.
 
     Raises:
       InputError: a value is not among its choices, or an item of a list is not of the field's type.
@@ -185,12 +185,12 @@ def read_flags(options: type[T], values: flags.FlagValues = flags.FLAGS) -> T:
 
 
 def to_flags(options: Any) -> list[str]:
-    """The flags that `parse` reads as `options`, each given by name; no field may be `repeated`."""
+    """Returns flags from which `parse` returns `options`; no field may be `repeated`."""
     return [f"--{name}={_text(value)}" for name, value in dataclasses.asdict(options).items()]
 
 
 def _text(value: Any) -> str:
-    """Returns a value as its flag takes it."""
+    """Returns a value as the text of its flag."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -211,35 +211,35 @@ def _check_choices(field: dataclasses.Field, values: tuple) -> None:
 
 
 def from_json(options: type[T], text: str, source: str) -> T:
-    """Inverse of `to_json`; `source` is the file's name, for errors.
+    """Returns the options that `to_json` wrote; `source` is the name of the file in errors.
 
-    Reads files of older versions, too: by present names, with `absent` or the default for a missing field.
+    In files of older versions, old names are replaced, and missing fields get `absent` or the default.
 
     Raises:
-      InputError: it is not JSON, or a field is unknown.
+      InputError: `text` is not JSON, or a field is unknown.
     """
     try:
         written = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{source}: is not JSON ({error})") from error
+        raise InputError(f"{source}: not JSON ({error})") from error
     values: dict[str, Any] = {}
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         absent = field.metadata["absent"]
         values[field.name] = field.default if absent is None else absent
     unknown = []
     for name, value in written.items():
-        present = renamed(options).get(name, NewName(name))
-        if present.name not in values:
+        current = renamed(options).get(name, NewName(name))
+        if current.name not in values:
             unknown.append(name)
-        values[present.name] = present.values.get(value, value) if isinstance(value, str) else value
+        values[current.name] = current.values.get(value, value) if isinstance(value, str) else value
     if unknown:
         raise InputError(
-            f"{source}: was written by another version, whose {', '.join(sorted(unknown))} this one does not "
-            "have; use that version, or a new --run_dir"
+            f"{source}: was written by another version, with options that do not exist in this version: "
+            f"{', '.join(sorted(unknown))}; use that version, or a new --run_dir"
         )
     return options(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def to_json(options: Any) -> str:
-    """The options as sorted JSON, as written to `config.json`."""
+    """Returns the options as sorted JSON, the content of `config.json`."""
     return json.dumps(dataclasses.asdict(options), indent=2, sort_keys=True)

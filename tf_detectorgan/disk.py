@@ -1,4 +1,4 @@
-"""What is written appears whole or not at all, and a disk that takes no more is told from a fault of ours."""
+"""Writes files and directories atomically, locks directories, and recognizes errors of the disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FAULTS = [
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`: it becomes `path` at the end, or is removed after a failure."""
+    """Yields a temporary path in the same folder: renamed to `path` at the end, removed after a failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
@@ -32,7 +32,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """Yields an empty directory beside `path`: it replaces `path`, or is removed after a failure."""
+    """Yields an empty directory in the same folder: replaces `path` at the end, removed after a failure."""
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -46,34 +46,34 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """Waits until no other process holds `directory`, then holds it; a killed one holds it no longer."""
+    """Locks `directory`, waiting for other processes; the lock of a killed process is released."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as file:
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"waiting: another process works in {directory}", flush=True)
+                print(f"waiting: another process is using {directory}", flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            print(f"note: {directory}: its file system has no locks; see that one process works there alone")
+            print(f"note: {directory}: its file system has no locks; make sure that only one process uses it")
         yield
 
 
 def fault(error: BaseException) -> str | None:
-    """What the disk has to say, with the file where it is known; None when the error is another one.
+    """Returns the disk's error message, with the file if it is known; None for any other error.
 
     Args:
-      error: Python's OSError, or one of TensorFlow, which has a text in place of a number.
+      error: an OSError, or an error of TensorFlow, which has a text instead of an error number.
     """
     if isinstance(error, OSError) and error.strerror:
-        said = error.strerror if error.strerror in _FAULTS else None
-        return f"{error.filename}: {said}" if said and error.filename else said
+        reason = error.strerror if error.strerror in _FAULTS else None
+        return f"{error.filename}: {reason}" if reason and error.filename else reason
     if not isinstance(error, OSError) and not type(error).__module__.startswith("tensorflow"):
         return None
-    for said in _FAULTS:
-        if found := re.search(rf"(?:([^\s;]+); )?{re.escape(said)}", str(error)):
-            return f"{found[1]}: {said}" if found[1] else said
+    for reason in _FAULTS:
+        if found := re.search(rf"(?:([^\s;]+); )?{re.escape(reason)}", str(error)):
+            return f"{found[1]}: {reason}" if found[1] else reason
     return None

@@ -1,13 +1,13 @@
-"""What goes wrong through the user's input or the outside world, and the exit code for a scheduler."""
+"""Defines the errors that users can fix, and exit codes for schedulers."""
 
-EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: a checkpoint is saved, run the same command again
-EXIT_CANNOT_WRITE = 74  # sysexits.h EX_IOERR: the disk is full or read-only; what was finished is kept
-EXIT_BAD_INPUT = 78  # sysexits.h EX_CONFIG: running the same command again cannot help
+EXIT_INTERRUPTED = 75  # sysexits.h EX_TEMPFAIL: a checkpoint is saved; run the same command again
+EXIT_CANNOT_WRITE = 74  # sysexits.h EX_IOERR: the disk is full or read-only; finished phases are kept
+EXIT_BAD_INPUT = 78  # sysexits.h EX_CONFIG: the same command would fail again
 
 
 class InputError(ValueError):
-    """Bad data, flags or files. The message names file, row or id, field and value, and what to do."""
+    """Bad data, flags or files. The message names file, row or id, field and value, and a remedy."""
 
 
 class Interrupted(Exception):
-    """SIGTERM or SIGINT arrived; everything up to the message's step is saved."""
+    """SIGTERM or SIGINT was received; everything up to the step in the message is saved."""

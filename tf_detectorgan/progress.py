@@ -1,4 +1,4 @@
-"""Progress bars that a log shows as well: each update is a line where standard error is no terminal."""
+"""Progress bars that are readable in a log, too: if stderr is not a terminal, each update is a line."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-SECONDS = 10.0  # between two lines; TQDM_MININTERVAL, tqdm's own variable, sets another
+SECONDS = 10.0  # between two lines, unless TQDM_MININTERVAL, a variable of tqdm, is set
 
 
 class Lines:
-    """A bar goes back to the beginning of its line before each update; here it ends the line after it.
+    """A text file that turns each update of a progress bar, which starts with a carriage return, into a line.
 
-    Logs are read by lines: a container's is delivered up to the last line's end.
+    Logs are read by lines; the log of a container is delivered up to the last line break.
     """
 
     def __init__(self, file: TextIO):
         self._file = file
 
     def write(self, text: str) -> None:
-        line = text.replace("\x1b[A", "").strip("\r\n ")  # and where there are several, up to its own
+        line = text.replace("\x1b[A", "").strip("\r\n ")  # cursor up, with several bars
         if line:
             self._file.write(line + "\n")
 
@@ -30,7 +30,7 @@ class Lines:
 
 
 def bar(*given: Any, **options: Any) -> tqdm:
-    """tqdm(*given, **options), on standard error."""
+    """Returns tqdm(*given, **options) on standard error."""
     if not sys.stderr.isatty():
         options["file"] = Lines(sys.stderr)
         options.setdefault("mininterval", float(os.environ.get("TQDM_MININTERVAL", SECONDS)))
@@ -38,5 +38,5 @@ def bar(*given: Any, **options: Any) -> tqdm:
 
 
 def lines(log: str) -> list[str]:
-    """Returns the lines that are not empty, without the space around them; each state of a bar is one."""
+    """Returns the stripped lines that are not empty; each update of a progress bar is a line."""
     return [line.strip() for line in log.replace("\r", "\n").split("\n") if line.strip()]

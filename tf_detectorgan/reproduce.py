@@ -1,8 +1,8 @@
 """Trains a table of arms and seeds: python -m tf_detectorgan.reproduce --config=configs/table1.flags.
 
-Every cell is a run of `train` with the flags of --config. What is done is skipped, what is half done resumes;
-tables share runs. At the end the table is printed and written to --out: HTML, Markdown, and JSON with every
-number. Exit codes: 75 interrupted, 78 bad input.
+Each cell, one arm with one seed, is trained by `train` with the flags of --config. Finished phases are
+skipped, unfinished ones are resumed, and tables share runs. At the end the table is printed and written to
+--out as HTML, Markdown, and JSON with all numbers. Exit codes: 75 interrupted, 78 bad input.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tf_detectorgan.environment import TENSORFLOW
 from tf_detectorgan.errors import EXIT_INTERRUPTED, InputError
 
 os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
-if __name__ == "__main__":  # and that takes seconds, in which process 1 of a pod would not hear a SIGTERM
+if __name__ == "__main__":  # which takes seconds; without a handler process 1 of a pod ignores SIGTERM
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(EXIT_INTERRUPTED))
 
 from tf_detectorgan import command
@@ -46,34 +46,34 @@ class Reproduce:
         "; ".join(f"{name}: {t.title.lower()}" for name, t in TABLES.items()) + ".",
         choices=tuple(TABLES),
     )
-    config: str = option("", "Flagfile of `train` that all cells share.")
-    out: str = option("runs/table", "Where all runs and the tables are written; call again to resume.")
-    seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "One training of every arm for each.")
-    only: tuple[str, ...] = option((), "Cells to train now, as arm or arm:seed; empty: all.")
+    config: str = option("", "Flagfile of `train` for all cells.")
+    out: str = option("runs/table", "Directory of all runs and tables; repeat the command to resume.")
+    seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), "Seeds; each arm is trained once with each.")
+    only: tuple[str, ...] = option((), "Cells to train now, as arm or arm:seed; empty: all cells.")
     test_data: str = option(
-        "", "Another prepared data set to score all runs on: more test images than the runs' own, say."
+        "", "Another prepared data set to evaluate all runs on, such as one with more test images."
     )
     completion_index: int = option(
         -1,
-        "For one pod of an Indexed Job: train the cell of this number under --out/cells, with pretraining "
-        "that others of its seed have finished, and write no table; a call without it gathers the cells. "
-        "Arms in the table's order, each with all --seeds.",
+        "For a pod of an Indexed Job: trains the cell of this number under --out/cells and writes no table. "
+        "Copies pretraining that other cells of its seed have finished. Cells are numbered by arm in the "
+        "table's order, then by seed. A call without this flag gathers the cells.",
         low=-1,
     )
-    processes: int = option(1, "Training processes at a time; each gets its share of the cores.", low=1)
+    processes: int = option(1, "Concurrent training processes, which share the CPU cores.", low=1)
 
 
 def main(options: Reproduce) -> None:
-    """Trains what is not done, then writes and prints the table.
+    """Trains the unfinished cells, then writes and prints the table.
 
     Raises:
-      InputError: the flagfile is missing, or has other flags than what is trained in --out.
+      InputError: the flagfile is missing, or its flags differ from those of runs in --out.
     """
     table, out, flagfile = TABLES[options.table], Path(options.out), Path(options.config)
     if not options.config or not flagfile.is_file():
-        raise InputError(f"--config={options.config}: no such file; name a flagfile of train")
+        raise InputError(f"--config={options.config}: no such file; give a flagfile of train")
     if not options.seeds or len(set(options.seeds)) != len(options.seeds):
-        raise InputError(f"--seeds={','.join(map(str, options.seeds))}: one or more different numbers wanted")
+        raise InputError(f"--seeds={','.join(map(str, options.seeds))}: give one or more different numbers")
     stop = StopSignal().install()
     if options.completion_index >= 0:
         _one_cell(options, table, stop)
@@ -82,7 +82,7 @@ def main(options: Reproduce) -> None:
     _require_same_settings(options)
     cells = runner.parse_only(options.only, table, options.seeds)
     jobs = runner.plan(table, options.seeds, cells, out)
-    print(f"table {options.table}: {sum(len(job.arms) for job in jobs)} trainings to do in {len(jobs)} runs")
+    print(f"table {options.table}: {sum(len(job.arms) for job in jobs)} arms to train in {len(jobs)} runs")
     _preflight(options, jobs, out)
     runner.run_jobs(jobs, flagfile, out, options.processes, lambda: stop.received)
     evaluation_set = _score(options, table, stop) if options.test_data else ""
@@ -98,7 +98,7 @@ def main(options: Reproduce) -> None:
 
 
 def _require_same_settings(options: Reproduce) -> None:
-    """What is trained already was trained by --config: a mean over seeds mixes no settings."""
+    """Raises InputError if a run in --out has other settings than --config: a mean needs equal settings."""
     settings = parse(Train, [f"--flagfile={options.config}"])
     for seed in options.seeds:
         file = RunLayout(runner.run_directory(Path(options.out), seed)).config
@@ -106,7 +106,7 @@ def _require_same_settings(options: Reproduce) -> None:
 
 
 def _preflight(options: Reproduce, jobs: Sequence[Job], out: Path) -> None:
-    """The preflight of the first job, if --preflight of the flagfile calls for it for all jobs together."""
+    """Runs one preflight for all jobs, with the first of them, if --preflight of the flagfile requires it."""
     for job in jobs[:1]:
         settings = parse(Train, [f"--flagfile={options.config}"])
         run_dir = str(runner.run_directory(out, job.seed))
@@ -116,10 +116,10 @@ def _preflight(options: Reproduce, jobs: Sequence[Job], out: Path) -> None:
 
 
 def _score(options: Reproduce, table: Table, stop: StopSignal) -> str:
-    """Scores every finished cell on --test_data, unless that is done. Returns that set's name in runs."""
+    """Evaluates each finished cell on --test_data, unless done. Returns the evaluation set's name."""
     out, evaluation_set = Path(options.out), ""
     for seed in progress.bar(
-        options.seeds, desc=f"scoring on {options.test_data}", unit="run", dynamic_ncols=True
+        options.seeds, desc=f"evaluating on {options.test_data}", unit="run", dynamic_ncols=True
     ):
         arms = [arm for arm in table.arms if runner.metrics_file(out, Cell(arm, seed)).exists()]
         if arms:
@@ -131,19 +131,19 @@ def _score(options: Reproduce, table: Table, stop: StopSignal) -> str:
 
 
 def _one_cell(options: Reproduce, table: Table, stop: StopSignal) -> None:
-    """Trains the cell of --completion_index in a directory that no other cell writes to."""
+    """Trains the cell of --completion_index in a directory of its own."""
     if options.only:
-        raise InputError("--only and --completion_index: both choose cells; give one")
+        raise InputError("--only and --completion_index both select cells; give only one of them")
     out = Path(options.out)
     cell = runner.indexed_cell(options.completion_index, table, options.seeds)
-    apart = runner.cell_directory(out, cell)
-    if runner.plan(table, options.seeds, {cell}, out):  # else gathered before
-        jobs = runner.plan(table, options.seeds, {cell}, apart)
-        _preflight(options, jobs, apart)
+    parent = runner.cell_directory(out, cell)
+    if runner.plan(table, options.seeds, {cell}, out):  # otherwise it was gathered before
+        jobs = runner.plan(table, options.seeds, {cell}, parent)
+        _preflight(options, jobs, parent)
         for phase in runner.take_pretraining(table, cell, out):
-            print(f"{phase}: taken from another cell", flush=True)
-        runner.run_jobs(jobs, Path(options.config), apart, options.processes, lambda: stop.received)
-    print(f"cell {options.completion_index}: {cell.arm}, seed {cell.seed}: done; runs: {apart}")
+            print(f"{phase}: copied from another cell", flush=True)
+        runner.run_jobs(jobs, Path(options.config), parent, options.processes, lambda: stop.received)
+    print(f"cell {options.completion_index}: {cell.arm}, seed {cell.seed}: done; runs: {parent}")
 
 
 if __name__ == "__main__":

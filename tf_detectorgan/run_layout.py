@@ -1,11 +1,11 @@
-"""The names of a run directory's folders and files; no other module knows them."""
+"""Defines the names of a run directory's folders and files; no other module contains them."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-# README shows this, and a test compares it with a real run.
+# Shown in README; a test compares it with a real run.
 DIAGRAM = """\
 RUN_DIR/
   config.json               options of train
@@ -40,7 +40,7 @@ CONTACT_SHEET = "contact_sheet.png"
 
 
 class _Inside:
-    """A path inside of its owner's."""
+    """A descriptor for a path inside the directory of its owner."""
 
     def __init__(self, name: str):
         self._name = name
@@ -51,7 +51,7 @@ class _Inside:
 
 @dataclasses.dataclass(frozen=True)
 class ArmLayout:
-    """One arm's folder."""
+    """The directory of one arm."""
 
     path: Path
 
@@ -60,7 +60,7 @@ class ArmLayout:
     final_detector = _Inside("final_detector")
 
     def evaluation(self, evaluation_set: str = "") -> Path:
-        """Of the run's own data, or of those named `evaluation_set`."""
+        """Returns the folder of the evaluation on the run's own data, or on `evaluation_set`."""
         return self.path / "evaluation" / evaluation_set
 
 
@@ -74,12 +74,12 @@ class RunLayout:
     data_card = _Inside("data_card.json")
     phantom = _Inside("phantom")
     backbone_weights = _Inside("backbone.weights.h5")
-    log = _Inside("train.log")  # of `train` as a process of `reproduce`
+    log = _Inside("train.log")  # output of `train` when `reproduce` starts it
     preflight = _Inside("preflight.json")
     preflight_log = _Inside("preflight.log")
-    short_run = _Inside(".preflight")  # the run directory of a preflight, while it runs
-    devices = _Inside("devices.json")  # of a short run, before its first phase
-    trial = _Inside("trial.json")  # of a process of gpu_check
+    short_run = _Inside(".preflight")  # run directory of a preflight, while it runs
+    devices = _Inside("devices.json")  # of a short run, written before its first phase
+    trial = _Inside("trial.json")  # results of a process of gpu_check
     shared = _Inside("shared")
     pretrain_detector = _Inside("shared/pretrain_detector")
     arms = _Inside("arms")
@@ -89,11 +89,11 @@ class RunLayout:
     report = _Inside("report.html")
 
     def pretrain_gan(self, kind: str) -> Path:
-        """Of a base GAN of a kind of `training.settings.GANS`."""
+        """Returns the directory of a base GAN, whose kind is one of `training.settings.GANS`."""
         return self.shared / ("pretrain_gan" if kind == "cyclegan" else f"pretrain_{kind}")
 
     def held_out_detector(self, fold: int) -> Path:
-        """The directory of the detector trained without a fold. Older runs have it by another name."""
+        """Returns the directory of the detector trained without a fold; older runs have another name."""
         old = self.shared / f"audit_detector_{fold}"
         return old if old.is_dir() else self.shared / f"held_out_detector_{fold}"
 
@@ -102,25 +102,25 @@ class RunLayout:
 
 
 def metrics(evaluation: Path, split: str = "test") -> Path:
-    """The metrics of a split, in a folder of `ArmLayout.evaluation`."""
-    return evaluation / _of_split("metrics", split)
+    """Returns the metrics file of a split in a folder of `ArmLayout.evaluation`."""
+    return evaluation / _split_file("metrics", split)
 
 
 def detections(evaluation: Path, split: str = "test") -> Path:
-    """The detections of a split, in COCO's results format."""
-    return evaluation / _of_split("detections", split)
+    """Returns the file with the detections of a split, in COCO's results format."""
+    return evaluation / _split_file("detections", split)
 
 
 def truth(folder: Path, split: str = "test") -> Path:
-    """The boxes of a split: in the run directory, or with the evaluation of other data."""
-    return folder / _of_split("truth", split)
+    """Returns the boxes file of a split, in the run directory or in the folder of an evaluation set."""
+    return folder / _split_file("truth", split)
 
 
 def phase_name(directory: Path) -> str:
-    """A phase's name on progress bars: its folder's, with its arm's."""
+    """Returns a phase's name for progress bars: that of its folder, after that of its arm."""
     name, arm = directory.name, directory.parent.name
     return name if arm == "shared" else f"{arm}/{name}"
 
 
-def _of_split(name: str, split: str) -> str:
+def _split_file(name: str, split: str) -> str:
     return f"{name}.json" if split == "test" else f"{name}_{split}.json"

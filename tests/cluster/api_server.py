@@ -1,4 +1,4 @@
-"""A stub that answers as an API server does, also over the websockets by which commands run in pods."""
+"""A stub of an API server, including the websockets for commands in pods."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ CORE, BATCH = "/api/v1/namespaces/lab", "/apis/batch/v1/namespaces/lab"
 
 
 def refusal(code, reason, message):
-    """The Status object with which an API server refuses."""
+    """Returns the Status object of an API server for a rejected request."""
     body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message}
     return code, body | {"reason": reason, "code": code}
 
@@ -38,7 +38,7 @@ def job(spec=None, labels=None, **status):
 
 
 def failed(message="exit code 78"):
-    """The condition of a Job that has failed."""
+    """Returns the condition of a failed Job."""
     return {"type": "Failed", "status": "True", "reason": "PodFailurePolicy", "message": message}
 
 
@@ -51,7 +51,7 @@ class Cut(str):
 
 
 class Server:
-    """Answers by `answers[method, path]`: a body, (code, body), text, or a list of which each call takes one.
+    """A server that returns `answers[method, path]`: a body, (code, body), text, or a list with one per call.
 
     What is posted and not in `answers` comes back as created. Commands run in pods are run here, with
     `volume` in place of /runs; `spoil(number, frame)` changes what their standard output's frames become.
@@ -106,7 +106,7 @@ class Server:
 
 
 class Exec:
-    """One command, its input and output in frames of v4.channel.k8s.io: the first byte is the channel."""
+    """A command, with input and output in frames of v4.channel.k8s.io, whose first byte is the channel."""
 
     def __init__(self, handler, server, command):
         assert command[0] == "python3"

@@ -1,4 +1,4 @@
-"""The stub of an API server, and a kubectl configuration that names it."""
+"""Fixture with the stub of an API server and a kubectl configuration for it."""
 
 import pytest
 import yaml
@@ -10,7 +10,7 @@ from tf_detectorgan import launch
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """The stub, and a kubectl configuration that names it with the namespace `lab`."""
+    """Starts the stub, and writes a kubectl configuration for it with the namespace `lab`."""
     found = Server()
     file = tmp_path / "kubeconfig"
     address = f"http://127.0.0.1:{found.http.server_port}"

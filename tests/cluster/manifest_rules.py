@@ -1,4 +1,4 @@
-"""What the API server or Pod Security *restricted* refuses and a JSON schema does not see."""
+"""Rules of the API server and of Pod Security *restricted* that a JSON schema does not contain."""
 
 import re
 from decimal import Decimal
@@ -26,13 +26,13 @@ RECOMMENDED = {f"app.kubernetes.io/{key}" for key in ("name", "instance", "compo
 
 
 def quantity(text):
-    """Kubernetes' "500m" or "16Gi" as a number; None if it is neither."""
+    """Returns a Kubernetes quantity such as "500m" or "16Gi" as a number; None if it is not a quantity."""
     found = QUANTITY.fullmatch(str(text))
     return found and Decimal(found[1]) * UNITS[found[2]]
 
 
 def problems(resource):
-    """Sentences about one resource; [] if nothing is wrong."""
+    """Returns the violations of a resource as sentences."""
     found = list(_values(resource))
     name = resource["metadata"].get("name") or resource["metadata"]["generateName"].rstrip("-")
     if not NAME.fullmatch(name):
@@ -53,7 +53,7 @@ def problems(resource):
 
 
 def _values(node, path=""):
-    """Enum values and quantities, wherever they are."""
+    """Yields invalid enum values and quantities at any depth."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         here = f"{path}.{key}"
         if isinstance(value, dict | list):
@@ -77,9 +77,9 @@ def _job(spec):
     for rule in (policy or {}).get("rules", []):
         codes = rule.get("onExitCodes")
         if ("onPodConditions" in rule) == (codes is not None):
-            yield "a rule looks at either exit codes or conditions"
+            yield "a rule must have either exit codes or conditions"
         if codes and codes.get("containerName", pod["containers"][0]["name"]) not in names:
-            yield f"rule for a container {codes['containerName']!r} that is not there"
+            yield f"rule for a container {codes['containerName']!r} that does not exist"
         if rule["action"] == "FailIndex" and "backoffLimitPerIndex" not in spec:
             yield "FailIndex needs backoffLimitPerIndex"
     if "backoffLimitPerIndex" in spec and spec.get("completionMode") != "Indexed":
@@ -116,7 +116,7 @@ def _pod(spec):
         mounted |= {mount["name"] for mount in container.get("volumeMounts", [])}
         yield from _container(container, volumes)
     if unused := volumes.keys() - mounted:
-        yield f"volumes that nobody mounts: {sorted(unused)}"
+        yield f"a volume is not mounted: {sorted(unused)}"
 
 
 def _names(containers, volumes):
@@ -134,7 +134,7 @@ def _container(container, volumes):
     if context.get("readOnlyRootFilesystem") is not True:
         yield "may write to the root file system"
     if context.get("capabilities") != {"drop": ["ALL"]}:
-        yield "keeps capabilities"
+        yield "does not drop all capabilities"
     ports = [port["name"] for port in container.get("ports", [])]
     if len(ports) != len(set(ports)) or not all(PORT.fullmatch(name) for name in ports):
         yield f"port names {ports}"
@@ -143,13 +143,13 @@ def _container(container, volumes):
         yield f"mount paths {paths}"
     for mount in container.get("volumeMounts", []):
         if mount["name"] not in volumes:
-            yield f"mounts a volume {mount['name']!r} that is not there"
+            yield f"mounts a volume {mount['name']!r} that does not exist"
     requests, limits = (container.get("resources", {}).get(k, {}) for k in ("requests", "limits"))
     if not {"cpu", "memory"} <= requests.keys() or "memory" not in limits:
-        yield "memory or processors are not asked for, or memory has no limit"
+        yield "CPU or memory has no request, or memory has no limit"
     for key in requests.keys() & limits.keys():
-        asked, most = quantity(requests[key]), quantity(limits[key])
-        if asked is not None and most is not None and asked > most:
+        requested, limit = quantity(requests[key]), quantity(limits[key])
+        if requested is not None and limit is not None and requested > limit:
             yield f"{key}: request {requests[key]} is above limit {limits[key]}"
     if "nvidia.com/gpu" in requests and requests["nvidia.com/gpu"] != limits.get("nvidia.com/gpu"):
-        yield "GPUs belong into limits"
+        yield "the request for GPUs differs from the limit"

@@ -1,4 +1,4 @@
-"""`launch` and a Job that is there: what it waits for, stop and resume, refusals."""
+"""Tests of `launch` with an existing Job: reasons for waiting, stop and resume, rejected requests."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def over(name, code):
-    """A pod that has ended."""
+    """Returns a pod that has ended."""
     state = {"name": "train", "image": "x", "imageID": "", "ready": False, "restartCount": 0}
     state |= {"state": {"terminated": {"exitCode": code}}}
     return pod(name, "Failed" if code else "Succeeded", containerStatuses=[state])
@@ -31,7 +31,7 @@ def event(message):
     }
 
 
-def test_a_table_waits_for_its_first_pod_only(server, capsys):
+def test_table_waits_only_for_its_first_pod(server, capsys):
     server.answers["GET", f"{BATCH}/jobs/nih"] = job(active=2)
     server.answers["GET", f"{CORE}/pods"] = items("PodList", UNSCHEDULED, pod("nih-1"))
     cluster = launch.kubernetes.connect("", "")
@@ -71,7 +71,7 @@ UNPULLED = pod(
         ([pod("nih-0")], [], None),
     ],
 )
-def test_status_says_why_nothing_runs(server, capsys, pods, events, sentence):
+def test_status_prints_why_no_pod_runs(server, capsys, pods, events, sentence):
     server.answers["GET", f"{BATCH}/jobs/nih"] = job()
     server.answers["GET", f"{CORE}/pods"] = items("PodList", *pods)
     server.answers["GET", f"{CORE}/events"] = items("EventList", *events)
@@ -81,12 +81,12 @@ def test_status_says_why_nothing_runs(server, capsys, pods, events, sentence):
     assert lines[1 + len(pods) :] == ([sentence] if sentence else [])
     selectors = [query["labelSelector"] for _, path, query, _ in server.asked if path == f"{CORE}/pods"]
     assert set(map(tuple, selectors)) == {("batch.kubernetes.io/job-name=nih",)}
-    # Events outlive what they tell of: those of a Job of the same name that was deleted are not asked for.
+    # Events outlive their objects: those of a deleted Job of the same name are not requested.
     asked = [query["fieldSelector"] for _, path, query, _ in server.asked if path == f"{CORE}/events"]
     assert asked == [["involvedObject.kind=Job,involvedObject.uid=46ef6b23,type=Warning"]] * (not pods)
 
 
-def test_submit_waits_and_says_each_reason_once(server, capsys):
+def test_submit_waits_and_prints_each_reason_once(server, capsys):
     missing = refusal(404, "NotFound", "not found")
     server.answers["GET", f"{BATCH}/jobs/train-nih"] = [missing, job(active=1)]
     server.answers["GET", f"{CORE}/pods"] = [
@@ -97,14 +97,14 @@ def test_submit_waits_and_says_each_reason_once(server, capsys):
     assert out.count(NO_GPU) == out.count(NO_IMAGE) == 1
     server.answers["GET", f"{CORE}/pods"] = items("PodList", UNSCHEDULED)
     cluster = launch.kubernetes.connect("", "")
-    with pytest.raises(Interrupted, match="waits after 0 seconds: nih-0 has no node"):
+    with pytest.raises(Interrupted, match="still waits after 0 seconds: nih-0 has no node"):
         launch._wait_for_pods(cluster, "train-nih", 0)
     server.answers["GET", f"{BATCH}/jobs/train-nih"] = job(conditions=[failed()])
     with pytest.raises(InputError, match="has failed: exit code 78; launch logs --job=train-nih"):
         launch._wait_for_pods(cluster, "train-nih", 9)
 
 
-def test_stop_waits_for_the_pods_and_resume_undoes_it(server, capsys):
+def test_stop_waits_for_the_pods_and_resume_clears_suspend(server, capsys):
     server.answers["GET", f"{BATCH}/jobs/nih"] = server.answers["PATCH", f"{BATCH}/jobs/nih"] = job()
     server.answers["GET", f"{CORE}/pods"] = [
         items("PodList", pod("nih-0"), pod("nih-x", "Failed")),
@@ -116,21 +116,23 @@ def test_stop_waits_for_the_pods_and_resume_undoes_it(server, capsys):
     launch.resume(launch.OneJob(job="nih"))
     assert server.sent("PATCH") == [{"spec": {"suspend": True}}, {"spec": {"suspend": False}}]
     out = capsys.readouterr().out
-    assert "Job nih: stopped, its steps are saved; to go on: launch resume --job=nih" in out
-    assert "pods of nih: apiserver not ready" in out  # a moment without an answer does not end the waiting
+    assert "Job nih: stopped, its steps are saved; to resume: launch resume --job=nih" in out
+    assert "pods of nih: apiserver not ready" in out  # a temporary error does not end the waiting
     server.answers["GET", f"{CORE}/pods"] = items("PodList", pod("nih-0"))
-    with pytest.raises(Interrupted, match="is suspended and waits after 0 seconds: nih-0 has not ended yet"):
+    with pytest.raises(
+        Interrupted, match="is suspended and still waits after 0 seconds: nih-0 has not ended yet"
+    ):
         launch.stop(launch.OneJob(job="nih", wait=0))
 
 
 @pytest.mark.parametrize(
     "last, sentence",
     [
-        ([("nih-0", 137)], "but nih-0 ended with 137: what came after its last checkpoint is lost"),
-        ([], "its pods are gone: whether the last steps are saved is seen when it goes on"),
+        ([("nih-0", 137)], "but nih-0 ended with 137: steps after its last checkpoint are lost"),
+        ([], "its pods were deleted: the resumed Job will show whether the last steps were saved"),
     ],
 )
-def test_stop_promises_no_more_than_it_has_seen(server, capsys, last, sentence):
+def test_stop_reports_lost_or_unknown_steps(server, capsys, last, sentence):
     server.answers["GET", f"{BATCH}/jobs/nih"] = server.answers["PATCH", f"{BATCH}/jobs/nih"] = job()
     server.answers["GET", f"{CORE}/pods"] = [
         items("PodList", pod("nih-0")), items("PodList", *(over(*one) for one in last))
@@ -144,8 +146,8 @@ def test_stop_promises_no_more_than_it_has_seen(server, capsys, last, sentence):
 WORKLOADS = "/apis/kueue.x-k8s.io/v1beta1/namespaces/lab/workloads"
 
 
-def test_a_job_of_a_queue_is_stopped_by_its_workload(server):
-    """Kueue would undo what is done to the Job itself."""
+def test_job_of_a_kueue_queue_is_stopped_by_its_workload(server):
+    """Kueue would reset a change of the Job itself."""
     server.answers["GET", f"{BATCH}/jobs/nih"] = job(labels={"kueue.x-k8s.io/queue-name": "team"})
     server.answers["GET", f"{CORE}/pods"] = items("PodList")
     server.answers["GET", WORKLOADS] = {"items": [{"metadata": {"name": "job-nih-3f2a1"}}]}
@@ -159,12 +161,12 @@ def test_a_job_of_a_queue_is_stopped_by_its_workload(server):
     asked = [query["labelSelector"] for method, path, query, _ in server.asked if path == WORKLOADS]
     assert asked == [["kueue.x-k8s.io/job-uid=46ef6b23"]] * 2
     for answer, why in (
-        ({"items": []}, "none is there"),
+        ({"items": []}, "it has none"),
         (refusal(403, "Forbidden", "me cannot list workloads"), "me cannot list workloads"),
     ):
         server.answers["GET", WORKLOADS] = answer
         with pytest.raises(
-            InputError, match=f"queue team is Kueue's.*{why}.*kubectl patch workload NAME -n lab"
+            InputError, match=f"Kueue manages its queue team.*{why}.*kubectl patch workload NAME -n lab"
         ):
             launch.stop(launch.OneJob(job="nih"))
 
@@ -174,7 +176,7 @@ def test_a_job_of_a_queue_is_stopped_by_its_workload(server):
     "condition, how",
     [(failed(), "has failed: exit code 78"), ({"type": "Complete", "status": "True"}, "is complete")],
 )
-def test_what_has_ended_is_neither_stopped_nor_resumed(server, act, condition, how):
+def test_stop_and_resume_of_an_ended_job_are_errors(server, act, condition, how):
     server.answers["GET", f"{BATCH}/jobs/nih"] = job(conditions=[condition])
     server.answers["GET", f"{CORE}/pods"] = items("PodList")
     with pytest.raises(InputError, match=f"Job nih {how}: .* kubectl delete job nih -n lab and submit"):
@@ -191,7 +193,7 @@ def test_what_has_ended_is_neither_stopped_nor_resumed(server, act, condition, h
         (job(spec={"suspend": True}, conditions=[failed()]), False),
     ],
 )
-def test_submit_recommends_resume_for_what_is_suspended_only(server, found, resumes):
+def test_submit_recommends_resume_only_for_a_suspended_job(server, found, resumes):
     server.answers["GET", f"{BATCH}/jobs/train-nih"] = found
     with pytest.raises(
         InputError, match="Job train-nih exists.* kubectl delete job train-nih -n lab"
@@ -200,8 +202,8 @@ def test_submit_recommends_resume_for_what_is_suspended_only(server, found, resu
     assert ("launch resume" in str(caught.value)) == resumes
 
 
-def test_pods_that_are_missing_beside_others_are_explained(server, capsys):
-    """Of two workers one runs and the other is refused; an old pod has failed, and so has its replacement."""
+def test_reason_for_missing_pods_is_reported(server, capsys):
+    """One of two workers runs and the other is rejected; an old pod and its replacement have failed."""
     cluster = launch.kubernetes.connect("", "")
     server.answers["GET", f"{CORE}/events"] = items("EventList", event(QUOTA))
     server.answers["GET", f"{BATCH}/jobs/nih"] = job(spec={"completions": 2, "parallelism": 2}, active=1)
@@ -218,32 +220,32 @@ def test_pods_that_are_missing_beside_others_are_explained(server, capsys):
     assert cluster.why_waiting("nih") == ""
     server.answers["GET", f"{CORE}/pods"] = items("PodList")
     server.answers["GET", f"{CORE}/events"] = refusal(403, "Forbidden", "me cannot list events")
-    assert cluster.why_waiting("nih") == "no pods yet"  # and not an error: the rest can be said
+    assert cluster.why_waiting("nih") == "no pods yet"  # not an error: the rest is known
 
 
-def test_a_moment_without_the_server_does_not_end_the_waiting(server, capsys):
+def test_temporary_server_error_does_not_end_the_waiting(server, capsys):
     unavailable = refusal(503, "ServiceUnavailable", "etcd leader changed")
     server.answers["GET", f"{BATCH}/jobs/nih"] = [unavailable, job(active=1)]
     server.answers["GET", f"{CORE}/pods"] = items("PodList", pod("nih-0"))
     launch._wait_for_pods(launch.kubernetes.connect("", ""), "nih", 9)
     assert capsys.readouterr().out == "Job nih: etcd leader changed\n"
     server.answers["GET", f"{BATCH}/jobs/nih"] = unavailable
-    with pytest.raises(Interrupted, match="waits after 0 seconds: Job nih: etcd leader changed"):
+    with pytest.raises(Interrupted, match="still waits after 0 seconds: Job nih: etcd leader changed"):
         launch._wait_for_pods(launch.kubernetes.connect("", ""), "nih", 0)
 
 
-def test_refusals_are_one_sentence(server):
+def test_rejected_requests_are_one_sentence(server):
     message = 'jobs.batch "nih" is forbidden: User "me" cannot get resource "jobs"'
     server.answers["GET", f"{BATCH}/jobs/nih"] = refusal(403, "Forbidden", message)
     with pytest.raises(InputError, match=f"^Job nih: {message}$"):
         launch.status(launch.OneJob(job="nih"))
-    with pytest.raises(InputError, match="Give the Job's name"):
+    with pytest.raises(InputError, match="give the name of the Job"):
         launch.status(launch.OneJob())
     with pytest.raises(InputError, match="kubectl's configuration: "):
-        launch.status(launch.OneJob(job="nih", context="elsewhere"))
+        launch.status(launch.OneJob(job="nih", context="missing"))
 
 
-def test_a_broken_configuration_is_one_sentence(server, monkeypatch, tmp_path):
+def test_invalid_kubectl_configuration_is_one_sentence(server, monkeypatch, tmp_path):
     for text in ("{", "contexts: 3\n", "[1]\n", "\x00"):
         (tmp_path / "kubeconfig").write_text(text)
         with pytest.raises(InputError, match="^kubectl's configuration.*") as caught:
@@ -251,9 +253,9 @@ def test_a_broken_configuration_is_one_sentence(server, monkeypatch, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_without_the_client_one_sentence_says_how_to_get_it():
+def test_missing_kubernetes_client_prints_the_pip_command():
     program = "import runpy, sys; sys.modules['kubernetes'] = None; "
     program += "runpy.run_module('tf_detectorgan.launch', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == EXIT_BAD_INPUT
-    assert done.stderr == "error: launch wants the Kubernetes client: pip install 'tf_detectorgan[k8s]'\n"
+    assert done.stderr == "error: launch requires the Kubernetes client: pip install 'tf_detectorgan[k8s]'\n"

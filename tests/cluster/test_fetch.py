@@ -1,4 +1,4 @@
-"""`launch fetch` against the stub, which runs what a pod would run: bytes, names, and what may go wrong."""
+"""Tests of `launch fetch` against the stub, which runs the command of the pod: data, names and errors."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ CLAIM = f"{CORE}/persistentvolumeclaims/detectorgan-runs"
 
 @pytest.fixture
 def volume(server, tmp_path, monkeypatch):
-    """A cluster with Job train-nih, whose volume holds runs/nih; the working directory is empty."""
+    """Sets up a cluster with Job train-nih, whose volume has runs/nih, and an empty working directory."""
     resources = manifests.fill(manifests.read("train-nih"), image="", flags="", gpus=0, workers=0, queue="")
     config, job = (next(r for r in resources if r["kind"] == kind) for kind in ("ConfigMap", "Job"))
     job["spec"]["template"]["spec"]["imagePullSecrets"] = [{"name": "registry"}]
@@ -29,7 +29,7 @@ def volume(server, tmp_path, monkeypatch):
     server.answers["GET", CLAIM] = {"status": {"phase": "Bound", "accessModes": ["ReadWriteOnce"]}}
     other = pod("train-nih-0")
     other["spec"]["volumes"] = [{"name": "runs", "persistentVolumeClaim": {"claimName": "detectorgan-runs"}}]
-    server.answers["GET", f"{CORE}/pods"] = items("PodList", pod("elsewhere"), other)
+    server.answers["GET", f"{CORE}/pods"] = items("PodList", pod("unrelated"), other)
     server.answers["GET", HELPER] = [pod("fetch-x7k2p", "Pending"), pod("fetch-x7k2p")]
     server.answers["DELETE", HELPER] = pod("fetch-x7k2p")
     server.volume = tmp_path / "runs"
@@ -43,7 +43,7 @@ def deleted(server):
     return [path for method, path, _, _ in server.asked if method == "DELETE"]
 
 
-# Not UTF-8, all byte values, longer than a frame; names that are not ASCII; nothing at all.
+# Not UTF-8, all byte values, longer than a frame; a name that is not ASCII; an empty file.
 FILES = {
     "arms/a/ckpt-1.data": bytes(range(256)) * 1024,
     "arms/a/metrics.json": b'{"ap": 1}',
@@ -52,7 +52,7 @@ FILES = {
 }
 
 
-def test_a_run_comes_byte_by_byte_and_its_pod_is_restricted_and_deleted(server, volume, capsys):
+def test_fetch_copies_all_bytes_and_deletes_its_restricted_pod(server, volume, capsys):
     for name, data in FILES.items():
         (volume / "nih" / name).write_bytes(data)
     (volume / "nih/link").symlink_to("/etc/passwd")
@@ -80,7 +80,7 @@ def test_a_run_comes_byte_by_byte_and_its_pod_is_restricted_and_deleted(server, 
         "nodeSelectorTerms"
     ]
     assert term["matchFields"] == [{"key": "metadata.name", "operator": "In", "values": ["node-a"]}]
-    with pytest.raises(InputError, match="nih: is there already"):
+    with pytest.raises(InputError, match="nih: exists"):
         launch.fetch(launch.Fetch(job="train-nih"))
 
 
@@ -102,10 +102,10 @@ def shorter(number, data):
 
 @pytest.mark.parametrize(
     "spoil, words",
-    [(cut, r"cut after \d+ bytes; .* --limit"), (flipped, "came damaged"), (shorter, r"cut after \d+ bytes")],
+    [(cut, r"lost after \d+ bytes; .* --limit"), (flipped, "is wrong"), (shorter, r"lost after \d+ bytes")],
 )
-def test_what_does_not_come_whole_is_not_kept(server, volume, monkeypatch, spoil, words):
-    if spoil is shorter:  # what is missing is waited for
+def test_incomplete_or_damaged_copy_is_removed(server, volume, monkeypatch, spoil, words):
+    if spoil is shorter:  # `fetch` waits for the missing bytes
         monkeypatch.setattr(fetch, "IDLE", 0.5)
     (volume / "nih/big").write_bytes(os.urandom(1 << 19))
     server.spoil = spoil
@@ -118,17 +118,17 @@ def test_what_does_not_come_whole_is_not_kept(server, volume, monkeypatch, spoil
 @pytest.mark.parametrize(
     "options, answers, error",
     [
-        ({"path": "nhi"}, {}, "no run 'nhi' on the volume; there is nih"),
-        ({"path": "../etc"}, {}, "a folder on the volume wanted"),
-        ({"job": ""}, {}, "one of them"),
+        ({"path": "nhi"}, {}, "no run 'nhi' on the volume; it contains nih"),
+        ({"path": "../etc"}, {}, "give a relative folder on the volume"),
+        ({"job": ""}, {}, "give either --job or"),
         ({"claim": "mine"}, {}, "PersistentVolumeClaim mine: .* not found"),
         ({}, {CLAIM: {"status": {"phase": "Pending"}}}, "is Pending: it has no volume yet"),
-        ({"wait": 0}, {HELPER: pod("fetch-x7k2p", "Pending")}, "waits after 0 seconds: fetch-x7k2p is"),
+        ({"wait": 0}, {HELPER: pod("fetch-x7k2p", "Pending")}, "still waits after 0 seconds: fetch-x7k2p is"),
         ({}, {HELPER: pod("fetch-x7k2p", "Failed", message="out of time")}, "has ended: out of time"),
         ({}, {f"{HELPER}/exec": refusal(403, "Forbidden", 'not for "me"')}, 'fetch-x7k2p: not for "me"$'),
     ],
 )  # fmt: skip
-def test_what_is_missing_is_said_and_nothing_is_left(server, volume, options, answers, error):
+def test_fetch_error_is_reported_and_leaves_no_files_or_pods(server, volume, options, answers, error):
     for path, answer in answers.items():
         server.answers["GET", path] = answer
     with pytest.raises((InputError, Interrupted), match=error):
@@ -137,8 +137,8 @@ def test_what_is_missing_is_said_and_nothing_is_left(server, volume, options, an
     assert len(deleted(server)) == len(server.sent("POST"))
 
 
-def test_once_the_job_is_gone_its_manifest_says_what_it_wrote_and_where(server, volume):
-    """A volume that several nodes may mount asks for none of them."""
+def test_fetch_of_a_deleted_job_uses_its_manifest(server, volume):
+    """A volume that several nodes may mount needs no node affinity."""
     server.answers["GET", CLAIM]["status"]["accessModes"] = ["ReadWriteMany"]
     (volume / "phantom").mkdir()
     (volume / "phantom/report.html").write_text("x")
@@ -150,7 +150,7 @@ def test_once_the_job_is_gone_its_manifest_says_what_it_wrote_and_where(server, 
 
 
 class Packed:
-    """What PackedStream reads of a websocket, of an archive made here."""
+    """A websocket for PackedStream that returns an archive of the given members."""
 
     def __init__(self, *members):
         out = io.BytesIO()
@@ -174,7 +174,7 @@ class Packed:
 @pytest.mark.parametrize(
     "name, kind", [("../out", tarfile.REGTYPE), ("in", tarfile.SYMTYPE), ("in", tarfile.FIFOTYPE)]
 )
-def test_archives_of_strangers_stay_in_their_folder(tmp_path, name, kind):
+def test_unsafe_archive_members_are_rejected(tmp_path, name, kind):
     member = tarfile.TarInfo(name)
     member.type, member.linkname = kind, "/etc/passwd"
     with pytest.raises(InputError, match="outside|links and devices"):
@@ -182,7 +182,7 @@ def test_archives_of_strangers_stay_in_their_folder(tmp_path, name, kind):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_run_replaces_meanwhile_is_named(tmp_path, monkeypatch):
+def test_files_replaced_during_packing_are_reported(tmp_path, monkeypatch):
     (tmp_path / "kept").write_bytes(b"1")
     monkeypatch.setattr(pack, "names", lambda root, without: iter(["ckpt-1.data", "kept"]))
     out, log = io.BytesIO(), io.StringIO()

@@ -1,4 +1,4 @@
-"""The image is built without a daemon on a Debian base of its own, and trains in it as its user."""
+"""Builds the image without a daemon on a new Debian base, and trains in it as the image's user."""
 
 import json
 import os
@@ -34,22 +34,22 @@ def call(*command, **environment):
 
 
 def pip_settings():
-    """Files and folders of this machine that pip reads packages and certificates by."""
+    """Returns files and folders of this machine with the configuration and certificates of pip."""
     pip = [sys.executable, "-m", "pip", "config"]
     files = re.findall(r"^  (/\S+), exists: True", call(*pip, "debug"), re.MULTILINE)
     values = re.findall(r"(?<![\w:/.])(?:file://)?(/[^\s'\"]+)", call(*pip, "list"))
     found = {Path(name) for name in (*files, *values)} | {CERTIFICATES}
-    # A folder "simple" is an index; it links to files beside it.
+    # A folder "simple" is an index, which links to files in its parent folder.
     found = {path.parent if path.name == "simple" else path for path in found}
     return sorted(path for path in found if path.exists())
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    """An environment in which the built image is `localhost/detectorgan`."""
+    """Returns an environment in which the built image is `localhost/detectorgan`."""
     missing = [tool for tool in ("buildah", "debootstrap") if not shutil.which(tool)]
     if os.geteuid() or missing:
-        pytest.skip(f"wants root, buildah and debootstrap (missing: {', '.join(missing) or 'root'})")
+        pytest.skip(f"requires root, buildah and debootstrap (missing: {', '.join(missing) or 'root'})")
     store = tmp_path_factory.mktemp("storage")
     (store / "storage.conf").write_text(
         f'[storage]\ndriver = "overlay"\nrunroot = "{store}/run"\ngraphroot = "{store}/graph"\n'
@@ -81,8 +81,8 @@ def image(tmp_path_factory):
         shutil.rmtree(store)
 
 
-def test_the_secret_with_certificates_is_what_pip_reads():
-    """pip up to 24.1 looks at no certificates but its own, unless PIP_CERT names others."""
+def test_pip_uses_the_certificates_of_the_secret():
+    """pip up to 24.1 uses only its own certificates unless PIP_CERT is set."""
     text = (ROOT / "docker/Dockerfile").read_text("utf-8").replace("\\\n", " ")
     installs = [line for line in text.splitlines() if line.startswith("RUN") and "pip install" in line]
     assert len(installs) == 2
@@ -96,19 +96,19 @@ def test_the_secret_with_certificates_is_what_pip_reads():
 
 
 @pytest.mark.parametrize("daemon", [True, False])
-def test_docker_is_taken_if_its_daemon_answers(tmp_path, daemon):
+def test_make_image_uses_docker_if_its_daemon_responds(tmp_path, daemon):
     for tool in ("docker", "buildah"):
         (tmp_path / tool).write_text(f"#!/bin/sh\nexit {int(not daemon)}\n")
         (tmp_path / tool).chmod(0o755)
-    said = call("make", "-n", "image", PATH=f"{tmp_path}:{os.environ['PATH']}")
-    builder = re.search(r"^(docker build|podman build|buildah bud) ", said, re.MULTILINE)[1]
+    printed = call("make", "-n", "image", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    builder = re.search(r"^(docker build|podman build|buildah bud) ", printed, re.MULTILINE)[1]
     assert (builder == "docker build") == daemon
 
 
 @pytest.mark.image
 @pytest.mark.nightly
 @pytest.mark.slow
-def test_the_image_trains_as_its_user(image, tmp_path):
+def test_image_trains_as_its_user(image, tmp_path):
     runs = tmp_path / "runs"
     runs.mkdir()
     os.chown(runs, USER, USER)
@@ -130,7 +130,7 @@ def test_the_image_trains_as_its_user(image, tmp_path):
     out = call(*run, "/opt/venv/bin/python", "-m", "tf_detectorgan.train", *TINY.split(), **image)
     assert "report: /runs/tiny/report.html" in out
     assert (runs / "tiny/report.html").stat().st_uid == USER
-    # A read-only root would have done: nothing outside of /tmp and /runs can be, or was, written by the user.
+    # A read-only root would suffice: the user can write, and has written, only to /tmp and /runs.
     kept = (
         "( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /var/tmp -o -path /runs ) -prune -o"
     )

@@ -1,4 +1,4 @@
-"""`launch` against a stub that answers as an API server does; what it submits against the schemas."""
+"""Tests of `launch` against a stub of an API server, and of its requests against the schemas."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from tf_detectorgan.experiments.tables import TABLES
 
 
 def running(server, name="nih", *pods):
-    """The Job is not there when asked for the first time, and then it runs."""
+    """Makes the stub return no Job at first, and a running Job afterwards."""
     missing = refusal(404, "NotFound", "not found")
     server.answers["GET", f"{BATCH}/jobs/{name}"] = [missing, job(active=1)]
     server.answers["GET", f"{CORE}/pods"] = items("PodList", *(pods or (pod(f"{name}-0"),)))
@@ -36,7 +36,7 @@ def running(server, name="nih", *pods):
     ],
     ids=lambda changes: changes["manifest"],
 )
-def test_every_body_that_is_submitted_is_valid(server, capsys, tmp_path, changes):
+def test_submitted_resources_are_valid(server, capsys, tmp_path, changes):
     name = manifests.job_of(manifests.read(changes["manifest"]))["metadata"]["name"]
     running(server, name)
     if "train_flags" in changes:
@@ -65,7 +65,7 @@ def test_every_body_that_is_submitted_is_valid(server, capsys, tmp_path, changes
     assert f"launch logs --job={name} --follow" in out
 
 
-def test_the_pod_that_copies_is_valid_and_restricted():
+def test_helper_pod_of_fetch_is_valid_and_restricted():
     job = manifests.job_of(manifests.read("train-nih"))["spec"]["template"]["spec"]
     check(fetch.helper_pod(job, image="", claim="", node="node-a", seconds=60))
 
@@ -89,19 +89,19 @@ def test_the_pod_that_copies_is_valid_and_restricted():
         ({"manifest": "train-cityscapes", "gpus": 3}, "_batch=.* is not divisible by 3 devices"),
     ],
 )
-def test_batches_that_devices_cannot_share_are_refused_before_anything_is_sent(server, changes, sentence):
-    """GPUs of one pod would stay idle; of several each would end with 78, and with it the Job."""
+def test_indivisible_batch_is_an_error_before_any_request(server, changes, sentence):
+    """A single pod would leave GPUs idle; each of several pods would end with 78, and so would the Job."""
     with pytest.raises(InputError, match=sentence):
         launch.submit(launch.Submit(**changes))
     assert server.asked == []
 
 
 @pytest.mark.parametrize("given,pods", [(4, 2), (1, 2)])
-def test_workers_that_are_not_as_many_as_pods_are_refused(server, tmp_path, given, pods):
-    """Pods would wait for others without end, or each take itself for the chief of one run."""
+def test_other_number_of_workers_than_pods_is_an_error(server, tmp_path, given, pods):
+    """Pods would wait for others forever, or each would be the chief of the same run."""
     (tmp_path / "w.flags").write_text(f"--workers={given}\n")
     options = launch.Submit(manifest="train-nih-multiworker", train_flags=str(tmp_path / "w.flags"))
-    with pytest.raises(InputError, match=f"--workers={given} is in the Job's flags, and it has {pods} pods"):
+    with pytest.raises(InputError, match=f"--workers={given} is in the Job's flags, but it has {pods} pods"):
         launch.submit(options)
     (tmp_path / "w.flags").write_text("--workers=4\n")
     with pytest.raises(InputError, match="--workers=4 .* it has 1 pods"):
@@ -109,7 +109,7 @@ def test_workers_that_are_not_as_many_as_pods_are_refused(server, tmp_path, give
     assert server.asked == []
 
 
-def test_processes_of_one_pod_are_no_pods():
+def test_processes_flag_does_not_count_as_pods():
     manifest = manifests.read("reproduce-table1")
     container(manifests.job_of(manifest))["args"].append("--processes=3")
     manifests.check_devices(manifest)
@@ -122,7 +122,7 @@ def test_processes_of_one_pod_are_no_pods():
         ({"completions": "two"}, "completions"),
     ],
 )
-def test_what_the_client_itself_refuses_is_one_sentence(server, tmp_path, change, sentence):
+def test_resource_rejected_by_the_client_is_one_sentence(server, tmp_path, change, sentence):
     manifest = manifests.read("train-phantom-cpu")
     manifests.job_of(manifest)["spec"].update(change)
     (tmp_path / "own.yaml").write_text(yaml.safe_dump_all(manifest))
@@ -130,8 +130,8 @@ def test_what_the_client_itself_refuses_is_one_sentence(server, tmp_path, change
         launch.submit(launch.Submit(manifest=str(tmp_path / "own.yaml"), wait=0))
 
 
-def test_quantities_may_be_numbers(server, tmp_path):
-    """As kubectl takes them: of claims, of volumes in memory, of any container."""
+def test_numeric_quantities_are_sent_as_text(server, tmp_path):
+    """kubectl accepts numbers in claims, volumes in memory and containers."""
     manifest = manifests.read("train-phantom-cpu")
     pod = manifests.job_of(manifest)["spec"]["template"]["spec"]
     memory = {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": 2**30}}
@@ -148,7 +148,7 @@ def test_quantities_may_be_numbers(server, tmp_path):
     assert found["initContainers"][0]["resources"]["limits"]["cpu"] == "2"
 
 
-def test_places_of_a_desktop_are_refused(server, tmp_path):
+def test_relative_paths_in_a_flagfile_are_an_error(server, tmp_path):
     (tmp_path / "nih.flags").write_text("--gan_batch=2\n--data_dir=data/nih\n--run_dir=/runs/nih\n")
     flagfile = str(tmp_path / "nih.flags")
     with pytest.raises(
@@ -160,8 +160,8 @@ def test_places_of_a_desktop_are_refused(server, tmp_path):
     assert server.asked == []
 
 
-def test_a_manifest_of_ones_own(server, tmp_path):
-    """Without resources; with a name to be made up; for another namespace than the one that is asked."""
+def test_custom_manifests(server, tmp_path):
+    """Tests manifests without resources, with generateName, and with another namespace."""
     file, manifest = tmp_path / "own.yaml", manifests.read("train-phantom-cpu")
     job = manifests.job_of(manifest)
     del container(job)["resources"]
@@ -169,13 +169,11 @@ def test_a_manifest_of_ones_own(server, tmp_path):
     filled = manifests.fill(manifests.read(str(file)), image="", flags="", gpus=2, workers=0, queue="")
     assert container(manifests.job_of(filled))["resources"] == {"limits": {"nvidia.com/gpu": "2"}}
     container(job)["resources"] = {"requests": {"nvidia.com/gpu": 1}, "limits": {"nvidia.com/gpu": 1}}
-    job["metadata"]["namespace"] = "elsewhere"
+    job["metadata"]["namespace"] = "other"
     file.write_text(yaml.safe_dump_all(manifest))
     filled = manifests.fill(manifests.read(str(file)), image="", flags="", gpus=2, workers=0, queue="")
     assert container(manifests.job_of(filled))["resources"]["requests"] == {"nvidia.com/gpu": "2"}
-    with pytest.raises(
-        InputError, match="Job train-phantom: .* namespace elsewhere, .* --namespace=elsewhere"
-    ):
+    with pytest.raises(InputError, match="Job train-phantom: .* namespace other, .* --namespace=other"):
         launch.submit(launch.Submit(manifest=str(file)))
     assert server.asked == []
     job["metadata"] = {"generateName": "train-"}
@@ -184,7 +182,7 @@ def test_a_manifest_of_ones_own(server, tmp_path):
         manifests.read(str(file))
 
 
-def test_a_dry_run_prints_what_would_be_sent_and_asks_nobody(server, capsys, tmp_path):
+def test_dry_run_prints_the_resources_and_sends_no_request(server, capsys, tmp_path):
     flags = tmp_path / "my.flags"
     flags.write_text("# mine\n--pretrain_gan_steps=7\n--seed=3\n")
     launch.submit(launch.Submit(train_flags=str(flags), dry_run=True))
@@ -197,7 +195,7 @@ def test_a_dry_run_prints_what_would_be_sent_and_asks_nobody(server, capsys, tmp
     assert set(before) - set(after) == {"--pretrain_gan_steps=20000"}
 
 
-def test_what_exists_is_kept_or_replaced_but_for_a_job_nothing_is_changed(server, capsys):
+def test_submit_keeps_claims_replaces_configmaps_and_rejects_existing_jobs(server, capsys):
     server.answers["GET", f"{BATCH}/jobs/train-nih"] = job(active=1)
     with pytest.raises(InputError, match="exists, and .* kubectl delete job train-nih -n lab"):
         launch.submit(launch.Submit())
@@ -216,13 +214,13 @@ def test_what_exists_is_kept_or_replaced_but_for_a_job_nothing_is_changed(server
     with pytest.raises(InputError, match="^ConfigMap train-nih: the quota was modified$"):
         launch.submit(launch.Submit())
     server.answers["POST", f"{CORE}/configmaps"] = exists
-    server.answers["POST", f"{BATCH}/jobs"] = exists  # by somebody else, a moment ago
+    server.answers["POST", f"{BATCH}/jobs"] = exists  # created meanwhile by another user
     with pytest.raises(InputError, match="^Job train-nih: already exists$"):
         launch.submit(launch.Submit())
 
 
-def test_a_table_is_submitted_as_one_index_a_cell_and_gathered_by_one_pod(server, capsys, tmp_path):
-    """Table 5 has 4 arms; its pods find the config, the data, and by index each another cell."""
+def test_table_has_one_completion_index_per_cell_and_one_gathering_pod(server, capsys, tmp_path):
+    """Table 5 has 4 arms; its pods mount the config and the data, and each trains the cell of its index."""
     flagfile = tmp_path / "mine.flags"
     flagfile.write_text("--data_dir=/data/cityscapes\n--final_detector_steps=7\n")
     options = {"table": "5", "config": str(flagfile), "seeds": (3, 1), "gpus": 1, "memory": "16Gi"}
@@ -232,10 +230,10 @@ def test_a_table_is_submitted_as_one_index_a_cell_and_gathered_by_one_pod(server
     server.answers["GET", f"{BATCH}/jobs/reproduce-table5"] = job(active=2, succeeded=6) | {
         "spec": cells["spec"]
     }
-    with pytest.raises(Interrupted, match="still trains: 6 of 8 cells"):
+    with pytest.raises(Interrupted, match="is still training: 6 of 8 cells"):
         launch.reproduce(launch.SubmitTable(**options, gather=True))
     server.answers["GET", f"{BATCH}/jobs/reproduce-table5"] = job(terminating=1, spec=cells["spec"])
-    with pytest.raises(Interrupted, match="still trains: 0 of 8 cells"):
+    with pytest.raises(Interrupted, match="is still training: 0 of 8 cells"):
         launch.reproduce(launch.SubmitTable(**options, gather=True))
     server.answers["GET", f"{BATCH}/jobs/reproduce-table5"] = job(succeeded=8)
     launch.reproduce(launch.SubmitTable(**options, gather=True, wait=0))
@@ -261,24 +259,24 @@ def test_a_table_is_submitted_as_one_index_a_cell_and_gathered_by_one_pod(server
     assert arguments[1] == dataclasses.replace(arguments[0], completion_index=-1)
     assert "completions" not in gather["spec"]
     assert "Job reproduce-table5-gather: created" in capsys.readouterr().out
-    with pytest.raises(InputError, match="name the claim of their volume by --data_claim"):
+    with pytest.raises(InputError, match="give the claim of its volume by --data_claim"):
         launch.reproduce(launch.SubmitTable(**options | {"data_claim": ""}))
-    with pytest.raises(InputError, match="--seeds=1,1: one or more different"):
+    with pytest.raises(InputError, match="--seeds=1,1: give one or more different"):
         launch.reproduce(launch.SubmitTable(seeds=(1, 1)))
 
 
-def test_manifests_are_found_and_bad_ones_refused(tmp_path):
+def test_manifests_are_read_and_invalid_ones_are_errors(tmp_path):
     assert sorted(
         path.name for path in manifests.FOLDER.glob("*.yaml") if path.name != "kustomization.yaml"
     ) == [path.name for path in MANIFESTS]
     with pytest.raises(InputError, match="none of prepare-nih, .*train-nih-multiworker"):
         manifests.read("train")
     (tmp_path / "two.yaml").write_text("kind: Service\nmetadata: {name: a}\n")
-    with pytest.raises(InputError, match="holds 0 Jobs"):
+    with pytest.raises(InputError, match="contains 0 Jobs"):
         manifests.read(str(tmp_path / "two.yaml"))
     for text in ("{", "just words", "kind: Job\nmetadata: {name: a}\nspec: {}\n"):
         (tmp_path / "bad.yaml").write_text(text)
-        with pytest.raises(InputError, match="is no manifest"):
+        with pytest.raises(InputError, match="not a manifest"):
             manifests.read(str(tmp_path / "bad.yaml"))
     with pytest.raises(InputError, match="this manifest has no Service"):
         manifests.fill(manifests.read("train-nih"), image="", flags="", gpus=0, workers=2, queue="")

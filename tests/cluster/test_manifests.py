@@ -1,4 +1,4 @@
-"""k8s/ against the schemas of eight Kubernetes versions, against what those miss, and against our flags."""
+"""Compares k8s/ with the schemas of eight Kubernetes versions, with further rules, and with our flags."""
 
 import copy
 import functools
@@ -40,13 +40,13 @@ def find(path, kind):
 
 
 def check(resource):
-    """Raises for what does not validate; a kind without a schema, a mere WARN of the command, raises too."""
+    """Raises an error for an invalid resource, also for a kind without a schema."""
     check_once(json.dumps(resource, sort_keys=True))
 
 
 @functools.cache
 def check_once(text):
-    """Claims are in several files, and overlays leave most resources alone; eight schemas take their time."""
+    """Checks a resource once: claims are in several files, and eight schemas take time."""
     resource = json.loads(text)
     for version in VERSIONS:
         assert kubernetes_validate.validate(resource, version, strict=True) == version
@@ -61,8 +61,8 @@ def test_manifest_is_valid(path):
         assert "namespace" not in resource["metadata"]
 
 
-def test_claims_of_one_name_are_the_same_everywhere():
-    """Whichever file is applied first makes the claim, and the others' must not ask for another."""
+def test_claims_of_one_name_are_equal_in_all_files():
+    """The file that is applied first creates the claim; the others must not request a different one."""
     claims, mounted = {}, set()
     for path in MANIFESTS:
         for resource in resources(path):
@@ -86,15 +86,17 @@ def container(job):
     return pod_spec(job)["containers"][0]
 
 
-# What each rule is for: a change of a good Job, and a word of the complaint.
+# A word of each rule's message, and a change of a valid Job that violates the rule.
 FAULTS = {
     "token": lambda job: pod_spec(job).pop("automountServiceAccountToken"),
     "Service named": lambda job: pod_spec(job).pop("enableServiceLinks"),
     "root": lambda job: pod_spec(job)["securityContext"].update(runAsUser=0),
     "seccomp": lambda job: pod_spec(job)["securityContext"].pop("seccompProfile"),
     "hostPath": lambda job: pod_spec(job)["volumes"].append({"name": "host", "hostPath": {"path": "/"}}),
-    "nobody mounts": lambda job: pod_spec(job)["volumes"].append({"name": "spare", "emptyDir": {}}),
-    "not there": lambda job: container(job)["volumeMounts"].append({"name": "absent", "mountPath": "/a"}),
+    "is not mounted": lambda job: pod_spec(job)["volumes"].append({"name": "spare", "emptyDir": {}}),
+    "does not exist": lambda job: container(job)["volumeMounts"].append(
+        {"name": "absent", "mountPath": "/a"}
+    ),
     "mount paths": lambda job: container(job)["volumeMounts"].append({"name": "tmp", "mountPath": "/tmp"}),
     "above limit": lambda job: container(job)["resources"]["requests"].update(memory="17Gi"),
     "no quantity": lambda job: container(job)["resources"]["limits"].update(memory="16GB"),
@@ -121,7 +123,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("word", FAULTS)
-def test_rules_see_what_the_schema_does_not(word):
+def test_each_rule_reports_its_violation(word):
     job = copy.deepcopy(find(ROOT / "k8s/train-nih.yaml", "Job"))
     assert manifest_rules.problems(job) == []
     FAULTS[word](job)
@@ -140,7 +142,7 @@ def test_overlays_are_valid(overlays, tmp_path):
     top = tmp_path / "k8s/kustomization.yaml"
     text = top.read_text("utf-8")
     for line in ("components:\n", *(f"- overlays/{overlay.name}\n" for overlay in overlays)):
-        assert f"# {line}" in text  # what the user is told to uncomment
+        assert f"# {line}" in text  # the lines to uncomment
         text = text.replace(f"# {line}", line)
     plain, changed = built(ROOT / "k8s"), {}
     top.write_text(text, "utf-8")
@@ -152,14 +154,14 @@ def test_overlays_are_valid(overlays, tmp_path):
     assert {key for key in plain if plain[key] != changed[key]} == {("Job", "train-nih")} | spot
     job = changed["Job", "train-nih"]
     assert pod_spec(job)["tolerations"][0] == manifests.OF_GPU_NODES
-    beside = pod_spec(changed["Deployment", "tensorboard"])["affinity"]["podAffinity"]
-    (wanted,) = beside["requiredDuringSchedulingIgnoredDuringExecution"]
+    affinity = pod_spec(changed["Deployment", "tensorboard"])["affinity"]["podAffinity"]
+    (wanted,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]
     pods = job["spec"]["template"]["metadata"]["labels"]
     assert wanted["labelSelector"]["matchLabels"].items() <= pods.items()
-    if overlays == OVERLAYS:  # none undoes another
+    if overlays == OVERLAYS:  # no overlay reverts another
         assert len(pod_spec(job)["nodeSelector"]) == len(pod_spec(job)["tolerations"]) == 2
         assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
-        assert "suspend" not in job["spec"]  # applied again, it would stop what Kueue has started
+        assert "suspend" not in job["spec"]  # if applied again, it would stop a Job that Kueue has started
 
 
 def built(directory):
@@ -177,7 +179,7 @@ def flagfile_lines(manifest):
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda p: p.name)
-def test_flags_are_those_of_the_command(path):
+def test_flags_exist_in_the_command(path):
     job = container(find(path, "Job"))
     command, lines = job["name"], flagfile(path)
     mounts = [m["mountPath"] for m in job["volumeMounts"] if not m.get("readOnly")]
@@ -195,7 +197,7 @@ def test_flags_are_those_of_the_command(path):
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda p: p.name)
-def test_exit_codes_are_ours(path):
+def test_exit_codes_are_those_of_the_package(path):
     rules = find(path, "Job")["spec"]["podFailurePolicy"]["rules"]
     actions = {code: r["action"] for r in rules for code in r.get("onExitCodes", {}).get("values", [])}
     assert actions[EXIT_INTERRUPTED] == "Ignore"
@@ -203,7 +205,7 @@ def test_exit_codes_are_ours(path):
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda p: p.name)
-def test_jobs_survive_a_node_and_clean_up(path):
+def test_jobs_tolerate_disruptions_and_are_cleaned_up(path):
     job = find(path, "Job")["spec"]
     pod = job["template"]["spec"]
     lost = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
@@ -224,9 +226,9 @@ def test_jobs_survive_a_node_and_clean_up(path):
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda p: p.name)
-def test_batches_are_cut_into_equal_parts(path):
-    """Devices, pods that train together times GPUs, share each batch equally: none is idle."""
-    assert {n: getattr(Train, n) for n in manifests.BATCHES} == manifests.BATCHES  # said in two places
+def test_batches_are_divisible_by_the_number_of_devices(path):
+    """Devices are the pods that train together times their GPUs."""
+    assert {n: getattr(Train, n) for n in manifests.BATCHES} == manifests.BATCHES  # defined in two places
     manifests.check_devices(resources(path))
     if container(find(path, "Job"))["name"] == "train":
         given = parse(Train, flagfile(path))
@@ -234,14 +236,14 @@ def test_batches_are_cut_into_equal_parts(path):
         assert given.gan_batch % (given.workers * gpus) == given.detector_batch % (given.workers * gpus) == 0
 
 
-def test_table_1_has_one_index_a_cell():
+def test_table_1_has_one_index_per_cell():
     job = find(ROOT / "k8s/reproduce-table1.yaml", "Job")
     given = parse(reproduce.Reproduce, [a.replace("$(CELL)", "0") for a in container(job)["args"]])
     assert job["spec"]["completions"] == len(TABLES["1"].rows) * len(given.seeds)
 
 
-def test_the_papers_data_are_prepared_and_trained_on_as_by_the_configs():
-    """The same flags but for places, which are on the volume."""
+def test_flags_for_the_papers_data_equal_those_of_configs():
+    """Only paths differ; they are on the volume."""
     pairs = {"train-nih": "nih", "prepare-nih": "nih_prepare", "train-cityscapes": "cityscapes"}
     for job, config_file in pairs.items():
         lines = (ROOT / f"configs/{config_file}.flags").read_text("utf-8").splitlines()
@@ -250,8 +252,8 @@ def test_the_papers_data_are_prepared_and_trained_on_as_by_the_configs():
         assert theirs - {"--images=data/nih-images"} == ours
 
 
-def test_anchors_meet_pedestrians():
-    """CityPersons' are 0.41 times as wide as high, and those in a crop 70 to 256 px high."""
+def test_anchors_cover_pedestrians():
+    """Pedestrians of CityPersons have an aspect ratio of 0.41, and in a crop a height of 70 to 256 px."""
     given = parse(Train, flagfile(ROOT / "k8s/train-cityscapes.yaml"))
     DET = DETECTORS[given.detector]((256, 256, 3), 1, sizes=given.anchor_sizes, ratios=given.anchor_ratios)
     heights = np.linspace(70, 250, 19)
@@ -259,8 +261,8 @@ def test_anchors_meet_pedestrians():
     assert coverage(DET.anchors, pedestrians).min() >= 0.5
 
 
-def test_workers_find_each_other():
-    """Every pod gets the number, the Service and the port that its flags and TF_CONFIG speak of."""
+def test_workers_have_the_addresses_of_tf_config():
+    """Number, Service and port of the pods are those of the flags and of TF_CONFIG."""
     path = ROOT / "k8s/train-nih-multiworker.yaml"
     job, service = find(path, "Job"), find(path, "Service")
     name, pod = job["metadata"]["name"], job["spec"]["template"]
@@ -283,14 +285,14 @@ def test_workers_find_each_other():
     assert [f"{name}-{i}.{name}:{port}" for i in range(workers) for port in ports] == found
 
 
-def test_files_that_comments_name_exist():
+def test_files_named_in_comments_exist():
     named = {name for path in MANIFESTS for name in re.findall(r"k8s/[\w./-]+", path.read_text("utf-8"))}
     assert "k8s/train-nih.yaml" in named
     assert [name for name in named if not (ROOT / name.rstrip(".")).exists()] == []
 
 
 def block(text, after):
-    """The lines of the first block of commands behind a heading."""
+    """Returns the lines of the first code block after `after`."""
     return text.partition(after)[2].split("```")[1].strip().splitlines()
 
 
@@ -301,7 +303,7 @@ def images(found):
 @pytest.mark.parametrize(
     "readme, heading", [("README.md", "## On a cluster"), ("k8s/README.md", "**On GPUs**")]
 )
-def test_what_the_readme_starts_is_what_it_builds_and_pushes(readme, heading):
+def test_readme_submits_the_image_that_it_builds_and_pushes(readme, heading):
     lines = block((ROOT / readme).read_text("utf-8"), heading)
     image = lines[0].split()[0].removeprefix("IMAGE=")
     assert lines[1].split("#")[0].strip() == "make image EXTRAS=gpu IMAGE=$IMAGE && docker push $IMAGE"
@@ -311,26 +313,29 @@ def test_what_the_readme_starts_is_what_it_builds_and_pushes(readme, heading):
         for line in lines[3:]
     ]
     order = [next(filter(None, step.groups())) for step in steps if step]
-    assert order[:2] == ["prepare-nih", "prepare-nih"]  # and waited for; what follows wants it complete
+    assert order[:2] == [
+        "prepare-nih",
+        "prepare-nih",
+    ]  # submitted and waited for, because training needs complete data
     assert any(re.search(r"logs --job=prepare-nih --follow && \\$", line) for line in lines)
     assert order[2] in ("train-nih", "k8s")
     for line in lines[3:]:
         assert "launch submit" not in line or "--image=$IMAGE" in line
-        if "k8s/" in line.split("#  ")[0]:  # a manifest of itself names an image that no node can pull
+        if "k8s/" in line.split("#  ")[0]:  # the image in the manifest itself cannot be pulled
             assert line.startswith('sed "s#image: tf_detectorgan:.*#image: $IMAGE#" k8s/')
     if shutil.which("kubectl"):
         assert images(built(ROOT / "k8s").values()) == {image}
 
 
-def test_the_first_try_starts_what_it_loads():
+def test_first_try_uses_the_image_that_it_loads():
     lines = block((ROOT / "k8s/README.md").read_text("utf-8"), "**First try**")
     (applied,) = [re.findall(r"-f (\S+)", line) for line in lines if "apply" in line]
     assert {image for file in applied for image in images(resources(ROOT / file))} == {"tf_detectorgan:cpu"}
     assert any("kind load docker-image tf_detectorgan:cpu" in line for line in lines)
 
 
-def test_what_the_readme_says_of_claims_is_in_the_manifests():
-    """Other claims by sed: what is replaced is there, and the result is that of the manifest it is for."""
+def test_sed_commands_of_the_readme_change_claims_to_existing_ones():
+    """Runs the sed commands and compares the claims with those of train-nih-multiworker."""
     text = (ROOT / "k8s/README.md").read_text("utf-8")
     for command in re.findall(r"^sed (?:'[^']+') k8s/\S+ > \S+", text, re.MULTILINE):
         done = subprocess.run(
@@ -354,6 +359,6 @@ def test_what_the_readme_says_of_claims_is_in_the_manifests():
     assert text.count("detectorgan-shared-") >= 3
 
 
-def test_tensorboard_lets_a_gpu_node_go():
+def test_tensorboard_does_not_keep_a_node_from_the_autoscaler():
     pod = find(ROOT / "k8s/tensorboard.yaml", "Deployment")["spec"]["template"]
     assert pod["metadata"]["annotations"] == {"cluster-autoscaler.kubernetes.io/safe-to-evict": "true"}

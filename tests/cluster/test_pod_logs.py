@@ -1,4 +1,4 @@
-"""`launch logs`: all pods, from the first line to the last, whatever happens to pods and connections."""
+"""Tests of `launch logs`: all lines of all pods, also after lost pods and connections."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ WAITING = refusal(400, "BadRequest", "container train is waiting to start: Conta
 
 
 def log(server, name, text, *phases):
-    """What the log of a pod answers, and what phase the pod is in whenever its log has come to an end."""
+    """Sets the responses for a pod's log, and the phases of the pod after each end of its log."""
     server.answers["GET", f"{CORE}/pods/{name}/log"] = text
     server.answers["GET", f"{CORE}/pods/{name}"] = [pod(name, phase) for phase in phases or ("Succeeded",)]
 
@@ -24,7 +24,7 @@ def queries(server, name):
     return [query for _, path, query, _ in server.asked if path == f"{CORE}/pods/{name}/log"]
 
 
-def test_logs_of_all_pods_bear_their_names(server, capsys):
+def test_log_lines_start_with_the_name_of_the_pod(server, capsys):
     server.answers["GET", f"{CORE}/pods"] = items("PodList", pod("nih-1"), pod("nih-0"))
     log(server, "nih-0", "step 1\n 10%\r 20%\r\nstep 2")
     log(server, "nih-1", "ready\n")
@@ -42,8 +42,8 @@ def test_logs_of_all_pods_bear_their_names(server, capsys):
             launch.logs(launch.Logs(job="nih", follow=follow))
 
 
-def test_pods_that_come_later_are_followed_until_the_job_ends(server, capsys):
-    """A replacement of the pod that was lost, and a third one that is there when the Job has failed."""
+def test_follow_includes_later_pods_until_the_job_ends(server, capsys):
+    """One pod replaces a lost one, and a third pod exists when the Job has failed."""
     server.answers["GET", f"{BATCH}/jobs/nih"] = [
         job(active=1), refusal(503, "ServiceUnavailable", "soon"), job(active=1), job(conditions=[failed()])
     ]  # fmt: skip
@@ -58,7 +58,7 @@ def test_pods_that_come_later_are_followed_until_the_job_ends(server, capsys):
     assert {query["follow"][0].lower() for query in queries(server, "nih-a")} == {"true"}
 
 
-def test_a_pod_that_waits_and_a_log_that_is_cut_are_read_again(server, capsys):
+def test_follow_retries_a_waiting_pod_and_an_interrupted_log(server, capsys):
     server.answers["GET", f"{BATCH}/jobs/nih"] = job(conditions=[{"type": "Complete", "status": "True"}])
     server.answers["GET", f"{CORE}/pods"] = items("PodList", pod("nih-0"))
     phases = ("Pending", "Pending", "Running", "Running", "Succeeded", "Succeeded")
@@ -66,31 +66,31 @@ def test_a_pod_that_waits_and_a_log_that_is_cut_are_read_again(server, capsys):
     log(server, "nih-0", texts, *phases)
     launch.logs(launch.Logs(job="nih", follow=True))
     out = capsys.readouterr().out
-    said = [line for line in out.splitlines() if "(" in line]
-    assert [line for line in out.splitlines() if line not in said] == [
+    notes = [line for line in out.splitlines() if "(" in line]
+    assert [line for line in out.splitlines() if line not in notes] == [
         *(f"nih-0 | step {i}" for i in (1, 2, 3, 4)),
         "Job nih is complete",
     ]
-    assert "waiting to start" in said[0]  # at once, and once
-    assert all("no answer from the API server" in line for line in said[1:])
+    assert "waiting to start" in notes[0]  # at once, and only once
+    assert all("no answer from the API server" in line for line in notes[1:])
     since = [query.get("sinceSeconds") for query in queries(server, "nih-0")]
     assert since == [None, None, None, ["1"], ["1"], ["1"]]
 
 
 @pytest.mark.parametrize("phases", [("Failed", "Failed"), ()])
-def test_a_log_that_never_comes_is_said_and_waited_for_no_longer(server, capsys, phases):
-    """Of a pod that was evicted before it began, and of one that was deleted."""
+def test_follow_reports_and_skips_a_log_that_does_not_exist(server, capsys, phases):
+    """The pod was evicted before it started, or was deleted."""
     server.answers["GET", f"{BATCH}/jobs/nih"] = job(spec={"suspend": True})
     server.answers["GET", f"{CORE}/pods"] = items("PodList", pod("nih-0"))
     if phases:
         log(server, "nih-0", WAITING, *phases)
-    with pytest.raises(Interrupted, match="Job nih is suspended; to go on: launch resume --job=nih"):
+    with pytest.raises(Interrupted, match="Job nih is suspended; to resume: launch resume --job=nih"):
         launch.logs(launch.Logs(job="nih", follow=True))
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("nih-0 | (log of nih-0: ")
 
 
-def test_f_is_short_for_follow():
+def test_f_is_the_short_form_of_follow():
     done = subprocess.run(
         [sys.executable, "-m", "tf_detectorgan.launch", "logs", "-f"],
         capture_output=True,
@@ -98,4 +98,4 @@ def test_f_is_short_for_follow():
         cwd=ROOT,
     )
     assert done.returncode == EXIT_BAD_INPUT
-    assert done.stderr.splitlines()[-1] == "error: --job: which one? Give the Job's name"
+    assert done.stderr.splitlines()[-1] == "error: --job is required: give the name of the Job"

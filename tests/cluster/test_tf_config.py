@@ -8,8 +8,8 @@ from tf_detectorgan.errors import InputError
 POD = {"JOB_COMPLETION_INDEX": "1", "WORKER_SERVICE": "nih"}
 
 
-def test_pod_1_of_2():
-    """Pods of Job `nih` with the headless Service `nih`: nih-0.nih and nih-1.nih."""
+def test_tf_config_of_pod_1_of_2():
+    """Addresses of Job `nih` with the headless Service `nih` are nih-0.nih and nih-1.nih."""
     environment = {**POD, "WORKER_PORT": "3000"}  # as Kubernetes sets it for a Service named "worker"
     tf_config.announce(environment, 2)
     assert json.loads(environment["TF_CONFIG"]) == {
@@ -18,7 +18,7 @@ def test_pod_1_of_2():
     }
 
 
-def test_a_given_tf_config_is_kept():
+def test_existing_tf_config_is_kept():
     environment = dict(POD)
     tf_config.announce(environment, 2)
     given = environment["TF_CONFIG"]
@@ -32,24 +32,24 @@ def test_a_given_tf_config_is_kept():
     [
         ({}, "JOB_COMPLETION_INDEX and WORKER_SERVICE not set"),
         ({"JOB_COMPLETION_INDEX": "0"}, "WORKER_SERVICE not set"),
-        ({**POD, "JOB_COMPLETION_INDEX": "2"}, "JOB_COMPLETION_INDEX=2: a number from 0 to 1"),
-        ({**POD, "JOB_COMPLETION_INDEX": "$(I)"}, r"JOB_COMPLETION_INDEX=\$\(I\): a number"),
-        ({"TF_CONFIG": "{"}, "not as TensorFlow describes it"),
-        ({"TF_CONFIG": '{"cluster": {"worker": ["a:1", "b:1"]}}'}, "not as TensorFlow describes it"),
+        ({**POD, "JOB_COMPLETION_INDEX": "2"}, "JOB_COMPLETION_INDEX=2: must be a number from 0 to 1"),
+        ({**POD, "JOB_COMPLETION_INDEX": "$(I)"}, r"JOB_COMPLETION_INDEX=\$\(I\): must be a number"),
+        ({"TF_CONFIG": "{"}, "TF_CONFIG={: invalid"),
+        ({"TF_CONFIG": '{"cluster": {"worker": ["a:1", "b:1"]}}'}, ": invalid .'task'|: invalid .KeyError"),
         (
             {"TF_CONFIG": '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}'},
-            "wanted are 2 workers",
+            "must have 2 workers",
         ),
     ],
 )
-def test_what_cannot_be_is_said(environment, words):
+def test_missing_or_invalid_variables_are_an_error(environment, words):
     before = dict(environment)
     with pytest.raises(InputError, match=words):
         tf_config.announce(environment, 2)
     assert environment == before
 
 
-def test_the_task_index_is_the_pods_and_0_for_a_worker_alone():
+def test_task_index_is_that_of_the_pod_or_0_for_a_single_worker():
     assert tf_config.task_index(dict(POD), 2) == 1
     assert tf_config.task_index(dict(POD), 1) == 0
     with pytest.raises(InputError, match="JOB_COMPLETION_INDEX and WORKER_SERVICE not set"):

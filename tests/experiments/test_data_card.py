@@ -1,4 +1,4 @@
-"""The data card of four pictures of 64 x 64 px, whose numbers can be counted by hand."""
+"""Tests of the data card of four images of 64 x 64 px, with numbers counted by hand."""
 
 import dataclasses
 import html
@@ -34,17 +34,17 @@ def page(tmp_path_factory):
     options = {"splits": (1.0, 0.0, 0.0), "group_key": "patient", "image_size": 0}
     prepare(Prepare(images=str(root), out=str(root / "set"), **options))
     prepare(Prepare(inspect=str(root / "set")))
-    assert records.open_dataset(root / "set").count("train_labelled") == 2  # the card harms nothing
+    assert records.open_dataset(root / "set").count("train_labelled") == 2  # the data set is unchanged
     return (root / "set" / "data_card.html").read_text("utf-8")
 
 
 def text(page):
-    """The page's words between single spaces."""
+    """Returns the text of the page with single spaces."""
     body = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)
     return re.sub(r"\s+", " ", html.unescape(body))
 
 
-def test_counts_are_those_of_the_lines(page):
+def test_card_counts_images_boxes_and_groups(page):
     words = text(page)
     assert "4 images of 64 × 64 px, grey, 8 bits; classes: nodule, mass." in words
     # Sizes 16, 2 and 12 (root of 36 times 4): 5 % of the way from 2 to 12 lies at 10 %, and so on.
@@ -54,18 +54,18 @@ def test_counts_are_those_of_the_lines(page):
     assert "Licence and citation are not recorded" in words
 
 
-def test_a_box_like_an_anchor_is_covered_and_tiny_or_long_ones_are_not(page):
-    """16 x 16 px is an anchor's size; of 2 x 2 px the smallest anchor's overlap is 4 / 64 at most.
+def test_coverage_includes_anchor_sized_boxes_but_no_tiny_or_long_ones(page):
+    """16 x 16 px is the size of an anchor; a box of 2 x 2 px has an IoU of at most 4 / 64 with any anchor.
 
-    36 x 4 px: an anchor of width over height 2 that holds it has an area of 648, so 144 / 648 at most; one of
-    height 4 is none.
+    36 x 4 px: an anchor of aspect ratio 2 that contains it has an area of 648, so IoU <= 144 / 648.
+    No anchor has a height of 4.
     """
     assert re.search(
         r"retinanet_small: 33 % of the training boxes overlap one of \d+ anchors by IoU >= 0.5\.", text(page)
     )
 
 
-def test_sides_that_no_detector_takes_are_said_and_the_rest_is_shown(tmp_path):
+def test_card_reports_an_unsupported_image_size_and_shows_the_rest(tmp_path):
     config = phantom.PhantomConfig(size=40, train_images=2, clean_images=1, unboxed_images=0)
     config = dataclasses.replace(config, validation_images=0, test_images=0, test_clean_images=0)
     shards.build(phantom.plan(config), tmp_path / "set")
@@ -77,16 +77,16 @@ def test_sides_that_no_detector_takes_are_said_and_the_rest_is_shown(tmp_path):
     assert "of the training boxes" not in words
 
 
-def test_equal_pictures_are_named_and_others_are_not(page):
+def test_identical_images_are_listed_and_others_are_not(page):
     words = text(page)
-    assert "Stored more than once, every pixel the same: 1 picture:" in words
+    assert "Images stored more than once, with identical pixels: 1:" in words
     assert "c.png (train, clean); d.png (train, clean)" in words
     assert "a.png (train" not in words
-    assert "No picture of one split is nearly one of another." in words
+    assert "No image of one split is nearly identical to an image of another split." in words
 
 
-def test_nearly_equal_pictures_of_two_splits_are_named(tmp_path):
-    """A picture whose every level is one higher is another file, and the same to the eye."""
+def test_nearly_identical_images_of_two_splits_are_listed(tmp_path):
+    """An image whose grey levels are all one higher is another file, but a near duplicate."""
     (tmp_path / "boxes.csv").write_text(
         "file_name,x,y,width,height,part\na.png,8,8,16,16,train\nb.png,,,,,train\nc.png,8,8,16,16,test\n"
     )
@@ -96,14 +96,12 @@ def test_nearly_equal_pictures_of_two_splits_are_named(tmp_path):
     options = {"split_key": "part", "image_size": 0, "allow_duplicates": True}
     prepare(Prepare(images=str(tmp_path), out=str(tmp_path / "set"), **options))
     words = text(data_card.write(records.open_dataset(tmp_path / "set")).read_text("utf-8"))
-    assert "No picture is stored twice." in words
-    said = (
-        "In two of training, validation and test, equal or nearly: 1 pair: a.png (train_labelled) and c.png"
-    )
-    assert said in words
+    assert "No image is stored twice." in words
+    found = "Identical or nearly identical images in two of training, validation and test: 1 pair: "
+    assert found + "a.png (train_labelled) and c.png" in words
 
 
-def test_a_damaged_record_is_one_error_and_no_card(tmp_path, tiny_phantom):
+def test_damaged_record_is_an_error_and_no_card_is_written(tmp_path, tiny_phantom):
     shutil.copytree(tiny_phantom("card"), tmp_path / "set")
     path = max((tmp_path / "set").glob("*tfrecord*"), key=lambda p: p.stat().st_size)
     content = bytearray(path.read_bytes())
@@ -114,7 +112,7 @@ def test_a_damaged_record_is_one_error_and_no_card(tmp_path, tiny_phantom):
     assert not (tmp_path / "set" / "data_card.html").exists()
 
 
-def test_every_box_is_drawn_on_its_picture_and_the_page_needs_no_other_file(page):
+def test_card_draws_every_box_and_is_self_contained(page):
     drawn = re.findall(
         r'<rect class="truth" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', page
     )
@@ -123,12 +121,12 @@ def test_every_box_is_drawn_on_its_picture_and_the_page_needs_no_other_file(page
     assert "http" not in re.sub(r'src="[^"]*"', "", page)
 
 
-def test_a_group_in_two_parts_is_pointed_out():
+def test_group_in_two_parts_is_reported():
     held = data_card.Contents(["a"], [("p",)], [], np.zeros([0, 4]), [])
     found = data_card._groups({"train_clean": held, "test_clean": held, "test_labelled": held})
     assert found == {"count": 1, "name": "p", "largest": 3, "torn": ["p"]}
 
 
-def test_a_directory_without_a_data_set_is_refused(tmp_path):
+def test_directory_without_a_data_set_is_an_error(tmp_path):
     with pytest.raises(InputError, match="not a prepared data set"):
         prepare(Prepare(inspect=str(tmp_path)))

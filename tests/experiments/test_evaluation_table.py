@@ -17,7 +17,7 @@ def metrics(ap):
     }
 
 
-def test_every_number_has_its_row_and_every_arm_its_column():
+def test_each_metric_has_a_row_and_each_arm_a_column():
     text = evaluation_table({"a": metrics(number(0.125, 0.0, 0.5)), "better": metrics(number(None))})
     assert [" ".join(line.split()) for line in text.splitlines()[:1] + text.splitlines()[2:]] == [
         "a better",
@@ -25,8 +25,8 @@ def test_every_number_has_its_row_and_every_arm_its_column():
         "recall@0.5 0.75 0.75",
         "localization T(IoU) 0.1 0.50 [0.25, 0.75] 0.50 [0.25, 0.75]",
         "localization T(IoBB) 0.9 – –",
-        "found at 0.125 false marks an image (IoU 0.5) 0.25 0.25",
-        "found at 1 false marks an image (IoU 0.5) – –",
+        "sensitivity at 0.125 false positives per image (IoU 0.5) 0.25 0.25",
+        "sensitivity at 1 false positives per image (IoU 0.5) – –",
         "FROC mean 0.38 0.38",
         "9 images of 4 groups, 12 objects; "
         "[95 % interval: bootstrap over groups (AP, recall), exact (localization)]",

@@ -31,7 +31,7 @@ CLASSES = ["nodule", '<b>"mass"</b>']
 
 
 def make_run(directory, arms, images=24, samples=True):
-    """A run whose n-th arm misses every object of the images n, n + 5, ...; returns the truth."""
+    """Writes a run whose n-th arm misses all objects of the images n, n + 5, ...; returns the truth."""
     rng = np.random.default_rng(0)
     truth = []
     for i in range(images):
@@ -60,8 +60,8 @@ CHANGED = {
 }
 CONTRAST = {"contrast": 1.25, "contrast_real": 1.5, "contrast_distance": 0.3}
 LIKENESS = {"nearest": 0.91, "nearest_real": 0.72, "copies": 0.4, "variety": 0.5, "variety_real": 0.6}
-JUDGED = {"found": 0.45, "found_real": 0.6, "found_before": 0.02, "made": 40, "objects": 30}
-AUDITED = CHANGED | CONTRAST | LIKENESS | JUDGED
+SCORED = {"found": 0.45, "found_real": 0.6, "found_before": 0.02, "made": 40, "objects": 30}
+AUDITED = CHANGED | CONTRAST | LIKENESS | SCORED
 
 
 def add_everything_else(directory, arm):
@@ -80,7 +80,7 @@ def add_everything_else(directory, arm):
 
 
 def assert_self_contained(page):
-    """Nothing is loaded: all src, href and url() are data URIs, places in the page or links to click."""
+    """Asserts that the page loads no file: all src, href and url() are data URIs, anchors or links."""
     for tag, target in re.findall(r'<(\w+)[^>]*?(?:src|href)="([^"]*)"', page):
         allowed = ("data:", "#", "arms/") if tag == "a" else ("data:", "#")
         assert target.startswith(allowed), (tag, target)
@@ -90,7 +90,7 @@ def assert_self_contained(page):
 @pytest.mark.parametrize(
     "arms", [["real_only"], ["detectorgan", "real_only", "cyclegan_bbox", "cut_paste"], [WEIRD, "_b$"]]
 )
-def test_renders_and_is_self_contained(tmp_path, arms):
+def test_report_with_one_or_several_arms_is_self_contained(tmp_path, arms):
     make_run(tmp_path, arms)
     page = write_report(tmp_path)
     assert page == tmp_path / "report.html"
@@ -107,13 +107,13 @@ def test_renders_and_is_self_contained(tmp_path, arms):
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {7}
 
 
-def test_everything_a_run_may_hold_is_on_the_page(tmp_path):
+def test_report_shows_audit_costs_settings_and_unevaluated_arms(tmp_path):
     make_run(tmp_path, ["real_only", "detectorgan"])
     add_everything_else(tmp_path, "detectorgan")
     text = write_report(tmp_path).read_text()
     assert_self_contained(text)
     assert "Not evaluated: acgan." in text
-    assert "The whole gallery" in text
+    assert "Full gallery" in text
     cells = [
         "45% (60%; 2%)",
         "25%",
@@ -145,7 +145,7 @@ def test_everything_a_run_may_hold_is_on_the_page(tmp_path):
     assert "| detectorgan | 45% (60%; 2%) | 25% | 25.5 | 0.00 (1.00) | 1.25 (1.50) |" in markdown
 
 
-def test_the_headline_numbers_are_those_of_the_metrics(tmp_path):
+def test_headline_shows_the_values_of_metrics_json(tmp_path):
     make_run(tmp_path, ["detectorgan", "real_only"], samples=False)
     columns, rows = headline(read_run(tmp_path))
     assert [name for name, _ in rows] == ["real_only", "detectorgan"]  # baseline first
@@ -161,7 +161,7 @@ def test_the_headline_numbers_are_those_of_the_metrics(tmp_path):
     assert [cells[0].best for _, cells in rows] == [row is best for row in rows]
 
 
-def test_equal_arms_are_both_marked_and_not_told_apart(tmp_path):
+def test_equal_arms_are_both_marked_best_and_no_difference_is_shown(tmp_path):
     make_run(tmp_path, ["real_only"])
     source = tmp_path / "arms" / "real_only"
     (tmp_path / "arms" / "cut_paste" / "evaluation").mkdir(parents=True)
@@ -176,7 +176,7 @@ def test_equal_arms_are_both_marked_and_not_told_apart(tmp_path):
     assert sentences[0].startswith("cut_paste − real_only = +0.00 [+0.00, +0.00], 12 groups: not shown")
 
 
-def test_table_for_the_terminal(tmp_path):
+def test_result_table_is_aligned_and_names_unevaluated_arms(tmp_path):
     make_run(tmp_path, ["real_only", "detectorgan"], samples=False)
     write_json(tmp_path / "config.json", {"arm": ["acgan"]})
     lines = result_table(tmp_path).splitlines()
@@ -189,19 +189,19 @@ def test_table_for_the_terminal(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["truth.json", "arms/real_only/evaluation/detections.json"])
-def test_metrics_without_what_they_were_computed_of_are_an_error(tmp_path, file):
+def test_metrics_without_truth_or_detections_are_an_error(tmp_path, file):
     make_run(tmp_path, ["real_only", "detectorgan"])
     (tmp_path / file).unlink()
     with pytest.raises(InputError, match=f"{file}: is missing; delete the arm's evaluation/"):
         write_report(tmp_path)
 
 
-def test_one_arm_has_no_comparison_but_a_page(tmp_path):
+def test_report_of_one_arm_has_no_comparison(tmp_path):
     make_run(tmp_path, ["real_only"])
-    assert "None: a comparison needs the detections of two arms" in write_report(tmp_path).read_text()
+    assert "None: a comparison needs two evaluated arms" in write_report(tmp_path).read_text()
 
 
-def test_nothing_evaluated_and_broken_files_are_errors(tmp_path):
+def test_run_without_metrics_or_with_invalid_json_is_an_error(tmp_path):
     with pytest.raises(InputError, match="no arm has been evaluated"):
         write_report(tmp_path)
     make_run(tmp_path, ["real_only"], samples=False)
@@ -210,12 +210,12 @@ def test_nothing_evaluated_and_broken_files_are_errors(tmp_path):
         result_table(tmp_path)
 
 
-def test_the_same_run_gives_the_same_page(tmp_path):
+def test_report_is_deterministic(tmp_path):
     make_run(tmp_path, ["real_only", "detectorgan"])
     assert write_report(tmp_path).read_text() == write_report(tmp_path).read_text()
 
 
-def test_small_texts():
+def test_duration_and_markdown_text():
     assert [duration(s) for s in (0.4, 59.6, 61, 3599.4, 12000)] == [
         "0 s",
         "1 min 00 s",
@@ -227,15 +227,15 @@ def test_small_texts():
 
 
 @pytest.mark.parametrize(
-    "steps,said",
+    "steps,sentence",
     [
-        (1, "Eqn 3 exactly, through one step of adam."),
-        (3, "Eqn 3 exactly, through 3 steps of adam."),
-        (0, "without Eqn 3, beside steps of adam."),
+        (1, "Eqn 3 with 1 unrolled step of adam, exact gradient."),
+        (3, "Eqn 3 with 3 unrolled steps of adam, exact gradient."),
+        (0, "no Eqn 3 (--unroll_steps=0); DET is updated by adam."),
     ],
 )
-def test_how_eqn_3_was_computed_is_said(tmp_path, steps, said):
+def test_report_states_how_eqn_3_was_computed(tmp_path, steps, sentence):
     make_run(tmp_path, ["real_only", "detectorgan"], images=4, samples=False)
     config = {"unroll_steps": steps, "joint_detector_optimizer": "adam"}
     write_json(tmp_path / "config.json", config)
-    assert eqn3_settings(read_run(tmp_path)) == [f"detectorgan: {said}"]
+    assert eqn3_settings(read_run(tmp_path)) == [f"detectorgan: {sentence}"]

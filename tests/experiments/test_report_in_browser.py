@@ -1,4 +1,4 @@
-"""The report as a reader's browser shows it."""
+"""Tests of the report page in a browser."""
 
 import pytest
 
@@ -20,21 +20,21 @@ def report(tmp_path_factory):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_runs_over_the_edge_and_no_picture_is_broken(browser, report, width):
+def test_page_fits_the_window_and_all_images_load(browser, report, width):
     page = browser.new_page(viewport={"width": width, "height": 800})
-    asked = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested = []
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(report.as_uri())
     assert page.evaluate("document.images.length") >= 4  # three figures of curves, one contact sheet
     assert page.evaluate(BROKEN) == []
     assert page.evaluate(OVERFLOWING) == []
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
+    assert [url for url in requested if not url.startswith("data:")] == [report.as_uri()]
     page.close()
 
 
-def test_a_picture_that_is_too_wide_is_seen(browser):
-    """The check itself: a page that breaks both rules."""
+def test_checks_detect_a_wide_and_a_missing_image(browser):
+    """Tests BROKEN and OVERFLOWING on a page that violates both."""
     page = browser.new_page(viewport={"width": 390, "height": 800})
     page.set_content('<main><img alt="gone" src="nowhere.png" style="width: 500px"></main>')
     assert page.evaluate(BROKEN) == ["gone"]
@@ -42,8 +42,8 @@ def test_a_picture_that_is_too_wide_is_seen(browser):
     page.close()
 
 
-def test_it_prints_on_paper(browser, report):
-    """A4 less its margins is 703 px wide; paper does not scroll, so that no table may be cut off either."""
+def test_page_fits_on_a4_paper_when_printed(browser, report):
+    """A4 without margins is 703 px wide. Paper does not scroll, so tables must not be cut off, either."""
     page = browser.new_page(viewport={"width": 703, "height": 1032})
     page.goto(report.as_uri())
     page.emulate_media(media="print")

@@ -1,4 +1,4 @@
-"""Which runs a table needs, and what happens when one ends. The processes are small scripts."""
+"""Tests of the planning and running of a table's jobs. Small scripts stand in for `train`."""
 
 import base64
 import dataclasses
@@ -32,7 +32,7 @@ def finish(out, seed, *arms):
         file.write_text("{}")
 
 
-def test_only():
+def test_parse_only_selects_cells_by_arm_and_seed():
     assert parse_only(["b", "a:1"], TABLE, [0, 1]) == {Cell("b", 0), Cell("b", 1), Cell("a", 1)}
     assert parse_only([], TABLE, [5]) == {Cell("a", 5), Cell("b", 5)}
     with pytest.raises(InputError, match="--only=c: the table has the arms a, b"):
@@ -41,7 +41,7 @@ def test_only():
         parse_only(["a:7"], TABLE, [0, 1])
 
 
-def test_every_completion_index_is_another_cell():
+def test_completion_indexes_enumerate_all_cells():
     cells = [runner.indexed_cell(index, TABLE, [3, 1]) for index in range(4)]
     assert cells == [Cell("a", 3), Cell("a", 1), Cell("b", 3), Cell("b", 1)]
     with pytest.raises(InputError, match="--completion_index=4: the table has 4 cells, 0 to 3"):
@@ -50,9 +50,9 @@ def test_every_completion_index_is_another_cell():
 
 def test_cells_are_gathered_with_their_costs_and_curves(tmp_path):
     for arm, seconds in (("a", 5), ("b", 7)):
-        apart = runner.cell_directory(tmp_path, Cell(arm, 0))
-        finish(apart, 0, arm)
-        run = runner.run_directory(apart, 0)
+        parent = runner.cell_directory(tmp_path, Cell(arm, 0))
+        finish(parent, 0, arm)
+        run = runner.run_directory(parent, 0)
         for phase, cost in ((f"arms/{arm}/joint", seconds), ("shared/x", 1)):
             (run / phase).mkdir(parents=True)
             (run / phase / "done.json").write_text(json.dumps({"seconds": cost}))
@@ -73,8 +73,8 @@ def test_cells_are_gathered_with_their_costs_and_curves(tmp_path):
     assert json.loads((target / "costs.json").read_text()) == costs
 
 
-def test_a_cell_takes_the_pretraining_that_another_of_its_seed_has_finished(tmp_path):
-    """From who has the most, with what it was done by and on; nothing half done, nothing of another seed."""
+def test_cell_copies_finished_pretraining_of_another_cell_with_its_seed(tmp_path):
+    """From the cell with most finished phases, with settings and data; no unfinished phase, no other seed."""
     arms = Table("t", "s", tuple(Row(arm) for arm in "abc"), ())
 
     def write(cell, **phases):
@@ -95,10 +95,10 @@ def test_a_cell_takes_the_pretraining_that_another_of_its_seed_has_finished(tmp_
     wanted = ["shared/detector/done.json", "shared/gan/done.json", "shared/gan/ckpt-1.data"]
     assert found == dict.fromkeys([*wanted, "phantom/records", "config.json", "data_card.json"], "a 0")
     write(Cell("b", 0), detector="done.json", audit="done.json")
-    assert runner.take_pretraining(arms, Cell("c", 0), tmp_path) == []  # it has begun
+    assert runner.take_pretraining(arms, Cell("c", 0), tmp_path) == []  # it has started
 
 
-def test_plan_has_what_is_wanted_and_not_done(tmp_path):
+def test_plan_has_the_requested_unfinished_cells(tmp_path):
     everything = parse_only([], TABLE, [0, 1])
     assert plan(TABLE, [0, 1], everything, tmp_path) == [Job(0, ("a", "b")), Job(1, ("a", "b"))]
     assert plan(TABLE, [0, 1], {Cell("b", 1)}, tmp_path) == [Job(1, ("b",))]
@@ -116,19 +116,19 @@ def test_every_table_is_consistent():
 
 
 def scripted(monkeypatch, script):
-    """Lets `script` run instead of train; it finds the arms' evaluation folders in sys.argv."""
+    """Replaces `train` by `script`, whose arguments are the arms' evaluation folders."""
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.05)
-    began = []
+    started = []
 
     def start(job, flagfile, out, processes):
-        began.append((job, time.monotonic()))
+        started.append((job, time.monotonic()))
         folders = [str(runner.metrics_file(out, Cell(a, job.seed)).parent) for a in job.arms]
         runner._log(job, out).parent.mkdir(parents=True, exist_ok=True)
         with open(runner._log(job, out), "ab") as log:
             return subprocess.Popen([sys.executable, "-c", script, *folders], stdout=log, stderr=log)
 
     monkeypatch.setattr(runner, "_start", start)
-    return began
+    return started
 
 
 WORK = """
@@ -143,31 +143,31 @@ def run(jobs, out, processes=2, stopped=lambda: None):
     runner.run_jobs(jobs, Path("x.flags"), out, processes, stopped)
 
 
-def test_a_failed_run_is_named_after_the_others_are_finished(monkeypatch, tmp_path):
+def test_failed_run_is_reported_after_the_others_have_finished(monkeypatch, tmp_path):
     scripted(monkeypatch, "import sys; 'seed1' in sys.argv[1] and sys.exit('out of memory')" + WORK)
     with pytest.raises(RuntimeError, match="1 of 2 runs failed .*out of memory"):
         run([Job(1, ("a",)), Job(0, ("a", "b"))], tmp_path, processes=1)
     assert plan(TABLE, [0, 1], {Cell("b", 0), Cell("a", 1)}, tmp_path) == [Job(1, ("a",))]
 
 
-def test_bad_input_ends_all(monkeypatch, tmp_path):
+def test_bad_input_of_one_run_ends_all_processes(monkeypatch, tmp_path):
     script = "import sys, time; print('error: --x is bad'); "
     script += "sys.exit(78) if 'seed1' in sys.argv[1] else time.sleep(60)"
     scripted(monkeypatch, script)
     before = time.monotonic()
     with pytest.raises(InputError, match="^base/seed1: --x is bad$"):
         run([Job(0, ("a",)), Job(1, ("a",))], tmp_path)
-    assert time.monotonic() - before < 30  # the sleeping one was ended
+    assert time.monotonic() - before < 30  # the sleeping process was ended
 
 
-def test_a_signal_ends_the_processes(monkeypatch, tmp_path):
+def test_signal_ends_the_processes(monkeypatch, tmp_path):
     scripted(monkeypatch, "import time; time.sleep(60)")
     stop = iter([None, None, None])
-    with pytest.raises(Interrupted, match=r"SIGTERM: 0 of 1 arms are done"):
+    with pytest.raises(Interrupted, match=r"SIGTERM: 0 of 1 arms are finished"):
         run([Job(0, ("a",))], tmp_path, stopped=lambda: next(stop, "SIGTERM"))
 
 
-def test_the_first_job_alone_gets_a_preflight(monkeypatch, tmp_path):
+def test_preflight_runs_for_the_first_job_only(monkeypatch, tmp_path):
     flagfile = tmp_path / "tiny.flags"
     flagfile.write_text(FLAGS + "--preflight=true\n")
     calls, commands = [], []
@@ -184,10 +184,10 @@ def test_the_first_job_alone_gets_a_preflight(monkeypatch, tmp_path):
     assert (first.pretrain_gan_steps, first.preflight) == (1, "true")  # the flagfile's
     monkeypatch.setattr(runner.subprocess, "Popen", lambda command, **options: commands.append(command))
     runner._start(jobs[0], flagfile, tmp_path, 3)
-    assert commands[0][-1] == "--preflight=false"  # wins over the flagfile's
+    assert commands[0][-1] == "--preflight=false"  # overrides the flagfile
 
 
-def test_an_error_of_ours_ends_the_processes(monkeypatch, tmp_path):
+def test_error_in_the_parent_ends_the_processes(monkeypatch, tmp_path):
     scripted(monkeypatch, "import time; time.sleep(60)")
     processes, start = [], runner._start
     monkeypatch.setattr(runner, "_start", lambda *given: processes.append(start(*given)) or processes[-1])
@@ -217,7 +217,7 @@ FLAGS = """
 
 
 def command(options, *flags):
-    """`reproduce` in a process of its own, whose standard output is returned."""
+    """Runs `reproduce` in a process of its own; returns its standard output."""
     words = [f"--config={options.config}", f"--out={options.out}"]
     words += [f"--seeds={','.join(map(str, options.seeds))}", f"--only={','.join(options.only)}", *flags]
     done = subprocess.run(
@@ -232,7 +232,7 @@ def command(options, *flags):
 
 
 @pytest.mark.slow
-def test_the_command_trains_a_table_and_then_finds_it_done(tmp_path, tiny_phantom, handlers, capsys):
+def test_reproduce_trains_a_table_and_skips_it_when_called_again(tmp_path, tiny_phantom, handlers, capsys):
     flagfile, out = tmp_path / "tiny.flags", tmp_path / "out"
     flagfile.write_text(FLAGS + f"--data_dir={tiny_phantom('table')}\n")
     everything = Reproduce(config=str(flagfile), out=str(out), seeds=(0, 1))
@@ -244,12 +244,12 @@ def test_the_command_trains_a_table_and_then_finds_it_done(tmp_path, tiny_phanto
         own = out / "base" / f"seed{seed}" / "arms" / "real_only" / "evaluation" / "metrics.json"
         value = json.loads(own.read_text())["ap"]["0.1"]["value"]
         assert numbers["rows"][0]["cells"][0]["by_seed"][str(seed)] == value
-    assert "3 trainings to do in 2 runs" in first
+    assert "3 arms to train in 2 runs" in first
     assert "cut_paste − real_only" in (out / "table_1.md").read_text()
     assert "cut_paste:0" in numbers["unfinished"]
     assert (out / "table_1.html").read_text().count('src="data:image/svg') == 2
     reproduce.main(options)
-    assert "0 trainings to do" in capsys.readouterr().out
+    assert "0 arms to train" in capsys.readouterr().out
     other = tiny_phantom("more", seed=9, test_images=3)
     reproduce.main(dataclasses.replace(options, test_data=str(other)))
     (more,) = out.glob("table_1_more-*.json")
@@ -267,7 +267,9 @@ def test_the_command_trains_a_table_and_then_finds_it_done(tmp_path, tiny_phanto
 
 
 @pytest.mark.slow
-def test_a_cell_trained_apart_is_gathered_into_the_table(tmp_path, tiny_phantom, handlers, capsys):
+def test_cell_trained_by_completion_index_is_gathered_into_the_table(
+    tmp_path, tiny_phantom, handlers, capsys
+):
     flagfile, out = tmp_path / "tiny.flags", tmp_path / "out"
     flagfile.write_text(FLAGS + f"--data_dir={tiny_phantom('cell')}\n")
     options = Reproduce(config=str(flagfile), out=str(out), seeds=(0,))
@@ -275,7 +277,7 @@ def test_a_cell_trained_apart_is_gathered_into_the_table(tmp_path, tiny_phantom,
     assert "cell 1: cut_paste, seed 0: done" in capsys.readouterr().out
     assert not (out / "table_1.json").exists()
     reproduce.main(dataclasses.replace(options, only=("cut_paste",)))
-    assert "0 trainings to do" in capsys.readouterr().out
+    assert "0 arms to train" in capsys.readouterr().out
     assert [row["title"] for row in json.loads((out / "table_1.json").read_text())["rows"]] == ["cut_paste"]
     metrics = out / "base" / "seed0" / "arms" / "cut_paste" / "evaluation" / "metrics.json"
     page, text = write_table("3", TABLES["3"], [0], out, command="")
@@ -291,17 +293,17 @@ def test_a_cell_trained_apart_is_gathered_into_the_table(tmp_path, tiny_phantom,
     ]
     assert [cell.strip() for cell in published if cell][1:] == ["0.165", "0.051", *["0.013"] * 3]
     for file in (page, page.with_suffix(".md")):
-        assert "Wang et al. 2017, published: their table 4, Nodule" in file.read_text("utf-8")
+        assert "Wang et al. 2017, published: their Table 4, class Nodule" in file.read_text("utf-8")
 
 
-def test_a_column_that_repeats_the_main_iou_is_shown_once():
+def test_column_of_the_primary_iou_is_shown_once():
     titles = {iou: [c.title for c in distinct(TABLES["1"].columns, iou)] for iou in ("0.1", "0.5")}
     assert titles["0.1"] == ["AP@main", "AP@0.5", "AP@0.5:0.95", "recall@main"]
     assert titles["0.5"] == ["AP@main", "AP@0.5:0.95", "recall@main"]
 
 
-def test_pictures_of_a_table_show_every_row_and_number():
-    """As text in the SVG."""
+def test_plot_of_a_table_has_all_row_titles():
+    """Compares texts of the SVG."""
     one = {"mean": 0.3, "low": 0.2, "high": None, "by_seed": {0: 0.3, 1: None}}
     nothing = {"mean": None, "low": None, "high": None, "by_seed": {0: None}}
     rows = [{**one, "title": "cut_paste", "high": 0.4}, {**nothing, "title": "real_only"}]
@@ -309,6 +311,6 @@ def test_pictures_of_a_table_show_every_row_and_number():
 
 
 def words(uri):
-    """The texts of a picture; matplotlib draws them as outlines and keeps each in a comment."""
+    """Returns the texts of an SVG; matplotlib draws them as outlines and keeps each in a comment."""
     picture = base64.b64decode(uri.split(",", 1)[1]).decode()
     return {text.strip() for text in re.findall("<!-- (.*?) -->", picture)}

@@ -1,4 +1,4 @@
-"""Numbers of a table by hand: means over seeds, and which comparisons survive their correction."""
+"""Compares a table with numbers computed by hand: means over seeds, and corrected comparisons."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ PAIRS = (("a", "b"), ("a", "c"), ("b", "gone"))
 
 @pytest.fixture(scope="module")
 def results():
-    """b misses every tenth object that a finds, c none; of b seeds 1 to 3 are there, of "gone" nothing."""
+    """Arm b misses every tenth object that a finds, c none; b has seeds 1 to 3, "gone" has none."""
     rng = np.random.default_rng(4)
     found = {seed: rng.random(200) < 0.6 for seed in (0, 1, 2)}
     fewer = {seed: hits & (np.arange(200) % 10 > 0) for seed, hits in found.items()} | {3: found[0]}
@@ -35,7 +35,7 @@ def results():
     return Results(metrics, draws, "0.1", 0.0, {}, [])
 
 
-def test_comparisons_are_over_common_seeds_and_corrected_over_those_there_are(results):
+def test_comparisons_use_common_seeds_and_are_corrected_for_their_number(results):
     first, second = comparisons(Table("t", "s", ROWS, (RECALL,), PAIRS), RECALL, results)
     assert (first["first"], first["second"], first["seeds"]) == ("a", "b", 2)
     common = [results.draws[arm][seed].recall["0.1"][0, 0] for arm in "ab" for seed in (1, 2)]
@@ -46,7 +46,7 @@ def test_comparisons_are_over_common_seeds_and_corrected_over_those_there_are(re
     assert "not shown" in second["sentence"]
 
 
-def test_a_row_has_mean_and_deviation_over_seeds_and_the_interval_that_fits(results):
+def test_row_has_mean_and_deviation_over_seeds_and_interval_of_its_metric(results):
     row = _row(ROWS[0], (RECALL, IOBB), results)
     recall, share = row["cells"]
     values = [m["recall"]["0.1"]["value"] for m in results.metrics["a"].values()]
@@ -56,6 +56,6 @@ def test_a_row_has_mean_and_deviation_over_seeds_and_the_interval_that_fits(resu
     )
     assert recall["low"] < recall["mean"] < recall["high"]
     assert (share["mean"], share["sd"]) == (pytest.approx(0.3), pytest.approx(0.1))
-    # Clopper-Pearson of 3 of 10, as in any table of it.
+    # Clopper-Pearson interval of 3 of 10, from published tables.
     assert (share["low"], share["high"]) == (pytest.approx(0.0667, abs=1e-4), pytest.approx(0.6525, abs=1e-4))
     assert share["counts"] == [[2, 10], [3, 10], [4, 10]]

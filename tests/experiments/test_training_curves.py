@@ -1,4 +1,4 @@
-"""Curves of the report from TensorBoard's files, as training writes them."""
+"""Tests of the report's training curves, read from TensorBoard files."""
 
 import numpy as np
 
@@ -15,10 +15,10 @@ def write(directory, arm, losses):
     writer.image("samples", 1, np.zeros([1, 4, 4, 1], np.float32))
 
 
-def test_what_was_written_twice_counts_as_written_last(tmp_path):
-    """A run that was killed after step 3 and went on from its checkpoint of step 2.
+def test_last_value_of_a_repeated_step_counts(tmp_path):
+    """A run that was killed after step 3 resumes from its checkpoint of step 2.
 
-    The names of two files of one second need not sort as they were written: here they do not.
+    Files written in the same second need not be in order by name; here they are not.
     """
     write(tmp_path, "a", [(1, 4.0), (2, 3.0), (3, 2.5)])
     (first,) = (tmp_path / "tensorboard" / "a").iterdir()
@@ -34,10 +34,10 @@ def test_what_was_written_twice_counts_as_written_last(tmp_path):
     assert only == loss
 
 
-def test_the_report_shows_them(tmp_path):
+def test_report_shows_training_curves(tmp_path):
     make_run(tmp_path, ["real_only", "detectorgan"])
     assert "<h2>Training</h2>" not in write_report(tmp_path).read_text()
     write(tmp_path, "real_only", [(1, 4.0), (2, 3.0)])
     text = write_report(tmp_path).read_text()
     assert_self_contained(text)
-    assert text.count('alt="training of all arms"') == 2
+    assert text.count('alt="training curves of all arms"') == 2

@@ -1,4 +1,4 @@
-"""When a preflight runs, and what comes of each end of its child: a small script, once the true one."""
+"""Tests when a preflight runs, and its outcomes. A small script stands in for the child, except once."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from tf_detectorgan.errors import InputError, Interrupted
 from tf_detectorgan.experiments import runner
 from tf_detectorgan.experiments.tables import TABLES
 from tf_detectorgan.preflight import check, kernel, plan
-from tf_detectorgan.preflight.kernel import Room
+from tf_detectorgan.preflight.kernel import AvailableMemory
 from tf_detectorgan.reproduce import Reproduce
 from tf_detectorgan.training.loop import StopSignal
 from tf_detectorgan.training.settings import Train
@@ -36,7 +36,7 @@ home, folders = pathlib.Path(sys.argv[1]), sys.argv[2:]
 for folder in folders:
     (home / folder).mkdir(parents=True)
     (home / folder / "new").write_text(json.dumps(RECORD))
-    (home / folder / "new").rename(home / folder / "done.json")  # whole, as `checkpoints.finish` writes it
+    (home / folder / "new").rename(home / folder / "done.json")  # atomically, as `checkpoints.finish` does
 """.replace("RECORD", repr(RECORD))
 
 
@@ -58,9 +58,9 @@ def settings(tmp_path, data):
 
 @pytest.fixture
 def scripted(monkeypatch, settings):
-    """scripted(script, finished): a script in place of the child, with so many phases finished."""
+    """Returns scripted(script, finished), which replaces the child; `finished`: number of finished phases."""
     monkeypatch.setattr(check, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(kernel, "room", lambda: Room(100 * GIB, 50 * GIB))
+    monkeypatch.setattr(kernel, "available_memory", lambda: AvailableMemory(100 * GIB, 50 * GIB))
     processes = []
 
     def scripted(script, finished=0):
@@ -81,14 +81,16 @@ def left_behind(settings):
     return sorted(path.name for path in Path(settings.run_dir).iterdir())
 
 
-def test_a_killed_child_leaves_the_phase_the_finished_ones_and_what_helps(scripted, settings, capsys):
-    scripted("os.kill(os.getpid(), signal.SIGKILL)", finished=3)  # two audits, the synthetic images
+def test_killed_child_is_reported_with_phase_costs_and_remedies(scripted, settings, capsys):
+    scripted(
+        "os.kill(os.getpid(), signal.SIGKILL)", finished=3
+    )  # two held-out detectors, the synthetic images
     with pytest.raises(InputError) as refused:
         check.before(settings)
     assert str(refused.value).startswith(
         "preflight: cut_paste/final_detector was killed, probably because memory ran out"
     )
-    assert str(refused.value).endswith("of 100.0 GiB of memory held); try a lower --detector_batch than 8")
+    assert str(refused.value).endswith("of 100.0 GiB of memory in use); try a lower --detector_batch than 8")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[3:6]] == [
         "held_out_detector_0",
@@ -98,11 +100,11 @@ def test_a_killed_child_leaves_the_phase_the_finished_ones_and_what_helps(script
     assert left_behind(settings) == ["preflight.log"]
 
 
-def test_a_child_that_takes_nearly_all_memory_is_ended(scripted, settings, monkeypatch):
+def test_child_that_uses_nearly_all_memory_is_killed(scripted, settings, monkeypatch):
     limit = 300 * MIB
     processes = scripted("held = bytearray(400 << 20); time.sleep(60)")
-    room = lambda: Room(limit, limit - (kernel.resident(processes[-1].pid) if processes else 0))  # noqa: E731
-    monkeypatch.setattr(kernel, "room", room)
+    used = lambda: kernel.resident(processes[-1].pid) if processes else 0  # noqa: E731
+    monkeypatch.setattr(kernel, "available_memory", lambda: AvailableMemory(limit, limit - used()))
     with pytest.raises(
         InputError, match=r"^preflight: held_out_detector_0 was killed, .* memory ran out \(0.[3-9] GiB"
     ):
@@ -110,7 +112,7 @@ def test_a_child_that_takes_nearly_all_memory_is_ended(scripted, settings, monke
     assert processes[0].returncode == -signal.SIGKILL
 
 
-def test_an_error_of_the_child_is_shown_and_its_input_errors_keep_their_text(scripted, settings):
+def test_errors_of_the_child_are_raised_with_their_text(scripted, settings):
     scripted("raise RuntimeError('no kernel')", finished=1)
     with pytest.raises(
         RuntimeError, match=r"^preflight: held_out_detector_1 failed: RuntimeError: no kernel \(full log: "
@@ -121,7 +123,7 @@ def test_an_error_of_the_child_is_shown_and_its_input_errors_keep_their_text(scr
         check.before(settings)
 
 
-def test_a_signal_ends_the_child_and_gives_the_handlers_back(scripted, settings, monkeypatch, handlers):
+def test_signal_kills_the_child_and_handlers_are_restored(scripted, settings, monkeypatch, handlers):
     processes = scripted("time.sleep(60)")
     mine = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(kernel, "resident", lambda pid: os.kill(os.getpid(), signal.SIGTERM) or 0)
@@ -132,10 +134,10 @@ def test_a_signal_ends_the_child_and_gives_the_handlers_back(scripted, settings,
     assert left_behind(settings) == ["preflight.log"]
 
 
-def test_a_signal_while_the_child_ends_is_not_lost(scripted, settings, monkeypatch, handlers):
+def test_signal_while_the_child_ends_is_raised(scripted, settings, monkeypatch, handlers):
     processes = scripted("", finished=5)
 
-    def sleep(seconds):  # the last thing of the loop's last round
+    def sleep(seconds):  # the last statement of the last iteration
         processes[0].wait()
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -146,7 +148,7 @@ def test_a_signal_while_the_child_ends_is_not_lost(scripted, settings, monkeypat
     assert left_behind(settings) == ["preflight.log"]
 
 
-def test_a_full_disk_is_foreseen(scripted, settings, monkeypatch):
+def test_too_little_disk_space_is_an_error(scripted, settings, monkeypatch):
     scripted("(home / folders[2] / 'synthetic.tfrecord').write_bytes(bytes(1000))", finished=5)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
     with pytest.raises(
@@ -156,25 +158,25 @@ def test_a_full_disk_is_foreseen(scripted, settings, monkeypatch):
     assert left_behind(settings) == ["preflight.log"]
 
 
-def test_what_has_passed_is_written_down_and_not_repeated(scripted, settings, capsys):
+def test_passed_preflight_is_recorded_and_not_repeated(scripted, settings, capsys):
     scripted("", finished=5)
     check.before(settings)
     assert left_behind(settings) == ["preflight.json", "preflight.log"]
     passed = json.loads((Path(settings.run_dir) / "preflight.json").read_text())
     assert from_json(Train, json.dumps(passed["settings"]), "") == settings
     rows = {row["phase"]: row for row in passed["rows"]}
-    # 9 steps for 3, half a second each; a validation of 2 images, half a second each.
+    # 9 steps instead of 3, half a second each; a validation of 2 images, half a second each.
     assert rows["cut_paste/final_detector"]["hours"] == pytest.approx((1 + 6 * 0.5 + 2 * 0.5) / 3600)
     scripted("raise AssertionError")
     check.before(settings)
     check.before(dataclasses.replace(settings, preflight="auto"), POD)
-    check.before(dataclasses.replace(settings, log_every=1))  # changes nothing that was measured
+    check.before(dataclasses.replace(settings, log_every=1))  # does not change the measured costs
     for changed in ({"arm": ("cut_paste", "superpose")}, {"gan_batch": 9}):
         with pytest.raises(RuntimeError, match="AssertionError"):
             check.before(dataclasses.replace(settings, **changed))
 
 
-def test_other_settings_than_the_runs_are_refused_before_the_child_runs(scripted, settings):
+def test_settings_that_differ_from_the_run_are_an_error_before_the_child_starts(scripted, settings):
     scripted("raise AssertionError")
     config = Path(settings.run_dir) / "config.json"
     config.parent.mkdir()
@@ -183,11 +185,11 @@ def test_other_settings_than_the_runs_are_refused_before_the_child_runs(scripted
         check.before(settings)
 
 
-def test_due(settings):
+def test_preflight_is_due_by_flag_and_environment(settings):
     def due(choice, environment):
         return check.due(dataclasses.replace(settings, preflight=choice), environment)
 
-    # Here and in a pod; the run takes seconds.
+    # Outside and inside a pod; the run takes seconds.
     assert {choice: (due(choice, {}), due(choice, POD)) for choice in ("auto", "true", "false")} == {
         "auto": (False, True),
         "true": (True, True),
@@ -196,13 +198,13 @@ def test_due(settings):
     for folder in ("shared/pretrain_gan", "arms/real_only"):
         (Path(settings.run_dir) / folder).mkdir(parents=True)
         (Path(settings.run_dir) / folder / "done.json").write_text("{}")
-    assert due("auto", POD)  # --arm=cut_paste is still to begin
+    assert due("auto", POD)  # --arm=cut_paste has not started
     (Path(settings.run_dir) / "arms/cut_paste").mkdir()
     assert [due(choice, POD) for choice in ("auto", "true")] == [False, True]
 
 
 @pytest.mark.parametrize("choice", ["auto", "false"])
-def test_what_a_killed_preflight_has_left_is_removed(scripted, settings, choice):
+def test_files_of_a_killed_preflight_are_removed(scripted, settings, choice):
     stale = Path(settings.run_dir) / ".preflight" / "shared" / "pretrain_detector" / "done.json"
     stale.parent.mkdir(parents=True)
     stale.write_text("{}")
@@ -212,8 +214,8 @@ def test_what_a_killed_preflight_has_left_is_removed(scripted, settings, choice)
     assert not (Path(settings.run_dir) / ".preflight").exists()
 
 
-def test_a_cell_is_checked_before_it_takes_pretraining(monkeypatch, tmp_path):
-    """What it takes looks like a run that has begun."""
+def test_preflight_of_a_cell_runs_before_pretraining_is_copied(monkeypatch, tmp_path):
+    """A run with copied pretraining counts as started."""
     flagfile, calls = tmp_path / "x.flags", []
     flagfile.write_text("")
     monkeypatch.setattr(check, "before", lambda *given, **more: calls.append("preflight"))
@@ -224,7 +226,7 @@ def test_a_cell_is_checked_before_it_takes_pretraining(monkeypatch, tmp_path):
     assert calls == ["preflight", "pretraining", "jobs"]
 
 
-def test_the_child_is_alone_and_the_first_that_the_kernel_ends(monkeypatch, tmp_path):
+def test_child_has_no_tf_config_and_is_killed_first_by_the_kernel(monkeypatch, tmp_path):
     script = tmp_path / "python"
     script.write_text('#!/bin/sh\necho "$@" "TF_CONFIG=$TF_CONFIG"; sleep 1; cat /proc/$$/oom_score_adj\n')
     script.chmod(0o755)
@@ -245,9 +247,11 @@ def tensors(directory):
 
 
 @pytest.mark.slow
-def test_a_run_with_a_preflight_is_the_run_without(finished_run, tmp_path, monkeypatch, handlers, capsys):
-    """Bitwise: weights, synthetic images, metrics. The true child, which finishes every phase."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the detector, which is the tests' own
+def test_run_with_a_preflight_is_bit_identical_to_the_run_without(
+    finished_run, tmp_path, monkeypatch, handlers, capsys
+):
+    """Compares weights, synthetic images and metrics; uses the real child, which finishes all phases."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the detector in tests/
     run = tmp_path / "run"
     settings = from_json(Train, (finished_run / "config.json").read_text(), "")
     train.main(dataclasses.replace(settings, run_dir=str(run), preflight="true"))

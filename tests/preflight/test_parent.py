@@ -1,4 +1,4 @@
-"""Processes of the tests' own; no test waits longer than it takes to start Python."""
+"""Tests with small processes that a child ends with its parent."""
 
 import os
 import subprocess
@@ -28,15 +28,15 @@ def environment(**changes):
     return os.environ | {"PYTHONPATH": str(ROOT)} | changes
 
 
-def test_a_process_is_killed_with_its_parent():
+def test_child_is_killed_with_its_parent():
     command = [sys.executable, "-c", PARENT]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "began\n"
         process.kill()
-        assert process.stdout.read() == ""  # ends when no process holds the pipe any more
+        assert process.stdout.read() == ""  # returns when no process has the pipe open
 
 
-def test_a_child_whose_parent_has_ended_ends_before_it_imports_tensorflow(tmp_path):
+def test_child_of_an_ended_parent_exits_before_importing_tensorflow(tmp_path):
     (name,) = kernel.variable()
     command = [sys.executable, "-X", "importtime", "-m", child.__name__]
     changed = environment(**{name: str(os.getppid())})

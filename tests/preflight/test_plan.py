@@ -13,7 +13,7 @@ STEPS = {
 }
 
 
-def test_phases_of_a_detector_and_a_generator_come_in_the_runs_order():
+def test_phases_are_in_the_order_of_the_run():
     s = Train(arm=("real_only", "pix2pix", "detectorgan"), synthetic_count=7, crossfit_folds=2, **STEPS)
     assert phases(s, test_images=5) == [
         PhasePlan(Path("shared/pretrain_pix2pix"), "gan", 40),
@@ -39,14 +39,14 @@ def test_phases_of_a_detector_and_a_generator_come_in_the_runs_order():
     ]
 
 
-def test_real_images_alone_need_no_auditors():
+def test_real_only_needs_no_held_out_detectors():
     assert [phase.kind for phase in phases(Train(arm=("real_only",)), 1)] == ["detector", "evaluation"]
 
 
-def test_the_short_run_has_a_workers_share_of_the_batch_and_no_more_steps_than_the_run():
+def test_short_run_has_the_batch_of_one_worker_and_at_most_the_steps_of_the_run():
     s = Train(workers=4, gan_batch=8, detector_batch=16, synthetic_objects=3, pretrain_gan_steps=1)
-    short = plan.in_short(s, "elsewhere")
-    assert (short.run_dir, short.preflight, short.workers) == ("elsewhere", "false", 1)
+    short = plan.in_short(s, "short")
+    assert (short.run_dir, short.preflight, short.workers) == ("short", "false", 1)
     assert (short.gan_batch, short.detector_batch) == (2, 4)
     assert (
         short.pretrain_gan_steps,
@@ -63,10 +63,10 @@ def test_the_short_run_has_a_workers_share_of_the_batch_and_no_more_steps_than_t
     assert plan.in_short(Train(synthetic_count=5), "x").synthetic_count == 5
 
 
-def test_evaluated_images_are_those_that_detection_goes_through():
+def test_evaluated_images_counts_labelled_and_clean_images():
     counts = {"validation_clean": 9, "test_labelled": 2, "test_clean": 3, "test_unboxed": 50}
     dataset = types.SimpleNamespace(count=lambda split: counts.get(split, 0))
     assert plan.evaluated_images(dataset, "test") == 5
-    assert plan.evaluated_images(dataset, "validation") == 0  # no labelled ones: there is no validation
+    assert plan.evaluated_images(dataset, "validation") == 0  # without labelled images there is no validation
     counts["validation_labelled"] = 1
     assert plan.evaluated_images(dataset, "validation") == 10

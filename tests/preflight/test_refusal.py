@@ -43,7 +43,7 @@ EVALUATION = PhasePlan(Path("arms/real_only/evaluation"), "evaluation", 10)
         (EVALUATION, {}, (1, False), None),
     ],
 )
-def test_remedies_are_flags_that_the_phase_feels(phase, changes, devices, expected):
+def test_remedies_affect_the_phase(phase, changes, devices, expected):
     other = ["smaller images, smaller networks (--generator_filters, --detector), or more memory"]
     assert outcome.remedies(phase, Train(**changes), *devices) == (expected or other)
 
@@ -89,7 +89,7 @@ OOM = """Traceback (most recent call last):
 tensorflow...ResourceExhaustedError: Graph execution error:
 OOM when allocating tensor
 [Op:x]"""
-HELPS = "; try a lower --detector_batch than 8"
+ADVICE = "; try a lower --detector_batch than 8"
 
 
 def error(code, output, gpu=False):
@@ -103,17 +103,17 @@ def error(code, output, gpu=False):
         (
             -9,
             "step",
-            "was killed, probably because memory ran out (3.0 GiB of 4.0 GiB of memory held)" + HELPS,
+            "was killed, probably because memory ran out (3.0 GiB of 4.0 GiB of memory in use)" + ADVICE,
         ),
-        (1, HARMLESS + OOM, "needs more memory than the GPU has" + HELPS + ", --precision=mixed_bfloat16"),
+        (1, HARMLESS + OOM, "needs more memory than the GPU has" + ADVICE + ", --precision=mixed_bfloat16"),
         (
             -6,
             "terminate called after throwing an instance of 'std::bad_alloc'",
-            "needs more memory than there is" + HELPS,
+            "needs more memory than there is" + ADVICE,
         ),
     ],
 )
-def test_a_lack_of_memory_is_bad_input(code, output, sentence):
+def test_out_of_memory_is_bad_input(code, output, sentence):
     refused = error(code, output, gpu="Resource" in output)
     assert type(refused) is InputError
     assert str(refused) == f"preflight: real_only/final_detector {sentence}"
@@ -137,13 +137,13 @@ def test_a_lack_of_memory_is_bad_input(code, output, sentence):
         (1, "", "no output"),
     ],
 )
-def test_any_other_failure_may_pass_when_it_is_tried_again(code, output, sentence):
+def test_other_failures_are_runtime_errors(code, output, sentence):
     failed = error(code, output)
     assert type(failed) is RuntimeError
     assert str(failed) == f"preflight: real_only/final_detector failed: {sentence} (full log: log)"
 
 
-def test_what_the_short_run_refuses_is_bad_input_in_its_own_words():
+def test_bad_input_of_the_short_run_keeps_its_message():
     refused = error(78, "w: note\nerror: --placement_file=x: no such file\n")
     assert type(refused) is InputError
     assert str(refused) == "--placement_file=x: no such file"
@@ -152,8 +152,8 @@ def test_what_the_short_run_refuses_is_bad_input_in_its_own_words():
 @pytest.mark.parametrize(
     "number, file", [(errno.ENOSPC, "run/ckpt"), (errno.EROFS, "run/ckpt"), (errno.ENOSPC, None)]
 )
-def test_a_full_disk_keeps_its_exit_code(monkeypatch, capsys, number, file):
-    """`command` in the short run, then `command` in the run: the same line and code."""
+def test_full_disk_keeps_its_message_and_exit_code(monkeypatch, capsys, number, file):
+    """`command` prints the same line and code in the short run and in the run."""
     monkeypatch.setattr(config, "read_flags", lambda options: None)
 
     def ends(error):
@@ -169,28 +169,28 @@ def test_a_full_disk_keeps_its_exit_code(monkeypatch, capsys, number, file):
     assert ends(error(code, "note\n" + line)) == (code, line)
 
 
-def test_a_signal_to_the_short_run_is_an_interruption():
+def test_signal_to_the_short_run_raises_interrupted():
     assert type(error(75, "interrupted: SIGTERM in joint")) is Interrupted
 
 
-def test_several_runs_at_a_time_share_the_memory():
+def test_memory_must_suffice_for_concurrent_runs():
     found = [PhaseCost(JOINT, 1.0, 1.0, 9000, 3 * 1024, 0), PhaseCost(FINAL, 1.0, 1.0, 1, 1, 0)]
     outcome.require_memory(found, 1, 2 * GIB)
     outcome.require_memory(found, 2, 6 * GIB)
     with pytest.raises(InputError) as refused:
         outcome.require_memory(found, 3, 8 * GIB)
     assert str(refused.value) == (
-        "preflight: 3 runs at a time need 9.0 GiB of memory in detectorgan/joint, but there are 8.0 GiB; "
-        "give a lower --workers"
+        "preflight: 3 concurrent runs need 9.0 GiB of memory in detectorgan/joint, but there are 8.0 GiB; "
+        "give lower --processes"
     )
 
 
-def test_all_runs_share_the_disk():
+def test_disk_must_suffice_for_all_runs():
     found = [PhaseCost(JOINT, 1.0, 1.0, 1, 1, GIB), PhaseCost(IMAGES, 1.0, 1.0, 1, 1, 3 * GIB)]
     outcome.require_disk(found, 2 * GIB, 2, 12 * GIB, "runs/x")
     with pytest.raises(InputError) as refused:
         outcome.require_disk(found, 2 * GIB, 3, 12 * GIB, "runs/x")
     assert str(refused.value) == (
         "preflight: about 18.0 GiB of disk are needed, most of it by cut_paste/synthetic, but 12.0 GiB are "
-        "free at runs/x; make room, choose another --run_dir, lower --synthetic_count"
+        "free at runs/x; free space, choose another --run_dir, lower --synthetic_count"
     )

@@ -1,1 +1,1 @@
-"""What a cluster tells a process, and what is told to a cluster."""
+"""Submits and controls Jobs on Kubernetes, and reads the environment of a process in a cluster."""

@@ -1,4 +1,4 @@
-"""What an API server's refusals say, in one sentence each."""
+"""Turns errors of a Kubernetes API server into one-sentence errors."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ TOO_MANY_REQUESTS = 429
 
 
 class Later(InputError):
-    """No answer now, but perhaps in a moment: whoever waits for something asks again."""
+    """A temporary failure of the API server: the request may succeed when it is repeated."""
 
 
 @contextlib.contextmanager
 def one_sentence(doing: str) -> Iterator[None]:
-    """What the API server says against `doing` is raised as InputError, or as Later."""
+    """Raises an error of the API server as InputError, or as Later if temporary, after the text `doing`."""
     try:
         yield
     except ApiException as error:
-        passing = (error.status or 0) >= 500 or error.status == TOO_MANY_REQUESTS
-        raise (Later if passing else InputError)(f"{doing}: {message(error)}") from error
-    except pydantic.ValidationError as error:  # the client itself refuses what the API does not have
+        temporary = (error.status or 0) >= 500 or error.status == TOO_MANY_REQUESTS
+        raise (Later if temporary else InputError)(f"{doing}: {message(error)}") from error
+    except pydantic.ValidationError as error:  # the client rejects fields that the API lacks
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{doing}: {field}: {first['msg']} (given: {first['input']!r:.80})") from error
@@ -38,11 +38,11 @@ def one_sentence(doing: str) -> Iterator[None]:
         raise Later(f"{doing}: no answer from the API server ({error})") from error
 
 
-def or_none(doing: str, ask: Callable[..., T], *given: Any) -> T | None:
-    """Returns ask(*given), or None where the API server does not know the object."""
+def or_none(doing: str, request: Callable[..., T], *given: Any) -> T | None:
+    """Returns request(*given), or None if the object does not exist."""
     with one_sentence(doing):
         try:
-            return ask(*given)
+            return request(*given)
         except ApiException as error:
             if error.status != 404:
                 raise
@@ -50,19 +50,19 @@ def or_none(doing: str, ask: Callable[..., T], *given: Any) -> T | None:
 
 
 def message(error: ApiException) -> str:
-    """The server's own words: `message` of the Status object that it answers with."""
+    """Returns the server's message, from the Status object in the body of the error."""
     try:
         return json.loads(error.body or "")["message"]
     except (ValueError, KeyError, TypeError):
         if error.status:
             return f"{error.status} {error.reason}"
-        # A refused websocket: the client puts headers and the Status object into one string.
+        # Rejected websocket: the client joins headers and the Status object in one string.
         found = re.search(r'"message":\s*"((?:[^"\\]|\\.)*)"', str(error.reason))
         return found[1].replace("\\", "") if found else str(error.reason).split(" -+-+- ")[0]
 
 
 def exists(error: ApiException) -> bool:
-    """Whether something of that name is there: 409 alone may also be a quota that is just being changed."""
+    """Returns whether the object exists. Status 409 alone may also mean that a quota is being changed."""
     try:
         return error.status == 409 and json.loads(error.body or "")["reason"] == "AlreadyExists"
     except (ValueError, KeyError, TypeError):

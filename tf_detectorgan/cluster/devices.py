@@ -1,4 +1,4 @@
-"""GPUs that a process was given, without TensorFlow, which would take their memory."""
+"""Finds the GPUs of a process without TensorFlow, which would allocate their memory."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> list[s
 
 
 def require_gpus(visible: int, environment: Mapping[str, str], devices: Path = Path("/dev")) -> None:
-    """A pod that was given GPUs must not train on its processors, days long and at the GPUs' price.
+    """Raises an error in a pod whose GPUs TensorFlow does not find: on the CPU, a training takes days.
 
     Args:
-      visible: GPUs that TensorFlow sees.
+      visible: number of GPUs that TensorFlow finds.
       environment: KUBERNETES_SERVICE_HOST is set in every pod.
       devices: the folder with the device files.
 
     Raises:
-      InputError: there are GPUs, and TensorFlow sees none.
+      InputError: the pod has GPUs, but TensorFlow finds none.
     """
     given = gpus(environment, devices)
     if given and not visible and "KUBERNETES_SERVICE_HOST" in environment:
         raise InputError(
-            f"this pod has {', '.join(given)}, but TensorFlow sees none: is the image built with EXTRAS=gpu, "
-            "and is the driver's libcuda.so.1 found (LD_LIBRARY_PATH)? CUDA_VISIBLE_DEVICES=-1 trains without"
+            f"this pod has {', '.join(given)}, but TensorFlow finds none: build the image with EXTRAS=gpu, "
+            "check LD_LIBRARY_PATH for libcuda.so.1; CUDA_VISIBLE_DEVICES=-1 trains on the CPU"
         )

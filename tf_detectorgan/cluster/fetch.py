@@ -1,7 +1,7 @@
-"""A folder of a volume, copied to this machine through a pod that mounts it read-only and packs it.
+"""Copies a folder of a volume to this machine through a pod that mounts the volume and packs the folder.
 
-The pod's standard output is read frame by frame: the official client's own reader keeps everything it has
-received in memory (docs/decisions/0093).
+The standard output of the pod is read frame by frame, because the reader of the official client keeps all
+received data in memory (docs/decisions/0093).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from tf_detectorgan.cluster import pack
 from tf_detectorgan.cluster.manifests import RUNS, Resource, runs_claim
 from tf_detectorgan.errors import InputError
 
-IDLE = 120.0  # seconds without a frame after which the stream counts as cut
+IDLE = 120.0  # seconds without a frame until the stream counts as interrupted
 STDIN, STDOUT, STDERR, STATUS = b"\0", b"\1", b"\2", b"\3"  # channels: the first byte of every frame
 
 
 def helper_pod(pod: Resource, *, image: str, claim: str, node: str, seconds: int) -> Resource:
-    """A Pod that mounts the volume of runs read-only and does nothing, for `seconds` at most.
+    """Returns a Pod that mounts the volume of runs read-only and sleeps for at most `seconds`.
 
     Args:
-      pod: specification of the pods of the Job whose runs they are; image, user and pull secrets are theirs.
-      image: another image; "": the Job's.
-      claim: another claim; "": the Job's.
-      node: where it must run, as a volume may be on one node at a time; "": anywhere.
-      seconds: after which the cluster ends it, should this process not be there to delete it.
+      pod: specification of the Job's pods; its image, user and pull secrets are used.
+      image: another image; "": that of the Job.
+      claim: another claim; "": that of the Job.
+      node: node to run on, because a volume may be limited to one node; "": any.
+      seconds: after this time the cluster ends the Pod, in case this process cannot delete it.
     """
     labels = {f"app.kubernetes.io/{key}": "tf-detectorgan" for key in ("name", "part-of")}
     labels |= {f"app.kubernetes.io/{key}": "fetch" for key in ("instance", "component")}
@@ -80,19 +80,19 @@ def helper_pod(pod: Resource, *, image: str, claim: str, node: str, seconds: int
 
 
 def command(path: str, without: tuple[str, ...]) -> list[str]:
-    """What the pod runs to pack `path` of the volume, without files or folders that match `without`."""
+    """Returns the command that packs `path` on the volume, except files or folders that match `without`."""
     return ["python3", "-c", Path(pack.__file__).read_text(encoding="utf-8"), RUNS, path, *without]
 
 
 class PackedStream(io.RawIOBase):
-    """Standard output of `pack` in a pod, as a file to read once."""
+    """A readable, unseekable file with the standard output of `pack` in a pod."""
 
     def __init__(self, socket: websocket.WebSocket, progress: Callable[[int, int], Any]):
-        """`progress` is given the bytes that have come and those expected, 0 while that is not known."""
+        """`progress` is called with the bytes received and expected; expected is 0 until it is known."""
         self.received, self.sha256, self.end = 0, hashlib.sha256(), dict[str, Any]()
         self._socket, self._progress = socket, progress
         self._rest, self._line, self._expected = memoryview(b""), b"", 0
-        self._last_words = ""
+        self._last_error = ""
         socket.settimeout(IDLE)
 
     def readable(self) -> bool:
@@ -109,17 +109,17 @@ class PackedStream(io.RawIOBase):
         return count
 
     def _receive(self) -> None:
-        """Takes one frame.
+        """Receives one frame.
 
         Raises:
-          InputError: the stream was cut, or the command has failed.
+          InputError: the stream was interrupted, or the command has failed.
         """
         try:
             code, data = self._socket.recv_data()
         except (websocket.WebSocketException, OSError) as error:
-            raise InputError(f"{self._cut()} ({error})") from error
+            raise InputError(f"{self._interrupted()} ({error})") from error
         if code == websocket.ABNF.OPCODE_CLOSE:
-            raise InputError(self._cut())
+            raise InputError(self._interrupted())
         channel, data = data[:1], data[1:]
         if channel == STDOUT:
             self._rest = memoryview(data)
@@ -129,33 +129,33 @@ class PackedStream(io.RawIOBase):
         elif channel == STDERR:
             *lines, self._line = (self._line + data).split(b"\n")
             for line in lines:
-                self._listen(line.decode(errors="replace"))
-        elif channel == STATUS:  # `pack` waits for us, so its end is a failure
-            raise InputError(self._last_words or json.loads(data).get("message", "packing has failed"))
+                self._read_log(line.decode(errors="replace"))
+        elif channel == STATUS:  # `pack` waits for `check`, so its end is a failure
+            raise InputError(self._last_error or json.loads(data).get("message", "packing has failed"))
 
-    def _listen(self, line: str) -> None:
-        """One line of standard error; what is not `pack`'s JSON says why it failed."""
+    def _read_log(self, line: str) -> None:
+        """Reads a line of standard error; a line that is not the JSON of `pack` is an error message."""
         if not line.startswith("{"):
-            self._last_words = line
+            self._last_error = line
             return
-        said = json.loads(line)
-        self._expected = said.get("bytes", self._expected)
-        self.end = said if "length" in said else self.end
+        message = json.loads(line)
+        self._expected = message.get("bytes", self._expected)
+        self.end = message if "length" in message else self.end
 
-    def _cut(self) -> str:
+    def _interrupted(self) -> str:
         return (
-            f"the stream was cut after {self.received} bytes; run the same command again, with a higher "
-            "--limit if it took that many seconds"
+            f"the connection was lost after {self.received} bytes; run the same command again, with a higher "
+            "--limit if that many seconds had passed"
         )
 
     def check(self) -> None:
-        """Lets `pack` end once everything has come.
+        """Compares the checksum after all data were received, and ends `pack`.
 
         Raises:
-          InputError: what came is not what was sent.
+          InputError: the received data are not those that were sent.
         """
         if self.sha256.hexdigest() != self.end["sha256"]:
-            raise InputError(f"{self.received} bytes came damaged; run the same command again")
+            raise InputError(f"the checksum of {self.received} bytes is wrong; run the same command again")
         with contextlib.suppress(websocket.WebSocketException, OSError):  # the pod is deleted in any case
             self._socket.send_binary(STDIN + b"\n")
             self._socket.close()
@@ -164,13 +164,13 @@ class PackedStream(io.RawIOBase):
 def unpack(
     socket: websocket.WebSocket, target: Path, progress: Callable[[int, int], Any]
 ) -> tuple[int, list[str]]:
-    """Unpacks what `pack` sends into the new folder `target`, which is there whole or not at all.
+    """Unpacks the archive that `pack` sends into the new folder `target`, atomically.
 
     Returns:
-      The number of files, and the names of those that disappeared while they were packed.
+      The number of files, and the names of files that disappeared during packing.
 
     Raises:
-      InputError: the stream was cut or damaged, or holds what is neither file nor inside of the folder.
+      InputError: the stream was interrupted or damaged, or a member is no file or outside of the folder.
     """
     stream, count = PackedStream(socket, progress), 0
     with disk.whole_directory(target) as folder:
@@ -181,9 +181,9 @@ def unpack(
                         raise InputError(f"{member.name}: is no file; links and devices are not unpacked")
                     archive.extract(member, folder, filter="data")
                     count += 1
-            while stream.read(1 << 20):  # the archive's padding
+            while stream.read(1 << 20):  # padding of the archive
                 pass
         except tarfile.TarError as error:
-            raise InputError(f"what the pod sends cannot be unpacked ({error})") from error
+            raise InputError(f"the archive is damaged ({error}); run the same command again") from error
         stream.check()
     return count, stream.end["gone"]

@@ -1,4 +1,4 @@
-"""What `launch` asks of a Kubernetes API server, by the official client. Errors become one sentence each."""
+"""Sends requests of `launch` to a Kubernetes API server by the official client, with one-sentence errors."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tf_detectorgan.cluster.answers import Later, exists, message, one_sentence,
 from tf_detectorgan.cluster.manifests import Resource
 from tf_detectorgan.errors import InputError
 
-JOB_LABEL = "batch.kubernetes.io/job-name"  # the Job controller gives it to pods, since Kubernetes 1.27
-KEPT = ("PersistentVolumeClaim", "Service")  # what is there already is used
+JOB_LABEL = "batch.kubernetes.io/job-name"  # set on pods by the Job controller since Kubernetes 1.27
+KEPT = ("PersistentVolumeClaim", "Service")  # an existing object is used
 NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 KUEUE = {"group": "kueue.x-k8s.io", "version": "v1beta1", "plural": "workloads"}
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"  # a Job with it is started and stopped by Kueue
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"  # Kueue starts and stops Jobs with this label
 FAILED = "has failed: "
-OWNER_LABEL = "kueue.x-k8s.io/job-uid"  # of the Workload that Kueue makes for a Job
+OWNER_LABEL = "kueue.x-k8s.io/job-uid"  # on the Workload that Kueue creates for a Job
 
 
 class Cluster:
-    """One namespace of the cluster that kubectl's configuration names."""
+    """A namespace of a cluster in kubectl's configuration."""
 
     def __init__(self, api: client.ApiClient, namespace: str):
         self.api, self.namespace = api, namespace
@@ -38,10 +38,10 @@ class Cluster:
         self.core: Any = client.CoreV1Api(api)
 
     def create(self, resource: Resource) -> str:
-        """Creates it, or says "kept". A ConfigMap that is there is replaced.
+        """Creates a resource, replaces a ConfigMap or keeps a claim or Service; returns the verb.
 
         Raises:
-          InputError: the server refuses it.
+          InputError: the server rejects the resource.
         """
         kind, name = resource["kind"], resource["metadata"]["name"]
         with one_sentence(f"{kind} {name}"):
@@ -62,7 +62,7 @@ class Cluster:
         return "created"
 
     def find_job(self, name: str) -> Any:
-        """The Job, or None."""
+        """Returns the Job, or None."""
         return or_none(f"Job {name}", self.batch.read_namespaced_job, name, self.namespace)
 
     def job(self, name: str) -> Any:
@@ -70,13 +70,13 @@ class Cluster:
             return self.batch.read_namespaced_job(name, self.namespace)
 
     def pods(self, name: str) -> list[Any]:
-        """The Job's pods, by name."""
+        """Returns the pods of the Job, sorted by name."""
         with one_sentence(f"pods of {name}"):
             found = self.core.list_namespaced_pod(self.namespace, label_selector=f"{JOB_LABEL}={name}").items
         return sorted(found, key=lambda pod: pod.metadata.name)
 
     def resources(self, name: str) -> list[Resource]:
-        """The Job and the ConfigMaps that its pods mount, as a manifest would have them."""
+        """Returns the Job and the ConfigMaps that its pods mount, in the form of a manifest."""
         job = self.api.sanitize_for_serialization(self.job(name)) | {"kind": "Job"}
         volumes = job["spec"]["template"]["spec"].get("volumes", [])
         found = [job]
@@ -87,10 +87,10 @@ class Cluster:
         return found
 
     def node_of(self, claim: str) -> str:
-        """The node that a volume is on; "" if any node may mount it.
+        """Returns the node that a volume is mounted on; "" if any node may mount it.
 
         Raises:
-          InputError: there is no such claim, or no volume for it yet.
+          InputError: the claim does not exist, or has no volume yet.
         """
         with one_sentence(f"PersistentVolumeClaim {claim}"):
             found = self.core.read_namespaced_persistent_volume_claim(claim, self.namespace)
@@ -105,20 +105,20 @@ class Cluster:
 
     @contextlib.contextmanager
     def temporary(self, resource: Resource) -> Iterator[str]:
-        """Creates a Pod, gives its name and deletes it in the end, whatever happens."""
+        """Creates a Pod, yields its name, and deletes it at the end, also after an error."""
         with one_sentence("Pod"):
             made = self.core.create_namespaced_pod(self.namespace, resource, field_validation="Strict")
         try:
             yield made.metadata.name
         finally:
-            name = made.metadata.name  # may be gone with its node
+            name = made.metadata.name  # the Pod may have been deleted with its node
             or_none(f"Pod {name}", self.core.delete_namespaced_pod, name, self.namespace)
 
     def why_pod_waits(self, name: str) -> str:
-        """Why a Pod does not run yet, in one sentence; "" if it does.
+        """Returns the reason for which a Pod does not run yet, in one sentence; "" if it runs.
 
         Raises:
-          InputError: it has ended.
+          InputError: the Pod has ended.
         """
         with one_sentence(f"Pod {name}"):
             pod = self.core.read_namespaced_pod(name, self.namespace)
@@ -127,7 +127,7 @@ class Cluster:
         return self._pod_waits(pod)
 
     def execute(self, pod: str, command: list[str]) -> websocket.WebSocket:
-        """Runs a command in a Pod, whose input and output are frames; their first byte is the channel."""
+        """Runs a command in a Pod. Input and output are frames, whose first byte is the channel."""
         with one_sentence(f"exec in {pod}"):
             opened = stream.stream(
                 self.core.connect_get_namespaced_pod_exec,
@@ -143,16 +143,16 @@ class Cluster:
         return opened.sock
 
     def suspend(self, name: str, suspended: bool) -> None:
-        """Suspended, a Job's pods get SIGTERM; resumed, it makes new ones.
+        """Suspends a Job, whose pods then receive SIGTERM, or resumes it with new pods.
 
         Raises:
-          InputError: the Job has ended, or is Kueue's and its Workload cannot be changed.
+          InputError: the Job has ended, or Kueue manages it and its Workload cannot be changed.
         """
         job = self.job(name)
         if how := ended(job):
             raise InputError(
                 f"Job {name} {how}: it can be neither stopped nor resumed; {self.to_delete(name)} and submit "
-                "it again (runs stay on their volume, what is done is not done again)"
+                "it again (runs stay on their volume, finished phases are not repeated)"
             )
         if QUEUE_LABEL in (job.metadata.labels or {}):
             self._activate(job, not suspended)
@@ -161,11 +161,11 @@ class Cluster:
             self.batch.patch_namespaced_job(name, self.namespace, {"spec": {"suspend": suspended}})
 
     def to_delete(self, name: str) -> str:
-        """The command that makes room for another Job of this name."""
+        """Returns the command that deletes the Job."""
         return f"kubectl delete job {name} -n {self.namespace}"
 
     def _activate(self, job: Any, active: bool) -> None:
-        """Kueue sets a Job's `suspend` back to what its Workload says, so that is what must be changed."""
+        """Changes the Workload of a Job: Kueue resets `suspend` of the Job itself to match the Workload."""
         custom: Any = client.CustomObjectsApi(self.api)
         change = {"spec": {"active": active}}
         try:
@@ -181,18 +181,18 @@ class Cluster:
                     _content_type="application/merge-patch+json",
                     **KUEUE,
                 )
-            why = "" if found else "none is there"
+            why = "" if found else "it has none"
         except (ApiException, urllib3.exceptions.HTTPError) as error:
             why = message(error) if isinstance(error, ApiException) else str(error)
         if why:
             raise InputError(
-                f"Job {job.metadata.name}: its queue {job.metadata.labels[QUEUE_LABEL]} is Kueue's, and its "
-                f"Workload cannot be changed ({why}); kubectl get workloads -n {self.namespace} names it, "
+                f"Job {job.metadata.name}: Kueue manages its queue {job.metadata.labels[QUEUE_LABEL]}; its "
+                f"Workload cannot be changed ({why}); kubectl get workloads -n {self.namespace} lists it, "
                 f"then kubectl patch workload NAME -n {self.namespace} --type=merge -p '{json.dumps(change)}'"
             )
 
     def why_waiting(self, name: str, one_is_enough: bool = False) -> str:
-        """Why not all of the Job's pods run, or not even one, in one sentence; "" if they do or did."""
+        """Returns a sentence on why not all pods run, or not even one; "" if they run or ran."""
         job = self.job(name)
         if how := ended(job):
             return how if how.startswith(FAILED) else ""
@@ -201,16 +201,16 @@ class Cluster:
         pods = [pod for pod in self.pods(name) if pod.status.phase in ("Pending", "Running")]
         if one_is_enough and any(pod.status.phase == "Running" for pod in pods):
             return ""
-        wanted = _wanted(job)
-        if len(pods) < wanted:
-            # What the Job controller was told when it made pods: quota, Pod Security, missing accounts.
-            missing = f"{wanted - len(pods)} of {wanted} pods missing" if pods else "no pods"
-            refused = self._last_warning("Job", job.metadata.uid)
-            return f"{missing}: {refused}" if refused else f"{missing} yet" if not pods else missing
+        expected = _expected_pods(job)
+        if len(pods) < expected:
+            # The error of creating pods, from the Job controller: quota, Pod Security, missing accounts.
+            missing = f"{expected - len(pods)} of {expected} pods missing" if pods else "no pods"
+            rejected = self._last_warning("Job", job.metadata.uid)
+            return f"{missing}: {rejected}" if rejected else f"{missing} yet" if not pods else missing
         return next((reason for pod in pods if (reason := self._pod_waits(pod))), "")
 
     def _pod_waits(self, pod: Any) -> str:
-        """Unschedulable, or an image or a volume that cannot be had; "" if the pod does not wait."""
+        """Returns why a pod waits: no node, or no image or volume; "" if it does not wait."""
         if pod.status.phase != "Pending":
             return ""
         name = pod.metadata.name
@@ -221,27 +221,27 @@ class Cluster:
             waiting = container.state.waiting
             if waiting and waiting.reason in NO_IMAGE:
                 return f"{name} has no image: {waiting.message or waiting.reason}"
-            if waiting:  # a volume that is on another node is in the events only
+            if waiting:  # only an event reports a volume on another node
                 why = waiting.message or self._last_warning("Pod", pod.metadata.uid)
                 return f"{name}: {waiting.reason}" + (f", {why}" if why else "")
         return f"{name} is pending"
 
     def _last_warning(self, kind: str, uid: str) -> str:
-        """The newest Warning about this very object, not about others of its name; "" if there is none."""
+        """Returns the newest Warning on this object, by its uid and not its name; "" if there is none."""
         selector = f"involvedObject.kind={kind},involvedObject.uid={uid},type=Warning"
         try:
             events = self.core.list_namespaced_event(self.namespace, field_selector=selector).items
-        except (ApiException, urllib3.exceptions.HTTPError):  # not everybody may read events
+        except (ApiException, urllib3.exceptions.HTTPError):  # reading events may be forbidden
             return ""
         when = [str(e.last_timestamp or e.event_time or e.metadata.creation_timestamp) for e in events]
         return max(zip(when, (e.message for e in events), strict=True))[1] if events else ""
 
     def log(self, pod: str, follow: bool = False, since: int = 0) -> Iterator[str]:
-        """Lines of a Pod's log, of the last `since` seconds if given. Bars may end theirs as on a terminal.
+        """Yields lines of a Pod's log, of the last `since` seconds if given. CR ends a line, too.
 
         Raises:
-          Later: its container does not run yet, or the connection was cut.
-          InputError: the server refuses it.
+          Later: the container does not run yet, or the connection was lost.
+          InputError: the server rejects the request.
         """
         last = {"since_seconds": since} if since else {}
         with one_sentence(f"log of {pod}"):
@@ -261,13 +261,13 @@ class Cluster:
                 yield rest.decode(errors="replace")
 
     def phase(self, pod: str) -> str:
-        """Pending, Running, Succeeded or Failed; "" if the Pod is gone."""
+        """Returns Pending, Running, Succeeded or Failed; "" if the Pod does not exist."""
         found: Any = or_none(f"Pod {pod}", self.core.read_namespaced_pod, pod, self.namespace)
         return found.status.phase if found else ""
 
 
 def ended(job: Any) -> str:
-    """How a Job came to its end: "is complete" or "has failed: why"; "" before."""
+    """Returns how a Job has ended: "is complete" or "has failed: REASON"; "" before its end."""
     for condition in job.status.conditions or []:
         if condition.status == "True" and condition.type == "Failed":
             return f"{FAILED}{condition.message or condition.reason}"
@@ -277,13 +277,13 @@ def ended(job: Any) -> str:
 
 
 def exit_codes(pod: Any) -> list[int]:
-    """Of a Pod's containers that have ended."""
+    """Returns the exit codes of a Pod's containers that have ended."""
     states = [container.state.terminated for container in pod.status.container_statuses or []]
     return [state.exit_code for state in states if state]
 
 
-def _wanted(job: Any) -> int:
-    """Pods that should be there: as many as may be at a time, or as are left to do."""
+def _expected_pods(job: Any) -> int:
+    """Returns the expected number of pods: the parallelism, or fewer if fewer completions are left."""
     spec, status = job.spec, job.status
     at_a_time = 1 if spec.parallelism is None else spec.parallelism
     done = status.succeeded or 0
@@ -293,7 +293,7 @@ def _wanted(job: Any) -> int:
 
 
 def _count(indexes: str) -> int:
-    """How many completion indexes a text such as "1,3-5" names."""
+    """Returns the number of completion indexes in a text such as "1,3-5"."""
     ranges = [part.split("-") for part in indexes.split(",") if part]
     return sum(int(part[-1]) - int(part[0]) + 1 for part in ranges)
 
@@ -304,14 +304,14 @@ def _claims(pod: Any) -> list[str]:
 
 
 def connect(context: str, namespace: str) -> Cluster:
-    """Returns a namespace of a cluster of kubectl's configuration.
+    """Returns a namespace of a cluster in kubectl's configuration.
 
     Args:
-      context: of that configuration; "": its current one.
-      namespace: "": the context's.
+      context: context of the configuration; "": the current one.
+      namespace: the namespace; "": that of the context.
 
     Raises:
-      InputError: there is no configuration, or no such context, or it cannot be read.
+      InputError: the configuration or the context does not exist, or cannot be read.
     """
     try:
         contexts, active = config.list_kube_config_contexts()

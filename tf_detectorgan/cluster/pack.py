@@ -1,8 +1,8 @@
 """Packs a folder as a tar archive on standard output. `launch fetch` sends this file's text to a pod.
 
-So it imports the standard library alone, and the pod's image may hold any version of this package. Standard
-error gets a line of JSON before the archive (how much there is) and one after it (what came of it). Then it
-waits for a line on standard input: when a process ends, what has not been sent yet may be lost.
+It imports only the standard library, so the pod's image may contain any version of this package. Writes a
+line of JSON to standard error before the archive (its size) and another one after it (length, checksum and
+missing files). Then waits for a line on standard input: when a process ends, unsent output may be lost.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import BinaryIO, TextIO
 
 
 class Counted:
-    """A file to write to that knows length and SHA-256 of what was written."""
+    """A writable file that keeps the length and the SHA-256 of the written data."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.length, self.sha256 = file, 0, hashlib.sha256()
@@ -30,7 +30,7 @@ class Counted:
 
 
 def names(root: str, without: list[str]) -> Iterator[str]:
-    """Files under `root`, relative to it, no links; no part of their paths matches a pattern of `without`."""
+    """Yields relative paths of files under `root`, except links and what matches a pattern of `without`."""
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(f for f in folders if not any(fnmatch.fnmatch(f, p) for p in without))
         for file in sorted(files):
@@ -40,7 +40,7 @@ def names(root: str, without: list[str]) -> Iterator[str]:
 
 
 def pack(root: str, without: list[str], out: BinaryIO, log: TextIO) -> None:
-    """Writes the archive to `out` and the two lines to `log`. What disappears meanwhile is left out."""
+    """Writes the archive to `out` and two lines to `log`. Files that disappear meanwhile are skipped."""
     found = list(names(root, without))
     total = sum(os.path.getsize(path) for n in found if os.path.exists(path := os.path.join(root, n)))
     print(json.dumps({"bytes": total}), file=log, flush=True)
@@ -49,10 +49,10 @@ def pack(root: str, without: list[str], out: BinaryIO, log: TextIO) -> None:
         for name in found:
             try:
                 file = open(os.path.join(root, name), "rb")
-            except FileNotFoundError:  # a checkpoint that training has just replaced by the next
+            except FileNotFoundError:  # a checkpoint that training has replaced meanwhile
                 gone.append(name)
                 continue
-            with file:  # a log that grows goes in as long as it was when it was opened
+            with file:  # a growing log is cut to its size when opened
                 archive.addfile(archive.gettarinfo(arcname=name, fileobj=file), file)
     out.flush()
     end = {"length": written.length, "sha256": written.sha256.hexdigest(), "gone": gone}
@@ -62,7 +62,7 @@ def pack(root: str, without: list[str], out: BinaryIO, log: TextIO) -> None:
 if __name__ == "__main__":
     parent, name, *patterns = sys.argv[1:]
     if not os.path.isdir(os.path.join(parent, name)):
-        there = ", ".join(sorted(os.listdir(parent))) or "nothing"
-        sys.exit(f"no run {name!r} on the volume; there is {there}")
+        found = ", ".join(sorted(os.listdir(parent))) or "nothing"
+        sys.exit(f"no run {name!r} on the volume; it contains {found}")
     pack(os.path.join(parent, name), patterns, sys.stdout.buffer, sys.stderr)
     sys.stdin.readline()

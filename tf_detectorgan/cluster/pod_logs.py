@@ -1,4 +1,4 @@
-"""The logs of all pods of a Job, line by line, each with its pod's name before it."""
+"""Reads the logs of all pods of a Job, line by line, each line after the name of its pod."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tf_detectorgan.errors import InputError
 
 
 def show(cluster: Cluster, job: str, write: Callable[[str], Any]) -> None:
-    """Passes every line that there is to `write`, as "pod | line".
+    """Passes every line to `write`, as "pod | line".
 
     Raises:
-      InputError: there are no pods, or a log cannot be read; the others' have been passed on.
+      InputError: there are no pods, or a log cannot be read; all other logs have been written.
     """
     failures: list[InputError] = []
     for pod in _pods(cluster, job):
@@ -30,13 +30,13 @@ def show(cluster: Cluster, job: str, write: Callable[[str], Any]) -> None:
 
 
 def follow(cluster: Cluster, job: str, write: Callable[[str], Any], poll: float) -> None:
-    """As `show`, until the Job ends or is suspended; also of pods that come later, looked for every `poll` s.
+    """Passes lines to `write`, also of later pods, until the Job ends or is suspended; polls every `poll` s.
 
     Raises:
       InputError: there are no pods yet.
     """
     threads: dict[str, threading.Thread] = {}
-    pods, over = _pods(cluster, job), False
+    pods, has_ended = _pods(cluster, job), False
     while True:
         for pod in pods:
             if pod not in threads:
@@ -44,15 +44,15 @@ def follow(cluster: Cluster, job: str, write: Callable[[str], Any], poll: float)
                     target=_follow_one, args=[cluster, pod, write, poll], daemon=True
                 )
                 threads[pod].start()
-        if over and not any(thread.is_alive() for thread in threads.values()):
+        if has_ended and not any(thread.is_alive() for thread in threads.values()):
             return
         time.sleep(poll)
         try:
-            found = cluster.find_job(job)  # asked first: when it is over, no pod comes after
-            over = not found or bool(ended(found) or found.spec.suspend)
+            found = cluster.find_job(job)  # before listing pods: no pod starts after the end
+            has_ended = not found or bool(ended(found) or found.spec.suspend)
             pods = [pod.metadata.name for pod in cluster.pods(job)]
         except Later:
-            over = False
+            has_ended = False
 
 
 def _pods(cluster: Cluster, job: str) -> list[str]:
@@ -63,8 +63,8 @@ def _pods(cluster: Cluster, job: str) -> list[str]:
 
 
 def _follow_one(cluster: Cluster, pod: str, write: Callable[[str], Any], poll: float) -> None:
-    """Until the Pod ends. A log that was cut is read on from its last line, whose second comes twice."""
-    said, last, ending = "", 0.0, False
+    """Reads the log until the Pod ends. After a lost connection, lines of the last second are repeated."""
+    printed, last, ending = "", 0.0, False
     while True:
         cut = False
         try:
@@ -73,9 +73,9 @@ def _follow_one(cluster: Cluster, pod: str, write: Callable[[str], Any], poll: f
                 write(f"{pod} | {line}")
                 last = time.monotonic()
         except Later as error:
-            if str(error) != said:
+            if str(error) != printed:
                 write(f"{pod} | ({error})")
-            said, cut = str(error), True
+            printed, cut = str(error), True
         except InputError as error:
             write(f"{pod} | ({error})")
             return
@@ -83,8 +83,8 @@ def _follow_one(cluster: Cluster, pod: str, write: Callable[[str], Any], poll: f
             phase = cluster.phase(pod)
         except InputError:
             phase = "Running"
-        has_ended = phase in ("Succeeded", "Failed")
-        if not phase or (has_ended and (ending or not cut)):
+        pod_ended = phase in ("Succeeded", "Failed")
+        if not phase or (pod_ended and (ending or not cut)):
             return
-        ending = has_ended  # what was cut at the very end is read once more
+        ending = pod_ended  # a log that was cut at the end is read once more
         time.sleep(poll)

@@ -1,4 +1,4 @@
-"""The manifest reproduce-table1 made into that of any table, with any flagfile, seeds and claims."""
+"""Adapts the manifest reproduce-table1 to any table, flagfile, seeds and claims."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from tf_detectorgan.cluster.manifests import Resource, job_of
 from tf_detectorgan.errors import InputError
 
 TEMPLATE = "reproduce-table1"
-DATA = "/data"  # where prepared data are mounted
+DATA = "/data"  # mount path of prepared data
 
 
 def name_of(table: str, gather: bool = False) -> str:
-    """The Job's name: letters, digits and "-" only."""
+    """Returns the name of the Job, with letters, digits and "-" only."""
     return f"reproduce-table{table.replace('_', '-')}" + ("-gather" if gather else "")
 
 
@@ -29,22 +29,22 @@ def fill(
     runs_claim: str,
     data_claim: str,
 ) -> list[Resource]:
-    """Changes the template's resources and returns them. Each completion index is a cell: an arm with a seed.
+    """Changes the resources of the template in place and returns them. Each completion index is a cell.
 
     Args:
-      resources: the template's.
-      table: its name in `reproduce`.
-      config: text of the flagfile of `train`; "": the template's.
-      seeds: of every arm.
-      cells: arms times seeds.
-      parallel: pods at a time.
+      resources: those of the template.
+      table: name of the table in `reproduce`.
+      config: text of the flagfile of `train`; "": that of the template.
+      seeds: seeds of every arm.
+      cells: number of arms times number of seeds.
+      parallel: number of concurrent pods.
       gather: one pod instead, which gathers the cells and writes the table.
-      memory: of each pod; "": the template's.
-      runs_claim: a claim that is there already; "": the template's, which is created.
-      data_claim: mounted read-only at DATA; "": none.
+      memory: memory of each pod; "": as in the template.
+      runs_claim: an existing claim; "": that of the template, which is created.
+      data_claim: claim to mount read-only at DATA; "": none.
 
     Raises:
-      InputError: the flagfile names data that are not mounted.
+      InputError: --data_dir of the flagfile is on a volume that is not mounted.
     """
     job = job_of(resources)
     configmap = next(resource for resource in resources if resource["kind"] == "ConfigMap")
@@ -53,7 +53,7 @@ def fill(
     ((file, text),) = configmap["data"].items()
     configmap["data"] = {file: config or text}
     if f"--data_dir={DATA}/" in config and not data_claim:
-        raise InputError(f"--config names data under {DATA}; name the claim of their volume by --data_claim")
+        raise InputError(f"--config: --data_dir is in {DATA}; give the claim of its volume by --data_claim")
     container = pod["containers"][0]
     container["args"] = [
         f"--table={table}",
@@ -79,7 +79,7 @@ def fill(
 
 
 def _rename(named: tuple[Resource, Resource, Resource], instance: str, config: str) -> None:
-    """Names and labels; both Jobs of a table share one ConfigMap."""
+    """Sets names and labels; both Jobs of a table share one ConfigMap."""
     configmap, job, _ = named
     job["metadata"]["name"], configmap["metadata"]["name"] = instance, config
     for resource in named:
@@ -88,7 +88,7 @@ def _rename(named: tuple[Resource, Resource, Resource], instance: str, config: s
 
 
 def _of_one_pod(spec: dict[str, Any]) -> None:
-    """A Job that is not Indexed."""
+    """Changes an Indexed Job into a Job of one pod."""
     for key in ("completionMode", "completions", "parallelism", "backoffLimitPerIndex", "maxFailedIndexes"):
         del spec[key]
     spec["backoffLimit"] = 3

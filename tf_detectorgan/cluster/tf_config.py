@@ -1,4 +1,4 @@
-"""TF_CONFIG: who the workers of one training are, and which of them this process is.
+"""Sets and reads TF_CONFIG: the addresses of all workers of a training, and the index of this process.
 
 Format: https://www.tensorflow.org/guide/distributed_training#setting_up_the_tf_config_environment_variable
 """
@@ -10,20 +10,20 @@ from collections.abc import MutableMapping
 
 from tf_detectorgan.errors import InputError
 
-PORT = "2222"  # TensorFlow's own choice in its examples
+PORT = "2222"  # as in TensorFlow's examples
 
 
 def announce(environment: MutableMapping[str, str], workers: int) -> None:
-    """Sets TF_CONFIG where nobody has; in a pod of an Indexed Job it follows from the Job's variables.
+    """Sets TF_CONFIG, unless it is set, from the variables of a pod of an Indexed Job.
 
-    Pod i of Job J is found as J-i.S by the headless Service S, which here bears the Job's name.
+    Pod i of Job J has the address J-i.S with the headless Service S, whose name here is that of the Job.
 
     Args:
       environment: JOB_COMPLETION_INDEX (i) and WORKER_SERVICE (S); or TF_CONFIG.
-      workers: how many there are.
+      workers: the number of workers.
 
     Raises:
-      InputError: variables are missing or wrong, or a TF_CONFIG names another number of workers.
+      InputError: variables are missing or wrong, or TF_CONFIG has another number of workers.
     """
     if "TF_CONFIG" in environment:
         _check(environment["TF_CONFIG"], workers)
@@ -36,7 +36,7 @@ def announce(environment: MutableMapping[str, str], workers: int) -> None:
         )
     index = environment["JOB_COMPLETION_INDEX"]
     if not index.isdecimal() or int(index) >= workers:
-        raise InputError(f"JOB_COMPLETION_INDEX={index}: a number from 0 to {workers - 1} wanted")
+        raise InputError(f"JOB_COMPLETION_INDEX={index}: must be a number from 0 to {workers - 1}")
     service = environment["WORKER_SERVICE"]
     addresses = [f"{service}-{i}.{service}:{PORT}" for i in range(workers)]
     environment["TF_CONFIG"] = json.dumps(
@@ -45,7 +45,7 @@ def announce(environment: MutableMapping[str, str], workers: int) -> None:
 
 
 def task_index(environment: MutableMapping[str, str], workers: int) -> int:
-    """Which of the workers this process is: 0 is the chief. Calls `announce` if there are several."""
+    """Returns the index of this worker; 0 is the chief. Calls `announce` if there are several workers."""
     if workers == 1:
         return 0
     announce(environment, workers)
@@ -58,8 +58,8 @@ def _check(text: str, workers: int) -> None:
         addresses, index = found["cluster"]["worker"], found["task"]["index"]
         fits = set(found["cluster"]) == {"worker"} and len(addresses) == workers and 0 <= index < workers
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"TF_CONFIG={text}: not as TensorFlow describes it ({error!r})") from error
+        raise InputError(f"TF_CONFIG={text}: invalid ({error!r}); see TensorFlow's guide") from error
     if not fits:
         raise InputError(
-            f"TF_CONFIG={text}: wanted are {workers} workers (--workers), and one of them as task"
+            f"TF_CONFIG={text}: must have {workers} workers (--workers), and the task of one of them"
         )

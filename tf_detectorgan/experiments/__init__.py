@@ -1,1 +1,1 @@
-"""Runs read back: numbers to a page."""
+"""Runs tables of arms and seeds, and writes reports from finished runs."""

@@ -1,4 +1,4 @@
-"""The audits of the arms' synthetic images as a table: each column with its meaning and its cells' text."""
+"""Defines the table of the audits of synthetic images: title, meaning and cell text of each column."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tf_detectorgan.experiments.evaluation_table import number
 
 
 class AuditColumn(NamedTuple):
-    """One column; `cell` turns an audit (`evaluation.audit.audit`) into text."""
+    """A column; `cell` formats a value of an audit (`evaluation.audit.audit`) as text."""
 
     title: str
     meaning: str
@@ -25,53 +25,54 @@ def _found(audit: dict) -> str:
 COLUMNS = (
     AuditColumn(
         "found",
-        "share of objects that a detector which was not trained on them finds, at one false positive an "
-        "image (of real objects; of the same boxes before the insertion)",
+        "share of inserted objects that the held-out detectors find at one false positive per image "
+        "(in brackets: of real objects; of the same boxes before insertion)",
         _found,
     ),
     AuditColumn(
-        "left out",
-        "share of the objects made that did not reach --min_audit",
+        "rejected",
+        "share of the inserted objects whose score was below --min_audit",
         lambda a: f"{1 - a['objects'] / a['made']:.0%}",
     ),
     AuditColumn(
         "change in box",
-        "mean absolute change in the box, grey levels of 255; 0: nothing was inserted",
+        "mean absolute change inside the box, in grey levels of 255; 0: nothing was inserted",
         lambda a: f"{255 * a['change_inside']:.1f}",
     ),
     AuditColumn(
         "change outside",
-        "the same beyond the blend around the box (worst image); should be 0",
+        "the same outside the box and its blended border (in brackets: largest of all images); should be 0",
         lambda a: f"{255 * a['change_outside']:.2f} ({255 * a['change_outside_worst']:.2f})",
     ),
     AuditColumn(
         "contrast",
-        "median of (mean in box - mean around it) / spread around it; real objects in brackets",
+        "median of (mean in box - mean around it) / standard deviation around it (in brackets: real objects)",
         lambda a: f"{a['contrast']:.2f} ({a['contrast_real']:.2f})",
     ),
     AuditColumn(
-        "contrast apart",
-        "Kolmogorov-Smirnov distance of synthetic and real objects' contrasts; 0: alike",
+        "contrast distance",
+        "Kolmogorov-Smirnov distance between the contrasts of synthetic and real objects; 0: equal",
         lambda a: f"{a['contrast_distance']:.2f}",
     ),
     AuditColumn(
         "nearest real",
-        "median correlation with the most similar real training object (of real ones to other groups')",
+        "median correlation with the most similar real training object (in brackets: of real objects with "
+        "those of other groups)",
         lambda a: f"{a['nearest']:.2f} ({number(a['nearest_real'])})",
     ),
     AuditColumn(
         "copies",
-        "share of objects more similar to a real one than 95 % of real objects are to one of another group",
+        "share of objects more similar to a real one than 95 % of real objects are to any of another group",
         lambda a: "–" if a["copies"] is None else f"{a['copies']:.0%}",
     ),
     AuditColumn(
         "variety",
-        "mean of 1 - correlation over pairs of objects; real objects in brackets",
+        "mean of 1 - correlation over pairs of objects (in brackets: real objects)",
         lambda a: f"{a['variety']:.2f} ({a['variety_real']:.2f})",
     ),
 )
 
 
 def rows(audits: dict[str, dict | None]) -> list[tuple[str, list[str]]]:
-    """(arm, its cells in COLUMNS) of each arm that has an audit."""
+    """Returns (arm, its cells in the order of COLUMNS) for each arm that has an audit."""
     return [(arm, [column.cell(audit) for column in COLUMNS]) for arm, audit in audits.items() if audit]

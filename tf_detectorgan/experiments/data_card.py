@@ -1,4 +1,4 @@
-"""A page that shows what a prepared data set holds, before anything is trained on it."""
+"""Writes a page on a prepared data set: counts, box sizes, duplicates and example images."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tf_detectorgan.models import detectors
 from tf_detectorgan.models.detectors.detector import Coverage
 from tf_detectorgan.training.settings import Train
 
-SHOWN = {"labelled": 12, "clean": 4, "unboxed": 4}  # pictures of the training split
-LISTED = 10  # pairs of equal pictures
-_STREAMS = {"labelled": "with boxes", "clean": "without the object", "unboxed": "whose boxes are not given"}
+SHOWN = {"labelled": 12, "clean": 4, "unboxed": 4}  # number of training images shown
+LISTED = 10  # number of duplicates and of groups listed
+_STREAMS = {"labelled": "with boxes", "clean": "without objects", "unboxed": "with objects, no boxes"}
 
 
 def write(dataset: records.Dataset) -> Path:
@@ -29,9 +29,9 @@ def write(dataset: records.Dataset) -> Path:
     Raises:
       InputError: a record file is damaged.
     """
-    dataset.fingerprint()  # reads every record, so that damage is found before anything is shown
+    dataset.fingerprint()  # reads every record, so that damage is an error before the page is written
     names = [f"{part}_{stream}" for part in records.SPLITS for stream in records.STREAMS]
-    splits = {name: contents.read(dataset, name, fingerprints=True) for name in names if dataset.count(name)}
+    splits = {name: contents.read(dataset, name, marked=True) for name in names if dataset.count(name)}
     sizes = {name: contents.sizes(held.boxes) for name, held in splits.items() if len(held.boxes)}
     train = splits["train_labelled"].boxes if "train_labelled" in splits else np.zeros([0, 4])
     coverage, refusal = _coverage(dataset, train)
@@ -59,7 +59,7 @@ def write(dataset: records.Dataset) -> Path:
 
 
 def _coverage(dataset: records.Dataset, boxes: np.ndarray) -> tuple[Coverage | None, str]:
-    """Which boxes [n, 4] the default detector can learn well; or why it cannot be trained on such images."""
+    """Returns which boxes [n, 4] the default detector can learn well, or None and the reason for none."""
     try:
         detector = detectors.build(Train.detector, dataset.image_shape, len(dataset.class_names))
     except InputError as error:
@@ -72,7 +72,7 @@ def _row(dataset: records.Dataset, split: str, held: Contents) -> dict[str, Any]
 
 
 def _groups(splits: dict[str, Contents]) -> dict[str, Any]:
-    """Number of groups, images of the largest one, and the groups that lie in more than one part."""
+    """Returns the number of groups, the size of the largest, and the groups in more than one part."""
     images, parts = Counter[str](), defaultdict[str, set[str]](set)
     for split, held in splits.items():
         for groups in held.groups:
@@ -80,12 +80,12 @@ def _groups(splits: dict[str, Contents]) -> dict[str, Any]:
             for group in groups:
                 parts[group].add(split.partition("_")[0])
     name, largest = images.most_common(1)[0]
-    torn = sorted(group for group, found in parts.items() if len(found) > 1)
-    return {"count": len(images), "name": name, "largest": largest, "torn": torn}
+    split_groups = sorted(group for group, found in parts.items() if len(found) > 1)
+    return {"count": len(images), "name": name, "largest": largest, "torn": split_groups}
 
 
 def _equal(splits: dict[str, Contents]) -> list[list[str]]:
-    """The places of pictures that are stored more than once, every pixel the same."""
+    """Returns the locations of each image that is stored more than once with identical pixels."""
     places = defaultdict[bytes, list[str]](list)
     for split, held in splits.items():
         for name, mark in zip(held.names, held.fingerprints, strict=True):
@@ -94,14 +94,14 @@ def _equal(splits: dict[str, Contents]) -> list[list[str]]:
 
 
 def _near(splits: dict[str, Contents]) -> dict[str, Any]:
-    """Pictures that are in two of training, validation and test: how many pairs, and the nearest of them."""
+    """Returns the number of near-duplicate pairs between the splits, and the most similar pairs."""
     marked = {split: list(zip(held.names, held.fingerprints, strict=True)) for split, held in splits.items()}
     count, nearest = split_guard.pairs(marked)
     return {"count": count, "nearest": [str(pair) for pair in nearest]}
 
 
 def _pictures(dataset: records.Dataset, stream: str) -> list[dict[str, Any]]:
-    """Evenly spaced training images, without their padding."""
+    """Returns evenly spaced training images without padding, with their boxes and names."""
     split = f"train_{stream}"
     step = max(dataset.count(split) // SHOWN[stream], 1)
     cards = []

@@ -1,4 +1,4 @@
-"""Metrics of several arms side by side, as plain text for a terminal."""
+"""Formats the metrics of several arms as a plain-text table for a terminal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ KINDS = {"iou": "T(IoU)", "iobb": "T(IoBB)"}  # of localization
 
 
 def evaluation_table(metrics: Mapping[str, dict]) -> str:
-    """One row a number, one column an arm: AP, recall, localization accuracy and FROC.
+    """Returns a table with a row per metric (AP, recall, localization, FROC) and a column per arm.
 
     Args:
-      metrics: name of an arm -> what `evaluation.evaluate` gave; all of the same images.
+      metrics: arm -> result of `evaluation.evaluate`, all on the same images.
     """
     first = next(iter(metrics.values()))
     lines = [["", *metrics]]
@@ -25,7 +25,7 @@ def evaluation_table(metrics: Mapping[str, dict]) -> str:
     main = f"{first['primary_iou']:g}"
     for rate in first["froc"]["sensitivity"]:
         found = (m["froc"]["sensitivity"][rate] for m in metrics.values())
-        lines.append([f"found at {rate} false marks an image (IoU {main})", *map(number, found)])
+        lines.append([f"sensitivity at {rate} false positives per image (IoU {main})", *map(number, found)])
     lines.append(["FROC mean", *(number(m["froc"]["mean"]) for m in metrics.values())])
     counts = first["counts"]
     return (
@@ -37,7 +37,7 @@ def evaluation_table(metrics: Mapping[str, dict]) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, two spaces apart, with a rule under the first line."""
+    """Returns left-aligned columns, two spaces apart, with a line of dashes under the first row."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join(field.ljust(width) for field, width in zip(line, widths, strict=True)).rstrip()
@@ -53,7 +53,7 @@ def interval(entry: Mapping) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Returns a number as every table has it; a dash for None."""
+    """Returns a number with `digits` decimals, or a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 

@@ -1,4 +1,4 @@
-"""Curves of several arms as SVG inside a data URI."""
+"""Draws curves and intervals of several arms as SVG, returned as data URIs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ STYLES = (":", "--", "-.", "-")
 FEWEST_FP = 0.1  # false positives per image at the left edge: the axis is logarithmic
 
 
-RATES = np.geomspace(FEWEST_FP, 10, 60)  # false positives per image at which FROC's bands are given
+RATES = np.geomspace(FEWEST_FP, 10, 60)  # false positives per image at which the FROC bands are computed
 Bands = Mapping[str, tuple[np.ndarray, np.ndarray]]  # arm -> lower and upper end
 
 
 def precision_recall(arms: Mapping[str, dict], iou: str, bands: Bands) -> str:
-    """Interpolated precision (mean over classes) against recall.
+    """Plots interpolated precision (mean over classes) against recall.
 
-    `arms`: metrics of `evaluation.evaluate`. `bands`: of the arms that have one, at recall 0, 0.01 .. 1.
+    `arms`: metrics from `evaluation.evaluate`. `bands`: may lack arms; at recall 0, 0.01 .. 1.
     """
     figure, axes = _axes(f"Precision and recall, IoU ≥ {iou}", "recall", "precision")
     for n, (name, metrics) in enumerate(arms.items()):
@@ -40,7 +40,7 @@ def precision_recall(arms: Mapping[str, dict], iou: str, bands: Bands) -> str:
 
 
 def free_response(arms: Mapping[str, dict], bands: Bands) -> str:
-    """Sensitivity against false positives per image; `bands` at RATES."""
+    """Plots sensitivity against false positives per image; `bands` are computed at RATES."""
     iou = next(iter(arms.values()))["froc"]["iou"]
     figure, axes = _axes(f"FROC, IoU ≥ {iou:g}", "false positives per image", "sensitivity")
     for n, (name, metrics) in enumerate(arms.items()):
@@ -61,7 +61,7 @@ def free_response(arms: Mapping[str, dict], bands: Bands) -> str:
 
 
 def training(title: str, arms: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """Steps and values [P] of each arm."""
+    """Plots the training curve of each arm, given as steps and values [P]."""
     figure, axes = _axes(title, "step", "")
     for n, (name, (steps, values)) in enumerate(arms.items()):
         axes.plot(steps, values, label=_label(name), **_line(n))
@@ -69,11 +69,11 @@ def training(title: str, arms: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> s
 
 
 def seeds_and_intervals(title: str, rows: Sequence[Mapping]) -> str:
-    """One line a row: its mean with the 95 % interval, and a small dot for each seed.
+    """Plots for each row of a table its mean with the 95 % interval, and a small dot for each seed.
 
     Args:
-      title: the measure.
-      rows: of a table, each with "title", and "mean", "low", "high", "by_seed" (values or None).
+      title: name of the metric.
+      rows: the rows, each with "title", and "mean", "low", "high", "by_seed" (values or None).
     """
     figure, axes = _axes("", title, "")
     axes.grid(axis="y", visible=False)
@@ -90,16 +90,16 @@ def seeds_and_intervals(title: str, rows: Sequence[Mapping]) -> str:
 
 
 def box_sizes(sizes: Mapping[str, np.ndarray], train: np.ndarray, covered: np.ndarray | None) -> str:
-    """Histogram of box sizes a split, and the share of training boxes in each bin that a detector covers.
+    """Plots a histogram of box sizes per split, and per bin the share of training boxes a detector covers.
 
     Args:
-      sizes: split -> root of the area of its boxes, pixels.
-      train, covered: size of every training box, and whether it is covered; None: not known.
+      sizes: split -> square root of the area of its boxes, in pixels.
+      train, covered: size of each training box, and whether it is covered; None: unknown.
     """
-    everything = np.maximum(np.concatenate(list(sizes.values())), 0.5)
-    low, high = np.log2(everything.min()), np.log2(everything.max())
+    all_sizes = np.maximum(np.concatenate(list(sizes.values())), 0.5)
+    low, high = np.log2(all_sizes.min()), np.log2(all_sizes.max())
     edges = 2 ** np.linspace(low - 0.05, high + 0.05, 16)
-    figure, axes = _axes("", "root of the area, pixels", "boxes")
+    figure, axes = _axes("", "square root of the area, pixels", "boxes")
     for n, (name, values) in enumerate(sizes.items()):
         color, label = COLORS[n % len(COLORS)], name.replace("_", ", ")
         axes.hist(
@@ -113,7 +113,7 @@ def box_sizes(sizes: Mapping[str, np.ndarray], train: np.ndarray, covered: np.nd
         right = axes.twinx()
         middle, share = np.sqrt(edges[:-1] * edges[1:])[held], good[held] / count[held]
         right.plot(middle, share, "o", color="#5b6670", markersize=4, label="share covered")
-        right.set(ylim=(-0.03, 1.06), ylabel="share covered by the detector (training)")
+        right.set(ylim=(-0.03, 1.06), ylabel="share of training boxes that are covered")
         right.spines["top"].set_visible(False)
     return _svg(figure, legend=True)
 
@@ -136,14 +136,14 @@ def _shade(n: int) -> dict:
 
 
 def _label(name: str) -> str:
-    """A name as plain text: a `$` is no formula, and a leading `_` does not hide it from the legend."""
+    """Escapes a name for matplotlib: `$` starts a formula, a leading `_` hides it from the legend."""
     return ("\N{ZERO WIDTH SPACE}" + name if name.startswith("_") else name).replace("$", r"\$")
 
 
 def _svg(figure: Figure, legend: bool = False) -> str:
     if legend:
-        figure.legend(frameon=False, fontsize=9, loc="outside right upper")  # covers no curve
+        figure.legend(frameon=False, fontsize=9, loc="outside right upper")  # hides no curve
     file = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "detectorgan"}):  # the same curve is the same file
+    with matplotlib.rc_context({"svg.hashsalt": "detectorgan"}):  # equal curves give equal files
         figure.savefig(file, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue().encode()).decode()

@@ -1,4 +1,4 @@
-"""One page about one run: which arm is better, how sure that is, and what the images look like."""
+"""Writes the report of a run: comparisons of the arms with intervals, curves, costs and example images."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from tf_detectorgan.run_layout import RunLayout
 from tf_detectorgan.training.settings import ARMS
 
 PACKAGES = ("keras", "keras-cv", "numpy", "opencv-python-headless", "pycocotools", "scipy")
-EXAMPLES = 8  # test images shown
-GUESSES = 3  # detections shown per image, the best by score
+EXAMPLES = 8  # number of test images shown
+DETECTIONS = 3  # shown per image, those with the highest scores
 
 
 class FormattedNumber(NamedTuple):
-    """One number of the headline table, as text."""
+    """A number of the headline table as text."""
 
     value: str
     interval: str  # "[0.21, 0.40]"
@@ -43,7 +43,7 @@ class FormattedNumber(NamedTuple):
 
 
 def write_report(run_dir: str | os.PathLike) -> Path:
-    """Writes `report.html` (needs no other file), `report.md` and `cards.md`; returns the first.
+    """Writes a self-contained `report.html`, `report.md` and `cards.md`; returns the path of the first.
 
     `cards.md` holds drafts of a model card (Mitchell et al. 2019) and of a card of the synthetic images.
 
@@ -102,16 +102,16 @@ def write_report(run_dir: str | os.PathLike) -> Path:
 
 
 def eqn3_settings(run: RunResult) -> list[str]:
-    """A sentence for each arm with Eqn 3: through how many steps, of which optimizer."""
+    """Returns a sentence for each arm with Eqn 3: the number of unrolled steps and the optimizer of DET."""
     steps, optimizer = (run.config.get(key) for key in ("unroll_steps", "joint_detector_optimizer"))
     names = [name for name in run.arms if name in ARMS and ARMS[name].real_sign and steps is not None]
-    exactly = f"Eqn 3 exactly, through {'one step' if steps == 1 else f'{steps} steps'}"
-    how = exactly if steps else "without Eqn 3, beside steps"
-    return [f"{name}: {how} of {optimizer}." for name in names]
+    how = f"Eqn 3 with {steps} unrolled {'step' if steps == 1 else 'steps'} of {optimizer}, exact gradient"
+    without = f"no Eqn 3 (--unroll_steps=0); DET is updated by {optimizer}"
+    return [f"{name}: {how if steps else without}." for name in names]
 
 
 def result_table(run_dir: str | os.PathLike) -> str:
-    """The headline table as plain text for a terminal; `*` marks the highest value of a column."""
+    """Returns the headline table as plain text for a terminal; `*` marks the highest value of a column."""
     run = read_run(run_dir)
     columns, rows = headline(run)
     lines = [["arm", *(column.title for column in columns)]]
@@ -121,7 +121,7 @@ def result_table(run_dir: str | os.PathLike) -> str:
     counts = run.first["counts"]
     text.append(
         f"{counts['images']} test images of {counts['groups']} groups, {counts['boxes']} objects; "
-        "[95 % interval over groups, one training]; * highest value"
+        "[95 % interval over test groups; one training per arm]; * highest value of the column"
     )
     if run.missing:
         text.append(f"not evaluated: {', '.join(run.missing)}")
@@ -129,7 +129,7 @@ def result_table(run_dir: str | os.PathLike) -> str:
 
 
 def headline(run: RunResult) -> tuple[list[Column], list[tuple[str, list[FormattedNumber]]]]:
-    """Columns, and per arm its cells; the highest value of each column (ties too) is marked."""
+    """Returns the columns and each arm's cells; the highest value of a column is marked, also if tied."""
     main = f"{run.first['primary_iou']:g}"
     columns = [
         *(Column(f"AP@{iou}", ("ap", iou)) for iou in dict.fromkeys([main, "0.1", "0.5", RANGE_NAME])),
@@ -149,7 +149,7 @@ def headline(run: RunResult) -> tuple[list[Column], list[tuple[str, list[Formatt
 
 
 def matched(run: RunResult) -> dict[str, Matches]:
-    """Detections beside the truth, at all IoUs that the page speaks of."""
+    """Returns each arm's detections, matched to the true boxes at every IoU threshold of the report."""
     ious = [*map(float, run.first["precision_recall"]), run.first["primary_iou"], 0.5]
     return {
         name: match(run.truth, arm.found, run.first["class_names"], tuple(dict.fromkeys(ious)))
@@ -158,7 +158,7 @@ def matched(run: RunResult) -> dict[str, Matches]:
 
 
 def comparisons(run: RunResult, found: dict[str, Matches]) -> list[tuple[str, list[str]]]:
-    """Per AP threshold a sentence for each pair of arms, the later arm minus the earlier."""
+    """Returns, per IoU threshold of AP, a sentence for each pair of arms: the later arm minus the earlier."""
     if len(found) < 2:
         return []
     ious = tuple(dict.fromkeys([run.first["primary_iou"], 0.5]))
@@ -174,25 +174,25 @@ def comparisons(run: RunResult, found: dict[str, Matches]) -> list[tuple[str, li
 
 
 def _plots(run: RunResult, found: dict[str, Matches]) -> list[str]:
-    """Curves of all arms, with bands where there are objects to resample."""
+    """Returns the curves of all arms; with bands if the test set has objects."""
     metrics = {name: arm.metrics for name, arm in run.arms.items()}
     main, resamples = run.first["primary_iou"], run.resamples
-    judged = found if run.first["counts"]["boxes"] else {}
+    banded = found if run.first["counts"]["boxes"] else {}
     plots = []
     for iou in map(float, run.first["precision_recall"]):
-        bands = {name: curves.precision_band(one, iou, *resamples) for name, one in judged.items()}
+        bands = {name: curves.precision_band(one, iou, *resamples) for name, one in banded.items()}
         plots.append(figures.precision_recall(metrics, f"{iou:g}", bands))
     bands = {
-        name: curves.sensitivity_band(one, main, figures.RATES, *resamples) for name, one in judged.items()
+        name: curves.sensitivity_band(one, main, figures.RATES, *resamples) for name, one in banded.items()
     }
     return [*plots, figures.free_response(metrics, bands)]
 
 
 def examples(run: RunResult) -> list[dict]:
-    """Test images with truth boxes and each arm's best detections; images with objects come first."""
+    """Returns test images with true boxes and each arm's best detections; images with objects come first."""
     by_id = {t.image_id: t for t in run.truth}
     shown = sorted(run.samples, key=lambda i: (len(by_id[i].labels) == 0, i))
-    shown = [*shown[: EXAMPLES - 1], *shown[EXAMPLES - 1 :][-1:]]  # the last one is clean if there is one
+    shown = [*shown[: EXAMPLES - 1], *shown[EXAMPLES - 1 :][-1:]]  # the last one is clean if any is
     found = {name: {f.image_id: f for f in arm.found} for name, arm in run.arms.items()}
     return [
         {
@@ -200,20 +200,20 @@ def examples(run: RunResult) -> list[dict]:
             "uri": image_uri(run.samples[image_id]),
             "size": run.samples[image_id].shape[:2],
             "truth": box_ops.to_xywh(by_id[image_id].boxes).numpy().tolist(),
-            "arms": {name: _guesses(per_image[image_id]) for name, per_image in found.items()},
+            "arms": {name: _best_detections(per_image[image_id]) for name, per_image in found.items()},
         }
         for image_id in shown
     ]
 
 
-def _guesses(found: Found) -> list[tuple[list[float], float]]:
-    best = np.argsort(-found.scores, kind="stable")[:GUESSES]
+def _best_detections(found: Found) -> list[tuple[list[float], float]]:
+    best = np.argsort(-found.scores, kind="stable")[:DETECTIONS]
     boxes = box_ops.to_xywh(found.boxes).numpy()
     return list(zip(boxes[best].tolist(), found.scores[best].tolist(), strict=True))
 
 
 def _localization(run: RunResult) -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """(title, threshold, [(arm's share, its "k of n")]) for every T of either kind."""
+    """Returns (title, threshold, [(share, "k of n") per arm]) for every T(IoU) and T(IoBB)."""
     kinds = run.first["localization"]
     rows = []
     for kind, threshold in [(k, t) for k, thresholds in kinds.items() for t in thresholds]:
@@ -224,7 +224,7 @@ def _localization(run: RunResult) -> list[tuple[str, str, list[tuple[str, str]]]
 
 
 def _per_class(run: RunResult, iou: str) -> list[tuple[str, int, list[str]]]:
-    """(class, its boxes, AP per arm), when there are several classes."""
+    """Returns (class, number of its boxes, AP per arm) per class, if there are several classes."""
     arms = [arm.metrics["per_class"] for arm in run.arms.values()]
     names = run.first["class_names"]
     return [
@@ -234,7 +234,7 @@ def _per_class(run: RunResult, iou: str) -> list[tuple[str, int, list[str]]]:
 
 
 def _costs(run: RunResult) -> list[tuple[str, str, str, str, str]]:
-    """(phase, time, steps, steps per second, memory); images and evaluation are not made of steps."""
+    """Returns (phase, time, steps, steps per second, memory); synthesis and evaluation have no steps."""
     rows = []
     for phase, cost in run.costs.items():
         steps = cost.get("steps", 0)
@@ -247,7 +247,7 @@ def _costs(run: RunResult) -> list[tuple[str, str, str, str, str]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions that the report is written with."""
+    """Returns the versions of the packages in use while the report is written."""
     result = {
         "tf_detectorgan": tf_detectorgan.__version__,
         "python": platform.python_version(),
@@ -262,7 +262,7 @@ def versions() -> dict[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """As 47 s, 12 min 05 s or 3 h 20 min."""
+    """Returns a duration as text: 47 s, 12 min 05 s or 3 h 20 min."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
@@ -272,7 +272,7 @@ def duration(seconds: float) -> str:
 
 
 def markdown_text(text: object) -> str:
-    """Text that Markdown shows as it is, also inside a table."""
+    """Returns `text` escaped for Markdown, also inside a table."""
     return re.sub(r"([\\`*<>\[\]|])", r"\\\1", " ".join(str(text).split()))
 
 

@@ -1,4 +1,4 @@
-"""What a run directory holds once arms have been evaluated."""
+"""Reads the results of a run directory: metrics, detections, truth, audits, settings and costs."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tf_detectorgan.training.settings import ARMS
 
 
 class ArmResult(NamedTuple):
-    """One arm's evaluation."""
+    """The evaluation of one arm."""
 
-    metrics: dict  # as of evaluation.evaluate
+    metrics: dict  # from evaluation.evaluate
     found: list[Found]
     contact_sheet: Path | None
     gallery: Path | None
-    audit: dict | None  # of its synthetic images, as of evaluation.audit
+    audit: dict | None  # of its synthetic images, from evaluation.audit
 
 
 class RunResult(NamedTuple):
-    """A run directory, read."""
+    """The contents of a run directory."""
 
     directory: Path
     arms: dict[str, ArmResult]  # those with metrics, in the order of ARMS, others by name after them
-    missing: list[str]  # arms that were asked for or begun, without metrics
+    missing: list[str]  # arms that were requested or started, without metrics
     truth: list[Truth]
     config: dict
     data_card: dict
@@ -41,26 +41,26 @@ class RunResult(NamedTuple):
 
     @property
     def first(self) -> dict:
-        """Returns the metrics of the first arm; what belongs to the test images is the same in all."""
+        """Returns the metrics of the first arm, whose test images and their counts are those of all arms."""
         return next(iter(self.arms.values())).metrics
 
     @property
     def resamples(self) -> tuple[int, int]:
-        """Returns the number of resamples of the bootstrap, and its seed."""
+        """Returns the number of bootstrap resamples and the seed."""
         return self.first["bootstrap"]["resamples"], self.first["bootstrap"]["seed"]
 
 
 def read_run(run_dir: str | os.PathLike, evaluation_set: str = "") -> RunResult:
-    """Reads a run directory; `evaluation_set` names another data set than the run's, whose scores are wanted.
+    """Reads a run directory, scored on its own test split or on the data set named `evaluation_set`.
 
     Raises:
-      InputError: no arm has metrics, an evaluated one has no detections or truth, or a file is not JSON.
+      InputError: no arm has metrics, detections or truth of an arm are missing, or a file is not JSON.
     """
     directory, layout = Path(run_dir), RunLayout(Path(run_dir))
     config = _json(layout.config, {})
-    begun = [path.name for path in layout.arms.glob("*") if path.is_dir()]
-    asked = {*begun, *config.get("arm", ())}
-    names = [name for name in ARMS if name in asked] + sorted(asked - ARMS.keys())
+    started = [path.name for path in layout.arms.glob("*") if path.is_dir()]
+    requested = {*started, *config.get("arm", ())}
+    names = [name for name in ARMS if name in requested] + sorted(requested - ARMS.keys())
     arms = {}
     truth = list[Truth]()
     for name in names:

@@ -1,6 +1,6 @@
-"""Trains the cells of tables: one `train` process a seed, which skips what is done and resumes.
+"""Trains the cells of tables in one `train` process per seed, which skips finished phases and resumes others.
 
-A run directory is `<out>/base/seed<k>`. Its arms share pretraining; tables share run directories.
+The run directory is `<out>/base/seed<k>`. Its arms share pretraining; tables share run directories.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ POLL_SECONDS = 1.0
 
 
 class Cell(NamedTuple):
-    """One number of a row before the mean over seeds."""
+    """One arm trained with one seed: a cell of a table before the mean over seeds."""
 
     arm: str
     seed: int
 
 
 class Job(NamedTuple):
-    """One `train` process: all wanted arms of a seed."""
+    """One `train` process: all requested arms of a seed."""
 
     seed: int
     arms: tuple[str, ...]
@@ -43,13 +43,13 @@ def run_directory(out: Path, seed: int) -> Path:
 
 
 def metrics_file(out: Path, cell: Cell, evaluation_set: str = "") -> Path:
-    """What says that a cell is done; `evaluation_set` names another data set that it is scored on."""
+    """Returns the metrics file of a cell on its test split or on `evaluation_set`; it exists when done."""
     arm = RunLayout(run_directory(out, cell.seed)).arm(cell.arm)
     return run_layout.metrics(arm.evaluation(evaluation_set))
 
 
 def parse_only(items: Iterable[str], table: Table, seeds: Sequence[int]) -> set[Cell]:
-    """--only: "arm" or "arm:seed" -> cells; nothing: all.
+    """Returns the cells of --only, whose items are "arm" or "arm:seed"; all cells if there are no items.
 
     Raises:
       InputError: no row of the table has this arm, or the seed is not among `seeds`.
@@ -67,7 +67,7 @@ def parse_only(items: Iterable[str], table: Table, seeds: Sequence[int]) -> set[
 
 
 def indexed_cell(index: int, table: Table, seeds: Sequence[int]) -> Cell:
-    """Cell number `index` of arms in the table's order, each with all `seeds` in theirs.
+    """Returns cell number `index`: arms in the order of the table, each with all `seeds` in their order.
 
     Raises:
       InputError: there is no such cell.
@@ -81,20 +81,20 @@ def indexed_cell(index: int, table: Table, seeds: Sequence[int]) -> Cell:
 
 
 def cell_directory(out: Path, cell: Cell) -> Path:
-    """Where a cell trains alone: arms of one seed share pretraining, and two processes must not write it."""
+    """Returns the directory of a cell that trains alone: two processes must not share a run directory."""
     return out / "cells" / f"{cell.arm}-seed{cell.seed}"
 
 
 def take_pretraining(table: Table, cell: Cell, out: Path) -> list[Path]:
-    """Copies into the directory of a cell that has not begun what another of its seed has of pretraining.
+    """Copies finished pretraining phases of another cell with the same seed into a cell that has not started.
 
-    That is the other's finished phases, the most that any has. Nobody waits: what is not finished the cell
-    trains itself, to the same weights. The other's settings and data card come last, so that `train` refuses
-    pretraining by other flags or on other data; the drawn data as well, as records drawn by two processes
-    have their fields in another order.
+    The source is the cell with the most finished phases. The cell does not wait for unfinished phases, but
+    trains them itself, to the same weights. Settings and data card are copied last, so that `train` refuses
+    pretraining with other flags or data. A drawn data set is copied, too, because two processes write the
+    fields of a record in different orders.
 
     Returns:
-      The phases' folders in the cell's directory.
+      The directories of the copied phases.
     """
     others = [out, *(cell_directory(out, Cell(arm, cell.seed)) for arm in table.arms if arm != cell.arm)]
     target = RunLayout(run_directory(cell_directory(out, cell), cell.seed))
@@ -108,18 +108,18 @@ def take_pretraining(table: Table, cell: Cell, out: Path) -> list[Path]:
         _copy_missing(source.shared / name, target.shared / name)
     if source.phantom.is_dir():
         _copy_missing(source.phantom, target.phantom)
-    for theirs, ours in ((source.data_card, target.data_card), (source.config, target.config)):
-        checkpoints.write_text(ours, theirs.read_text(encoding="utf-8"))
+    for copied, copy in ((source.data_card, target.data_card), (source.config, target.config)):
+        checkpoints.write_text(copy, copied.read_text(encoding="utf-8"))
     return [target.shared / name for name in names]
 
 
 def _finished(run: RunLayout) -> list[str]:
-    """Names of the phases of pretraining that a run has finished."""
+    """Returns the names of the finished pretraining phases of a run."""
     return sorted(done.parent.name for done in run.shared.glob(f"*/{run_layout.DONE}"))
 
 
 def gather(table: Table, seeds: Sequence[int], out: Path) -> None:
-    """Moves what is finished in `cell_directory`s to where the table looks for it."""
+    """Moves finished cells from their `cell_directory` to the run directories of the table."""
     for cell in (Cell(arm, seed) for arm in table.arms for seed in seeds):
         apart = cell_directory(out, cell)
         if metrics_file(apart, cell).exists() and not metrics_file(out, cell).exists():
@@ -133,7 +133,7 @@ def gather(table: Table, seeds: Sequence[int], out: Path) -> None:
 
 
 def _move_missing(source: Path, target: Path, but: str) -> None:
-    """Renames into `target` what it does not have, looking into folders that both have."""
+    """Moves files and folders that `target` lacks; merges tensorboard/ and shared/. `but`: a name to skip."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
         if path.name == but:
@@ -145,35 +145,35 @@ def _move_missing(source: Path, target: Path, but: str) -> None:
 
 
 def plan(table: Table, seeds: Sequence[int], cells: set[Cell], out: Path) -> list[Job]:
-    """The jobs that are not done."""
-    wanted = [Job(seed, tuple(a for a in table.arms if Cell(a, seed) in cells)) for seed in seeds]
-    jobs = [job._replace(arms=tuple(_open_arms(job, out))) for job in wanted]
+    """Returns the jobs with the unfinished arms among `cells`."""
+    requested = [Job(seed, tuple(a for a in table.arms if Cell(a, seed) in cells)) for seed in seeds]
+    jobs = [job._replace(arms=tuple(_open_arms(job, out))) for job in requested]
     return [job for job in jobs if job.arms]
 
 
 def run_jobs(
     jobs: Sequence[Job], flagfile: Path, out: Path, processes: int, stopped: Callable[[], str | None]
 ) -> None:
-    """Runs `jobs`, `processes` at a time, each with its share of the cores; output goes to `<run>/train.log`.
+    """Runs `jobs`, `processes` at a time, and divides the CPU cores among them; logs to `<run>/train.log`.
 
     Args:
-      jobs: as `plan` gave them.
-      flagfile: of `train`.
+      jobs: from `plan`.
+      flagfile: the flagfile of `train`.
       out: parent of the run directories.
-      processes: number of processes that run at the same time.
-      stopped: names the signal that has come, if any: the processes then save and end.
+      processes: number of concurrent processes.
+      stopped: returns the name of a received signal, else None; the processes then save and end.
 
     Raises:
-      InputError: a process refused its flags or data.
-      Interrupted: a signal came; what is finished is kept.
-      RuntimeError: a process failed; the others were finished first.
+      InputError: a process reported bad flags or data.
+      Interrupted: a signal was received; finished phases are kept.
+      RuntimeError: a process failed; the others were completed first.
     """
     waiting, failed = list(jobs), list[Job]()
     running: dict[Job, subprocess.Popen] = {}
     total = sum(len(job.arms) for job in jobs)
     bar = progress.bar(total=total, desc="reproduce", unit="arm", dynamic_ncols=True, smoothing=0)
     with contextlib.ExitStack() as left, bar:
-        left.callback(lambda: _end(running.values()))  # however the block is left, no process goes on
+        left.callback(lambda: _end(running.values()))  # however the block is left, no process is left running
         while waiting or running:
             while waiting and len(running) < processes:
                 job = waiting.pop(0)
@@ -188,7 +188,7 @@ def run_jobs(
                 if _open_arms(job, out) and not stopped():
                     failed.append(job)
             if stopped():
-                raise Interrupted(f"{stopped()}: {done} of {total} arms are done")
+                raise Interrupted(f"{stopped()}: {done} of {total} arms are finished")
     if failed:
         logs = "; ".join(f"{_log(job, out)}: {_last_line(_log(job, out))}" for job in failed)
         raise RuntimeError(f"{len(failed)} of {len(jobs)} runs failed ({logs})")
@@ -199,7 +199,7 @@ def _start(job: Job, flagfile: Path, out: Path, processes: int) -> subprocess.Po
     directory.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tf_detectorgan.train", f"--flagfile={flagfile}"]
     command += [f"--run_dir={directory}", f"--seed={job.seed}", f"--arm={','.join(job.arms)}"]
-    command += ["--preflight=false"]  # `reproduce` has run it for all
+    command += ["--preflight=false"]  # `reproduce` has already run it
     with open(_log(job, out), "ab") as log:
         return subprocess.Popen(
             command, stdout=log, stderr=log, env=environment(processes), start_new_session=True
@@ -207,7 +207,7 @@ def _start(job: Job, flagfile: Path, out: Path, processes: int) -> subprocess.Po
 
 
 def environment(processes: int) -> dict[str, str]:
-    """Of one of `processes` processes at a time: its share of the cores."""
+    """Returns the environment of one of `processes` concurrent processes, with its share of the CPU cores."""
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     shares = {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
     # Seconds between lines of a progress bar that goes to a file.
@@ -215,7 +215,7 @@ def environment(processes: int) -> dict[str, str]:
 
 
 def _copy_missing(source: Path, target: Path) -> None:
-    """Copies a folder that is not there yet; it appears whole."""
+    """Copies a folder atomically, unless `target` exists."""
     if not target.exists():
         with disk.whole_directory(target) as partial:
             shutil.copytree(source, partial, dirs_exist_ok=True)
@@ -226,7 +226,7 @@ def _open_arms(job: Job, out: Path) -> list[str]:
 
 
 def _end(processes: Iterable[subprocess.Popen]) -> None:
-    """Lets each process finish and save its step."""
+    """Terminates the processes, which finish their step and save, and waits until they have ended."""
     for process in processes:
         process.terminate()
     for process in processes:

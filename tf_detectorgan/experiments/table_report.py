@@ -1,6 +1,6 @@
-"""A table's finished cells to a page, a Markdown file and a JSON of all numbers.
+"""Writes the finished cells of a table as an HTML page, a Markdown file and a JSON file with all numbers.
 
-Means over seeds; intervals and comparisons resample seeds and test groups together (decision 0021).
+Numbers are means over seeds; intervals and comparisons resample seeds and test groups (decision 0021).
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from tf_detectorgan.experiments.tables import Column, Row, Table
 from tf_detectorgan.gallery import environment
 
 RESAMPLES = 1000
-PLOTTED = 2  # columns of a table
+PLOTTED = 2  # number of columns that are plotted
 
 
 class Results(NamedTuple):
-    """What is finished of a table; rows without any finished seed are absent."""
+    """The finished cells of a table; rows without a finished seed are absent."""
 
     metrics: dict[str, dict[int, dict]]  # arm -> seed -> metrics
     draws: dict[str, dict[int, Bootstrap]]
     primary_iou: str
     seconds: float  # of all phases of all runs
-    config: dict  # of the first run; what differs between runs is left out
-    data: list[str]  # fingerprints of the runs' data, each once
+    config: dict  # of the first run, without the options that differ between runs
+    data: list[str]  # distinct fingerprints of the runs' data sets
 
 
 def read_results(table: Table, seeds: Sequence[int], out: Path, evaluation_set: str = "") -> Results:
     """Reads every finished cell, scored on the runs' own test images or on those of the set `evaluation_set`.
 
     Raises:
-      InputError: nothing is finished, or the runs' main IoUs differ.
+      InputError: no cell is finished, or the runs' primary IoUs differ.
     """
     metrics: dict[str, dict[int, dict]] = {}
     draws: dict[str, dict[int, Bootstrap]] = {}
@@ -73,10 +73,10 @@ def read_results(table: Table, seeds: Sequence[int], out: Path, evaluation_set: 
         draws.setdefault(name, {})[seed] = bootstrap_ap(matches, RESAMPLES, seed=0)
     if not metrics:
         raise InputError(f"{out}: no cell of this table is finished")
-    mains = {m["primary_iou"] for by_seed in metrics.values() for m in by_seed.values()}
-    if len(mains) > 1:
-        raise InputError(f"{out}: runs with different --primary_iou: {sorted(mains)}")
-    return Results(metrics, draws, f"{mains.pop():g}", sum(seconds.values()), config, sorted(data - {""}))
+    ious = {m["primary_iou"] for by_seed in metrics.values() for m in by_seed.values()}
+    if len(ious) > 1:
+        raise InputError(f"{out}: runs with different --primary_iou: {sorted(ious)}")
+    return Results(metrics, draws, f"{ious.pop():g}", sum(seconds.values()), config, sorted(data - {""}))
 
 
 def write_table(
@@ -87,10 +87,10 @@ def write_table(
     command: str,
     evaluation_set: str = "",
 ) -> tuple[Path, str]:
-    """Writes `table_<name>.html`, `.md` and `.json` to `out`; the set `evaluation_set` gets pages of its own.
+    """Writes `table_<name>.html`, `.md` and `.json` to `out`; separate files for each `evaluation_set`.
 
     Returns:
-      The page, and the table as plain text.
+      The path of the HTML page, and the table as plain text.
 
     Raises:
       InputError: as `read_results`.
@@ -128,7 +128,7 @@ def write_table(
 
 
 def _pages(numbers: dict[str, Any], table: Table, primary_iou: str, page: Path) -> tuple[Path, str]:
-    """Writes the table as HTML and beside it as Markdown; returns the page, and the table as plain text."""
+    """Writes the table as HTML and as Markdown; returns the HTML file's path, and the table as plain text."""
     templates = environment()
     templates.filters |= {"md": markdown_text, "duration": duration, "cell": cell, "number": number}
     content = {**numbers, "columns": [column.at(primary_iou).title for column in table.columns]}
@@ -147,7 +147,7 @@ def _pages(numbers: dict[str, Any], table: Table, primary_iou: str, page: Path) 
 
 
 def _text(content: Mapping[str, Any]) -> str:
-    """Rows, published rows and sentences of comparisons, for a terminal."""
+    """Returns rows, published rows and the sentences of the comparisons as plain text for a terminal."""
     lines = [["", *content["columns"], "seeds"]]
     for row in content["rows"]:
         lines.append([row["title"], *(cell(c) for c in row["cells"]), str(row["seeds"])])
@@ -158,7 +158,7 @@ def _text(content: Mapping[str, Any]) -> str:
 
 
 def comparisons(table: Table, column: Column, results: Results) -> list[dict[str, Any]]:
-    """The table's pairs for one column of AP or recall, p-values corrected over the pairs."""
+    """Returns the table's comparisons for a column of AP or recall, with p-values corrected by Holm."""
     measure, iou = column.at(results.primary_iou).path
     found = []
     for first, second in table.comparisons:
@@ -187,7 +187,7 @@ def comparisons(table: Table, column: Column, results: Results) -> list[dict[str
 
 
 def cell(entry: dict) -> str:
-    """Such as "0.340 ± 0.012 [0.29, 0.39] (paper 0.236)": mean, SD over seeds, interval, published number."""
+    """Returns "0.340 ± 0.012 [0.29, 0.39] (paper 0.236)": mean, SD over seeds, interval, published number."""
     if entry["mean"] is None:
         return number(None)
     sd = "" if entry["sd"] is None else f"± {number(entry['sd'], 3)}"
@@ -203,7 +203,7 @@ def _row(row: Row, columns: Sequence[Column], results: Results) -> dict[str, Any
         entries = [shown.of(metrics) for metrics in by_seed.values()]
         values = [entry["value"] for entry in entries]
         known = [v for v in values if v is not None]
-        if not _has_draws(column):  # k of n images; each seed's n are the same images
+        if not _has_draws(column):  # k of n images; the n images are the same for each seed
             _, low, high = exact_interval(round(np.mean([e["k"] for e in entries])), entries[0]["n"])
         else:
             runs = list(results.draws[row.arm].values())
@@ -233,5 +233,5 @@ def _has_draws(column: Column) -> bool:
 
 
 def distinct(columns: Sequence[Column], primary_iou: str) -> tuple[Column, ...]:
-    """Without those that repeat an earlier one, as AP@0.5 does where that is the primary IoU."""
+    """Returns the columns without repetitions, such as AP@0.5 if the primary IoU is 0.5."""
     return tuple({column.at(primary_iou).title: column for column in reversed(columns)}.values())[::-1]

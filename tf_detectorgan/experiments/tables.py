@@ -1,6 +1,6 @@
-"""The paper's tables and ours as data: a row is an arm, a column a metric.
+"""Defines the paper's tables and our own: each row is an arm, each column a metric.
 
-Rows of several tables may share runs: Tables 1 to 3 are other columns of the same ones.
+Tables may share runs: Tables 1 to 3 show different columns of the same runs.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """One line of a table. `paper` maps a column's title to the published number."""
+    """A row of a table. `paper` maps a column's title to the published number."""
 
     arm: str
     paper: dict[str, float] = {}
 
 
 class Published(NamedTuple):
-    """Somebody else's line beside ours: a number by column's title, and in what it is not ours to compare."""
+    """A row of other authors: numbers by column title, and how their evaluation differs from ours."""
 
     title: str
     numbers: dict[str, float]
@@ -24,7 +24,7 @@ class Published(NamedTuple):
 
 
 class Column(NamedTuple):
-    """Where {"value": ...} lies in an arm's metrics; "main" stands for the run's --primary_iou."""
+    """A column: the path of {"value": ...} in an arm's metrics; "main" stands for the run's --primary_iou."""
 
     title: str
     path: tuple[str, ...]
@@ -35,14 +35,14 @@ class Column(NamedTuple):
         return Column(self.title.replace("@main", f"@{primary_iou}"), path)
 
     def of(self, metrics: dict) -> dict[str, Any]:
-        """Returns the column's {"value", "low", "high"} of an arm; None where the arm has none."""
+        """Returns {"value", "low", "high"} of the column for an arm; each is None if the arm lacks it."""
         for key in self.path:
             metrics = metrics.get(key, {})
         return metrics or {"value": None, "low": None, "high": None}
 
 
 class Table(NamedTuple):
-    """`comparisons`: pairs of arms, first minus second, for columns of AP and recall."""
+    """A table. `comparisons`: pairs of arms, first minus second, for the columns of AP and recall."""
 
     title: str
     source: str
@@ -73,7 +73,7 @@ TABLE_1 = (
     Row("detectorgan_no_unroll"),
     Row("detectorgan", {"AP@main": 0.236}),
 )
-# The paper's order, and what a user would do without this package.
+# The order that the paper reports, and comparisons with methods that need no GAN.
 CLAIMS = (
     ("detectorgan", "cut_paste"),
     ("detectorgan", "poisson_blend"),
@@ -88,15 +88,15 @@ CLAIMS = (
     ("acgan", "real_only"),
     ("cut_paste", "real_only"),
 )
-# No published number: Table 5's are of Cityscapes at the paper's size, and none was at hand to copy from.
+# No published numbers: those of Table 5 are for Cityscapes at the paper's image size, and were not available.
 TABLE_5 = tuple(Row(arm) for arm in ("real_only", "pix2pix", "psgan", "psgan_detectorgan"))
 IOBB = ("0.1", "0.25", "0.5", "0.75", "0.9")
 
 WANG = Published(
     "Wang et al. 2017",
     {f"T(IoBB) {t}": v for t, v in zip(IOBB, (0.1645, 0.0506, 0.0126, 0.0126, 0.0126), strict=True)},
-    "their table 4, Nodule: other test images, trained on image labels only, and an image also counts when "
-    "its IoU alone is above the threshold",
+    "their Table 4, class Nodule; evaluated on other test images, trained on image labels only, and an image "
+    "also counts as correct if only its IoU is above the threshold",
 )
 
 TABLES = {
@@ -128,7 +128,7 @@ TABLES = {
         ),
     ),
     "control": Table(
-        "What of a gain is the objects' and what their places'",
+        "Effect of inserted objects and of their positions",
         "ours",
         tuple(Row(a) for a in ("real_only", "boxes_only", "cut_paste", "superpose", "detectorgan")),
         AP,

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run's training, as curves for its report."""
+"""Reads the training curves of a run from its TensorBoard files, for the report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 
-MOST = 1000  # points of a curve that are kept, evenly drawn
+MAX_POINTS = 1000  # kept per curve, sampled evenly
 
 
 class Curve(NamedTuple):
@@ -20,7 +20,7 @@ class Curve(NamedTuple):
     values: np.ndarray  # [P] float
 
 
-# Title, and name of the scalar; {iou} is the primary IoU.
+# (title, name of the scalar); {iou} is the primary IoU.
 SHOWN = (
     ("Final detector: loss L_d", "final_detector/L_d"),
     ("Final detector: validation AP@{iou}", "final_detector/validation_ap@{iou}"),
@@ -30,7 +30,7 @@ SHOWN = (
 
 
 def read(directory: Path, arms: Iterable[str], iou: str) -> list[tuple[str, dict[str, Curve]]]:
-    """(title, arm -> curve) of each of SHOWN that an arm under `directory`, a run's tensorboard/, has."""
+    """Returns (title, arm -> curve) for each of SHOWN in `directory`, a run's tensorboard/."""
     scalars = {arm: _scalars(directory / arm) for arm in arms if (directory / arm).is_dir()}
     found = []
     for title, tag in SHOWN:
@@ -43,12 +43,12 @@ def read(directory: Path, arms: Iterable[str], iou: str) -> list[tuple[str, dict
 
 
 def _scalars(directory: Path) -> dict[str, Curve]:
-    """Every scalar of an arm's event files; of steps taken twice, after an interruption, the last."""
-    events = EventAccumulator(str(directory), size_guidance={TENSORS: MOST}).Reload()
+    """Returns all scalars of an arm. If a step was repeated after an interruption, the last value counts."""
+    events = EventAccumulator(str(directory), size_guidance={TENSORS: MAX_POINTS}).Reload()
     curves = {}
     for tag in events.Tags()[TENSORS]:
         if events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars":
-            # By time: the names of two files of one second do not sort as they were written.
+            # By time: files written in the same second need not be in order by name.
             written = sorted(events.Tensors(tag), key=lambda event: event.wall_time)
             points = {event.step: float(tf.make_ndarray(event.tensor_proto)) for event in written}
             steps = sorted(points)

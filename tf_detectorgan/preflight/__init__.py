@@ -1,1 +1,1 @@
-"""Trains in short before a long run: checks that every phase ends, measures time, memory and disk."""
+"""Runs a few steps of every phase before a long run, and measures time, memory and disk."""

@@ -1,4 +1,4 @@
-"""Decides whether a run gets a preflight, runs it in a process of its own, raises an error if it fails."""
+"""Decides whether a run needs a preflight, and runs it in a child process; raises an error if it fails."""
 
 from __future__ import annotations
 
@@ -24,42 +24,42 @@ from tf_detectorgan.training import run_directory
 from tf_detectorgan.training.loop import StopSignal
 from tf_detectorgan.training.settings import Train
 
-LONG = 1.0  # hours of a run that is worth a preflight
+LONG = 1.0  # hours; a longer run gets a preflight
 POLL_SECONDS = 0.2
-LITTLE = 0.03  # share of all memory that is left when the child is ended
+MIN_AVAILABLE = 0.03  # share of memory; the child is killed if less is available
 EXPENDABLE = "1000"  # oom_score_adj, proc(5): the kernel kills such a process first
 
 
 def before(
     settings: Train, environment: Mapping[str, str] = os.environ, *, runs: int = 1, processes: int = 1
 ) -> None:
-    """Runs the preflight of a run if it is due, and writes preflight.json when the preflight has passed.
+    """Runs the preflight of a run if it is due, and writes preflight.json if it passes.
 
-    Call it before TensorFlow runs anything: the child needs the memory of the GPUs.
+    Call it before TensorFlow runs any op: the child needs the memory of the GPUs.
 
     Args:
       settings: of the run.
       environment: of the child.
-      runs: as large as this one that are to follow, this one included.
-      processes: of them that run at a time.
+      runs: number of runs of this size, including this one.
+      processes: number of concurrent runs.
 
     Raises:
-      InputError: memory or disk will not do, or the child refuses flags or data.
+      InputError: memory or disk is too small, or the child reports bad flags or data.
       OSError: the child could not write.
-      Interrupted: a signal came.
+      Interrupted: a signal was received.
       RuntimeError: the child failed for another reason.
     """
     layout = RunLayout(Path(settings.run_dir))
     home = layout.short_run
-    # Of a process that was killed; `train` would count its phases among the run's.
+    # Left by a killed process; `train` would count its phases as phases of the run.
     shutil.rmtree(home, ignore_errors=True)
     if not due(settings, environment, runs):
         return
     run_directory.same_settings(layout.config, settings, run_directory.FREE)
     home.mkdir(parents=True)
     print(
-        f"preflight: a few steps of each phase in {home}, in a process of its own; its output is in "
-        f"{layout.preflight_log}; --preflight=false leaves it out",
+        f"preflight: running a few steps of each phase in {home}, in a child process; its log is "
+        f"{layout.preflight_log}; --preflight=false skips the preflight",
         flush=True,
     )
     try:
@@ -69,10 +69,10 @@ def before(
 
 
 def due(settings: Train, environment: Mapping[str, str], runs: int = 1) -> bool:
-    """Returns whether --preflight calls for a preflight, and none has passed in the run directory.
+    """Returns whether --preflight requires a preflight, and none has passed in the run directory.
 
-    With --preflight=auto: in Kubernetes, or when the steps are estimated to take over an hour, unless every
-    chosen arm has been begun.
+    --preflight=auto requires one in Kubernetes, or if the steps are estimated to take over an hour, unless
+    every chosen arm has been started.
     """
     layout = RunLayout(Path(settings.run_dir))
     if settings.preflight == "false" or _passed(layout.preflight, settings):
@@ -85,7 +85,7 @@ def due(settings: Train, environment: Mapping[str, str], runs: int = 1) -> bool:
 
 
 def _passed(file: Path, settings: Train) -> bool:
-    """Returns whether a preflight has passed with these arms and these settings, but for `FREE` ones."""
+    """Returns whether a preflight has passed with these arms and settings; those in `FREE` may differ."""
     if not file.exists():
         return False
     old = json.loads(file.read_text(encoding="utf-8"))["settings"]
@@ -103,7 +103,7 @@ def _checked(settings: Train, home: Path, environment: Mapping[str, str], runs: 
     found = _results(settings, short, home)
     others = outcome.size(home) - sum(outcome.size(home / phase.folder) for phase in folders)
     if found:
-        same = f"\nthe same for each of {runs} runs" if runs > 1 else ""
+        same = f"\nper run; {runs} runs" if runs > 1 else ""
         print(outcome.text(found, others) + same, flush=True)
     if ended.code:
         phase = _unfinished(home, folders)
@@ -129,14 +129,14 @@ def start(short: Train, environment: Mapping[str, str], log: Path) -> subprocess
 
 
 def watch(process: subprocess.Popen, home: Path, folders: Sequence[PhasePlan], log: Path) -> Ended:
-    """Shows the child's phases until it ends, kills it if memory is nearly used up, and returns how it ended.
+    """Shows the child's phases until it ends, kills it if memory is nearly used up, and returns its outcome.
 
-    The kernel would kill the whole container of a pod, this process included, without a message.
+    Otherwise the kernel would kill the container of a pod, including this process, without a message.
 
     Raises:
-      Interrupted: a signal came; the child is ended.
+      Interrupted: a signal was received; the child has been killed.
     """
-    peak, room = 0, kernel.room()
+    peak, memory = 0, kernel.available_memory()
     try:
         with (
             _signals() as stop,
@@ -146,24 +146,24 @@ def watch(process: subprocess.Popen, home: Path, folders: Sequence[PhasePlan], l
         ):
             while process.poll() is None:
                 stop.check("preflight")
-                peak, room = max(peak, kernel.resident(process.pid)), kernel.room()
-                if room.left < LITTLE * room.total:
+                peak, memory = max(peak, kernel.resident(process.pid)), kernel.available_memory()
+                if memory.available < MIN_AVAILABLE * memory.total:
                     process.kill()
                     process.wait()
                 _show(bar, home, folders)
                 time.sleep(POLL_SECONDS)
             _show(bar, home, folders)
-        stop.check("preflight")  # one that came since the last check, while the child was ending
+        stop.check("preflight")  # a signal since the last check, while the child was ending
     finally:
         process.kill()
         process.wait()
     output = log.read_text(encoding="utf-8", errors="replace")
-    return Ended(process.returncode, output, peak, room.total)
+    return Ended(process.returncode, output, peak, memory.total)
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[StopSignal]:
-    """Records SIGTERM and SIGINT inside the block; the earlier handlers are back after it."""
+    """Records SIGTERM and SIGINT inside the block, and restores the previous handlers after it."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield StopSignal().install()
@@ -176,11 +176,11 @@ def _show(bar, home: Path, folders: Sequence[PhasePlan]) -> None:
     done = sum(checkpoints.finished(home / phase.folder) is not None for phase in folders)
     if done != bar.n or not bar.postfix:
         bar.n = done
-        bar.set_postfix_str(_unfinished(home, folders).name)  # shows it
+        bar.set_postfix_str(_unfinished(home, folders).name)  # redraws the bar
 
 
 def _unfinished(home: Path, folders: Sequence[PhasePlan]) -> PhasePlan:
-    """Returns the phase that the child is in, or was in when it ended."""
+    """Returns the phase that the child is running, or was running when it ended."""
     if not RunLayout(home).devices.exists():
         return PhasePlan(Path("shared/start-up"), "start-up", 0)
     left = (phase for phase in folders if checkpoints.finished(home / phase.folder) is None)
@@ -188,16 +188,16 @@ def _unfinished(home: Path, folders: Sequence[PhasePlan]) -> PhasePlan:
 
 
 def _results(settings: Train, short: Train, home: Path) -> list[outcome.PhaseCost]:
-    """Returns the rows of the finished phases."""
+    """Returns the costs of the finished phases."""
     data_dir = Path(settings.data_dir).expanduser() if settings.data_dir else RunLayout(home).phantom
     if not records.is_dataset(data_dir):
         return []
     dataset = records.open_dataset(data_dir)
     view = dataset.limited(plan.limits(short.detector_batch))
-    whole, tried = (
+    whole, measured = (
         plan.phases(s, plan.evaluated_images(one, "test")) for s, one in ((settings, dataset), (short, view))
     )
-    pairs = list(zip(whole, tried, strict=True))
+    pairs = list(zip(whole, measured, strict=True))
     return outcome.rows(home, pairs, settings, plan.evaluated_images(dataset, "validation"))
 
 

@@ -1,6 +1,6 @@
-"""Trains in short for a preflight: python -m tf_detectorgan.preflight.child, with flags of `train`.
+"""Runs the short training of a preflight: python -m tf_detectorgan.preflight.child, with flags of `train`.
 
-All phases and the report run by the code of `train`, with few steps, validation images and test images.
+All phases and the report use the code of `train`, with few steps, validation images and test images.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tf_detectorgan.errors import EXIT_INTERRUPTED
 from tf_detectorgan.preflight import kernel
 
 os.environ.update(TENSORFLOW | os.environ)  # before TensorFlow is imported
-if __name__ == "__main__":  # and that takes seconds, in which the parent may be killed
+if __name__ == "__main__":  # which takes seconds, in which the parent may be killed
     kernel.end_with_parent()  # the next call of `train` needs the memory and the GPUs
 
 import tensorflow as tf
@@ -29,14 +29,14 @@ from tf_detectorgan.training.workers import Workers
 
 
 def main(settings: Train) -> None:
-    """Checks the settings as `train` does, runs every phase in --run_dir, then the report."""
+    """Checks the settings as `train` does, runs all phases in --run_dir and writes the report."""
     run = train_in_short(settings)
     checkpoints.write_costs(run.layout.path)
     report.write_report(run.layout.path)
 
 
 def train_in_short(settings: Train) -> Run:
-    """Runs every phase in --run_dir, on a few validation and test images."""
+    """Runs all phases in --run_dir, with few validation and test images; returns the run."""
     run = run_directory.begin(settings, Workers())
     run.dataset = run.dataset.limited(plan.limits(settings.detector_batch))
     before_training.residual_report(run)

@@ -1,4 +1,4 @@
-"""Turns the end of a short run into a table of the whole run, or into one sentence with what helps."""
+"""Computes a table of the whole run from a short run, or an error message with remedies."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tf_detectorgan.training.settings import ARMS, Train
 
 GIB = 2**30
 KEPT = 2  # checkpoints of a phase
-GROWING = (IMAGES, SYNTHETIC, ANNOTATIONS, AUDIT)  # with the synthetic images
+GROWING = (IMAGES, SYNTHETIC, ANNOTATIONS, AUDIT)  # in proportion to the synthetic images
 _NO_MEMORY = re.compile(
     r"ResourceExhausted|RESOURCE_EXHAUSTED|OUT_OF_MEMORY|out of memory|bad_alloc|MemoryError|\bOOM\b"
 )
-# Lines without a message: TensorFlow's places in the graph, its log, and what faulthandler prints.
+# Lines without a message: graph locations and log lines of TensorFlow, and the output of faulthandler.
 _NOISE = re.compile(
     r"\[\[|\[Op:|File \"|Detected at|Stack|\d{4}-\d\d-\d\d \d\d:\d\d|[IWE]\d{4} |Fatal Python error"
     r"|Current thread|Thread 0x|Extension modules"
@@ -38,28 +38,29 @@ _NOISE = re.compile(
 
 
 class PhaseCost(NamedTuple):
-    """One phase of the whole run."""
+    """The estimated cost of a phase of the whole run."""
 
     phase: PhasePlan
-    seconds: float | None  # a step, or an image; None where the short run had but one
+    seconds: float | None  # per step or image; None if the short run had only one
     hours: float
-    memory: int  # MiB at most, of the GPU that held the most, else of the process
-    resident: int  # MiB at most of the process
+    memory: int  # peak in MiB, of the GPU with the highest peak, or of the process without GPUs
+    resident: int  # peak of the process in MiB
     disk: int  # bytes
 
 
 def rows(
     home: Path, phases: Sequence[tuple[PhasePlan, PhasePlan]], settings: Train, validation_images: int
 ) -> list[PhaseCost]:
-    """Returns the rows of the phases that are finished in `home`.
+    """Returns the costs of the phases that are finished in `home`.
 
-    A phase takes what it took there, and its other steps or images the time of one after tracing. A
-    validation detects `validation_images`. Checkpoints take no time here, nor does talk between workers.
+    The time of a phase is that of the short run, plus the time per step or image after tracing for the other
+    steps or images. A validation detects `validation_images`. The time for checkpoints and for communication
+    between workers is not included.
 
     Args:
       home: the directory of the short run.
-      phases: of the whole run, each with the same phase of the short one.
-      settings, validation_images: of the whole run.
+      phases: pairs of a phase of the whole run and the same phase of the short run.
+      settings, validation_images: those of the whole run.
     """
     found, image_seconds = [], _image_seconds(home, phases)
     for whole, short in phases:
@@ -101,7 +102,7 @@ def size(path: Path) -> int:
 
 
 def text(found: Sequence[PhaseCost], others: int) -> str:
-    """Returns the table as plain text. `others`: bytes of files that belong to no phase."""
+    """Returns the table as plain text. `others`: bytes of files that do not belong to a phase."""
     lines = [["phase", "seconds each", "steps or images", "hours", "peak memory", "disk"]]
     for row in found:
         seconds = "–" if row.seconds is None else f"{row.seconds:.3g}"
@@ -110,74 +111,74 @@ def text(found: Sequence[PhaseCost], others: int) -> str:
     lines.append(["other files", "", "", "", "", f"{others / GIB:.2f} GiB"])
     hours, memory = sum(row.hours for row in found), max((row.memory for row in found), default=0)
     disk = others + sum(row.disk for row in found)
-    lines.append(["together", "", "", f"{hours:.2f}", f"{memory / 1024:.2f} GiB", f"{disk / GIB:.2f} GiB"])
+    lines.append(["total", "", "", f"{hours:.2f}", f"{memory / 1024:.2f} GiB", f"{disk / GIB:.2f} GiB"])
     return aligned(lines)
 
 
 def require_memory(found: list[PhaseCost], processes: int, total: int) -> None:
-    """Raises InputError if several runs at a time do not fit into `total` bytes of memory."""
+    """Raises InputError if `processes` concurrent runs need more than `total` bytes of memory."""
     most = max(found, key=lambda row: row.resident)
     if processes > 1 and processes * most.resident * 2**20 > total:
         raise InputError(
-            f"preflight: {processes} runs at a time need {processes * most.resident / 1024:.1f} GiB of "
-            f"memory in {most.phase.name}, but there are {total / GIB:.1f} GiB; give a lower --workers"
+            f"preflight: {processes} concurrent runs need {processes * most.resident / 1024:.1f} GiB of "
+            f"memory in {most.phase.name}, but there are {total / GIB:.1f} GiB; give lower --processes"
         )
 
 
 def require_disk(found: list[PhaseCost], others: int, runs: int, free: int, run_dir: str) -> None:
-    """Raises InputError if `runs` runs do not fit into `free` bytes of disk."""
+    """Raises InputError if `runs` runs need more than `free` bytes of disk."""
     needed, most = runs * (others + sum(row.disk for row in found)), max(found, key=lambda row: row.disk)
     fewer = ", lower --synthetic_count" if most.phase.kind == "images" else ""
     if needed > free:
         raise InputError(
             f"preflight: about {needed / GIB:.1f} GiB of disk are needed, most of it by {most.phase.name}, "
-            f"but {free / GIB:.1f} GiB are free at {run_dir}; make room, choose another --run_dir{fewer}"
+            f"but {free / GIB:.1f} GiB are free at {run_dir}; free space, choose another --run_dir{fewer}"
         )
 
 
 class Ended(NamedTuple):
-    """How the short run ended."""
+    """The end of the short run."""
 
-    code: int  # as `subprocess` has it: minus the signal's number
+    code: int  # return code of `subprocess`: minus the number of a signal
     output: str  # standard output and standard error
     peak_resident: int  # bytes
-    total: int  # bytes of memory that there are
+    total: int  # bytes of memory of the machine or control group
 
 
 def of_end(ended: Ended, phase: PhasePlan, settings: Train, replicas: int, gpu: bool, log: Path) -> Exception:
     """Returns the error for a short run that ended in `phase`; its type sets the exit code (`command.run`).
 
-    InputError (78) where a second attempt would fail as well: flags and data that the short run refused, and
-    memory. OSError (74): it could not write. Interrupted (75): a signal came. RuntimeError (1): all else.
+    InputError (78) if a second attempt would fail as well: bad flags or data, or too little memory. OSError
+    (74): it could not write. Interrupted (75): a signal was received. RuntimeError (1): any other failure.
 
     Args:
-      ended: how.
-      phase: the first that is not finished.
-      settings: of the run.
-      replicas, gpu: devices of the short run.
-      log: the file with all of its output.
+      ended: the end of the short run.
+      phase: the first unfinished phase.
+      settings: those of the run.
+      replicas, gpu: number of devices of the short run, and whether they are GPUs.
+      log: the file with its output.
     """
     if ended.code == EXIT_INTERRUPTED:
-        return Interrupted("the preflight's process was ended by a signal: begins again with the next call")
+        return Interrupted("the process of the preflight was ended by a signal; run the same command again")
     if ended.code == EXIT_BAD_INPUT:
         return InputError(_error_line(ended.output))
     if ended.code == EXIT_CANNOT_WRITE:
         return _disk_error(_error_line(ended.output))
     lines = _message_lines(ended.output)
-    helps = "; try " + ", ".join(remedies(phase, settings, replicas, gpu))
+    advice = "; try " + ", ".join(remedies(phase, settings, replicas, gpu))
     if ended.code == -signal.SIGKILL:  # by the kernel or by `check.watch`
-        held = f"{ended.peak_resident / GIB:.1f} GiB of {ended.total / GIB:.1f} GiB of memory held"
+        held = f"{ended.peak_resident / GIB:.1f} GiB of {ended.total / GIB:.1f} GiB of memory in use"
         why = "was killed, probably because memory ran out"
-        return InputError(f"preflight: {phase.name} {why} ({held}){helps}")
+        return InputError(f"preflight: {phase.name} {why} ({held}){advice}")
     if _NO_MEMORY.search("\n".join(lines)):
         where = "the GPU has" if gpu else "there is"
-        return InputError(f"preflight: {phase.name} needs more memory than {where}{helps}")
+        return InputError(f"preflight: {phase.name} needs more memory than {where}{advice}")
     by = f"ended by {signal.Signals(-ended.code).name}: " if ended.code < 0 else ""
     return RuntimeError(f"preflight: {phase.name} failed: {by}{lines[-1][:500]} (full log: {log})")
 
 
 def remedies(phase: PhasePlan, settings: Train, replicas: int, gpu: bool) -> list[str]:
-    """Returns the flags with which a phase needs less memory."""
+    """Returns changes of flags that reduce the memory of a phase."""
     s, found = settings, []
     arm = ARMS.get(phase.folder.parent.name)
     if phase.kind in ("gan", "joint") and s.gan_batch > replicas * s.workers:
@@ -187,30 +188,30 @@ def remedies(phase: PhasePlan, settings: Train, replicas: int, gpu: bool) -> lis
     eqn_3 = phase.kind == "joint" and arm is not None and bool(arm.real_sign)
     if eqn_3 and s.unroll_steps and not s.unroll_recompute:
         found.append("--unroll_recompute")
-    if gpu and s.precision == "float32" and s.detector != "retinanet_kerashub":  # `Train` refuses that
+    if gpu and s.precision == "float32" and s.detector != "retinanet_kerashub":  # an error in `Train`
         found.append("--precision=mixed_bfloat16")
     return found or ["smaller images, smaller networks (--generator_filters, --detector), or more memory"]
 
 
 def _error_line(output: str) -> str:
-    """Returns the last line of an error, as `command` prints it, without "error: "; else the last line."""
+    """Returns the last line that starts with "error: ", without this prefix, or the last line."""
     lines = progress.lines(output)
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["no output"])[-1].removeprefix("error: ")
 
 
 def _disk_error(line: str) -> OSError:
-    """Returns the error for which `command` has printed `line`: "FILE: REASON; what was finished ..."."""
+    """Returns the error for which `command` has printed `line`: "FILE: REASON; finished phases ..."."""
     file, _, reason = line.partition(";")[0].rpartition(": ")
     number = next((code for code in errno.errorcode if os.strerror(code) == reason), errno.ENOSPC)
     return OSError(number, os.strerror(number), file or None)
 
 
 def _message_lines(output: str) -> list[str]:
-    """Returns the lines of the last traceback, or of all output if there is none, without noise.
+    """Returns the lines of the last traceback, or of the whole output if there is none, without noise.
 
-    Output before a traceback does not say why the process ended: TensorFlow's allocator, for one, reports a
-    lack of memory that it has found a way around.
+    Output before a traceback is not the cause: for example, TensorFlow's allocator logs a lack of memory even
+    if it can continue.
     """
     lines = progress.lines(output.rpartition("Traceback")[2])
     return [line for line in lines if not _NOISE.match(line)] or ["no output"]

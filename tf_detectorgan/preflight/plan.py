@@ -1,9 +1,9 @@
-"""The phases of a run before it begins, its hours by arithmetic, and the settings of the same run in short.
+"""Lists the phases of a run, estimates its hours, and derives the settings of the short run.
 
-Hours are estimated well enough to decide whether a preflight is worth its minutes. Measured on two CPU cores
-with AVX-512, and what the formulas below give: a joint step of configs/demo.flags (64 px, 12 filters, 4
-blocks, 4 images a stream) 0.41 to 0.5 s, here 0.45; of configs/nih.flags (512 px, 64 filters, 9 blocks, 1
-image) 53 to 67 s, here 60.
+The estimate only decides whether a preflight is worth its minutes. Measured times on two CPU cores with
+AVX-512, and the estimates of the formulas below: a joint step of configs/demo.flags (64 px, 12 filters, 4
+blocks, 4 images a stream) 0.41 to 0.5 s, estimate 0.45; of configs/nih.flags (512 px, 64 filters, 9 blocks, 1
+image) 53 to 67 s, estimate 60.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from tf_detectorgan.models.generators import default_blocks
 from tf_detectorgan.run_layout import RunLayout, phase_name
 from tf_detectorgan.training.settings import ARMS, Train
 
-# The first step is traced, the second timed. A final detector has another number of steps than a pretrained
-# one, so that its step is traced for itself, as in the run.
+# The first step is traced, the second timed. The final detector has another number of steps than the
+# pretrained one, so that its step is traced separately, as in the run.
 STEPS = {"pretrain_gan_steps": 2, "joint_steps": 2, "pretrain_detector_steps": 2, "final_detector_steps": 3}
-BATCHES = 2  # of synthetic images, each as large as the run's: the first is traced, the second timed
+BATCHES = 2  # of synthetic images, of the size in the run: the first is traced, the second timed
 
-# A GAN's or joint step: seconds per multiply-add of one pass through a generator, and per pixel of a stream
-# for all else. The two steps above determine both.
+# Seconds of a GAN or joint step per multiply-add of one pass through a generator, and per pixel of a stream
+# for the rest. Both are determined by the two measured steps above.
 SECONDS_PER_MAC, SECONDS_PER_PIXEL = 2.4e-10, 2.3e-5
-# A detector's step, seconds per pixel of its batch. Small ones: demo.flags' 0.1 s for 8 images of 64 px.
+# Seconds of a detector step per pixel of its batch. Small detector: 0.1 s for 8 images of 64 px (demo.flags).
 # ResNet-50: in proportion to the joint step of nih.flags, by the FLOPs that benchmarks/roofline.py counts.
 SMALL_DETECTOR, RESNET50 = 3e-6, 5.7e-6
 SMALL = ("retinanet_small", "fcos_small")
-GPU = 100  # times as fast: a guess, and no more is needed
+GPU = 100  # assumed speed-up over the CPU; a rough value is sufficient
 
 
 class PhasePlan(NamedTuple):
-    """A part of a run with one folder and one done.json."""
+    """A phase of a run, with a folder and a done.json of its own."""
 
     folder: Path  # in the run directory
     kind: str  # "gan", "joint", "detector", "images" or "evaluation"
-    amount: int  # of images for the last two, else of steps
+    amount: int  # number of images for the last two kinds, otherwise of steps
 
     @property
     def name(self) -> str:
-        """Returns the phase's name as progress bars show it."""
+        """Returns the phase's name on progress bars."""
         return phase_name(self.folder)
 
 
 def phases(settings: Train, test_images: int) -> list[PhasePlan]:
-    """Returns the phases of `training.phases.run_arms` in its order."""
+    """Returns the phases in the order of `training.phases.run_arms`."""
     s, run, arms = settings, RunLayout(Path()), {name: ARMS[name] for name in settings.arm}
     kinds = dict.fromkeys(arm.gan for arm in arms.values() if arm.gan)
     found = [PhasePlan(run.pretrain_gan(kind), "gan", s.pretrain_gan_steps) for kind in kinds]
@@ -61,20 +61,20 @@ def phases(settings: Train, test_images: int) -> list[PhasePlan]:
         detectors += [run.held_out_detector(k) for k in range(s.crossfit_folds)]
     found += [PhasePlan(folder, "detector", s.pretrain_detector_steps) for folder in detectors]
     for name, arm in arms.items():
-        home = run.arm(name)
+        layout = run.arm(name)
         if arm.images == "generator":
-            found.append(PhasePlan(home.joint, "joint" if arm.detector else "gan", s.joint_steps))
+            found.append(PhasePlan(layout.joint, "joint" if arm.detector else "gan", s.joint_steps))
         if arm.images != "none":
-            found.append(PhasePlan(home.synthetic, "images", s.synthetic_count))
-        found.append(PhasePlan(home.final_detector, "detector", s.final_detector_steps))
-        found.append(PhasePlan(home.evaluation(), "evaluation", test_images))
+            found.append(PhasePlan(layout.synthetic, "images", s.synthetic_count))
+        found.append(PhasePlan(layout.final_detector, "detector", s.final_detector_steps))
+        found.append(PhasePlan(layout.evaluation(), "evaluation", test_images))
     return found
 
 
 def in_short(settings: Train, run_dir: str) -> Train:
-    """Returns settings of a short run in `run_dir` with the graphs and batches of the run on one machine.
+    """Returns the settings of a short run in `run_dir`, with the graphs and batches of one worker of the run.
 
-    Pictures, validation and checkpoints come once, at the end of a phase.
+    Image summaries, validation and checkpoints are written once, at the end of a phase.
     """
     s = settings
     steps: dict[str, Any] = {name: min(most, getattr(s, name)) for name, most in STEPS.items()}
@@ -95,12 +95,12 @@ def in_short(settings: Train, run_dir: str) -> Train:
 
 
 def limits(detector_batch: int) -> Mapping[str, int]:
-    """Returns the limits for `Dataset.limited`: a batch of each kind of image that is evaluated."""
+    """Returns the limits for `Dataset.limited`: one batch of each kind of evaluated image."""
     return {f"{split}_{kind}": detector_batch for split in ("validation", "test") for kind in EVALUATED}
 
 
 def evaluated_images(dataset: Dataset, split: str) -> int:
-    """Returns the number of images in an evaluation of `split`; 0 for validation without labelled ones."""
+    """Returns the number of images in an evaluation of `split`; 0 for validation without labelled images."""
     if split == "validation" and not dataset.count("validation_labelled"):
         return 0
     return sum(dataset.count(f"{split}_{kind}") for kind in EVALUATED)
@@ -109,10 +109,10 @@ def evaluated_images(dataset: Dataset, split: str) -> int:
 def hours(
     settings: Train, devices: Path = Path("/dev"), environment: Mapping[str, str] = os.environ
 ) -> float:
-    """Returns the hours that all steps of a run take; synthesis and evaluation are left out.
+    """Returns the estimated hours of all steps of a run, without synthesis and evaluation.
 
     Raises:
-      InputError: --data_dir is no prepared data set.
+      InputError: --data_dir is not a prepared data set.
     """
     s = settings
     side = records.open_dataset(s.data_dir).image_shape[0] if s.data_dir else s.phantom_size
@@ -126,11 +126,11 @@ def hours(
 
 
 def gan_step_seconds(settings: Train, side: int) -> float:
-    """Returns the seconds of a GAN's or joint step on two CPU cores, for images of side x side pixels.
+    """Returns the estimated seconds of a GAN or joint step on two CPU cores, for side x side pixels.
 
-    Multiply-adds per pixel of a ResNet generator of f filters and b blocks: at full size 7 x 7 from about one
-    channel to f and back, 98 f; 3 x 3 with 4f filters on a sixteenth of the pixels in each block, two a
-    block: 18 b f^2; two convolutions down, 4.5 f^2 each, and two up, 18 f^2 each.
+    Multiply-adds per pixel of a ResNet generator with f filters and b blocks: 98 f for the 7 x 7 convolutions
+    at full size between about one channel and f; 18 b f^2 for two 3 x 3 convolutions per block, with 4f
+    filters on 1/16 of the pixels; 4.5 f^2 per downsampling and 18 f^2 per upsampling layer, two of each.
     """
     f, blocks = settings.generator_filters, settings.generator_blocks or default_blocks(side)
     macs = 98 * f + (45 + 18 * blocks) * f**2

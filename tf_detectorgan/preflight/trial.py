@@ -1,7 +1,7 @@
-"""A short run for gpu_check, and what its graphs ask of a GPU: python -m tf_detectorgan.preflight.trial.
+"""Runs a short training for gpu_check, and analyses its graphs: python -m tf_detectorgan.preflight.trial.
 
-Takes the flags of `train`. Determinism and peaks of memory belong to a process, so what is to be compared
-by them runs in several.
+Takes the flags of `train`. Determinism and peak memory belong to a process, so each setting to be compared
+runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tf_detectorgan.training.host_transfers import host_transfers
 from tf_detectorgan.training.run import Run
 from tf_detectorgan.training.settings import Train
 
-NAMED = 3  # ops in a record
+NAMED = 3  # number of ops listed in a record
 FEW = {
     "clean_images": 8,
     "unboxed_images": 4,
@@ -41,7 +41,7 @@ FEW = {
 
 
 def main(settings: Train) -> None:
-    """Runs every phase of the first of --arm and writes trial.json; draws --data_dir if nothing is there."""
+    """Runs all phases and writes trial.json; draws a data set in --data_dir unless there is one."""
     draw(settings)
     run = child.train_in_short(settings)
     phases = {phase.folder.name: record(run, phase) for phase in plan.phases(settings, 1)}
@@ -50,7 +50,7 @@ def main(settings: Train) -> None:
 
 
 def draw(settings: Train) -> None:
-    """Writes a phantom of a few images to --data_dir unless a data set is there."""
+    """Writes a small phantom data set to --data_dir, unless a data set exists there."""
     directory = Path(settings.data_dir)
     if not records.is_dataset(directory):
         few = phantom.PhantomConfig(
@@ -60,10 +60,10 @@ def draw(settings: Train) -> None:
 
 
 def record(run: Run, phase: plan.PhasePlan) -> dict[str, Any]:
-    """Returns a finished phase's facts: the hash of its result, seconds, memory, and what a GPU would refuse.
+    """Returns the hash of a finished phase's result, its seconds and memory, and ops that a GPU cannot run.
 
-    The ops that deterministic GPUs would refuse, lack or send to the host are those of its function's newest
-    trace.
+    The ops without a deterministic GPU kernel, and the copies to the host, are those of the newest trace of
+    the phase's function.
     """
     folder = run.layout.path / phase.folder
     done = checkpoints.finished(folder) or {}
@@ -86,7 +86,7 @@ def record(run: Run, phase: plan.PhasePlan) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Versions and devices, as TensorFlow sees them."""
+    """Returns the versions of packages, and the devices that TensorFlow finds."""
     built = tf.sysconfig.get_build_info()
     gpus = tf.config.list_physical_devices("GPU")
     return {

@@ -56,8 +56,8 @@ def joint_step(models: JointModels, objective: Objective, batch: Batch, seed) ->
         L~_real = L_d(DET(y2; W')), W' = W after one update on L_real + L_syn                 (Eqn 3)
 
     DET's weights W minimise L_real + L_syn, with L_real = L_d(DET(y; W)) (Eqn 1). Eqn 3 uses the same update,
-    computed once. The discriminators maximise Eqn 4. With K unrolled steps, L~_real is the loss after K of them,
-    and only the first is applied to DET.
+    computed once. The discriminators maximise Eqn 4. With K unrolled steps, L~_real is the loss after K of
+    them, and only the first is applied to DET.
     With a loss scale, either all networks are updated or none. `seed`: int32 [2], different at every step.
     Returns scalars by name: this replica's share of each loss, and the `_squared_norms`.
     """
