@@ -31,7 +31,7 @@ def write(dataset: records.Dataset) -> Path:
     """
     dataset.fingerprint()  # reads every record, so that damage is an error before the page is written
     names = [f"{part}_{stream}" for part in records.SPLITS for stream in records.STREAMS]
-    splits = {name: contents.read(dataset, name, marked=True) for name in names if dataset.count(name)}
+    splits = {name: contents.read(dataset, name, fingerprints=True) for name in names if dataset.count(name)}
     sizes = {name: contents.sizes(held.boxes) for name, held in splits.items() if len(held.boxes)}
     train = splits["train_labelled"].boxes if "train_labelled" in splits else np.zeros([0, 4])
     coverage, refusal = _coverage(dataset, train)
@@ -95,8 +95,8 @@ def _equal(splits: dict[str, Contents]) -> list[list[str]]:
 
 def _near(splits: dict[str, Contents]) -> dict[str, Any]:
     """Returns the number of near-duplicate pairs between the splits, and the most similar pairs."""
-    marked = {split: list(zip(held.names, held.fingerprints, strict=True)) for split, held in splits.items()}
-    count, nearest = split_guard.pairs(marked)
+    named = {split: list(zip(held.names, held.fingerprints, strict=True)) for split, held in splits.items()}
+    count, nearest = split_guard.pairs(named)
     return {"count": count, "nearest": [str(pair) for pair in nearest]}
 
 
