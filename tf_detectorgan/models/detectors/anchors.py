@@ -1,4 +1,4 @@
-"""Anchors: laid out by KerasCV, matched to boxes, box offsets encoded and decoded.
+"""Anchors: layout (by KerasCV), matching to boxes, encoding and decoding of box offsets.
 
 Letters: N images, K boxes, A anchors.
 """
@@ -16,8 +16,8 @@ from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.losses import BACKGROUND, IGNORED
 
-VARIANCE = (0.1, 0.1, 0.2, 0.2)  # KerasCV's RetinaNet, so that its own decoder reads our network
-MATCH_IOU = (0.5, 0.4)  # positive from the first on, background below the second; Lin et al. 2017, 4.1
+VARIANCE = (0.1, 0.1, 0.2, 0.2)  # as in KerasCV's RetinaNet, so that its decoder fits our network
+MATCH_IOU = (0.5, 0.4)  # positive at or above the first, background below the second; Lin et al. 2017, 4.1
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Layout:
     """Anchors of every cell of every level: one for each pair of scale and ratio.
 
     Attributes:
-      strides: sides of a cell in pixels, one a level.
-      sizes: sides of the anchors in pixels, one a level.
+      strides: sides of a cell in pixels, one per level.
+      sizes: sides of the anchors in pixels, one per level.
       ratios: their widths over heights.
       scales: multiples of the sizes.
 
     Raises:
-      InputError: there is not one size a stride.
+      InputError: the numbers of sizes and strides differ.
     """
 
     strides: tuple[int, ...]
@@ -43,16 +43,16 @@ class Layout:
         if len(self.strides) != len(self.sizes):
             raise InputError(
                 f"anchor sizes {self.sizes} must be {len(self.strides)} numbers, "
-                f"one a stride of {self.strides}"
+                f"one per stride of {self.strides}"
             )
 
     @property
     def per_cell(self) -> int:
-        """Number of anchors in a cell."""
+        """Returns the number of anchors per cell."""
         return len(self.scales) * len(self.ratios)
 
     def generator(self) -> keras_cv.layers.AnchorGenerator:
-        """KerasCV's layer that lays them out."""
+        """Returns KerasCV's layer that generates the anchors."""
         return keras_cv.layers.AnchorGenerator(
             bounding_box_format="xyxy",
             sizes=list(self.sizes),
@@ -63,24 +63,24 @@ class Layout:
 
 
 class AnchorTargets(NamedTuple):
-    """What a detector should answer at each anchor."""
+    """The training targets of each anchor."""
 
     classes: tf.Tensor  # [N, A] int32: class, BACKGROUND or IGNORED
     offsets: tf.Tensor  # [N, A, 4] (dy, dx, dh, dw) in units of VARIANCE
 
 
 def make_anchors(height: int, width: int, layout: Layout) -> tf.Tensor:
-    """All anchors [A, 4] of an image, levels in order, then rows, columns, (scale, ratio)."""
+    """Returns all anchors [A, 4] of an image, in the order of levels, rows, columns, (scale, ratio)."""
     levels = layout.generator()(image_shape=(height, width, 1))
     return tf.concat([tf.cast(level, tf.float32) for level in levels.values()], 0)
 
 
 def match(anchors, boxes, labels, match_iou: tuple[float, float] = MATCH_IOU) -> AnchorTargets:
-    """AnchorTargets of boxes [N, K, 4] with labels [N, K] (-1: padding) at anchors [A, 4].
+    """Returns the targets of anchors [A, 4] for boxes [N, K, 4] with labels [N, K] (-1: padding).
 
-    An anchor takes the class of the box that it overlaps most, from `match_iou[0]` on; from `match_iou[1]` to
-    there it is ignored. The best anchor of a box is always positive: small objects would otherwise teach
-    nothing.
+    An anchor gets the class of the box with the highest IoU, if this is at least `match_iou[0]`. If it is
+    between `match_iou[1]` and `match_iou[0]`, the anchor is ignored. The best anchor of each box is always
+    positive, because small objects would otherwise have no positive anchor.
     """
     positive_iou, negative_iou = match_iou
     anchors, boxes = tf.stop_gradient(anchors), tf.stop_gradient(boxes)
@@ -101,7 +101,7 @@ def match(anchors, boxes, labels, match_iou: tuple[float, float] = MATCH_IOU) ->
 
 
 def encode(anchors, boxes):
-    """Offsets (dy, dx, dh, dw) [..., A, 4] that turn anchors [A, 4] into boxes [..., A, 4]."""
+    """Returns the offsets (dy, dx, dh, dw) [..., A, 4] from anchors [A, 4] to boxes [..., A, 4]."""
     ax, ay, aw, ah = tf.unstack(boxes_lib.to_center(anchors), axis=-1)
     bx, by, bw, bh = tf.unstack(boxes_lib.to_center(boxes), axis=-1)
     bw, bh = tf.maximum(bw, 1e-3), tf.maximum(bh, 1e-3)
@@ -110,14 +110,14 @@ def encode(anchors, boxes):
 
 
 def decode(anchors, offsets):
-    """Inverse of `encode`: boxes [..., A, 4]."""
+    """Inverse of `encode`; returns boxes [..., A, 4]."""
     ax, ay, aw, ah = tf.unstack(boxes_lib.to_center(anchors), axis=-1)
     dy, dx, dh, dw = tf.unstack(offsets * tf.constant(VARIANCE), axis=-1)
-    # An untrained network may ask for e^40 pixels; 1000/16 is Detectron2's bound.
+    # An untrained network may predict e^40 pixels; 1000/16 is Detectron2's bound.
     dh, dw = tf.minimum(dh, np.log(1000 / 16)), tf.minimum(dw, np.log(1000 / 16))
     return boxes_lib.from_center(tf.stack([ax + dx * aw, ay + dy * ah, aw * tf.exp(dw), ah * tf.exp(dh)], -1))
 
 
 def coverage(anchors, boxes) -> np.ndarray:
-    """Best IoU with any anchor, one value for each of boxes [M, 4]."""
+    """Returns the highest IoU of each of boxes [M, 4] with an anchor, [M]."""
     return tf.reduce_max(boxes_lib.iou(tf.cast(boxes, tf.float32), anchors), -1).numpy()

@@ -1,6 +1,6 @@
-"""What DET must be able to do, whatever its architecture: the interface of every registered detector.
+"""The interface of detectors (DET).
 
-Letters: N images, H, W, C channels, K boxes, P places that answer (anchors, or points), M boxes.
+Letters: N images, H, W, C channels, K boxes, P places with a prediction (anchors or points), M boxes.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ MIN_SCORE = 0.001
 
 
 class Coverage(NamedTuple):
-    """Which boxes a detector can learn well."""
+    """The boxes for which a detector has suitable anchors or points."""
 
     covered: np.ndarray  # [M] bool
-    rule: str  # what a covered box does, as the end of "95% of the boxes ..."
+    rule: str  # condition for a covered box, as the end of "95% of the boxes ..."
 
 
 class Detector(abc.ABC):
     """A detector that Eqn 3 can be differentiated through.
 
-    A subclass sets `network` and writes the four abstract methods below. `loss` must be a function of the W
-    that it is given: use `call`, never the network itself. `targets` may be any nest of tensors.
+    A subclass sets `network` and implements the four abstract methods. `loss` must be a function of its
+    argument W: it uses `call`, never the network itself. `targets` may be any nest of tensors.
 
     Attributes:
-      network: maps {"images": [N, H, W, C] in [-1, 1]} to its raw answers. It has no state that changes in a
-        call (`call` runs it with training=False), and no layer of Keras that normalises by the batch at hand
-        (`layers.py` says why).
-      backbone: the part of it whose layers --backbone_weights fills by name, for detectors that take
+      network: maps {"images": [N, H, W, C] in [-1, 1]} to raw outputs. It has no state that changes in a call
+        (`call` uses training=False), and no Keras layer that normalises by the statistics of its input
+        (reason: `layers.py`).
+      backbone: the part of it whose layers --backbone_weights loads by name, for detectors with the option
         `pretrained`.
-      unrollable: False says that `loss` has no exact second derivative; arms that use Eqn 3 then refuse it.
+      unrollable: False if `loss` has no exact second derivative; arms that use Eqn 3 then raise an error.
     """
 
     network: keras.Model
@@ -49,44 +49,44 @@ class Detector(abc.ABC):
 
     @property
     def weights(self) -> list[tf.Variable]:
-        """W, the trainable variables."""
+        """Returns W, the trainable variables."""
         return [v.value for v in self.network.trainable_variables]
 
     def call(self, W, images) -> Any:
-        """What the network answers with weights W (tensors or variables), which nothing is assigned to.
+        """Returns the network's outputs with weights W (tensors or variables), without assigning them.
 
-        Answers have the weights' dtype, whatever the network computes in.
+        The outputs have the weights' dtype, under every dtype policy.
         """
         fixed = [v.value for v in self.network.non_trainable_variables]
-        answers = self.network.stateless_call(list(W), fixed, {"images": images}, training=False)[0]
-        return tf.nest.map_structure(lambda answer: tf.cast(answer, self.network.variable_dtype), answers)
+        outputs = self.network.stateless_call(list(W), fixed, {"images": images}, training=False)[0]
+        return tf.nest.map_structure(lambda output: tf.cast(output, self.network.variable_dtype), outputs)
 
     @abc.abstractmethod
     def targets(self, labelled: Labelled) -> Any:
-        """What the network should answer to these boxes, a nest of tensors; no gradient."""
+        """Returns the training targets of these boxes, a nest of tensors without gradient."""
 
     def positives(self, targets) -> tf.Tensor:
-        """What L_d of a batch is divided by, before it is summed over replicas: float32 scalar.
+        """Returns the number of positives of a replica's batch; L_d is divided by the sum over replicas.
 
-        Unless overridden the number of places whose `targets.classes` [N, P] is a class.
+        It is a float32 scalar: by default, the number of `targets.classes` [N, P] that are a class.
         """
         return tf.reduce_sum(positive(targets.classes))
 
     @abc.abstractmethod
     def loss(self, W, images, targets, normalizer) -> tf.Tensor:
-        """L_d summed over the images and divided by `normalizer` (scalar): a scalar."""
+        """Returns L_d, summed over the images and divided by the scalar `normalizer`: a scalar."""
 
     @abc.abstractmethod
     def detect(self, images, W=None) -> Detections:
-        """Detections with weights W (None: the live ones), best first, at most MAX_DETECTIONS an image."""
+        """Returns detections with weights W (None: the network's), best first, MAX_DETECTIONS per image."""
 
     @abc.abstractmethod
     def coverage(self, boxes) -> Coverage:
-        """Which of boxes [M, 4], float32 pixels, have a place that is taught to find them."""
+        """Returns which of boxes [M, 4], float32 pixels, have an anchor or point that is trained on them."""
 
 
 def suppress(found, scores, height: int, width: int) -> Detections:
-    """Boxes [N, P, 4] with scores [N, P, classes], cut to the image and suppressed per class at IoU 0.5."""
+    """Clips boxes [N, P, 4] with scores [N, P, classes] and applies per-class NMS at IoU 0.5."""
     scale = tf.constant([width, height, width, height], tf.float32)
     kept = tf.image.combined_non_max_suppression(
         (boxes_lib.clip(found, height, width) / scale)[:, :, None, :],
