@@ -1,4 +1,4 @@
-"""Every loss by arithmetic that a reader can redo. ln 2 = 0.6931, ln 3 = 1.0986, ln 4 = 1.3863."""
+"""Losses by hand arithmetic. ln 2 = 0.6931, ln 3 = 1.0986, ln 4 = 1.3863."""
 
 import keras_cv
 import numpy as np
@@ -10,8 +10,8 @@ from tf_detectorgan import losses
 LN2, LN3, LN4 = np.log(2), np.log(3), np.log(4)
 
 
-def test_focal_of_an_undecided_anchor():
-    """Logit 0: p = 1/2, cross-entropy ln 2, (1 - p)^2 = 1/4; alpha 1/4 for the anchor's class, else 3/4."""
+def test_focal_at_logit_0():
+    """Logit 0: p = 1/2, cross-entropy ln 2, (1 - p)^2 = 1/4; alpha 1/4 for the class, 3/4 for others."""
     logits = tf.zeros([1, 1, 2])
     own, other = 0.25 * 0.25 * LN2, 0.75 * 0.25 * LN2
     np.testing.assert_allclose(losses.focal(logits, tf.constant([[1]])), [own + other], rtol=1e-6)
@@ -20,15 +20,15 @@ def test_focal_of_an_undecided_anchor():
     )
 
 
-def test_focal_takes_weight_from_what_is_easy():
-    """Logit ln 3: p = 3/4. Right: 1/4 (1/4)^2 ln(4/3). Wrong: 3/4 (3/4)^2 ln 4: 130 times as much."""
+def test_focal_weights_easy_anchors_less():
+    """Logit ln 3: p = 3/4. Correct: 1/4 (1/4)^2 ln(4/3). Wrong: 3/4 (3/4)^2 ln 4, 130 times as large."""
     logits = tf.fill([1, 1, 1], float(LN3))
     right, wrong = 0.25 / 16 * (LN4 - LN3), 0.75 * 9 / 16 * LN4
     np.testing.assert_allclose(losses.focal(logits, tf.constant([[0]])), [right], rtol=1e-5)
     np.testing.assert_allclose(losses.focal(logits, tf.constant([[losses.BACKGROUND]])), [wrong], rtol=1e-5)
 
 
-def test_focal_leaves_ignored_anchors_out_and_images_apart():
+def test_focal_excludes_ignored_anchors_and_sums_per_image():
     classes = tf.constant([[0, losses.IGNORED], [losses.IGNORED, losses.IGNORED]])
     logits = tf.Variable([[[0.0], [9.0]], [[5.0], [-5.0]]])
     with tf.GradientTape() as tape:
@@ -39,8 +39,8 @@ def test_focal_leaves_ignored_anchors_out_and_images_apart():
     np.testing.assert_array_equal(gradient[1:], [0, 0, 0])
 
 
-def test_focal_stays_finite_and_pulls_at_extreme_logits():
-    """A confident mistake of logit 200 costs alpha * 200; a formula by log(p) would say infinity."""
+def test_focal_and_its_gradient_are_finite_at_extreme_logits():
+    """A wrong logit of 200 has loss alpha * 200; the formula with log(p) would give infinity."""
     logits = tf.Variable([[[-200.0]], [[200.0]]])
     classes = tf.constant([[0], [losses.BACKGROUND]])
     with tf.GradientTape() as tape:
@@ -80,14 +80,14 @@ def test_smooth_l1_equals_keras_cv():
     np.testing.assert_allclose(losses.smooth_l1(predicted, target, tf.constant(classes)), expected, rtol=1e-5)
 
 
-# Two images with one and the same logit everywhere: ln 3, where p(real) = 3/4, and 0, where it is 1/2.
+# Two images with constant logits: ln 3, which is p(real) = 3/4, and 0, which is 1/2.
 LOGITS = tf.constant([[[[LN3]] * 2] * 2, [[[0.0]] * 2] * 2], tf.float32)
 
 
 @pytest.mark.parametrize(
     "kind,real,fake,generator",
     [
-        # -log p, -log(1 - p); non-saturating: the generator pays -log p, not log(1 - p)
+        # -log p, -log(1 - p); non-saturating: the generator's loss is -log p, not log(1 - p)
         ("log", [LN4 - LN3, LN2], [LN4, LN2], [LN4 - LN3, LN2]),
         ("lsgan", [(LN3 - 1) ** 2, 1], [LN3**2, 0], [(LN3 - 1) ** 2, 1]),
     ],
@@ -126,19 +126,19 @@ def test_adversarial_directions(kind):
     assert slope(losses.adversarial_fake) > 0
 
 
-def test_an_unknown_adversarial_loss_is_an_error():
+def test_unknown_adversarial_loss_raises():
     with pytest.raises(KeyError):
         losses.adversarial_real(LOGITS, "wgan")
 
 
-def test_l1_is_one_mean_an_image():
+def test_l1_is_the_mean_per_image():
     a = tf.constant([[[[0.0, 1.0]], [[2.0, 3.0]]], [[[0.0, 0.0]], [[0.0, 0.0]]]])
     b = tf.constant([[[[0.0, -1.0]], [[5.0, 3.0]]], [[[0.0, 0.0]], [[0.0, -1.0]]]])
     np.testing.assert_allclose(losses.l1(a, b), [(2 + 3) / 4, 1 / 4])
 
 
-def test_bbox_loss_sees_the_box_only():
-    """Two of four pixels in the box: differences 0.2 and 0.4; 9 outside. An empty mask costs nothing."""
+def test_bbox_loss_depends_only_on_the_box():
+    """Two of four pixels in the box: differences 0.2 and 0.4; 9 outside. With an empty mask the loss is 0."""
     synthetic = tf.Variable(tf.reshape([0.2, 9.0, 0.4, 9.0] * 2, [2, 2, 2, 1]))
     exemplars = tf.zeros([2, 2, 2, 1])
     mask = tf.reshape([1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [2, 2, 2, 1])

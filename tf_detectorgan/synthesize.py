@@ -1,9 +1,9 @@
-"""More synthetic images of a trained arm, with exact boxes.
+"""Makes more synthetic images with a trained arm, with exact boxes.
 
 python -m tf_detectorgan.synthesize --run_dir=runs/demo --arm=detectorgan --count=1000 --out=synthetic
 
-Backgrounds and matched objects come from the training split. Written: TFRecord of the data set's own schema,
-PNGs with a COCO file (--export: also Pascal VOC, YOLO, NODE21), a gallery page.
+Backgrounds and matched objects come from the training split. The output is a TFRecord file in the data set's
+schema, PNGs with a COCO file (--export: also Pascal VOC, YOLO, NODE21), and a gallery page.
 """
 
 from __future__ import annotations
@@ -34,38 +34,41 @@ class Synthesize:
 
     run_dir: str = option("runs/phantom", "A run of tf_detectorgan.train.")
     arm: str = option(
-        "detectorgan", "Whose generator.", choices=[a for a in ARMS if ARMS[a].images != "none"]
+        "detectorgan",
+        "The arm whose generator is used.",
+        choices=[a for a in ARMS if ARMS[a].images != "none"],
     )
-    count: int = option(1000, "Images to make.", low=1)
+    count: int = option(1000, "Number of images to make.", low=1)
     out: str = option("", "Directory to write; empty: arms/<arm>/more in the run.")
-    overwrite: bool = option(False, "Replace --out if it holds synthetic images.")
+    overwrite: bool = option(False, "Replace --out if it contains synthetic images.")
     seed: int = option(
-        -1, "Images follow from it; -1: the run's seed + 1, unlike the run's own images.", low=-1
+        -1, "Random seed; -1: the run's seed + 1, for images other than the run's own.", low=-1
     )
-    placement: str = option("run", "As of `train`; run: as in training.", ("run", "auto", *MODES))
+    placement: str = option("run", "As in `train`; run: as in training.", ("run", "auto", *MODES))
     residual_scale: tuple[float, ...] = option(
-        (), "Share of what the generator adds, between two numbers; 1,1: all of it; empty: as in the run."
+        (),
+        "Range of the factor on what the generator adds, two numbers; 1,1: no change; empty: as in the run.",
     )
-    objects: int = option(0, "Objects an image gets, fewer where they would meet; 0: as in the run.", low=0)
+    objects: int = option(0, "Objects per image, fewer if they would overlap; 0: as in the run.", low=0)
     min_audit: float = option(
         0.0,
-        "Leave out objects that a detector that was not trained on them scores lower than this share of the "
-        "real objects, and images without any other.",
+        "Leave out objects that a held-out detector scores lower than this share of the real objects, and "
+        "images without other objects.",
         low=0.0,
         high=1.0,
     )
     export: tuple[str, ...] = option(
         (),
-        "Write the images also as voc, yolo, node21 (comma-separated), into folders of these names; COCO is "
-        "always written.",
+        "Additional formats of the images: voc, yolo, node21 (comma-separated), in folders of these names. "
+        "COCO is always written.",
     )
     data_dir: str = option(
-        "", "Another prepared data set, or where the run's own lies now; empty: the run's."
+        "", "Another prepared data set, or the new location of the run's; empty: the run's."
     )
 
 
 def main(options: Synthesize) -> None:
-    """Loads the generator, writes the images, says where."""
+    """Loads the generator, writes the images, and prints their directory."""
     run = run_directory.reopen(options.run_dir, options.data_dir)
     _check_finished(run, options.arm)
     out = Path(options.out).expanduser() if options.out else run.layout.arm(options.arm).path / "more"
@@ -83,12 +86,12 @@ def main(options: Synthesize) -> None:
     arm = ARMS[options.arm]
     placement = build.placement(settings, arm.images, arm.gan)
     held_out = None
-    if not run.evaluation_set:  # they know the run's own objects
+    if not run.evaluation_set:  # they were trained on the run's own objects
         training = build_detector_training(run, settings.pretrain_detector_steps)
         held_out = phases.train_held_out_detectors(run, training)
     if options.min_audit and held_out is None:
         raise InputError(
-            f"--min_audit={options.min_audit}: not with --crossfit_folds=0, nor with other --data_dir"
+            f"--min_audit={options.min_audit}: needs a run with --crossfit_folds, and its own --data_dir"
         )
     gan = build.gan(settings, arm.gan, run.dataset, run.strategy) if arm.gan else None
     inserter = phases.inserter_of(run, options.arm, gan)._replace(placement=placement)
@@ -113,7 +116,7 @@ def main(options: Synthesize) -> None:
 def _check_finished(run: Run, arm: str) -> None:
     if ARMS[arm].images == "generator" and not checkpoints.finished(run.layout.arm(arm).joint):
         raise InputError(
-            f"{run.layout.path}: the generator of {arm} is not trained to its end; "
+            f"{run.layout.path}: the training of the generator of {arm} is not finished; "
             f"run tf_detectorgan.train --arm={arm} first"
         )
 

@@ -21,11 +21,11 @@ def test_folds_contain_whole_groups_and_training_part_excludes_the_fold(dataset)
     assigned = held_out_detectors.assign_folds(dataset, 2)
     assert [fold for _, fold in assigned] == [0, 1, 1, 0, 1, 0, 0, 1]
     for k in (0, 1):
-        seen = {
+        trained_on = {
             int(r.image_id)
             for r in held_out_detectors.training_part(dataset, assigned, k).map(dataset.decode)
         }
-        assert seen == {image_id for image_id, fold in assigned if fold != k}
+        assert trained_on == {image_id for image_id, fold in assigned if fold != k}
     with pytest.raises(InputError, match="form 6 group"):
         held_out_detectors.assign_folds(dataset, 7)
 

@@ -15,8 +15,8 @@ NORMS = (ExactGroupNormalization, keras.layers.GroupNormalization)
 def test_receptive_field_by_gradient(layers, side, field):
     """Finds the pixels that one interior logit depends on, through the model's own convolutions.
 
-    Instance norm looks at whole channels, so each norm is replaced by the identity. All weights are made
-    positive, so that no two paths cancel and no ReLU is shut.
+    Instance normalisation depends on whole channels, so it is replaced by the identity. All weights are made
+    positive, so that no two paths cancel and all ReLUs are active.
     """
     discriminator = keras.models.clone_model(
         patch_gan((side, side, 1), filters=2, layers=layers),
@@ -34,12 +34,12 @@ def test_receptive_field_by_gradient(layers, side, field):
         logits = discriminator(x)
         row, column = logits.shape[1] // 2, logits.shape[2] // 2 - 1
         one = logits[0, row, column, 0]
-    seen = tape.gradient(one, x)[0, :, :, 0].numpy() > 0
-    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    used = tape.gradient(one, x)[0, :, :, 0].numpy() > 0
+    rows, columns = np.flatnonzero(used.any(1)), np.flatnonzero(used.any(0))
     for found in (rows, columns):
         assert 0 < found[0] and found[-1] < side - 1  # noqa: PT018  # not clipped by the image's border
         assert len(found) == found[-1] - found[0] + 1 == field
-    assert seen.sum() == field**2
+    assert used.sum() == field**2
 
 
 def test_architecture_is_the_70_pixel_patch_gan():

@@ -48,8 +48,8 @@ def test_logit_depends_only_on_pixels_of_the_box():
     with tf.GradientTape() as tape:
         tape.watch(x)
         logits = tf.reduce_sum(D(x, BOXES))
-    seen = tf.reduce_any(tape.gradient(logits, x) != 0, -1).numpy()
+    used = tf.reduce_any(tape.gradient(logits, x) != 0, -1).numpy()
     for i, where in enumerate(SLICES):
-        assert seen[i][where].any()
-        seen[i][where] = False
-    assert not seen.any()
+        assert used[i][where].any()
+        used[i][where] = False
+    assert not used.any()

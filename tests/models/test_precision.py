@@ -47,7 +47,7 @@ def made(name, policy):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_weights_and_outputs_are_float32(name):
     """Weights and outputs are float32; all convolutions but the last are bfloat16."""
-    network, answers = made(name, "mixed_bfloat16")
+    network, outputs = made(name, "mixed_bfloat16")
     assert {v.dtype for v in network.weights} == {"float32"}
     computed = [
         layer.compute_dtype
@@ -57,9 +57,9 @@ def test_weights_and_outputs_are_float32(name):
     last = 2 if name.startswith(("retinanet", "fcos")) else 1
     assert computed.count("float32") == last
     assert computed.count("bfloat16") == len(computed) - last > 3
-    for answer in answers:
-        assert answer.dtype == tf.float32
-        assert np.any(answer != tf.cast(tf.cast(answer, tf.bfloat16), tf.float32))
+    for output in outputs:
+        assert output.dtype == tf.float32
+        assert np.any(output != tf.cast(tf.cast(output, tf.bfloat16), tf.float32))
 
 
 @pytest.mark.parametrize("name", ["generator", "unet", "discriminator", "person"])
@@ -78,8 +78,8 @@ def test_gradients_of_a_shared_weight_are_summed_in_float32():
     def gradients(inputs):
         with tf.GradientTape() as tape:
             tape.watch(W)
-            answers = [network.stateless_call(W, [], x)[0] for x in inputs]
-            L = tf.add_n([tf.reduce_sum(tf.cast(answer, tf.float32) ** 2) for answer in answers])
+            outputs = [network.stateless_call(W, [], x)[0] for x in inputs]
+            L = tf.add_n([tf.reduce_sum(tf.cast(output, tf.float32) ** 2) for output in outputs])
         return tape.gradient(L, W)
 
     inputs = [IMAGES * (0.5 + 0.01 * k) for k in range(32)]

@@ -223,7 +223,7 @@ def _stored(box: Sequence[float], image: Listed, shape: Sequence[int], pixels: s
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         other = next(name for name in PIXELS if name != pixels)
         raise InputError(
-            f"{where}: bbox {box} lies outside image {image.image_id} of {width} x {height} pixels; are "
+            f"{where}: bbox {box} is outside image {image.image_id} of {width} x {height} pixels; are "
             f"these the {other} images' pixels? (--prediction_pixels={other})"
         )
     scale = np.ones(4)

@@ -133,7 +133,7 @@ def sentence(first: str, second: str, difference: Difference) -> str:
     """Returns text such as "detectorgan − cut_paste = +0.03 [−0.01, +0.07], 80 groups: not shown"."""
     value, low, high = difference.interval
     if value is None or low is None or high is None:
-        return f"{first} − {second}: undefined, the test images hold no object"
+        return f"{first} − {second}: undefined, the test images contain no objects"
     if low > 0 or high < 0:
         verdict = f"{first if low > 0 else second} is better"
     else:
@@ -217,7 +217,7 @@ def seeds_sentence(first: str, second: str, difference: Difference, adjusted_p: 
     """Returns text such as "a − b = +0.030 [−0.010, +0.070], 5 seeds, 80 groups, p 0.12 (Holm): ..."."""
     value, low, high = difference.interval
     if value is None or low is None or high is None or adjusted_p is None:
-        return f"{first} − {second}: undefined, the test images hold no object"
+        return f"{first} − {second}: undefined, the test images contain no objects"
     shown = (low > 0 or high < 0) and adjusted_p < 1 - LEVEL
     half_width = max(value - low, high - value)
     if shown:

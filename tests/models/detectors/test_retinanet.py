@@ -210,12 +210,12 @@ def test_registered_detectors_have_no_keras_normalization(name):
     assert not DET.network.non_trainable_variables  # there are no moving averages
     # As many outputs as anchors, also if the image is smaller than a stride (64 px at stride 128).
     places = len(DET.points.centers) if name == "fcos_small" else len(DET.anchors)
-    answers = DET.call(DET.weights, tf.random.normal([1, side, side, 1]))
-    logits = answers.pop("classification")
+    outputs = DET.call(DET.weights, tf.random.normal([1, side, side, 1]))
+    logits = outputs.pop("classification")
     assert logits.shape[1:] == (places, 2)
     # Initial probabilities are near 0.01 (Lin et al. 2017), the other outputs near 0.
     assert 0.005 < float(tf.reduce_mean(tf.sigmoid(logits))) < 0.02
-    assert all(abs(float(tf.reduce_mean(answer))) < 0.1 for answer in answers.values())
+    assert all(abs(float(tf.reduce_mean(output))) < 0.1 for output in outputs.values())
 
 
 def test_layer_walk_covers_every_registered_detector():
