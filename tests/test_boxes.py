@@ -18,7 +18,7 @@ def some(count=50, seed=0):
         (boxes.to_center, boxes.from_center, [2.0, 3.0, 7.0, 5.0], [4.5, 4.0, 5.0, 2.0]),
     ],
 )
-def test_conversions_are_inverse_pairs(there, back, first, expected):
+def test_box_conversions_are_inverse_pairs(there, back, first, expected):
     np.testing.assert_array_equal(there(first), expected)
     np.testing.assert_allclose(back(there(some())), some(), rtol=1e-5)
 
@@ -33,7 +33,7 @@ def test_relative_coordinates_are_those_of_tensorflow():
     assert abs(rows.max() - 60) <= 1
 
 
-def test_area_intersection_iou_and_iobb_by_hand():
+def test_iou_and_iobb_by_hand():
     a = tf.constant([[0.0, 0.0, 4.0, 2.0], [10.0, 10.0, 11.0, 11.0], [0.0, 0.0, 0.0, 0.0]])
     b = tf.constant([[2.0, 0.0, 6.0, 4.0]])
     np.testing.assert_array_equal(boxes.area(a), [8, 1, 0])
@@ -54,7 +54,7 @@ def test_iou_is_pairwise_in_batches_and_symmetric():
     assert boxes.iou(a, tf.zeros([0, 4])).shape == (12, 0)
 
 
-def test_area_of_a_box_with_swapped_corners_is_0():
+def test_area_of_an_inverted_box_is_zero():
     np.testing.assert_array_equal(boxes.area(tf.constant([[5.0, 5.0, 1.0, 1.0]])), [0])
 
 
@@ -70,7 +70,7 @@ def test_mask_is_1_where_the_pixel_centre_is_inside():
     expected = np.zeros([4, 5])
     expected[1:3, 2:4] = 1
     np.testing.assert_array_equal(boxes.mask(tf.constant([2.0, 1.0, 4.0, 3.0]), 4, 5), expected)
-    # A box that is up to half a pixel larger or smaller contains the same centres.
+    # Boxes that are up to half a pixel larger or smaller contain the same centres.
     np.testing.assert_array_equal(boxes.mask(tf.constant([2.4, 0.6, 3.6, 3.4]), 4, 5), expected)
     assert boxes.mask(some(6), 4, 5).shape == (6, 4, 5)
     np.testing.assert_array_equal(boxes.mask(tf.zeros([4]), 4, 5), np.zeros([4, 5]))
@@ -92,7 +92,7 @@ def test_feathered_mask_decreases_linearly_with_the_distance_from_the_box():
 
 def test_affine_maps_boxes_and_keeps_corners_in_order():
     box = tf.constant([[2.0, 3.0, 7.0, 5.0]])
-    # Mirrored left to right in an image of width 10 (x -> 10 - x), and half as high.
+    # Mirrored left to right in an image of width 10: x -> 10 - x; half the height.
     scale, offset = tf.constant([[0.5, -1.0]]), tf.constant([[0.0, 10.0]])
     np.testing.assert_array_equal(boxes.affine(box, scale, offset), [[3, 1.5, 8, 2.5]])
     undone = boxes.affine(boxes.affine(some(), scale, offset), 1 / scale, -offset / scale)

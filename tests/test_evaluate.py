@@ -23,7 +23,7 @@ def read(path):
     return json.loads(path.read_text("utf-8"))
 
 
-def test_the_loaded_detector_is_the_one_that_was_trained(run_dir, finished_run, capsys):
+def test_evaluate_reproduces_the_metrics_of_training(run_dir, finished_run, capsys):
     folder = run_dir / "arms" / "cut_paste" / "evaluation"
     shutil.rmtree(folder)
     score(run_dir)
@@ -36,7 +36,7 @@ def test_the_loaded_detector_is_the_one_that_was_trained(run_dir, finished_run, 
     assert f"cut_paste: metrics and detections in {folder}" in printed
 
 
-def test_other_images_have_a_folder_of_their_own(run_dir, tiny_phantom, capsys):
+def test_evaluation_set_has_its_own_directory(run_dir, tiny_phantom, capsys):
     before = read(run_dir / "arms" / "cut_paste" / "evaluation" / "metrics.json")
     score(run_dir, data_dir=str(tiny_phantom("elsewhere", seed=9, test_images=3)), split="test")
     (folder,) = (run_dir / "arms" / "cut_paste" / "evaluation").glob("elsewhere-*")
@@ -49,14 +49,14 @@ def test_other_images_have_a_folder_of_their_own(run_dir, tiny_phantom, capsys):
     assert "elsewhere" in capsys.readouterr().out
 
 
-def test_a_run_s_own_images_are_known_wherever_they_lie(run_dir, tmp_path):
+def test_moved_data_set_is_recognised_as_the_runs_own(run_dir, tmp_path):
     own = read(run_dir / "config.json")["data_dir"]
     moved = shutil.copytree(own, tmp_path / "moved")
     assert run_directory.reopen(str(run_dir)).evaluation_set == ""
     assert run_directory.reopen(str(run_dir), str(moved)).evaluation_set == ""
 
 
-def test_another_main_iou_is_scored_anew(run_dir):
+def test_changed_primary_iou_is_scored_again(run_dir):
     config = read(run_dir / "config.json")
     (run_dir / "config.json").write_text(json.dumps({**config, "primary_iou": 0.5}), "utf-8")
     score(run_dir)
@@ -73,7 +73,7 @@ def test_another_main_iou_is_scored_anew(run_dir):
         ({"data_dir": "nowhere"}, "not a prepared data set"),
     ],
 )
-def test_bad_input(run_dir, tiny_phantom, options, message):
+def test_invalid_options_raise(run_dir, tiny_phantom, options, message):
     changes = {"smaller": {"size": 16}, "unvalidated": {"validation_images": 0}}.get(options.get("data_dir"))
     if changes:
         options = {**options, "data_dir": str(tiny_phantom(options["data_dir"], **changes))}
@@ -81,12 +81,12 @@ def test_bad_input(run_dir, tiny_phantom, options, message):
         score(run_dir, **options)
 
 
-def test_no_run(tmp_path):
+def test_directory_without_a_run_raises(tmp_path):
     with pytest.raises(InputError, match="no run there"):
         score(tmp_path)
 
 
-def test_data_that_are_gone(run_dir, tmp_path):
+def test_missing_data_set_raises(run_dir, tmp_path):
     config = read(run_dir / "config.json")
     (run_dir / "config.json").write_text(json.dumps({**config, "data_dir": str(tmp_path / "gone")}), "utf-8")
     with pytest.raises(
@@ -95,7 +95,7 @@ def test_data_that_are_gone(run_dir, tmp_path):
         score(run_dir)
 
 
-def test_a_run_of_another_version(run_dir):
+def test_run_of_another_version_raises(run_dir):
     config = read(run_dir / "config.json")
     (run_dir / "config.json").write_text(json.dumps({**config, "lambda_magic": 1}), "utf-8")
     with pytest.raises(InputError, match="written by another version, .*lambda_magic"):

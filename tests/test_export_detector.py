@@ -42,7 +42,7 @@ def exported(finished_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(finished_run):
-    """Ids and stored pixels of the run's test images."""
+    """Returns the ids and stored pixels of the run's test images."""
     data = json.loads((finished_run / "config.json").read_text())["data_dir"]
     dataset = records.open_dataset(data)
     rows = [dataset.decode(one) for s in ("test_labelled", "test_clean") for one in dataset.serialized(s)]
@@ -50,7 +50,7 @@ def images(finished_run):
     return [int(row.image_id) for row in rows], np.stack(pixels)
 
 
-def test_a_full_disk_is_one_error_and_nothing_is_left(finished_run, small_disk):
+def test_full_disk_raises_one_error_and_leaves_no_files(finished_run, small_disk):
     with pytest.raises((OSError, tf.errors.OpError)) as caught:
         export_detector.main(Export(run_dir=str(finished_run), arm="cut_paste", out=str(small_disk / "out")))
     assert disk.fault(caught.value).endswith("No space left on device")
@@ -58,7 +58,7 @@ def test_a_full_disk_is_one_error_and_nothing_is_left(finished_run, small_disk):
 
 
 @pytest.mark.parametrize("script", [KERAS_FILE, SAVED_MODEL], ids=["keras", "saved_model"])
-def test_a_fresh_process_finds_what_evaluate_found(exported, images, finished_run, tmp_path, script):
+def test_exported_detector_in_a_new_process_equals_evaluate(exported, images, finished_run, tmp_path, script):
     ids, pixels = images
     np.save(tmp_path / "images.npy", pixels)
     arguments = [str(exported), str(tmp_path / "images.npy"), str(tmp_path / "found.npz")]
@@ -77,8 +77,8 @@ def test_a_fresh_process_finds_what_evaluate_found(exported, images, finished_ru
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["retinanet_small", "fcos_small", "retinanet_kerashub"])
-def test_registered_detectors_leave_in_both_forms(name, tmp_path):
-    """With first weights and two classes, loaded in this process; the others have the parts of these."""
+def test_registered_detectors_are_exported_in_both_formats(name, tmp_path):
+    """With initial weights and two classes; other detectors have the same parts."""
     if name == "retinanet_kerashub":
         pytest.importorskip("keras_hub", reason="pip install -c constraints.txt '.[kerashub]'")
     model = ServedDetector(name, (64, 64, 3), 2, 8, {})
@@ -95,7 +95,7 @@ def test_registered_detectors_leave_in_both_forms(name, tmp_path):
             np.testing.assert_allclose(found[key], value, rtol=1e-4, atol=2e-3, err_msg=key)
 
 
-def test_the_signature_is_what_the_card_says(exported):
+def test_signature_agrees_with_detector_json(exported):
     card = json.loads((exported / "detector.json").read_text())
     signature = tf.saved_model.load(str(exported / "saved_model/1")).signatures["serving_default"]
     (given,) = signature.structured_input_signature[1].values()
@@ -106,7 +106,7 @@ def test_the_signature_is_what_the_card_says(exported):
     assert card["class_names"] == ["nodule"]
 
 
-def test_only_an_exported_detector_is_written_over_and_only_when_asked(exported, finished_run, tmp_path):
+def test_overwrite_replaces_only_an_exported_detector(exported, finished_run, tmp_path):
     options = {"run_dir": str(finished_run), "arm": "cut_paste"}
     out = shutil.copytree(exported, tmp_path / "again")
     with pytest.raises(InputError, match="--overwrite"):
@@ -116,6 +116,6 @@ def test_only_an_exported_detector_is_written_over_and_only_when_asked(exported,
         export_detector.main(Export(**options, out=str(tmp_path), overwrite=True))
 
 
-def test_an_arm_that_is_not_finished(finished_run, tmp_path):
+def test_export_of_an_unfinished_arm_raises(finished_run, tmp_path):
     with pytest.raises(InputError, match="no final detector of acgan; run"):
         export_detector.main(Export(run_dir=str(finished_run), arm="acgan", out=str(tmp_path / "x")))

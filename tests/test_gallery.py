@@ -37,8 +37,8 @@ def decoded(uri):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1]))))
 
 
-def test_change_in_the_box_and_away_from_it():
-    """+40 in the box; -5 two pixels beside it, which still is its surround; -9 in a corner."""
+def test_change_inside_and_outside_the_crop():
+    """+40 in the box; -5 two pixels from it, which is part of the crop; -9 in a corner."""
     item = entry()
     item["inserted"][30, 32] -= 5
     assert change(item)[1:] == (40.0, 0.0)
@@ -62,17 +62,17 @@ def test_colors_of_the_difference():
     assert 20 < colors[3][1] < 255
 
 
-def test_crop_takes_the_surround_but_stays_inside_the_image():
+def test_crop_has_a_margin_and_is_clipped_to_the_image():
     image = np.arange(64 * 64, dtype=np.int64).reshape(64, 64, 1)
-    inner = crop(image, (20, 24, 30, 36))  # 10 x 12, quarter 3, so 8 around
+    inner = crop(image, (20, 24, 30, 36))  # 10 x 12, a quarter is 3, so the margin is 8
     assert inner.shape == (28, 26, 1)
     assert inner[0, 0, 0] == 16 * 64 + 12
-    assert crop(image, (0, 0, 40, 40)).shape == (50, 50, 1)  # a quarter of 40 on the two free sides
+    assert crop(image, (0, 0, 40, 40)).shape == (50, 50, 1)  # margin 10 on the two sides inside the image
     assert crop(image, (63.5, 63.5, 64, 64)).shape == (9, 9, 1)
     assert crop(image, (70, 70, 80, 80)).size > 0
 
 
-def test_an_embedded_image_is_exact_or_shrunk():
+def test_embedded_image_is_exact_or_shrunk():
     small = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     np.testing.assert_array_equal(decoded(image_uri(small)), small)
     np.testing.assert_array_equal(decoded(image_uri(small[..., :1])), small[..., 0])
@@ -82,7 +82,7 @@ def test_an_embedded_image_is_exact_or_shrunk():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_gallery_needs_no_other_file_and_escapes(tmp_path, channels):
+def test_gallery_is_self_contained_and_escapes_html(tmp_path, channels):
     items = [entry(channels, caption=f"<script>alert({n})</script> & co") for n in range(3)]
     path = write_gallery(tmp_path / "new", {"First made": items}, "<b>tiles</b>")
     page = path.read_text()
@@ -95,16 +95,16 @@ def test_gallery_needs_no_other_file_and_escapes(tmp_path, channels):
     np.testing.assert_array_equal(np.atleast_3d(decoded(sources[1])), items[0]["inserted"])
     assert page.count('x="20.0" y="24.0" width="10.0" height="12.0"') == 3
     assert "±40 of 255 grey levels" in page
-    assert "largest change 40 in the box,\n0 away from it" in page
+    assert "largest change 40 in the box,\n0 outside" in page
 
 
-def test_an_empty_gallery_is_a_page_too(tmp_path):
+def test_empty_gallery_is_a_valid_page(tmp_path):
     page = write_gallery(tmp_path, {}, "none").read_text()
     assert "<h1>none</h1>" in page
     assert "<figure" not in page
 
 
-def test_a_rounding_error_is_not_blown_up_to_a_damage(tmp_path):
+def test_difference_scale_has_a_minimum(tmp_path):
     item = entry()
     item["inserted"] = item["background"] + np.uint8(1)
     assert "±8 of 255" in write_gallery(tmp_path, {"First made": [item]}, "t").read_text()

@@ -1,4 +1,4 @@
-"""Every loss compared with results by hand. ln 2 = 0.6931, ln 3 = 1.0986, ln 4 = 1.3863."""
+"""Losses by hand arithmetic. ln 2 = 0.6931, ln 3 = 1.0986, ln 4 = 1.3863."""
 
 import keras_cv
 import numpy as np
@@ -10,8 +10,8 @@ from tf_detectorgan import losses
 LN2, LN3, LN4 = np.log(2), np.log(3), np.log(4)
 
 
-def test_focal_at_logit_0_by_hand():
-    """p = 1/2, cross-entropy ln 2, (1 - p)^2 = 1/4; alpha is 1/4 for the anchor's class, otherwise 3/4."""
+def test_focal_at_logit_0():
+    """Logit 0: p = 1/2, cross-entropy ln 2, (1 - p)^2 = 1/4; alpha 1/4 for the class, 3/4 for others."""
     logits = tf.zeros([1, 1, 2])
     own, other = 0.25 * 0.25 * LN2, 0.75 * 0.25 * LN2
     np.testing.assert_allclose(losses.focal(logits, tf.constant([[1]])), [own + other], rtol=1e-6)
@@ -20,15 +20,15 @@ def test_focal_at_logit_0_by_hand():
     )
 
 
-def test_focal_of_a_right_and_a_wrong_prediction_by_hand():
-    """Logit ln 3: p = 3/4. Right: 1/4 (1/4)^2 ln(4/3). Wrong: 3/4 (3/4)^2 ln 4, 130 times as much."""
+def test_focal_weights_easy_anchors_less():
+    """Logit ln 3: p = 3/4. Correct: 1/4 (1/4)^2 ln(4/3). Wrong: 3/4 (3/4)^2 ln 4, 130 times as large."""
     logits = tf.fill([1, 1, 1], float(LN3))
     right, wrong = 0.25 / 16 * (LN4 - LN3), 0.75 * 9 / 16 * LN4
     np.testing.assert_allclose(losses.focal(logits, tf.constant([[0]])), [right], rtol=1e-5)
     np.testing.assert_allclose(losses.focal(logits, tf.constant([[losses.BACKGROUND]])), [wrong], rtol=1e-5)
 
 
-def test_focal_has_no_loss_for_ignored_anchors_and_one_value_per_image():
+def test_focal_excludes_ignored_anchors_and_sums_per_image():
     classes = tf.constant([[0, losses.IGNORED], [losses.IGNORED, losses.IGNORED]])
     logits = tf.Variable([[[0.0], [9.0]], [[5.0], [-5.0]]])
     with tf.GradientTape() as tape:
@@ -40,7 +40,7 @@ def test_focal_has_no_loss_for_ignored_anchors_and_one_value_per_image():
 
 
 def test_focal_and_its_gradient_are_finite_at_extreme_logits():
-    """With logit 200, a wrong prediction has the loss alpha * 200; with log(p) it would be infinite."""
+    """A wrong logit of 200 has loss alpha * 200; the formula with log(p) would give infinity."""
     logits = tf.Variable([[[-200.0]], [[200.0]]])
     classes = tf.constant([[0], [losses.BACKGROUND]])
     with tf.GradientTape() as tape:
@@ -80,7 +80,7 @@ def test_smooth_l1_equals_keras_cv():
     np.testing.assert_allclose(losses.smooth_l1(predicted, target, tf.constant(classes)), expected, rtol=1e-5)
 
 
-# Two images with constant logits: ln 3, for which p(real) = 3/4, and 0, for which it is 1/2.
+# Two images with constant logits: ln 3, which is p(real) = 3/4, and 0, which is 1/2.
 LOGITS = tf.constant([[[[LN3]] * 2] * 2, [[[0.0]] * 2] * 2], tf.float32)
 
 
@@ -137,8 +137,8 @@ def test_l1_is_the_mean_per_image():
     np.testing.assert_allclose(losses.l1(a, b), [(2 + 3) / 4, 1 / 4])
 
 
-def test_bbox_loss_depends_on_the_box_only():
-    """Two of four pixels are in the box, with differences 0.2 and 0.4; 9 outside. An empty mask: loss 0."""
+def test_bbox_loss_depends_only_on_the_box():
+    """Two of four pixels in the box: differences 0.2 and 0.4; 9 outside. With an empty mask the loss is 0."""
     synthetic = tf.Variable(tf.reshape([0.2, 9.0, 0.4, 9.0] * 2, [2, 2, 2, 1]))
     exemplars = tf.zeros([2, 2, 2, 1])
     mask = tf.reshape([1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [2, 2, 2, 1])

@@ -1,4 +1,4 @@
-"""Poisson blending: position, no change outside the box, and the exemplar's gradients inside."""
+"""Poisson blending: only inside the mask, with the exemplar's gradients and the background's level."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def insertion(boxes, exemplars, height=32):
 
 
 def smooth(rng, channels):
-    """Returns smooth images [2, 32, 40, C], sums of waves."""
+    """Returns images [2, 32, 40, C] of smooth waves."""
     v, u = np.mgrid[:32, :40]
     waves = [np.sin(u / 9 + rng.uniform(0, 6)) * np.cos(v / 11) * 0.4 for _ in range(2 * channels)]
     return np.moveaxis(np.reshape(waves, [2, channels, 32, 40]), 1, -1).astype(np.float32)
@@ -30,16 +30,16 @@ def smooth(rng, channels):
 @pytest.mark.parametrize(
     "box", [[10, 8, 21, 17], [0, 0, 9, 7], [31, 25, 40, 32], [12.3, 5.6, 18.9, 14.2]], ids=str
 )
-def test_blending_an_image_into_itself_changes_nothing(channels, box):
-    """For every position of the box. A shift by one pixel would be found: no two places are equal."""
+def test_blending_an_image_into_itself_is_the_identity(channels, box):
+    """For every box. The image has no two equal places, so a shift by one pixel would be detected."""
     x = smooth(np.random.default_rng(0), channels)
     blended = poisson_blend(x, insertion([box] * 2, x)).numpy()
     assert blended.dtype == np.float32
     np.testing.assert_allclose(blended, x, atol=1.6 * LEVEL)
 
 
-def test_blending_keeps_the_contrast_of_the_object_and_the_pixels_outside():
-    """A blob on a background of 0.3 is inserted into -0.4: its height above the background stays the same."""
+def test_blend_keeps_the_background_outside_and_removes_the_object_level():
+    """A blob on level 0.3 is blended into level -0.4: its height above the surroundings is unchanged."""
     v, u = np.mgrid[:32, :40]
     blob = 0.5 * np.exp(-((u - 20.5) ** 2 + (v - 15.5) ** 2) / 18)
     exemplar = (0.3 + blob)[None, ..., None].astype(np.float32)
@@ -52,8 +52,8 @@ def test_blending_keeps_the_contrast_of_the_object_and_the_pixels_outside():
     np.testing.assert_allclose(blended[near] - (-0.4), blob[near], atol=4 * LEVEL)
 
 
-def test_padding_is_unchanged():
-    """The content has 24 rows and the box is at its lower edge, so the margin overlaps with the padding."""
+def test_blend_keeps_padding_black():
+    """Content of 24 rows, the box at its lower edge: the margin of one pixel would reach the padding."""
     x = np.full([1, 32, 40, 1], -1.0, np.float32)
     x[:, :24] = 0.2
     exemplar = smooth(np.random.default_rng(1), 1)[:1]

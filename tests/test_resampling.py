@@ -1,4 +1,4 @@
-"""Compares resampling with NumPy slices, results by hand, TensorFlow's crop and central differences."""
+"""Compares resampling with NumPy slices, hand arithmetic, TensorFlow's crop and central differences."""
 
 import numpy as np
 import pytest
@@ -28,12 +28,12 @@ def test_mirroring_copies_pixels_of_the_valid_content():
     assert np.isin(mirrored[:, 3], image[:, :3]).all(), "there is padding in the content"
 
 
-def test_half_pixel_shift_is_the_mean_of_neighbours():
+def test_half_pixel_shift_gives_means_of_neighbours():
     np.testing.assert_allclose(run([[0.0, 1.0, 3.0]] * 3, (1, 1), (0, 0.5))[0], [0.0, 0.5, 2.0])
 
 
-def test_zoom_by_2_by_hand():
-    # Pixel centres 0.5, 1.5, 2.5, 3.5 map from 0.25, 0.75, 1.25, 1.75, a quarter of a pixel from centres.
+def test_zoom_two_by_hand():
+    # Pixel centres 0.5, 1.5, 2.5, 3.5 come from 0.25, 0.75, 1.25, 1.75, a quarter pixel from the centres.
     np.testing.assert_allclose(run([[0.0, 1.0, 0.0, 0.0]] * 4, (2, 2), (0, 0))[0], [0, 0.25, 0.75, 0.75])
 
 
@@ -46,7 +46,7 @@ def test_valid_mask_is_true_on_the_content():
 
 
 def ramp(height, width):
-    """Returns an image whose channels are the x and y of each pixel's centre."""
+    """Returns an image with the pixel centres' x in channel 0 and y in channel 1."""
     y, x = np.mgrid[:height, :width] + 0.5
     return tf.constant(np.stack([x, y], -1)[None], tf.float32)
 
@@ -82,7 +82,7 @@ def test_crop_of_boxes_of_any_size(box):
     np.testing.assert_allclose(tf.reduce_mean(inner, [0, 1, 2]), centre, rtol=1e-4)
 
 
-def test_crop_outside_the_image_is_0():
+def test_crop_outside_of_the_image_is_zero():
     found = crop(tf.ones([1, 16, 16, 1]), tf.constant([[8.0, 8.0, 24.0, 24.0]]), 16, 0.0)[0, :, :, 0]
     np.testing.assert_array_equal(found, np.pad(np.ones((8, 8)), (0, 8)))
 
@@ -139,7 +139,7 @@ def test_gradient_of_crop_and_cut_equals_central_differences():
         np.testing.assert_allclose(found[index], difference, atol=1e-8)
 
 
-def test_crop_and_cut_have_no_gradient_with_respect_to_boxes():
+def test_crop_has_no_gradient_with_respect_to_boxes():
     images, boxes = tf.ones([1, 8, 8, 1]), tf.constant([[1.0, 1.0, 5.0, 6.0]])
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(boxes)

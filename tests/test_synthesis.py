@@ -1,4 +1,4 @@
-"""The three forms of a synthetic set, record file, COCO file and PNGs, say the same; provenance is true."""
+"""Record file, COCO file and PNGs of a synthetic set agree; its provenance is correct."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ NAMES = ("blowhole", "crack")
 
 
 class Tiles:
-    """4 clean and 5 labelled images in memory, with `records.Dataset`'s interface."""
+    """4 clean and 5 labelled images in memory, with the interface of `records.Dataset`."""
 
     name = "tiles"
     class_names = NAMES
@@ -105,7 +105,7 @@ def make(
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """sets(bit depth, channels, objects): (data set, directory, records) of one made once."""
+    """Returns sets(bit_depth, channels, objects) -> (data set, directory, records), cached."""
     finished = {}
 
     def once(bit_depth=8, channels=1, objects=1):
@@ -125,7 +125,7 @@ def made(request, sets):
     return sets(*request.param)
 
 
-def test_a_full_disk_leaves_what_was_there(small_disk):
+def test_full_disk_keeps_the_existing_set(small_disk):
     (small_disk / "synthetic").mkdir()
     (small_disk / "synthetic" / "synthetic.tfrecord").write_bytes(b"old")
     with pytest.raises((OSError, tf.errors.ResourceExhaustedError)) as caught:
@@ -170,22 +170,25 @@ def test_records_coco_and_png_agree(made):
         assert coco.cats[annotation["category_id"]]["name"] == NAMES[int(record.labels[0])]
 
 
-def test_provenance_is_true(made):
-    """The named background stands far from the box, an object of the named image is in it; groups of both."""
+def test_provenance_agrees_with_pixels_and_groups(made):
+    """The image is its background outside the box and its matched object inside; it has both groups."""
     dataset, _, found = made
     pasted = 0
     for record in found:
-        said = json.loads(record.provenance.numpy())
-        assert set(said) == {
+        provenance = json.loads(record.provenance.numpy())
+        assert set(provenance) == {
             "method", "checkpoint", "seed", "deterministic", "number", "background_id", "objects",
         }  # fmt: skip
-        assert said["deterministic"] == is_op_determinism_enabled()
-        (inserted,) = said["objects"]
+        assert provenance["deterministic"] == is_op_determinism_enabled()
+        (inserted,) = provenance["objects"]
         assert set(inserted) == {"matched_id", "residual_scale", "box"}
-        assert (said["method"], said["checkpoint"], said["seed"]) == ("cut_paste", "abc", 0)
-        assert said["number"] + 1 == int(record.image_id)
+        assert (provenance["method"], provenance["checkpoint"], provenance["seed"]) == ("cut_paste", "abc", 0)
+        assert provenance["number"] + 1 == int(record.image_id)
         np.testing.assert_allclose(inserted["box"], record.boxes[0], atol=1e-3)
-        background, matched = dataset.by_id(said["background_id"]), dataset.by_id(inserted["matched_id"])
+        background, matched = (
+            dataset.by_id(provenance["background_id"]),
+            dataset.by_id(inserted["matched_id"]),
+        )
         assert background["image_id"] < 100 <= matched["image_id"]
         groups = {g.decode() for g in record.groups.numpy()}
         assert groups == {*background["groups"], *matched["groups"]}
@@ -210,7 +213,7 @@ def test_provenance_is_true(made):
     assert pasted == COUNT
 
 
-def test_the_directory_is_complete_and_alone(made):
+def test_directory_has_exactly_the_expected_files(made):
     _, directory, _ = made
     assert {file.name for file in directory.iterdir()} == {
         "synthetic.tfrecord",
@@ -225,8 +228,8 @@ def test_the_directory_is_complete_and_alone(made):
     assert [file.name for file in directory.parent.iterdir()] == ["synthetic"]
 
 
-def test_audit_of_pastes(made):
-    """Objects are there, they are copies of real ones, and elsewhere nothing changes."""
+def test_audit_of_cut_paste_by_hand(made):
+    """The objects are copies of real ones, and pixels outside of the boxes are unchanged."""
     dataset, directory, _ = made
     found = json.loads((directory / "audit.json").read_text())
     assert found["objects"] == COUNT == len(found["per_object"]["nearest"])
@@ -252,12 +255,12 @@ def test_image_i_is_a_function_of_seed_and_i(sets, tmp_path):
     assert all(a != b for a, b in zip(first, other, strict=True))
 
 
-def test_several_objects_share_an_image_and_do_not_touch(sets):
-    """Each looks as it does alone; the first is the one that an image of one object has."""
+def test_several_objects_in_an_image_do_not_overlap(sets):
+    """Each object equals the same object inserted alone; the first is that of an image with one object."""
     dataset, directory, several = sets(objects=3)
     _, _, alone = sets()
     counts = [len(record.boxes) for record in several]
-    assert set(counts) == {1, 2, 3}  # some would touch: images are small here
+    assert set(counts) == {1, 2, 3}  # images are small, so that some objects would overlap
     for record, single in zip(several[:COUNT], alone, strict=True):
         assert objects_of(record)[0] == objects_of(single)[0]
         background = dataset.by_id(json.loads(record.provenance.numpy())["background_id"])
@@ -269,23 +272,26 @@ def test_several_objects_share_an_image_and_do_not_touch(sets):
         np.testing.assert_array_equal(pixels[near[0]], one[near[0]])
         nowhere = ~near.any(0)
         np.testing.assert_array_equal(pixels[nowhere], background["image"][nowhere])
-        for said, box, label in zip(objects_of(record), record.boxes, record.labels, strict=True):
-            np.testing.assert_allclose(said["box"], box, atol=1e-3)
-            assert label in dataset.by_id(said["matched_id"])["labels"]
+        for provenance, box, label in zip(objects_of(record), record.boxes, record.labels, strict=True):
+            np.testing.assert_allclose(provenance["box"], box, atol=1e-3)
+            assert label in dataset.by_id(provenance["matched_id"])["labels"]
             x0, y0, x1, y1 = box.numpy().astype(int)
             assert not np.array_equal(pixels[y0:y1, x0:x1], background["image"][y0:y1, x0:x1])
         groups = {g.decode() for g in record.groups.numpy()}
-        parents = [background, *(dataset.by_id(said["matched_id"]) for said in objects_of(record))]
+        parents = [
+            background,
+            *(dataset.by_id(provenance["matched_id"]) for provenance in objects_of(record)),
+        ]
         assert groups == {group for parent in parents for group in parent["groups"]}
     coco = COCO(str(directory / "annotations.json"))
     assert [len(coco.getAnnIds([int(record.image_id)])) for record in several] == counts
     found = json.loads((directory / "audit.json").read_text())
     assert found["made"] == found["objects"] == sum(counts)
-    assert found["change_outside_worst"] < 0.5 / 255  # each is measured alone
+    assert found["change_outside_worst"] < 0.5 / 255  # each object is measured separately
 
 
 class HeldOut:
-    """Ranks images by the parity of their matched image's id; finds nothing in a background."""
+    """The rank is the parity of the matched image's id; nothing is found in a background."""
 
     def score_objects(self, images, boxes, labels, matched_ids):
         assert len(images) == len(boxes) == len(labels) == len(matched_ids)
@@ -296,29 +302,29 @@ class HeldOut:
         return 0.5
 
 
-def test_the_gallery_shows_first_best_median_and_worst():
-    """30 images whose audit is their number's last digit; ties are for the earlier one."""
+def test_gallery_shows_first_highest_median_and_lowest_ranks():
+    """Ranks of 30 images are the last digits of their numbers; of equal ranks the first is taken."""
     shown = synthesis._Shown()
     for number in range(30):
-        shown.offer(number, number % 10 / 16, number)
+        shown.add(number, number % 10 / 16, number)
     first, best, median, worst = shown.sections().values()
     assert first == list(range(24))
     assert best == [9, 19, 29, 8, 18, 28, 7, 17]
     assert median == [4, 5, 14, 15, 3, 6, 13, 16]
     assert worst == [0, 10, 20, 1, 11, 21, 2, 12]
     sections = {heading: [{"caption": str(n)} for n in some] for heading, some in shown.sections().items()}
-    captions = [one["caption"] for one in synthesis._picked(sections)]
+    captions = [one["caption"] for one in synthesis._for_contact_sheet(sections)]
     assert captions[:8] == list("01234567")
-    assert captions[8:10] == ["Best by audit: 9", "Best by audit: 19"]
+    assert captions[8:10] == ["Highest audit ranks: 9", "Highest audit ranks: 19"]
     assert captions[10:] == [
-        "About the median by audit: 4",
-        "About the median by audit: 5",
-        "Worst by audit: 0",
-        "Worst by audit: 10",
+        "Median audit ranks: 4",
+        "Median audit ranks: 5",
+        "Lowest audit ranks: 0",
+        "Lowest audit ranks: 10",
     ]
 
 
-def test_objects_that_fail_the_audit_are_left_out_and_counted(sets, tmp_path):
+def test_objects_below_min_audit_are_left_out_and_counted(sets, tmp_path):
     dataset, _, every = sets(objects=3)
     options = {"held_out": HeldOut(), "objects": 3, "count": SEVERAL}
     good = make(dataset, tmp_path / "good", min_audit=0.5, **options)
@@ -338,7 +344,7 @@ def test_objects_that_fail_the_audit_are_left_out_and_counted(sets, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_failing_insertion_leaves_the_set_that_was_there(sets, tmp_path):
+def test_failing_insertion_keeps_the_existing_set(sets, tmp_path):
     dataset, made, _ = sets()
     directory, calls = shutil.copytree(made, tmp_path / "synthetic"), []
 
@@ -359,7 +365,7 @@ def test_a_failing_insertion_leaves_the_set_that_was_there(sets, tmp_path):
 
 
 def test_values_out_of_range_are_clipped(tmp_path):
-    """A generator in `full` mode stays within [-1, 1]; rounding must not wrap around at the ends."""
+    """Conversion to integers must not wrap around, for values outside of [-1, 1]."""
     dataset = Tiles(8, 1)
 
     def beyond(batch):
@@ -371,7 +377,7 @@ def test_values_out_of_range_are_clipped(tmp_path):
         np.testing.assert_array_equal(records.to_stored(record.image.numpy(), 8), level)
 
 
-def test_an_interruption_between_batches_leaves_nothing(tmp_path):
+def test_interruption_between_batches_leaves_no_files(tmp_path):
     stop = StopSignal()
 
     def insert(batch):

@@ -27,7 +27,7 @@ def images(folder):
     return np.stack([records.decode(schema, one).image.numpy() for one in strings])
 
 
-def test_the_run_s_seed_gives_the_run_s_images_and_more(run_dir, tmp_path, capsys):
+def test_seed_of_the_run_gives_the_images_of_the_run(run_dir, tmp_path, capsys):
     make(run_dir, count=5, seed=0, out=str(tmp_path / "again"), export=("voc", "yolo", "node21"))
     again = images(tmp_path / "again")
     assert len(again) == 5
@@ -50,7 +50,7 @@ def provenances(folder):
     return [i["provenance"] for i in json.loads((folder / "annotations.json").read_text("utf-8"))["images"]]
 
 
-def test_more_objects_join_the_one_that_is_there_anyway(run_dir, tmp_path):
+def test_objects_flag_adds_objects_and_keeps_the_first(run_dir, tmp_path):
     make(run_dir, count=5, seed=0, objects=3, export=("yolo",), out=str(tmp_path / "three"))
     three = [image["objects"] for image in provenances(tmp_path / "three")]
     one = [image["objects"] for image in provenances(run_dir / "arms" / "cut_paste" / "synthetic")]
@@ -60,7 +60,7 @@ def test_more_objects_join_the_one_that_is_there_anyway(run_dir, tmp_path):
     assert rows == [len(objects) for objects in three]
 
 
-def test_by_default_other_images_than_the_run_s_and_the_audit_can_leave_some_out(run_dir, capsys):
+def test_default_seed_gives_other_images_and_min_audit_leaves_some_out(run_dir, capsys):
     make(run_dir, count=6)
     more = run_dir / "arms" / "cut_paste" / "more"
     own = images(run_dir / "arms" / "cut_paste" / "synthetic")
@@ -80,15 +80,15 @@ def test_by_default_other_images_than_the_run_s_and_the_audit_can_leave_some_out
 
     file = run_dir / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"crossfit_folds": 0}), "utf-8")
-    with pytest.raises(InputError, match="--crossfit_folds=0"):
+    with pytest.raises(InputError, match="needs a run with --crossfit_folds"):
         make(run_dir, count=6, min_audit=0.5, overwrite=True)
 
 
-def test_a_generator_is_loaded_from_its_checkpoint(run_dir, tmp_path):
-    """A residual generator that is zero inserts what cut-and-paste does; one that adds 0.5 a share of it."""
+def test_generator_is_loaded_from_its_checkpoint(run_dir, tmp_path):
+    """A residual generator with output 0 equals cut-and-paste; with output 0.5 it adds the residual scale."""
     run = run_directory.reopen(str(run_dir))
     gan = build.gan(run.settings, "cyclegan", run.dataset, run.strategy)
-    gan.G_X.layers[-1].bias.assign([0.5])  # not what a fresh one has
+    gan.G_X.layers[-1].bias.assign([0.5])  # differs from the initial value
     phase = checkpoints.PhaseDirectory(run_dir / "arms" / "cyclegan_bbox" / "joint", gan.parts)
     phase.save(1)
     phase.finish({"steps": 1})
@@ -111,7 +111,7 @@ def test_a_generator_is_loaded_from_its_checkpoint(run_dir, tmp_path):
 
 
 @pytest.mark.nightly
-def test_the_control_has_the_boxes_of_layers_and_no_objects(run_dir, tmp_path):
+def test_boxes_only_has_the_boxes_of_superpose_and_no_objects(run_dir, tmp_path):
     def made(arm):
         make(run_dir, arm, count=4, seed=0, out=str(tmp_path / arm))
         coco = json.loads((tmp_path / arm / "annotations.json").read_text("utf-8"))
@@ -126,13 +126,13 @@ def test_the_control_has_the_boxes_of_layers_and_no_objects(run_dir, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"arm": "detectorgan"}, "the training of detectorgan's generator is not finished"),
+        ({"arm": "detectorgan"}, "the training of the generator of detectorgan is not finished"),
         ({"export": ("vco",)}, "'vco' is none of voc, yolo, node21"),
         ({"out": "strange", "overwrite": True}, "holds no synthetic images"),
         ({"out": "run/arms/cut_paste/synthetic", "overwrite": True}, "a run was trained on these images"),
     ],
 )
-def test_bad_input_writes_nothing(run_dir, tmp_path, monkeypatch, options, message):
+def test_invalid_options_raise_and_write_nothing(run_dir, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "thesis.tex").touch()
@@ -142,7 +142,7 @@ def test_bad_input_writes_nothing(run_dir, tmp_path, monkeypatch, options, messa
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_no_detector_is_trained_on_what_was_made_of_a_test_image(run_dir):
+def test_final_detector_raises_on_synthetic_images_of_a_test_group(run_dir):
     file = run_dir / "arms/cut_paste/synthetic/synthetic.tfrecord"
     run = run_directory.reopen(str(run_dir))
     (held_out,) = run.dataset.serialized("test_clean").take(1)

@@ -1,14 +1,13 @@
 """Scores the final detectors of a run: python -m tf_detectorgan.evaluate --run_dir=runs/demo --split=test.
 
-`--data_dir` scores them on another data set made by `prepare`, with the same classes and image size: another
-hospital's images, say. Written per arm: metrics and detections, with the truth, so that every number can be
-computed again.
+`--data_dir` scores them on another data set made by `prepare`, with the same classes and image size, such as
+another hospital's images. The output for each arm is metrics, detections and truth, from which all numbers
+can be recomputed.
 
-`--predictions=results.json --data_dir=data/mine` scores another framework's detections in the images of a
-data set made by `prepare`, in COCO's results format, [{"image_id", "category_id", "bbox": [x, y, width,
-height], "score"}, ...]. `image_id` is the id in the annotation file that the set was made of, or the file's
-name. A number that may be either, of different images, is an error unless --image_ids is given. Only the box
-is scored; a "segmentation" is not read.
+`--predictions=results.json --data_dir=data/mine` scores detections of another framework in the images of a
+data set made by `prepare`. The file has COCO's results format, [{"image_id", "category_id", "bbox": [x, y,
+width, height], "score"}, ...]. `image_id` is the id in the annotation file of the data set, or the file's
+name; --image_ids decides if a number can be both. Boxes are scored; "segmentation" is ignored.
 """
 
 from __future__ import annotations
@@ -43,38 +42,36 @@ class Evaluate:
     """Options of `python -m tf_detectorgan.evaluate`."""
 
     run_dir: str = option("runs/phantom", "A run of tf_detectorgan.train.")
-    arm: tuple[str, ...] = option((), "Arms to score; empty: all finished ones.", choices=tuple(ARMS))
-    split: str = option("test", "Images to score on.", choices=("test", "validation"))
+    arm: tuple[str, ...] = option((), "Arms to score; empty: all finished arms.", choices=tuple(ARMS))
+    split: str = option("test", "Split to score.", choices=("test", "validation"))
     data_dir: str = option(
-        "", "Another prepared data set, or the present directory of the run's own; empty: the run's."
+        "", "Another prepared data set, or the new location of the run's; empty: the run's."
     )
-    predictions: str = option("", "Score this file, COCO's results list, in place of a run's detectors.")
+    predictions: str = option("", "Score this file in COCO's results format instead of a run's detectors.")
     prediction_pixels: str = option(
-        "original",
-        "Unit of the boxes: pixels of the original image files, or of the prepared images.",
-        PIXELS,
+        "original", "Whether its boxes are in pixels of the image files or of the prepared images.", PIXELS
     )
     prediction_categories: str = option(
         "",
-        "COCO file with the names of its category_id; empty: 1, 2, ... in the order of the data set's "
-        "classes.",
+        "COCO file with the name of each category_id; empty: they are 1, 2, ... in the order of the data "
+        "set's classes.",
     )
     image_ids: str = option(
         "auto",
-        "Meaning of whole numbers in its image_id. id: the data set's, from its COCO file if it was made of "
-        "one. name: file names (Ultralytics writes 14 for 000014.png). auto: the meaning that fits all of "
-        "them; a result's file_name takes precedence.",
+        "Interpretation of an integer image_id. id: the data set's id (that of its COCO file, if any). name: "
+        "a file name (Ultralytics writes 14 for 000014.png). auto: the result's file_name if any, otherwise "
+        "the interpretation that fits all integers.",
         IMAGE_IDS,
     )
     primary_iou: float = option(
         0.1,
-        "IoU from which on FROC counts one of --predictions as correct; a run has its own.",
+        "IoU at which FROC counts one of --predictions as correct; a run has its own --primary_iou.",
         choices=SINGLE,
     )
 
 
 def main(options: Evaluate) -> None:
-    """Scores the arms, or --predictions, and prints a table."""
+    """Scores the arms or --predictions, and prints the metrics as a table."""
     if options.predictions:
         return score_predictions(options)
     run = run_directory.reopen(options.run_dir, options.data_dir)
@@ -89,9 +86,11 @@ def main(options: Evaluate) -> None:
 
 
 def score_predictions(options: Evaluate) -> None:
-    """Scores --predictions, prints the numbers and writes them next to that file."""
+    """Scores --predictions, prints the metrics and writes them to that file's directory."""
     if options.arm:
-        raise InputError(f"--arm={','.join(options.arm)}: not with --predictions; leave one of them out")
+        raise InputError(
+            f"--arm={','.join(options.arm)}: --predictions do not belong to an arm; omit one of these flags"
+        )
     if options.data_dir:
         dataset = records.open_dataset(options.data_dir)
     else:
@@ -113,28 +112,28 @@ def score_predictions(options: Evaluate) -> None:
     print(
         f"{options.split} split of {dataset.directory}, boxes in pixels of the "
         f"{options.prediction_pixels} images"
-        + (f", numbers in image_id read as {NUMBERS[image_ids]}" if image_ids else "")
+        + (f", integers in image_id read as {NUMBERS[image_ids]}" if image_ids else "")
     )
     print(evaluation_table({path.stem: metrics}))
     if ignored:
-        print(f"{ignored} detections of images of other splits left out")
+        print(f"{ignored} detections in images of other splits ignored")
     print(f"{path}: metrics in {out}")
 
 
-def finished_arms(run: Run, wanted: tuple[str, ...]) -> list[str]:
-    """Returns `wanted`, or all arms with a finished final detector if it is empty.
+def finished_arms(run: Run, arms: tuple[str, ...]) -> list[str]:
+    """Returns `arms`, or all arms with a final detector if it is empty.
 
     Raises:
-      InputError: there is no such arm, or one in `wanted` is not finished.
+      InputError: there are none, or one of `arms` has no final detector.
     """
     finished = [arm for arm in ARMS if checkpoints.finished(run.layout.arm(arm).final_detector)]
-    missing = [arm for arm in wanted if arm not in finished]
+    missing = [arm for arm in arms if arm not in finished]
     if missing or not finished:
         raise InputError(
             f"{run.layout.path}: no final detector of {', '.join(missing) or 'any arm'} "
             f"(finished: {', '.join(finished) or 'none'}); run tf_detectorgan.train with this --arm first"
         )
-    return list(wanted) or finished
+    return list(arms) or finished
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Writes an arm's final detector for use without this project, as a Keras file and as a SavedModel.
+"""Writes an arm's final detector for use outside of this project, as a Keras file and as a SavedModel.
 
 python -m tf_detectorgan.export_detector --run_dir=runs/demo --arm=detectorgan --out=exported
 
-Written: detector.keras (keras.saving.load_model reads it after `import
-tf_detectorgan.models.detectors.serving`), saved_model/1 (TensorFlow Serving's layout; needs nothing of this
-project) and detector.json, which describes inputs and outputs.
+The output is detector.keras (for keras.saving.load_model, after `import
+tf_detectorgan.models.detectors.serving`), saved_model/1 (TensorFlow Serving's layout; does not need this
+package) and detector.json, a description of input and output.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Export:
     """Options of `python -m tf_detectorgan.export_detector`."""
 
     run_dir: str = option("runs/phantom", "A run of tf_detectorgan.train.")
-    arm: str = option("detectorgan", "Whose final detector.", choices=tuple(ARMS))
+    arm: str = option("detectorgan", "The arm whose final detector is exported.", choices=tuple(ARMS))
     out: str = option("", "Directory to write; empty: arms/<arm>/exported in the run.")
-    overwrite: bool = option(False, "Replace --out if it holds an exported detector.")
-    data_dir: str = option("", "Where the run's data set lies now; empty: where it was.")
+    overwrite: bool = option(False, "Replace --out if it contains an exported detector.")
+    data_dir: str = option("", "New location of the run's data set; empty: unchanged.")
 
 
 def main(options: Export) -> None:
-    """Loads the detector, writes it in both formats and prints where."""
+    """Loads the detector, writes it in both formats, and prints the directory."""
     run = run_directory.reopen(options.run_dir, options.data_dir)
     arm = run.layout.arm(options.arm)
     weights = arm.final_detector
@@ -64,7 +64,7 @@ def main(options: Export) -> None:
 
 
 def served(run: Run) -> ServedDetector:
-    """Returns the run's detector with its initial weights, as a model of stored pixels."""
+    """Returns the run's detector with initial weights; its input are stored pixels."""
     return ServedDetector(
         run.settings.detector,
         run.dataset.image_shape,
@@ -90,9 +90,9 @@ def description(run: Run, arm: str, weights: str) -> dict[str, Any]:
             "name": "images",
             "dtype": f"uint{run.dataset.bit_depth}",
             "shape": [None, height, width, channels],
-            "preparation": "longer side resized to that of the prepared images, by the average over pixels "
-            f"where it shrinks; black at the right and the bottom up to {width} x {height}. The model scales "
-            "the values itself.",
+            "preparation": "resize the longer side to that of the prepared images, by area averaging if it "
+            f"shrinks; pad with black at the right and the bottom to {width} x {height}. The model scales "
+            "the grey levels.",
         },
         "output": {
             "boxes": "[N, D, 4] float32: x0, y0, x1, y1 in pixels of the input, origin at its top left",

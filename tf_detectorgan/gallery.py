@@ -1,7 +1,7 @@
-"""Pictures of synthetic images: a page and a contact sheet of background, insertion, difference and object.
+"""Gallery page and contact sheet of synthetic images: background, insertion, difference, object.
 
-An entry is a dict: `background`, `inserted` and `matched` are uint8 [H, W, C] (C 1 or 3), `box` is where the
-object lies in `inserted` and in `matched`, as in boxes.py, `caption` names the ids.
+An entry is a dict: `background`, `inserted` and `matched` are uint8 [H, W, C] (C 1 or 3); `box` is the box of
+the object in `inserted` and in `matched`, as in boxes.py; `caption` contains the ids.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from PIL import Image, ImageDraw, ImageFont
 from tf_detectorgan import boxes as box_ops
 
 COLUMNS = ("background", "with object", "difference", "object", "real object matched")
-SMALLEST_SCALE = 8  # grey levels; a smaller scale would make rounding to 8 bits look like damage
-SURROUND = 8  # pixels: least margin of the object's crop around its box
-LARGEST = 512  # pixels: larger images are shrunk on the page
+SMALLEST_SCALE = 8  # grey levels; a smaller scale would make rounding to 8 bits visible as a difference
+SURROUND = 8  # minimum number of pixels around the box in the object's crop
+LARGEST = 512  # pixels; larger images are shrunk on the page
 CELL, GAP, LINE = 256, 8, 18  # pixels of the contact sheet
 BOX_COLOR = (255, 176, 0)
 
 
 class Change(NamedTuple):
-    """The change from background to synthetic image, in grey levels of 255, mean over channels."""
+    """Change of the background by the generator, in grey levels of 255, mean over channels."""
 
     signed: np.ndarray  # [H, W] float32
     in_box: float  # largest absolute change
@@ -36,7 +36,7 @@ class Change(NamedTuple):
 
 
 def environment() -> jinja2.Environment:
-    """Returns the environment of all page templates: HTML is escaped, and a missing name is an error."""
+    """Returns the environment of all page templates, which escapes HTML and raises on undefined names."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("tf_detectorgan", "experiments/templates"),
         autoescape=jinja2.select_autoescape(),
@@ -47,7 +47,7 @@ def environment() -> jinja2.Environment:
 
 
 def image_uri(image: np.ndarray) -> str:
-    """Returns a uint8 image [H, W, C] or [H, W] as a PNG in a data URI, with sides of at most LARGEST."""
+    """Returns the data URI of a uint8 image [H, W, C] or [H, W] as PNG, at most LARGEST pixels per side."""
     picture = _picture(image)
     picture.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
     file = io.BytesIO()
@@ -56,7 +56,7 @@ def image_uri(image: np.ndarray) -> str:
 
 
 def change(entry: Mapping[str, Any]) -> Change:
-    """Returns inserted minus background, and the largest change in the box and outside of the crop."""
+    """Returns inserted minus background, and the largest change in the box and outside the object's crop."""
     difference = entry["inserted"].astype(np.float32) - entry["background"].astype(np.float32)
     signed = difference.mean(axis=-1)
     size = np.abs(signed)
@@ -67,19 +67,19 @@ def change(entry: Mapping[str, Any]) -> Change:
 
 
 def color_difference(signed: np.ndarray, scale: float) -> np.ndarray:
-    """Returns a signed change [H, W] as uint8 RGB: white none, red brighter, blue darker, full at `scale`."""
-    opacity = np.clip(np.abs(signed) / scale, 0, 1)[..., None]
+    """Returns a signed change [H, W] as uint8 RGB: white 0, red brighter, blue darker, full at `scale`."""
+    saturation = np.clip(np.abs(signed) / scale, 0, 1)[..., None]
     end = np.where(signed[..., None] > 0, np.array([196.0, 20, 20]), np.array([20.0, 60, 196]))
-    return np.round(255 * (1 - opacity) + end * opacity).astype(np.uint8)
+    return np.round(255 * (1 - saturation) + end * saturation).astype(np.uint8)
 
 
 def crop(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
-    """Returns the box with a margin of a quarter of its size, at least SURROUND pixels: [h, w, C]."""
+    """Returns the box with a margin of 1/4 of its longer side, at least SURROUND pixels, [h, w, C]."""
     return image[_surround(image.shape, box)]
 
 
 def _surround(shape: Sequence[int], box: Sequence[float]) -> tuple[slice, slice]:
-    """Returns the rows and columns of `crop`, at least one of each."""
+    """Returns the rows and columns of `crop`, clipped to the image, at least one of each."""
     height, width = shape[:2]
     w, h = box_ops.to_xywh(np.asarray(box, np.float32)).numpy()[2:]
     around = box_ops.dilate(np.asarray(box, np.float32), max(SURROUND, float(np.ceil(max(w, h) / 4))))
@@ -91,7 +91,7 @@ def _surround(shape: Sequence[int], box: Sequence[float]) -> tuple[slice, slice]
 def write_gallery(
     directory: str | os.PathLike, sections: Mapping[str, Sequence[Mapping[str, Any]]], title: str
 ) -> Path:
-    """Writes `gallery.html`, which needs no other file; returns its path. `sections`: heading -> entries."""
+    """Writes `gallery.html`, a self-contained page; returns its path. `sections`: heading -> entries."""
     changes = {heading: [change(entry) for entry in entries] for heading, entries in sections.items()}
     scale = _scale([one for some in changes.values() for one in some])
     cards = {
@@ -122,7 +122,7 @@ def _card(entry: Mapping[str, Any], changed: Change, scale: float) -> dict[str, 
 
 
 def contact_sheet(entries: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Path:
-    """Writes the entries as one PNG, one per row, and returns its path.
+    """Writes a PNG with one entry per row, and returns its path.
 
     Raises:
       ValueError: there are no entries.
@@ -152,9 +152,7 @@ def contact_sheet(entries: Sequence[Mapping[str, Any]], path: str | os.PathLike)
             if column == 2:  # mostly white
                 frame = (left, top, left + cell.width - 1, top + cell.height - 1)
                 draw.rectangle(frame, outline=(217, 222, 227))
-        text = (
-            f"{entry['caption']}   change: {changed.in_box:.0f} in the box, {changed.away:.0f} away from it"
-        )
+        text = f"{entry['caption']}   change: {changed.in_box:.0f} in the box, {changed.away:.0f} outside"
         draw.text((GAP, top + CELL + 1), text, "black", font)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,18 +161,18 @@ def contact_sheet(entries: Sequence[Mapping[str, Any]], path: str | os.PathLike)
 
 
 def _scale(changes: Sequence[Change]) -> float:
-    """Returns one scale for all entries, so that a small change does not look like a large one."""
+    """Returns one color scale for all entries, so that their differences can be compared."""
     return max([SMALLEST_SCALE, *(float(np.abs(c.signed).max()) for c in changes)])
 
 
 def _picture(image: np.ndarray) -> Image.Image:
     if image.dtype != np.uint8:
-        raise ValueError(f"a picture needs uint8, got {image.dtype}")
+        raise ValueError(f"images must be uint8, got {image.dtype}")
     return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image)
 
 
 def _fit(image: np.ndarray) -> Image.Image:
-    """Returns the image, enlarged by a whole number (pixels become squares) or shrunk to fit the cell."""
+    """Returns the image, enlarged by an integer factor or shrunk, so that it fits into a cell."""
     height, width = image.shape[:2]
     factor = max(1, CELL // max(height, width))
     picture = _picture(image).convert("RGB")
@@ -184,7 +182,7 @@ def _fit(image: np.ndarray) -> Image.Image:
 
 
 def _boxed(image: np.ndarray, box: Sequence[float]) -> Image.Image:
-    """Returns the image in its cell, with an outline just outside of the box's pixels."""
+    """Returns the image of `_fit` with the outline of the box, drawn outside of the object's pixels."""
     picture = _fit(image)
     ratio = picture.width / image.shape[1]
     outline = np.round(np.asarray(box_ops.dilate(np.asarray(box, np.float32) * ratio, 2.0))).tolist()

@@ -40,8 +40,8 @@ class _Shown:
         self._ranks: list[float] = []
         self._ranked: dict[int, list[tuple[float, int, dict[str, Any]]]] = {1: [], -1: []}
 
-    def offer(self, number: int, rank: float | None, entry: dict[str, Any]) -> None:
-        """Considers an object of image `number`; `rank` is its rank among real objects, if known."""
+    def add(self, number: int, rank: float | None, entry: dict[str, Any]) -> None:
+        """Adds an object of image `number`; `rank`: its rank among real objects, if known."""
         if len(self._first) < FIRST:
             self._first.append(entry)
         if rank is not None:
@@ -50,19 +50,19 @@ class _Shown:
                 best[:] = sorted([*best, (-sign * rank, number, entry)], key=lambda one: one[:2])[:FEW]
 
     def sections(self) -> dict[str, list[dict[str, Any]]]:
-        """Returns heading -> entries. Those about the median are the nearest to it among the first images."""
+        """Returns heading -> entries. The median section has the first images whose rank is nearest to it."""
         best, worst = ([entry for _, _, entry in self._ranked[sign]] for sign in (1, -1))
         away = np.abs(np.array(self._ranks) - np.median(self._ranks or 0.0))
         median = [self._first[i] for i in np.argsort(away[:FIRST], kind="stable")[:FEW]]
         return {
-            "The first ones made": self._first,
-            "Best by audit": best,
-            "About the median by audit": median,
-            "Worst by audit": worst,
+            "First images": self._first,
+            "Highest audit ranks": best,
+            "Median audit ranks": median,
+            "Lowest audit ranks": worst,
         }
 
 
-def _picked(sections: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _for_contact_sheet(sections: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Returns the contact sheet's entries: the first eight, then two of each other section."""
     (_, first), *others = sections.items()
     named = [
@@ -104,7 +104,7 @@ def synthesize(
     Args:
       inserter: the arm's. Objects that would overlap another one in the same image are left out.
       dataset: its training split provides backgrounds and matched objects.
-      directory: gets synthetic.tfrecord, annotations.json (COCO), images/*.png, gallery.html,
+      directory: will contain synthetic.tfrecord, annotations.json (COCO), images/*.png, gallery.html,
         contact_sheet.png, audit.json.
       count: number of images before screening.
       seed: image i is a function of (seed, i) and of the placement.
@@ -120,24 +120,25 @@ def synthesize(
         dataset, count=count, batch_size=batch_size, seed=seed, start=0, placement=placement
     )
 
-    def examples(made: SyntheticSetWriter) -> Iterator[dict[str, Any]]:
+    def examples(writer: SyntheticSetWriter) -> Iterator[dict[str, Any]]:
         with progress.bar(total=count, desc=f"synthesize {method}", unit="image", dynamic_ncols=True) as bar:
             for batch in batches:
                 between()
-                wanted = batch.seeds.numpy() < count
-                yield from made.examples(batch, inserter.insert(batch).numpy(), wanted)
-                bar.update(int(wanted.sum()) // placement.objects)
+                valid = batch.seeds.numpy() < count
+                yield from writer.examples(batch, inserter.insert(batch).numpy(), valid)
+                bar.update(int(valid.sum()) // placement.objects)
             between()
 
     with disk.whole_directory(directory) as partial:
         (partial / "images").mkdir()
-        made = SyntheticSetWriter(partial, dataset, inserter, screening, seed)
-        kept = records.write_records(partial / "synthetic.tfrecord", examples(made), dataset.features)
+        writer = SyntheticSetWriter(partial, dataset, inserter, screening, seed)
+        kept = records.write_records(partial / "synthetic.tfrecord", examples(writer), dataset.features)
         if not kept:
             raise InputError(
-                f"min_audit={screening.min_audit}: none of the {count} images of {method} reaches it"
+                f"min_audit={screening.min_audit}: none of the {count} images of {method} has an object of "
+                "this rank; lower it"
             )
-        made.finish()
+        writer.finish()
     return kept
 
 
@@ -159,18 +160,18 @@ class SyntheticSetWriter:
         self._coco: dict[str, list] = {"images": [], "annotations": [], "categories": categories}
         self._shown = _Shown()
         self._audited: list[audit.Measures] = []
-        self._objects = 0  # made, also those that fail the audit
+        self._objects = 0  # number of inserted objects, including those that fail the screening
 
-    def examples(self, batch: Synthesis, inserted: np.ndarray, made: np.ndarray) -> Iterator[dict[str, Any]]:
-        """Yields the records of the images whose rows are in `made` [N] and pass the screening."""
+    def examples(self, batch: Synthesis, inserted: np.ndarray, valid: np.ndarray) -> Iterator[dict[str, Any]]:
+        """Yields the records of the images whose rows are `valid` [N] and pass the screening."""
         images = records.to_stored(inserted, self._dataset.bit_depth)
         stored = records.to_float(tf.constant(images), self._dataset.bit_depth).numpy()
         scores = self._scored(batch, stored)
-        wanted = made & _apart(batch, self._inserter.reach)
-        self._objects += int(wanted.sum())
+        kept = valid & _apart(batch, self._inserter.reach)
+        self._objects += int(kept.sum())
         if scores:
-            wanted &= scores["rank"] >= self._min_audit
-        rows = np.flatnonzero(wanted)
+            kept &= scores["rank"] >= self._min_audit
+        rows = np.flatnonzero(kept)
         if len(rows):
             self._audited.append(self._measured(batch, stored, rows, scores))
         numbers = batch.seeds.numpy()
@@ -204,7 +205,7 @@ class SyntheticSetWriter:
         for place, row in enumerate(rows):
             rank = float(scores["rank"][row]) if scores else None
             entry = _gallery_entry(batch, row, images[row], example, place)
-            self._shown.offer(int(batch.seeds[row]), rank, entry)
+            self._shown.add(int(batch.seeds[row]), rank, entry)
         return example
 
     def finish(self) -> None:
@@ -216,7 +217,7 @@ class SyntheticSetWriter:
             (self._directory / name).write_text(json.dumps(content), encoding="utf-8")
         sections = self._shown.sections()
         gallery.write_gallery(self._directory, sections, f"Synthetic images: {self._inserter.method}")
-        gallery.contact_sheet(_picked(sections), self._directory / "contact_sheet.png")
+        gallery.contact_sheet(_for_contact_sheet(sections), self._directory / "contact_sheet.png")
 
 
 def _measured_training(dataset: Dataset) -> tuple[audit.Measures, list[bytes]]:
@@ -305,7 +306,7 @@ def _add_to_coco(coco: dict[str, list], example: dict[str, Any]) -> None:
 
 
 def _save_png(path: Path, image: np.ndarray) -> None:
-    """Writes a PNG of 8 or 16 bits, grey or colour; TensorFlow writes 16-bit colour, which Pillow cannot."""
+    """Writes a PNG of 8 or 16 bits, grey or colour; by TensorFlow if Pillow cannot (16-bit colour)."""
     if image.dtype == np.uint16 and image.shape[-1] == 3:
         path.write_bytes(tf.io.encode_png(image).numpy())
     else:

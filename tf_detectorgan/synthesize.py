@@ -1,9 +1,9 @@
-"""More synthetic images of a trained arm, with exact boxes.
+"""Makes more synthetic images with a trained arm, with exact boxes.
 
 python -m tf_detectorgan.synthesize --run_dir=runs/demo --arm=detectorgan --count=1000 --out=synthetic
 
-Backgrounds and matched objects come from the training split. Written: TFRecord of the data set's own schema,
-PNGs with a COCO file (--export: also Pascal VOC, YOLO, NODE21), a gallery page.
+Backgrounds and matched objects come from the training split. The output is a TFRecord file in the data set's
+schema, PNGs with a COCO file (--export: also Pascal VOC, YOLO, NODE21), and a gallery page.
 """
 
 from __future__ import annotations
@@ -35,39 +35,40 @@ class Synthesize:
     run_dir: str = option("runs/phantom", "A run of tf_detectorgan.train.")
     arm: str = option(
         "detectorgan",
-        "The arm whose generator inserts objects.",
+        "The arm whose generator is used.",
         choices=[a for a in ARMS if ARMS[a].images != "none"],
     )
-    count: int = option(1000, "Images to make.", low=1)
+    count: int = option(1000, "Number of images to make.", low=1)
     out: str = option("", "Directory to write; empty: arms/<arm>/more in the run.")
-    overwrite: bool = option(False, "Replace --out if it holds synthetic images.")
+    overwrite: bool = option(False, "Replace --out if it contains synthetic images.")
     seed: int = option(
-        -1, "Seed of the images; -1: the run's seed + 1, so that they differ from the run's own.", low=-1
+        -1, "Random seed; -1: the run's seed + 1, for images other than the run's own.", low=-1
     )
-    placement: str = option("run", "As --placement of `train`; run: as in the run.", ("run", "auto", *MODES))
+    placement: str = option("run", "As in `train`; run: as in training.", ("run", "auto", *MODES))
     residual_scale: tuple[float, ...] = option(
-        (), "Range of the random factor on what the generator adds; 1,1: all of it; empty: as in the run."
+        (),
+        "Range of the factor on what the generator adds, two numbers; 1,1: no change; empty: as in the run.",
     )
-    objects: int = option(0, "Objects per image, fewer where they would overlap; 0: as in the run.", low=0)
+    objects: int = option(0, "Objects per image, fewer if they would overlap; 0: as in the run.", low=0)
     min_audit: float = option(
         0.0,
-        "Leave out objects whose rank among real objects, by held-out detectors, is below this share, and "
-        "images without any other object.",
+        "Leave out objects that a held-out detector scores lower than this share of the real objects, and "
+        "images without other objects.",
         low=0.0,
         high=1.0,
     )
     export: tuple[str, ...] = option(
         (),
-        "Write the images also as voc, yolo, node21 (comma-separated), into folders of these names; COCO is "
-        "always written.",
+        "Additional formats of the images: voc, yolo, node21 (comma-separated), in folders of these names. "
+        "COCO is always written.",
     )
     data_dir: str = option(
-        "", "Another prepared data set, or the present directory of the run's own; empty: the run's."
+        "", "Another prepared data set, or the new location of the run's; empty: the run's."
     )
 
 
 def main(options: Synthesize) -> None:
-    """Loads the generator, writes the images and prints where."""
+    """Loads the generator, writes the images, and prints their directory."""
     run = run_directory.reopen(options.run_dir, options.data_dir)
     _check_finished(run, options.arm)
     out = Path(options.out).expanduser() if options.out else run.layout.arm(options.arm).path / "more"
@@ -85,13 +86,12 @@ def main(options: Synthesize) -> None:
     arm = ARMS[options.arm]
     placement = build.placement(settings, arm.images, arm.gan)
     held_out = None
-    if not run.evaluation_set:  # the held-out detectors are for the run's own objects
+    if not run.evaluation_set:  # they were trained on the run's own objects
         training = build_detector_training(run, settings.pretrain_detector_steps)
         held_out = phases.train_held_out_detectors(run, training)
     if options.min_audit and held_out is None:
         raise InputError(
-            f"--min_audit={options.min_audit}: needs held-out detectors; not with --crossfit_folds=0 or "
-            "other --data_dir"
+            f"--min_audit={options.min_audit}: needs a run with --crossfit_folds, and its own --data_dir"
         )
     gan = build.gan(settings, arm.gan, run.dataset, run.strategy) if arm.gan else None
     inserter = phases.inserter_of(run, options.arm, gan)._replace(placement=placement)
@@ -116,7 +116,7 @@ def main(options: Synthesize) -> None:
 def _check_finished(run: Run, arm: str) -> None:
     if ARMS[arm].images == "generator" and not checkpoints.finished(run.layout.arm(arm).joint):
         raise InputError(
-            f"{run.layout.path}: the training of {arm}'s generator is not finished; "
+            f"{run.layout.path}: the training of the generator of {arm} is not finished; "
             f"run tf_detectorgan.train --arm={arm} first"
         )
 

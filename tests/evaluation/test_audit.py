@@ -1,4 +1,4 @@
-"""The audit of synthetic images: by hand on images whose every number is known."""
+"""The audit of synthetic images, checked by hand on images with known pixels."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def noise(count, seed=0):
 
 
 def audited(synthetic, real, groups=None):
-    """Audit of images that are their own backgrounds, measured in two parts where there are several."""
+    """Audits images that are their own backgrounds; more than three are measured in two parts."""
     halves = [slice(0, 3), slice(3, None)] if len(synthetic.images) > 3 else [slice(None)]
     parts = [
         audit.measure(audit.Objects(*(v[half] for v in synthetic)), synthetic.images[half], 0.25)
@@ -33,7 +33,7 @@ def audited(synthetic, real, groups=None):
 
 
 def test_changes_inside_and_outside_by_hand():
-    """0.4 of a range of 2 in the box: 0.2. Outside one pixel by 1.0; the blend's 2 pixels do not count."""
+    """In the box 0.4 of a range of 2: 0.2. Outside one pixel by 1.0; the 2 blended pixels are ignored."""
     background = np.zeros((2, SIDE, SIDE, 1), np.float32)
     synthetic = background.copy()
     synthetic[0, 10:14, 10:18] = 0.4  # the box of the first image
@@ -45,7 +45,7 @@ def test_changes_inside_and_outside_by_hand():
     np.testing.assert_allclose(found["outside"], [0, 0.5 / beyond], atol=1e-8)
 
 
-def test_margin_of_the_blend_grows_with_the_box():
+def test_margin_is_relative_to_the_box_size():
     background = np.zeros((1, SIDE, SIDE, 1), np.float32)
     synthetic = background.copy()
     synthetic[0, 12, 4] = 1.0  # 4 pixels left of a box that is 16 wide
@@ -63,22 +63,22 @@ def test_padding_is_neither_inside_nor_outside():
 
 
 def test_contrast_by_hand():
-    """Around the box half of the pixels are 0 and half 0.2: mean 0.1, spread 0.1; the box is 0.4."""
+    """Around the box, half of the pixels are 0 and half 0.2: mean 0.1, deviation 0.1; the box is 0.4."""
     image = np.zeros((1, SIDE, SIDE, 1), np.float32)
     image[:, ::2] = 0.2
     image[:, 10:14, 10:14] = 0.4
     np.testing.assert_allclose(audit.contrast(objects(image, [[10, 10, 14, 14]])), [3.0], rtol=1e-5)
 
 
-def test_copies_and_variety():
-    """Half of the synthetic objects are real ones in another light or mirrored, half are not."""
+def test_copies_and_variety_of_copied_and_new_objects():
+    """Half of the synthetic objects are real ones with changed grey levels or mirrored, half are new."""
     real = objects(noise(8), [[8, 8, 24, 24]] * 8)
     copied = objects(0.5 * real.images + 0.2, real.boxes)
     copied.images[:4] = copied.images[:4, :, ::-1]  # boxes lie in the middle
     new = objects(noise(8, seed=1), real.boxes)
     both = objects(np.concatenate([copied.images, new.images]), np.concatenate([real.boxes] * 2))
     found = audited(both, real)
-    assert found["copies"] == pytest.approx(0.5, abs=0.07)  # 5 % of what is new looks like a copy by chance
+    assert found["copies"] == pytest.approx(0.5, abs=0.07)  # 5 % of the new ones count as copies by chance
     np.testing.assert_allclose(found["per_object"]["nearest"][:8], 1, atol=1e-3)
     assert found["nearest_real"] < 0.5
     assert found["change_inside"] == found["change_outside"] == 0
@@ -88,14 +88,14 @@ def test_copies_and_variety():
     assert found == audited(both, real)
 
 
-def test_a_patients_own_objects_are_no_measure_of_copies():
-    """Each real object is there twice, in two lights; so is every synthetic one. Are they copies?"""
+def test_copy_threshold_ignores_objects_of_the_same_group():
+    """Each patient has the same object twice, with different contrast; all synthetic objects are copies."""
     once = noise(4)
     twice = np.concatenate([once, 0.5 * once])
     real, boxes = objects(twice, [[8, 8, 24, 24]] * 8), [[8, 8, 24, 24]] * 4
     copied = objects(0.3 * once + 0.02 * noise(4, seed=9), boxes)
     assert audited(copied, real, [0, 1, 2, 3] * 2)["copies"] == 1
-    assert audited(copied, real)["copies"] == 0  # if all eight are taken for strangers
+    assert audited(copied, real)["copies"] == 0  # with one group per object
     alone = audited(copied, real, [0] * 8)
     assert (alone["copies"], alone["nearest_real"]) == (None, None)
 

@@ -1,4 +1,4 @@
-"""Oracles: pycocotools itself, real duplication of images, and arithmetic by hand."""
+"""Compares AP with pycocotools, with sets of duplicated images, and with hand arithmetic."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ from tf_detectorgan.evaluation.records import Found, Truth
 
 
 def fuzz(seed, images=25, classes=3, ties=False, most=6):
-    """Random truth and detections: near hits, misses, clean images, images without a detection."""
+    """Returns random truth and detections: hits, misses, clean images, images without detections."""
     rng = np.random.default_rng(seed)
     truth, found = [], []
     for i in rng.permutation(images):
@@ -41,7 +41,7 @@ def fuzz(seed, images=25, classes=3, ties=False, most=6):
 
 
 def pycocotools(truth, found, classes, thresholds):
-    """AP and recall [T, K] by the library's own `loadRes` and defaults; -1 where a class has no truth."""
+    """Returns pycocotools' AP and recall [T, K] by `loadRes` and its defaults; -1: a class without truth."""
 
     def rows(items):
         return [
@@ -77,7 +77,7 @@ def pycocotools(truth, found, classes, thresholds):
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(8))
-def test_equals_pycocotools_and_so_does_the_recomputation(seed, ties):
+def test_ap_and_unit_weighted_ap_equal_pycocotools(seed, ties):
     truth, found = fuzz(seed, ties=ties)
     matches = match(truth, found, ["a", "b", "c"])
     ap, recall = pycocotools(truth, found, 3, THRESHOLDS)
@@ -88,7 +88,7 @@ def test_equals_pycocotools_and_so_does_the_recomputation(seed, ties):
     np.testing.assert_allclose(again_recall, [recall, recall], atol=1e-9)
 
 
-def test_more_than_100_detections_per_image_are_cut_as_by_pycocotools():
+def test_detections_beyond_100_per_image_are_ignored_as_in_pycocotools():
     truth, found = fuzz(3, images=4, classes=1, most=400)
     assert max(len(f.scores) for f in found) > 100
     matches = match(truth, found, ["a"])
@@ -113,7 +113,7 @@ def test_a_weight_is_that_many_copies_of_the_image(seed):
 
 
 def test_ap_by_hand():
-    """Two objects; hit at score 0.9, miss at 0.8, hit at 0.7.
+    """Two objects; true positive at score 0.9, false positive at 0.8, true positive at 0.7.
 
     Precision 1 up to recall 0.5 (51 of the 101 recalls), then 2/3 (50): (51 + 50 * 2/3) / 101.
     """
@@ -125,15 +125,15 @@ def test_ap_by_hand():
     assert matches.recall[0, 0] == 1.0
 
 
-def test_iou_threshold_is_over_the_union():
-    """A box of 10x10 and one of 10x20 that holds it: intersection 100, union 200, IoU exactly 0.5."""
+def test_iou_threshold_uses_the_union():
+    """A 10x10 box inside a 10x20 box: intersection 100, union 200, IoU exactly 0.5."""
     truth = [Truth(1, (), np.array([[0, 0, 10, 10]]), np.array([0]), (40, 40))]
     found = [Found(1, np.array([[0, 0, 10, 20]]), np.array([0.5]), np.array([0]))]
     matches = match(truth, found, ["a"], thresholds=(0.5, 0.51))
     assert average_precision(matches)[:, 0].tolist() == [pytest.approx(1.0), 0.0]
 
 
-def test_a_class_without_truth_does_not_enter_the_mean():
+def test_mean_over_classes_ignores_classes_without_truth():
     truth, found = fuzz(1, classes=1)
     matches = match(truth, found, ["a", "never"])
     ap = average_precision(matches)
@@ -141,7 +141,7 @@ def test_a_class_without_truth_does_not_enter_the_mean():
     np.testing.assert_allclose(mean_over_classes(ap), ap[:, 0])
 
 
-def test_no_detection_and_no_truth():
+def test_ap_is_nan_without_truth_and_zero_without_detections():
     nothing = np.zeros((0, 4))
     truth = [Truth(i, (), nothing, np.zeros(0, int), (9, 9)) for i in range(3)]
     found = [Found(i, nothing, np.zeros(0), np.zeros(0, int)) for i in range(3)]
@@ -155,7 +155,7 @@ def test_no_detection_and_no_truth():
     assert np.isnan(weighted(match(one, found, ["a"]), np.array([[0, 1, 1]]))[0]).all()
 
 
-def test_names_of_the_thresholds():
+def test_by_name_lists_single_thresholds_and_range():
     values = by_name(np.arange(len(THRESHOLDS), dtype=float), THRESHOLDS, axis=0)
     assert list(values) == ["0.1", "0.2", "0.3", "0.5", "0.75", "0.5:0.95"]
     assert values["0.75"] == THRESHOLDS.index(0.75) == 8
@@ -166,7 +166,7 @@ def test_names_of_the_thresholds():
     "change, message",
     [
         ({"image_id": 8}, "different images"),
-        ({"boxes": np.array([[5.0, 0, 3, 9]])}, "ends before it begins"),
+        ({"boxes": np.array([[5.0, 0, 3, 9]])}, "negative width or height"),
         ({"boxes": np.array([[0.0, 0, np.nan, 9]])}, "not finite"),
         ({"boxes": np.zeros((2, 4))}, "shape"),
         ({"labels": np.array([1])}, "1 classes"),
@@ -174,7 +174,7 @@ def test_names_of_the_thresholds():
         ({"scores": np.array([np.inf])}, "not finite"),
     ],
 )
-def test_bad_detections_are_refused(change, message):
+def test_match_raises_on_invalid_detections(change, message):
     truth = [Truth(7, (), np.array([[0.0, 0, 3, 3]]), np.array([0]), (9, 9))]
     found = Found(7, np.array([[0.0, 0, 3, 3]]), np.array([0.5]), np.array([0]))
     assert average_precision(match(truth, [found], ["a"])).min() == pytest.approx(1)
@@ -182,7 +182,7 @@ def test_bad_detections_are_refused(change, message):
         match(truth, [found._replace(**change)], ["a"])
 
 
-def test_an_image_given_twice_is_refused():
+def test_match_raises_on_duplicate_or_missing_images():
     truth, found = fuzz(0, images=2)
     with pytest.raises(InputError, match="more than once"):
         match([*truth, truth[0]], [*found, found[0]], ["a", "b", "c"])

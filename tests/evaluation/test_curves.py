@@ -28,7 +28,7 @@ def some_images(count=30, classes=2):
     return zip(*pairs, strict=True)
 
 
-def test_weights_of_one_give_cocos_curve_and_froc():
+def test_unit_weights_give_coco_precision_and_froc():
     truth, found = some_images()
     matches = match(truth, found, ["a", "b"], (0.1,))
     ones = np.ones((1, 30), int)
@@ -56,7 +56,7 @@ def test_a_weight_is_that_many_copies_of_the_image():
     )
 
 
-def test_the_band_holds_the_curve_and_has_no_width_when_all_groups_are_alike():
+def test_band_contains_the_curve_and_has_zero_width_for_equal_groups():
     truth, found = some_images()
     matches = match(truth, found, ["a", "b"], (0.1,))
     low, high = precision_band(matches, 0.1, 200, 0)

@@ -9,7 +9,7 @@ HIT = [0, 0, 10, 10]
 
 
 def image(image_id, objects, detections):
-    """`detections`: (box number, score); 0 hits the object, others lie apart from it and from each other."""
+    """`detections`: (box number, score); box 0 is the object's, other boxes overlap with no other box."""
     boxes = np.array([[30 * n, 0, 30 * n + 10, 10] for n, _ in detections], float).reshape(-1, 4)
     truth = np.array([HIT] * objects, float).reshape(-1, 4)
     return (
@@ -18,10 +18,10 @@ def image(image_id, objects, detections):
     )
 
 
-def test_by_hand_with_a_clean_image():
-    """4 images, 3 objects. Down the scores: false .95 (clean), hit .9, false .8, hit .7, second hit .6.
+def test_froc_by_hand_with_a_clean_image():
+    """4 images, 3 objects; scores: false .95 (clean), true .9, false .8, true .7, a second on one object .6.
 
-    False marks per image: 1/4, 1/4, 2/4, 2/4, 3/4; sensitivity 0, 1/3, 1/3, 2/3, 2/3.
+    False positives per image: 1/4, 1/4, 2/4, 2/4, 3/4; sensitivity 0, 1/3, 1/3, 2/3, 2/3.
     """
     pairs = [
         image(1, 1, [(0, 0.9), (0, 0.6)]),
@@ -46,8 +46,8 @@ def test_by_hand_with_a_clean_image():
     assert result["curve"]["score"] == [0.9, 0.7, 0.6]
 
 
-def test_equal_scores_pass_together():
-    """A hit and a false mark share the score: no threshold has the hit alone, so 1 per image is needed."""
+def test_equal_scores_are_accepted_together():
+    """A true and a false positive have equal scores, so the sensitivity is reached at 1 false positive."""
     truth, found = image(1, 1, [(0, 0.5), (1, 0.5)])
     result = froc(match([truth], [found], ["a"]))
     assert result["sensitivity"]["0.5"] == 0.0

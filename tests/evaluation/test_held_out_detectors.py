@@ -1,4 +1,4 @@
-"""Held-out detectors: no image is scored by a detector trained on it; scores and ranks by hand."""
+"""Cross-fitted detectors: training sets are disjoint from the scored fold; scores and ranks by hand."""
 
 import numpy as np
 import pytest
@@ -17,28 +17,28 @@ def dataset(tiny_phantom):
     return records.open_dataset(tiny_phantom("folds", train_images=8))
 
 
-def test_groups_are_dealt_whole_and_no_fold_is_seen_by_its_own_detector(dataset):
+def test_folds_contain_whole_groups_and_training_part_excludes_the_fold(dataset):
     assigned = held_out_detectors.assign_folds(dataset, 2)
     assert [fold for _, fold in assigned] == [0, 1, 1, 0, 1, 0, 0, 1]
     for k in (0, 1):
-        seen = {
+        trained_on = {
             int(r.image_id)
             for r in held_out_detectors.training_part(dataset, assigned, k).map(dataset.decode)
         }
-        assert seen == {image_id for image_id, fold in assigned if fold != k}
-    with pytest.raises(InputError, match="are of 6 group"):
+        assert trained_on == {image_id for image_id, fold in assigned if fold != k}
+    with pytest.raises(InputError, match="form 6 group"):
         held_out_detectors.assign_folds(dataset, 7)
 
 
 @pytest.mark.parametrize("scores, images, expected", [([0.3, 0.9, 0.5], 2, 0.3), ([0.3, 0.9], 2, 0.0)])
-def test_threshold_leaves_one_false_positive_an_image(scores, images, expected):
+def test_threshold_allows_one_false_positive_per_image(scores, images, expected):
     assert held_out_detectors.threshold(np.array(scores), images) == pytest.approx(expected)
     assert (np.array(scores) > held_out_detectors.threshold(np.array(scores), images)).sum() <= images
 
 
-def fixed(*answers):
-    """A detector that always answers (box, score, label)s; a padded detection comes last."""
-    boxes, scores, labels = zip(*answers, ([0, 0, 0, 0], 0.0, -1), strict=True)
+def fixed(*found):
+    """Returns a detector with constant detections (box, score, label), and a padded one at the end."""
+    boxes, scores, labels = zip(*found, ([0, 0, 0, 0], 0.0, -1), strict=True)
 
     def detect(images, weights):
         one = np.float32(boxes), np.float32(scores) * weights[0], np.int32(labels)
@@ -48,7 +48,7 @@ def fixed(*answers):
 
 
 def test_calibration_by_hand(dataset):
-    """The detector finds the first image's first object with 0.6, and two places where nothing is."""
+    """The detector finds the first image's first object with score 0.6, and has two false positives."""
     first = next(iter(dataset.serialized("train_labelled").map(dataset.decode)))
     corners = [([0, 0, 2, 2], 0.8, 0), ([30, 30, 32, 32], 0.4, 0)]
     detect = fixed(corners[0], (first.boxes[0].numpy(), 0.6, 0), corners[1])
@@ -58,8 +58,8 @@ def test_calibration_by_hand(dataset):
     assert len(fold.real) == len(first.labels)
 
 
-def test_each_object_is_judged_by_the_fold_of_its_match():
-    """DET_1's scores are half of DET_0's; boxes elsewhere, other classes, real misses do not count."""
+def test_objects_are_scored_by_the_detector_of_their_match_fold():
+    """DET_1's scores are half of DET_0's; other places and classes, and missed real objects, do not count."""
     detect = fixed(([0, 0, 10, 10], 0.8, 0), ([20, 20, 30, 30], 0.6, 1))
     folds = [Fold([1.0], 0.5, np.array([0.0, 0.7, 0.9])), Fold([0.5], 0.5, np.array([0.4, 0.5]))]
     held_out = HeldOutDetectors(detect, 0.5, {7: 0, 8: 1}, folds)

@@ -1,4 +1,4 @@
-"""Every number here can be redone on paper."""
+"""Localization accuracy, checked by hand arithmetic."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def one(image_id, truth_boxes, boxes, scores, truth_labels=None, labels=None):
     )
 
 
-def test_iou_divides_by_the_union_and_iobb_by_the_detected_box():
+def test_iou_divides_by_union_and_iobb_by_detected_area():
     """Truth 20x20 = 400, detected 10x20 = 200, shared 5x20 = 100: IoU 100/500, IoBB 100/200 (not 100/400)."""
     truth, found = one(1, [[0, 0, 20, 20]], [[15, 0, 25, 20]], [0.9])
     assert best_overlaps(truth, found, 0) == (pytest.approx(0.2), pytest.approx(0.5))
@@ -42,11 +42,11 @@ def test_only_the_top_scoring_detection_counts():
     clean = one(4, np.zeros((0, 4)), [miss], [0.9])
     truth, found = zip(good, bad, none, clean, strict=True)
     share = localization(truth, found, ["a"])[0]["iou"]["0.1"]
-    assert (share["k"], share["n"]) == (1, 3)  # the clean image is no trial
+    assert (share["k"], share["n"]) == (1, 3)  # the clean image is not a trial
     assert share["value"] == pytest.approx(1 / 3)
 
 
-def test_any_of_several_objects_may_be_hit_but_only_of_the_own_class():
+def test_detection_may_match_any_object_of_its_class():
     truth, found = one(1, [[0, 0, 10, 10], [20, 20, 30, 30]], [[20, 20, 30, 30]], [0.9], truth_labels=[0, 0])
     assert best_overlaps(truth, found, 0) == (1.0, 1.0)
     truth, found = one(
@@ -60,10 +60,10 @@ def test_any_of_several_objects_may_be_hit_but_only_of_the_own_class():
     per_class = localization([truth], [found], ["a", "b"])
     assert [c["iou"]["0.7"]["k"] for c in per_class] == [0, 1]
     pooled = pool(per_class)["iou"]["0.7"]
-    assert (pooled["k"], pooled["n"]) == (1, 2)  # two trials: this image for either class
+    assert (pooled["k"], pooled["n"]) == (1, 2)  # two trials: this image for each class
 
 
-def test_intervals_are_the_exact_binomial_test_turned_round():
+def test_interval_ends_have_binomial_tails_of_2_5_percent():
     """At the ends of the Clopper-Pearson interval the one-sided tail of the binomial is exactly 2.5 %."""
     pairs = [one(i, [[0, 0, 10, 10]], [[0, 0, 10, 10]] if i < 4 else [], [1.0] * (i < 4)) for i in range(13)]
     truth, found = zip(*pairs, strict=True)

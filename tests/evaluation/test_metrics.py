@@ -36,12 +36,12 @@ def pair():
     return truth, found
 
 
-def test_evaluate_is_json_and_agrees_with_its_parts(pair):
+def test_evaluate_returns_json_with_values_by_hand(pair):
     truth, found = pair
     result = evaluate(truth, found, ["nodule", "mass", "never"], resamples=50)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert list(result["ap"]) == ["0.1", "0.2", "0.3", "0.5", "0.75", "0.5:0.95"]
-    # every object is found, shifted by one pixel: 11 * 8 of 2 * 108 - 88
+    # all detections are shifted by one pixel: IoU = 11 * 8 / (2 * 108 - 88)
     assert result["ap"]["0.5"] == pytest.approx({"value": 1.0, "low": 1.0, "high": 1.0})
     assert result["ap"]["0.75"]["value"] == 0.0
     assert result["recall"]["0.1"]["value"] == 1.0
@@ -62,7 +62,7 @@ def test_evaluate_is_json_and_agrees_with_its_parts(pair):
     assert set(result["precision_recall"]["0.1"]) == {"nodule", "mass"}
 
 
-def test_the_mean_is_over_classes_not_over_boxes(pair):
+def test_ap_is_averaged_over_classes_not_boxes(pair):
     truth, found = pair
     found = [f._replace(scores=f.scores[f.labels == 0], boxes=f.boxes[f.labels == 0]) for f in found]
     found = [f._replace(labels=np.zeros(len(f.scores), int)) for f in found]
@@ -71,7 +71,7 @@ def test_the_mean_is_over_classes_not_over_boxes(pair):
     assert result["per_class"]["mass"]["ap"]["0.1"]["value"] == 0.0
 
 
-def test_coco_results_there_and_back(pair):
+def test_coco_results_round_trip(pair):
     _, found = pair
     back = from_coco_results(json.loads(json.dumps(to_coco_results(found))), [f.image_id for f in found])
     for one, other in zip(found, back, strict=True):
@@ -79,12 +79,12 @@ def test_coco_results_there_and_back(pair):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-def test_coco_results_are_xywh_from_category_1():
+def test_coco_results_are_xywh_with_categories_from_1():
     result = to_coco_results([Found(3, np.array([[1.0, 2, 5, 10]]), np.array([0.5]), np.array([0]))])
     assert result == [{"image_id": 3, "category_id": 1, "bbox": [1.0, 2.0, 4.0, 8.0], "score": 0.5}]
 
 
-def test_truth_json_there_and_back(pair):
+def test_truth_json_round_trip(pair):
     truth, _ = pair
     for one, other in zip(truth, truth_from_json(json.loads(json.dumps(truth_to_json(truth)))), strict=True):
         assert (one.image_id, one.groups, one.size) == (other.image_id, other.groups, other.size)
@@ -92,7 +92,7 @@ def test_truth_json_there_and_back(pair):
         np.testing.assert_array_equal(one.labels, other.labels)
 
 
-def test_padding_is_dropped_from_a_batch():
+def test_found_of_drops_padding():
     batch = Detections(
         tf.constant([[[0.0, 0, 4, 4], [1, 1, 2, 2]], [[0, 0, 0, 0], [0, 0, 0, 0]]]),
         tf.constant([[0.9, 0.1], [0.0, 0.0]]),
@@ -104,7 +104,7 @@ def test_padding_is_dropped_from_a_batch():
         found_of([7], batch)
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+def test_write_json_is_atomic(tmp_path):
     path = tmp_path / "deep" / "metrics.json"
     write_json(path, {"a": 1})
     with pytest.raises(ValueError):

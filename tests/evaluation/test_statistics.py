@@ -24,7 +24,7 @@ BOX, AWAY = [0.0, 0, 10, 10], [50.0, 50, 60, 60]
 
 
 def images(hits, groups=None, thresholds=THRESHOLDS):
-    """One object per image, found where `hits`, else a mark elsewhere."""
+    """Returns the matches of one object per image: found where `hits`, otherwise a false positive."""
     truth = [
         Truth(i, (f"g{i if groups is None else groups[i]}",), np.array([BOX]), np.array([0]), (99, 99))
         for i in range(len(hits))
@@ -50,8 +50,8 @@ def test_units_are_joined_through_shared_groups():
     assert units.max() == 3
 
 
-def test_the_interval_of_recall_is_that_of_resampled_groups():
-    """Recall of groups of one image is a plain mean; its bootstrap is numpy's choice with replacement."""
+def test_recall_interval_equals_numpys_bootstrap():
+    """With one image per group, recall is a mean, and its bootstrap is NumPy's choice with replacement."""
     hits = np.random.default_rng(0).random(60) < 0.5
     got = bootstrap_ap(images(hits), resamples=4000, seed=1).interval("recall", "0.1")
     means = np.random.default_rng(2).choice(hits, (4000, 60)).mean(axis=1)
@@ -59,8 +59,8 @@ def test_the_interval_of_recall_is_that_of_resampled_groups():
     np.testing.assert_allclose(got[1:], np.percentile(means, [2.5, 97.5]), atol=0.02)
 
 
-def test_groups_are_drawn_whole():
-    """30 groups of 4 images that agree are 30 independent trials, not 120: the interval is twice as wide."""
+def test_interval_is_twice_as_wide_for_groups_of_four_equal_images():
+    """30 groups of 4 equal images are 30 independent trials, not 120, so the interval is twice as wide."""
     hits = np.repeat(np.arange(30) % 2 == 0, 4)
     grouped = bootstrap_ap(images(hits, np.repeat(np.arange(30), 4)), seed=0)
     alone = bootstrap_ap(images(hits), seed=0)
@@ -71,7 +71,7 @@ def test_groups_are_drawn_whole():
 
 @pytest.mark.nightly
 def test_coverage_of_the_bootstrap():
-    """The true recall 0.6 lies in about 95 % of the intervals: of 100 sets at least 86 (less: p < 0.001)."""
+    """About 95 % of the intervals contain the true recall 0.6: at least 86 of 100 (fewer: p < 0.001)."""
     rng, inside = np.random.default_rng(5), 0
     for seed in range(100):
         low, high = bootstrap_ap(images(rng.random(60) < 0.6, thresholds=(0.1,)), 200, seed).interval(
@@ -81,7 +81,7 @@ def test_coverage_of_the_bootstrap():
     assert 86 <= inside <= 100
 
 
-def test_same_seed_same_numbers():
+def test_bootstrap_is_a_function_of_the_seed():
     matches = images(np.arange(40) % 3 == 0)
     one, two, other = (bootstrap_ap(matches, 100, seed).ap["0.1"] for seed in (3, 3, 4))
     np.testing.assert_array_equal(one, two)
@@ -89,7 +89,7 @@ def test_same_seed_same_numbers():
     assert (one[0] == other[0]).all()
 
 
-def test_paired_difference_sees_what_two_intervals_hide():
+def test_paired_interval_excludes_zero_though_single_intervals_overlap():
     """The arms differ in 6 of 60 images: their own intervals overlap widely, the paired one excludes 0."""
     hits = np.random.default_rng(0).random(60) < 0.5
     better = hits.copy()
@@ -105,19 +105,19 @@ def test_paired_difference_sees_what_two_intervals_hide():
     np.testing.assert_allclose(back, [-difference.interval[i] for i in (0, 2, 1)])
 
 
-def test_an_arm_against_itself_differs_by_exactly_nothing():
+def test_difference_of_an_arm_to_itself_is_zero():
     arm = bootstrap_ap(images(np.arange(30) % 2 == 0))
     assert seeds_difference([arm], [arm]).interval == (0.0, 0.0, 0.0)
     assert sentence("a", "a", seeds_difference([arm], [arm])).endswith("30 groups: not shown")
 
 
-def test_different_images_cannot_be_paired():
+def test_pairing_different_images_raises():
     one, two = bootstrap_ap(images([True] * 5)), bootstrap_ap(images([True] * 6))
     with pytest.raises(InputError, match="same test images"):
         seeds_difference([one], [two])
 
 
-def test_resamples_without_any_object_are_left_out():
+def test_interval_ignores_resamples_without_objects():
     matches = images([True, False])
     clean = matches._replace(classes=(matches.classes[0]._replace(truths=np.array([1, 0])),))
     interval = bootstrap_ap(clean, 50).interval("recall", "0.1")
@@ -127,7 +127,7 @@ def test_resamples_without_any_object_are_left_out():
     assert percentile_interval(np.array([0.5, np.nan])) == (0.5, None, None)
 
 
-def test_sentences():
+def test_sentence_by_hand():
     def text(value, low, high, groups=80):
         interval = Interval(value, low, high)
         return sentence("detectorgan", "cut_paste", Difference(interval, 0.5, 0.002, 1, groups, groups))
@@ -153,7 +153,7 @@ def test_two_sided_p_by_hand():
     assert two_sided_p(np.array([np.nan, np.nan])) is None
 
 
-def test_seeds_and_groups_are_drawn_together():
+def test_over_seeds_has_the_variance_of_seeds_and_groups():
     """Recall of seed s has mean m_s over groups: its variance is that of groups plus that of drawn seeds."""
     rng = np.random.default_rng(3)
     runs = [bootstrap_ap(images(rng.random(400) < share), 2000) for share in (0.2, 0.5, 0.8)]
@@ -165,8 +165,8 @@ def test_seeds_and_groups_are_drawn_together():
     np.testing.assert_allclose(over_seeds(same, "recall", "0.1"), runs[1].recall["0.1"][:, 0])
 
 
-def test_arms_are_compared_seed_by_seed():
-    """The second arm finds what the first does, less one object in ten: paired, that is beyond doubt."""
+def test_seeds_difference_is_paired_by_seed():
+    """The second arm misses one in ten objects that the first finds; the paired test is significant."""
     rng = np.random.default_rng(4)
     first = [rng.random(200) < share for share in (0.3, 0.5, 0.7)]
     second = [hits & (np.arange(200) % 10 > 0) for hits in first]

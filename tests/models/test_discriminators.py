@@ -1,4 +1,4 @@
-"""PatchGANs see what they should."""
+"""Receptive field and architecture of the PatchGAN."""
 
 import keras
 import numpy as np
@@ -12,11 +12,11 @@ NORMS = (ExactGroupNormalization, keras.layers.GroupNormalization)
 
 
 @pytest.mark.parametrize("layers,side,field", [(2, 80, 34), (3, 128, 70)])
-def test_receptive_field_is_what_the_gradient_says(layers, side, field):
-    """Pixels that one interior logit depends on, through the model's own convolutions.
+def test_receptive_field_by_gradient(layers, side, field):
+    """Finds the pixels that one interior logit depends on, through the model's own convolutions.
 
-    Instance norm looks at whole channels, so each norm is replaced by the identity. All weights are made
-    positive, so that no two paths cancel and no ReLU is shut.
+    Instance normalisation depends on whole channels, so it is replaced by the identity. All weights are made
+    positive, so that no two paths cancel and all ReLUs are active.
     """
     discriminator = keras.models.clone_model(
         patch_gan((side, side, 1), filters=2, layers=layers),
@@ -34,16 +34,16 @@ def test_receptive_field_is_what_the_gradient_says(layers, side, field):
         logits = discriminator(x)
         row, column = logits.shape[1] // 2, logits.shape[2] // 2 - 1
         one = logits[0, row, column, 0]
-    seen = tape.gradient(one, x)[0, :, :, 0].numpy() > 0
-    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    used = tape.gradient(one, x)[0, :, :, 0].numpy() > 0
+    rows, columns = np.flatnonzero(used.any(1)), np.flatnonzero(used.any(0))
     for found in (rows, columns):
-        assert 0 < found[0] and found[-1] < side - 1  # noqa: PT018  # interior: the border does not cut it
+        assert 0 < found[0] and found[-1] < side - 1  # noqa: PT018  # not clipped by the image's border
         assert len(found) == found[-1] - found[0] + 1 == field
-    assert seen.sum() == field**2
+    assert used.sum() == field**2
 
 
 def test_architecture_is_the_70_pixel_patch_gan():
-    """C64-C128-C256-C512: 4x4 kernels, strides 2, 2, 2, 1, 1; no norm on the first layer and the last."""
+    """C64-C128-C256-C512: 4x4 kernels, strides 2, 2, 2, 1, 1; no norm in the first and last layer."""
     D = patch_gan((128, 96, 3))
     convolutions = [layer for layer in D.layers if isinstance(layer, keras.layers.Conv2D)]
     assert [layer.filters for layer in convolutions] == [64, 128, 256, 512, 1]

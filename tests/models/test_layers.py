@@ -1,4 +1,4 @@
-"""Our layers against Keras's, NumPy's and central differences."""
+"""Compares our layers with Keras's, with NumPy and with central differences."""
 
 import keras
 import numpy as np
@@ -44,8 +44,8 @@ def test_group_normalization_equals_keras_up_to_the_first_derivative(float64, gr
 
 
 @pytest.mark.parametrize("count", [1, 3, None])
-def test_instance_normalization_equals_one_group_a_channel(count):
-    """The fused op against the written formula, with derivatives; the number of images known or not."""
+def test_instance_normalization_equals_one_group_per_channel(count):
+    """Compares the fused op and its derivative with the explicit formula; number of images known or not."""
     x, v = (tf.cast(images(seed, (count or 2, 5, 7, 12)), tf.float32) for seed in (0, 1))
     results = []
     for layer in (layers.InstanceNormalization(), layers.ExactGroupNormalization(-1)):
@@ -73,7 +73,7 @@ def test_instance_normalization_is_saved_with_its_epsilon():
 
 @pytest.mark.parametrize("groups", [3, -1])
 def test_second_derivative_equals_central_differences(float64, groups):
-    """d/dx of (first derivative along v), along v: the derivative that Eqn 3 needs."""
+    """Checks d/dx of the derivative along v, along v: the second derivative that Eqn 3 needs."""
     x, v, w = images(0), images(1), images(2)
 
     def slope(layer, point):
@@ -102,7 +102,7 @@ def test_group_normalization_by_hand():
     np.testing.assert_allclose(layer(tf.constant([[[[1.0, 3.0]]]])), [[[[3.0, 7.0]]]])
 
 
-def test_groups_must_divide():
+def test_groups_that_do_not_divide_channels_raise():
     with pytest.raises(ValueError, match="groups=8 does not divide 12 channels"):
         layers.ExactGroupNormalization(8).build((None, None, None, 12))
 
@@ -130,7 +130,7 @@ def test_doubling_equals_keras_with_its_derivative():
 
 
 @pytest.mark.parametrize("which", ["doubling", "one filter", "three filters"])
-def test_convolutions_by_phases_equal_kerass_with_their_derivatives(float64, which):
+def test_convolutions_by_phases_equal_keras_with_derivatives(float64, which):
     conv = keras.layers.Conv2D
     ours, theirs = {
         "doubling": (DoublingConv2D(4), [keras.layers.UpSampling2D(2), conv(4, 3, padding="same")]),
@@ -151,8 +151,8 @@ def test_convolutions_by_phases_equal_kerass_with_their_derivatives(float64, whi
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_convolutions_by_phases_refuse_what_they_cannot():
-    with pytest.raises(ValueError, match="output of 14x12 is not divisible by 4"):
+def test_convolutions_by_phases_raise_on_indivisible_sides():
+    with pytest.raises(ValueError, match="14x12 must be divisible by 4"):
         NarrowConv2D(1, 3)(tf.zeros([1, 16, 14, 2]))
 
 
@@ -165,7 +165,7 @@ def test_convolutions_by_phases_refuse_what_they_cannot():
         DoublingConv2D(2),
     ],
 )
-def test_layers_survive_saving(tmp_path, layer):
+def test_layers_are_equal_after_saving_and_loading(tmp_path, layer):
     inputs = keras.Input((4, 4, 6))
     model = keras.Model(inputs, layer(inputs))
     model.save(tmp_path / "model.keras")
@@ -174,8 +174,8 @@ def test_layers_survive_saving(tmp_path, layer):
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_derivative_beyond_the_last_is_refused(exact):
-    """The second of InstanceNormalization, the third of ExactGroupNormalization: no half of it."""
+def test_derivative_of_too_high_order_raises(exact):
+    """The second derivative of InstanceNormalization and the third of ExactGroupNormalization raise."""
     norm = layers.ExactGroupNormalization(3) if exact else layers.InstanceNormalization()
     layer = with_random_weights(norm)
     x = tf.cast(images(0), tf.float32)

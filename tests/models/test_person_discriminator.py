@@ -1,4 +1,4 @@
-"""Crops of any size in one batch, each judged as if it were alone."""
+"""Crops of different sizes in one batch have the same logits as separately."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ def images(side=24, count=3, channels=2):
     return tf.random.stateless_normal([count, side, side, channels], [1, side])
 
 
-def test_pyramid_by_loops():
+def test_spatial_pyramid_equals_loops():
     x, sizes = images(), [(12, 8), (24, 24), (2, 1)]
     found = spatial_pyramid(x, tf.constant(sizes)).numpy()
     for i, (h, w) in enumerate(sizes):
@@ -28,8 +28,8 @@ def test_pyramid_by_loops():
         np.testing.assert_array_equal(found[i], np.concatenate(wanted))
 
 
-def test_a_crop_is_judged_as_if_it_were_alone():
-    """Keras's own convolutions and strides on an image that is just the crop, of whatever size."""
+def test_logit_of_a_crop_is_independent_of_the_batch():
+    """Compares with Keras's convolutions and strides on an image that is the crop."""
     keras.utils.set_random_seed(0)
     D, x = PersonDiscriminator(filters=3), images()
     together = D(x, BOXES)
@@ -42,14 +42,14 @@ def test_a_crop_is_judged_as_if_it_were_alone():
         np.testing.assert_allclose(together[i, 0, 0, 0], logit[0, 0], rtol=1e-5, atol=1e-6)
 
 
-def test_it_sees_the_box_and_nothing_else():
+def test_logit_depends_only_on_pixels_of_the_box():
     keras.utils.set_random_seed(0)
     D, x = PersonDiscriminator(filters=3), images()
     with tf.GradientTape() as tape:
         tape.watch(x)
         logits = tf.reduce_sum(D(x, BOXES))
-    seen = tf.reduce_any(tape.gradient(logits, x) != 0, -1).numpy()
+    used = tf.reduce_any(tape.gradient(logits, x) != 0, -1).numpy()
     for i, where in enumerate(SLICES):
-        assert seen[i][where].any()
-        seen[i][where] = False
-    assert not seen.any()
+        assert used[i][where].any()
+        used[i][where] = False
+    assert not used.any()

@@ -1,4 +1,4 @@
-"""Networks that compute in bfloat16: what they hold, answer, and how near that is to float32."""
+"""Networks that compute in bfloat16: dtypes of weights and outputs, and differences to float32."""
 
 import keras
 import numpy as np
@@ -37,7 +37,7 @@ NETWORKS = {
 
 
 def made(name, policy):
-    """The network, built, and its answers."""
+    """Returns the built network and its outputs."""
     keras.utils.set_random_seed(0)
     with layers.dtype_policy(policy):
         network, call = NETWORKS[name]()
@@ -45,9 +45,9 @@ def made(name, policy):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_networks_round_inside_only(name):
-    """Weights and answers are float32, convolutions but the last ones are not."""
-    network, answers = made(name, "mixed_bfloat16")
+def test_weights_and_outputs_are_float32(name):
+    """Weights and outputs are float32; all convolutions but the last are bfloat16."""
+    network, outputs = made(name, "mixed_bfloat16")
     assert {v.dtype for v in network.weights} == {"float32"}
     computed = [
         layer.compute_dtype
@@ -57,20 +57,20 @@ def test_networks_round_inside_only(name):
     last = 2 if name.startswith(("retinanet", "fcos")) else 1
     assert computed.count("float32") == last
     assert computed.count("bfloat16") == len(computed) - last > 3
-    for answer in answers:
-        assert answer.dtype == tf.float32
-        assert np.any(answer != tf.cast(tf.cast(answer, tf.bfloat16), tf.float32))
+    for output in outputs:
+        assert output.dtype == tf.float32
+        assert np.any(output != tf.cast(tf.cast(output, tf.bfloat16), tf.float32))
 
 
 @pytest.mark.parametrize("name", ["generator", "unet", "discriminator", "person"])
-def test_rounded_answers_are_near_float32_s(name):
-    """By a few hundredths at most: a number has 8 bits. Detectors: tests/training/test_loss_scale.py."""
+def test_bfloat16_outputs_are_near_float32(name):
+    """bfloat16 has 8 significant bits, so errors are a few hundredths. Detectors: test_loss_scale.py."""
     (found,), (expected,) = (made(name, policy)[1] for policy in ("mixed_bfloat16", "float32"))
     assert 1e-5 < tf.norm(found - expected) / tf.norm(expected) < 0.05
 
 
-def test_a_weight_used_often_sums_its_gradients_in_float32():
-    """As the heads of a detector do over a pyramid's levels: each use is rounded, their sum is not."""
+def test_gradients_of_a_shared_weight_are_summed_in_float32():
+    """A detector's head is used once per pyramid level: each gradient is rounded, the sum is not."""
     with layers.dtype_policy("mixed_bfloat16"):
         network = keras.Sequential([keras.Input(SHAPE), keras.layers.Conv2D(4, 3)])
     W = [v.value for v in network.trainable_variables]
@@ -78,8 +78,8 @@ def test_a_weight_used_often_sums_its_gradients_in_float32():
     def gradients(inputs):
         with tf.GradientTape() as tape:
             tape.watch(W)
-            answers = [network.stateless_call(W, [], x)[0] for x in inputs]
-            L = tf.add_n([tf.reduce_sum(tf.cast(answer, tf.float32) ** 2) for answer in answers])
+            outputs = [network.stateless_call(W, [], x)[0] for x in inputs]
+            L = tf.add_n([tf.reduce_sum(tf.cast(output, tf.float32) ** 2) for output in outputs])
         return tape.gradient(L, W)
 
     inputs = [IMAGES * (0.5 + 0.01 * k) for k in range(32)]
@@ -94,7 +94,7 @@ def test_a_weight_used_often_sums_its_gradients_in_float32():
         assert np.abs(np.float64(tf.cast(rounded, tf.float32)) - exact).max() > 1e-3 * np.abs(exact).max()
 
 
-def test_a_policy_ends_where_it_is_left():
+def test_dtype_policy_is_restored_on_exit():
     with layers.dtype_policy("mixed_float16"):
         assert layers.weights_dtype() == "float32"
         assert keras.layers.Dense(1).compute_dtype == "float16"

@@ -12,7 +12,7 @@ PAIRS = 3
 
 @pytest.fixture
 def synthetic(tmp_path):
-    """synthetic(method, count): a directory as tf_detectorgan.synthesize writes it; B's grey is brighter."""
+    """Returns synthetic(method, count) -> directory, as of tf_detectorgan.synthesize; B is brighter."""
 
     def make(method, count=PAIRS, shift=0.0):
         home = tmp_path / method / "synthetic"
@@ -42,6 +42,6 @@ def study(synthetic, tmp_path):
 
 @pytest.fixture
 def free_port():
-    """A port of 127.0.0.1 that nobody listens at."""
+    """Returns an unused port of 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]

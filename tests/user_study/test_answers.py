@@ -4,8 +4,8 @@ import threading
 from tf_detectorgan.user_study.answers import Answer, Answers
 
 
-def test_readers_do_not_wait_for_writers(tmp_path):
-    """Write-ahead logging stays with the file: a reader sees the state before a write that goes on."""
+def test_reader_does_not_wait_for_a_writer(tmp_path):
+    """With write-ahead logging, a reader gets the state before a write in progress."""
     store = Answers(tmp_path)
     rater = store.join("Ada")
     writer = sqlite3.connect(tmp_path / "answers.sqlite", isolation_level=None)
@@ -17,7 +17,7 @@ def test_readers_do_not_wait_for_writers(tmp_path):
     writer.close()
 
 
-def test_raters_who_answer_at_once_lose_nothing(tmp_path):
+def test_concurrent_answers_are_all_stored(tmp_path):
     store, count, start = Answers(tmp_path), 40, threading.Barrier(4)
     raters = [store.join(name).id for name in "abcd"]
 

@@ -1,4 +1,4 @@
-"""A whole study in headless Chromium: what is clicked and typed is what the database holds."""
+"""A complete study in headless Chromium: clicks and keys are stored as answers in the database."""
 
 import contextlib
 import shutil
@@ -57,7 +57,7 @@ def by_mouse(page, choices, marks):
 
 
 def expected(study, rater, left_better, marks):
-    """What the database must hold when a rater always gave these answers."""
+    """Returns the expected answers in the database if a rater gives these answers to all pairs."""
     rows = {}
     for shown in plans.order(plans.read(study), rater):
         other = "B" if shown.left == "A" else "A"
@@ -69,16 +69,16 @@ def expected(study, rater, left_better, marks):
     return rows
 
 
-def test_two_raters_at_once_by_keyboard_and_by_mouse(browser, address, study):
+def test_two_concurrent_raters_by_keyboard_and_by_mouse(browser, address, study):
     desk, faults = join(browser, address, "Ada", DESKTOP)
     tablet, more = join(browser, address, "Bea", TABLET)
     for position in range(4):
         if position == 2:
-            desk.keyboard.press("ArrowLeft")  # half an answer, lost by the reload
+            desk.keyboard.press("ArrowLeft")  # an incomplete answer, lost by the reload
             desk.reload()
             desk.wait_for_selector("fieldset.current")
             assert desk.get_by_role("heading").inner_text() == "Pair 3 of 4"
-        # a slip (2) is taken back and put right
+        # a wrong answer (2) is corrected
         by_keyboard(desk, ["ArrowLeft", "ArrowLeft", "2", "Backspace", "5", "4", "3", "1"])
         by_mouse(tablet, ["right", "right"], [1, 2, 4, 5])
     for page, name in ((desk, "Ada"), (tablet, "Bea")):
@@ -94,7 +94,7 @@ def test_two_raters_at_once_by_keyboard_and_by_mouse(browser, address, study):
     assert faults + more == []
 
 
-def test_one_browser_for_one_rater_after_the_other(browser, address, study):
+def test_two_raters_in_sequence_in_one_browser(browser, address, study):
     page, faults = join(browser, address, "Ada", TABLET)
     for _ in range(4):
         by_keyboard(page, ["ArrowLeft", "ArrowLeft", "5", "4", "3", "1"])
@@ -103,7 +103,7 @@ def test_one_browser_for_one_rater_after_the_other(browser, address, study):
     page.get_by_role("button", name="Begin").click()
     page.wait_for_selector("fieldset.current")
     by_keyboard(page, ["ArrowRight", "ArrowRight", "5", "4", "3", "1"])
-    page.goto(address)  # Bea comes back
+    page.goto(address)  # Bea returns
     assert page.get_by_role("heading").inner_text() == "Pair 2 of 4"
     assert [len(Answers(study).all(rater)) for rater in (1, 2)] == [4, 1]
     assert faults == []
@@ -124,7 +124,7 @@ def test_two_studies_of_one_host_in_one_browser(browser, address, study, tmp_pat
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, TABLET], ids=["desktop", "tablet"])
-def test_zoom_and_window_move_both_images_alike(browser, address, viewport):
+def test_zoom_and_contrast_apply_to_both_images(browser, address, viewport):
     page, faults = join(browser, address, "Ada", viewport)
     wide = page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     styles = "[...document.querySelectorAll('.view img')].map(i => [i.style.transform, i.style.filter])"

@@ -32,7 +32,7 @@ def client(study):
     return create_app(study).test_client()
 
 
-def test_a_whole_study(client, study):
+def test_complete_study(client, study):
     assert join(client).status_code == 302
     shown = plans.order(plans.read(study), 1)
     for position in range(4):
@@ -49,7 +49,7 @@ def test_a_whole_study(client, study):
         assert stored[one.pair] == Answer(rater=1, pair=one.pair, better_object=other, **left, **marks)
 
 
-def test_the_left_image_is_the_left_method_s_and_names_nothing(client, study):
+def test_left_image_is_of_the_left_method_without_metadata(client, study):
     join(client)
     for position, shown in enumerate(plans.order(plans.read(study), 1)):
         answer = client.get(f"/image/{position}/left")
@@ -70,7 +70,7 @@ def test_order_and_sides_differ_between_raters_and_are_balanced(study):
     assert orders[0] == plans.order(plan, 1)
 
 
-def test_resuming_by_cookie(client, study):
+def test_study_is_resumed_by_cookie_after_a_restart(client, study):
     join(client)
     client.post("/pair/0", data={**GIVEN, "csrf": csrf(client)})
     again = create_app(study).test_client()  # the server was restarted
@@ -79,7 +79,7 @@ def test_resuming_by_cookie(client, study):
     assert "Pair 2 of 4" in again.get("/pair").text
 
 
-def test_a_taken_name_an_empty_one_and_a_script(client, study):
+def test_taken_or_empty_name_is_refused_and_html_is_escaped(client, study):
     assert join(client).status_code == 302
     other = create_app(study).test_client()
     assert "taken" in join(other).text
@@ -92,7 +92,7 @@ def test_a_taken_name_an_empty_one_and_a_script(client, study):
     assert "&lt;script&gt;alert(1)" in other.get("/pair").text
 
 
-def test_an_answer_sent_twice_is_kept_as_it_was(client, study):
+def test_second_answer_to_a_pair_is_ignored(client, study):
     join(client)
     token = csrf(client)
     client.post("/pair/0", data={**GIVEN, "csrf": token})
@@ -102,14 +102,14 @@ def test_an_answer_sent_twice_is_kept_as_it_was(client, study):
 
 
 @pytest.mark.parametrize("change", [{"whole_left": "6"}, {"whole_left": ""}, {"better_whole": "A"}])
-def test_answers_that_are_none(client, study, change):
+def test_invalid_answers_are_not_stored(client, study, change):
     join(client)
     assert client.post("/pair/0", data={**GIVEN, **change, "csrf": csrf(client)}).status_code == 400
     assert Answers(study).all() == []
 
 
 @pytest.mark.parametrize("token", [None, "", "guess", "é"])
-def test_without_the_csrf_token_nothing_is_stored(client, study, token):
+def test_post_without_csrf_token_is_not_stored(client, study, token):
     join(client)
     form = GIVEN if token is None else {**GIVEN, "csrf": token}
     assert client.post("/pair/0", data=form).status_code == 400
@@ -118,7 +118,7 @@ def test_without_the_csrf_token_nothing_is_stored(client, study, token):
 
 
 @pytest.mark.parametrize("address", ["/", "/pair", "/study.js", "/study.css", "/image/0/left", "/none"])
-def test_every_answer_has_the_security_headers(client, address):
+def test_every_response_has_the_security_headers(client, address):
     headers = client.get(address).headers
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert "unsafe" not in headers["Content-Security-Policy"]
@@ -126,7 +126,7 @@ def test_every_answer_has_the_security_headers(client, address):
     assert headers["Referrer-Policy"] == "no-referrer"
 
 
-def test_the_pages_hold_nothing_that_the_policy_forbids(client):
+def test_pages_conform_to_the_content_security_policy(client):
     join(client)
     page = client.get("/pair").text
     assert not re.search(r"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=", page)
@@ -146,16 +146,16 @@ def test_the_pages_hold_nothing_that_the_policy_forbids(client):
         "/session.key",
     ],
 )
-def test_no_path_reaches_the_file_system(client, address):
+def test_files_of_the_study_are_not_served(client, address):
     join(client)
     assert client.get(address).status_code == 404
 
 
-def test_images_are_for_raters(client):
+def test_images_require_a_rater_session(client):
     assert client.get("/image/0/left").status_code == 403
 
 
-def test_the_access_token(study):
+def test_access_token_is_required_and_removed_from_the_address(study):
     client = create_app(study, token="correct horse battery").test_client()
     assert client.get("/").status_code == 403
     for address in ("/?token=wrong", "/pair", "/study.js", "/image/0/left"):
@@ -167,7 +167,7 @@ def test_the_access_token(study):
     assert client.get("/").status_code == 200
 
 
-def test_another_token_locks_everybody_out(study):
+def test_new_token_invalidates_sessions(study):
     first = create_app(study, token="correct horse battery").test_client()
     first.get("/?token=correct+horse+battery")
     changed = create_app(study, token="incorrect horse battery").test_client()
@@ -179,7 +179,7 @@ def test_another_token_locks_everybody_out(study):
     assert changed.get("/").status_code == 200
 
 
-def test_another_rater_takes_the_seat(client, study):
+def test_leaving_lets_another_rater_join(client, study):
     join(client)
     assert client.post("/leave").status_code == 400  # without the CSRF token
     assert "Pair 1" in client.get("/pair").text
@@ -189,12 +189,12 @@ def test_another_rater_takes_the_seat(client, study):
     assert "Bea" in client.get("/pair").text
 
 
-def test_other_names_of_the_host_are_refused(study):
+def test_other_host_names_are_refused(study):
     client = create_app(study, hosts=("127.0.0.1", "localhost")).test_client()
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
     assert client.get("/", headers={"Host": "127.0.0.1:8000"}).status_code == 200
 
 
-def test_the_key_is_for_its_owner_alone(study):
+def test_session_key_is_readable_by_its_owner_only(study):
     create_app(study)
     assert (study / "session.key").stat().st_mode & 0o077 == 0

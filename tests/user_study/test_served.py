@@ -1,4 +1,4 @@
-"""The command itself, as a process of its own."""
+"""The command as a separate process."""
 
 import http.cookiejar
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_printed_line_leads_to_the_page(study, free_port):
+def test_printed_address_serves_the_page(study, free_port):
     token = "a+b&c=d#e é%41 ok"
     command = [sys.executable, "-m", "tf_detectorgan.study", f"--out={study}", f"--port={free_port}"]
     with subprocess.Popen(

@@ -72,7 +72,7 @@ def audit(
     more = synthetic.more
     nearest = similarity(synthetic.crops, real.crops).max(1)
     names = np.asarray(groups)
-    others = names[:, None] != names[None]  # an object resembles itself and others of its patient
+    others = names[:, None] != names[None]  # objects of one patient resemble each other
     among_real = np.where(others, similarity(real.crops, real.crops), -1.0).max(1)
     nearest_real = among_real[others.any(1)]
     compared = len(nearest_real) > 0

@@ -1,4 +1,4 @@
-"""AP and recall by pycocotools, and the same measures under image weights, for the bootstrap.
+"""AP and recall, computed by pycocotools, and recomputed with image weights for the bootstrap.
 
 Letters: I images, K classes, T IoU thresholds, D detections of a class, R weightings, P correct detections.
 """
@@ -18,24 +18,24 @@ from tf_detectorgan.evaluation.records import Found, Truth, paired, to_coco_resu
 
 COCO_RANGE = tuple(np.linspace(0.5, 0.95, 10))  # pycocotools' own ten values, bit for bit
 THRESHOLDS = (0.1, 0.2, 0.3, *COCO_RANGE)
-SINGLE = (0.1, 0.2, 0.3, 0.5, 0.75)  # thresholds reported one by one
+SINGLE = (0.1, 0.2, 0.3, 0.5, 0.75)  # thresholds that are reported individually
 RANGE_NAME = "0.5:0.95"
 MAX_DETECTIONS = 100  # per image and class, the best by score
 RECALLS = np.linspace(0.0, 1.0, 101)
-_CHUNK = 4_000_000  # numbers held at once by `weighted`
+_CHUNK = 4_000_000  # array elements that `weighted` holds in memory at once
 
 
 class ClassMatches(NamedTuple):
-    """One class's detections in all images, best first; equal scores by image id, then in the given order."""
+    """Detections of one class in all images, by descending score; ties by image id, then in input order."""
 
     scores: np.ndarray  # [D] float64
     image: np.ndarray  # [D] int, index into Matches.image_ids
-    correct: np.ndarray  # [T, D] bool: matched to a truth box of its own
+    correct: np.ndarray  # [T, D] bool: matched to a truth box; a box is matched once at most
     truths: np.ndarray  # [I] int, truth boxes per image
 
 
 class Matches(NamedTuple):
-    """The matches of detections with truth that AP, recall and FROC need, and COCO's own AP and recall."""
+    """Matched detections of all classes, and the precision and recall that pycocotools computes."""
 
     image_ids: tuple[int, ...]  # ascending
     groups: tuple[tuple[str, ...], ...]  # per image
@@ -52,7 +52,7 @@ def match(
     class_names: Sequence[str],
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> Matches:
-    """Runs COCOeval (bbox, area "all", at most 100 detections) at any IoU thresholds (over the union).
+    """Returns the matches of COCOeval (bbox, area "all", at most 100 detections) at the IoU `thresholds`.
 
     Raises:
       InputError: see `records.paired`.
@@ -79,14 +79,18 @@ def _run_coco(pairs, class_names, thresholds) -> COCOeval:
     images = [{"id": int(t.image_id)} for t, _ in pairs]
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(class_names)]
     with contextlib.redirect_stdout(io.StringIO()):
-        sides = []
-        sure = (Found(t.image_id, t.boxes, np.ones(len(t.labels)), t.labels) for t, _ in pairs)
-        for found in (sure, (f for _, f in pairs)):
-            side = COCO()  # built in memory: COCO.loadRes fails on an empty list
-            side.dataset = {"images": images, "categories": categories, "annotations": _annotations(found)}
-            side.createIndex()
-            sides.append(side)
-        coco = COCOeval(*sides, iouType="bbox")
+        inputs = []
+        as_found = (Found(t.image_id, t.boxes, np.ones(len(t.labels)), t.labels) for t, _ in pairs)
+        for found in (as_found, (f for _, f in pairs)):
+            coco_set = COCO()  # built in memory: COCO.loadRes fails on an empty list
+            coco_set.dataset = {
+                "images": images,
+                "categories": categories,
+                "annotations": _annotations(found),
+            }
+            coco_set.createIndex()
+            inputs.append(coco_set)
+        coco = COCOeval(*inputs, iouType="bbox")
         coco.params.iouThrs = np.asarray(thresholds, np.float64)
         coco.params.maxDets = [MAX_DETECTIONS]
         coco.params.areaRng, coco.params.areaRngLbl = [[0.0, 1e10]], ["all"]
@@ -98,14 +102,12 @@ def _run_coco(pairs, class_names, thresholds) -> COCOeval:
 def _annotations(found: Iterable[Found]) -> list[dict]:
     return [
         one | {"id": index, "area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0}
-        for index, one in enumerate(
-            to_coco_results(found), 1
-        )  # COCOeval takes a match with id 0 for no match
+        for index, one in enumerate(to_coco_results(found), 1)  # COCOeval treats id 0 as no match
     ]
 
 
 def _class_matches(per_image: list, thresholds: int) -> ClassMatches:
-    """Joins COCOeval's results of one class; None stands for an image without truth and detections."""
+    """Concatenates COCOeval's per-image results of one class; None: no truth and no detections."""
     scores, image, correct = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros((thresholds, 0), bool)]
     truths = np.zeros(len(per_image), np.int64)
     for index, result in enumerate(per_image):
@@ -127,11 +129,10 @@ def average_precision(matches: Matches) -> np.ndarray:
 
 
 def weighted(matches: Matches, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns AP and recall [R, T, K] if image i counts weights[r, i] >= 0 times; NaN without truth.
+    """Returns AP and recall [R, T, K] with image i counted weights[r, i] >= 0 times; NaN without truth.
 
-    With weights of 1 these equal COCO's. The interpolated precision at a recall is reached at a correct
-    detection. So all detections need only a running count, and precision is computed only at the P correct
-    ones.
+    With weights of 1 these equal COCO's. The interpolated precision is always that at a correct detection.
+    Therefore only the cumulative count is computed for all D detections, the rest for the P correct ones.
     """
     shape = (len(weights), len(matches.thresholds), len(matches.classes))
     ap, recall = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -151,19 +152,19 @@ def weighted(matches: Matches, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _interpolate(true: np.ndarray, counted: np.ndarray, positives: np.ndarray):
-    """Returns 101-point AP and last recall [R] from counts [R, P] of correct and of all detections."""
+    """Returns 101-point AP and final recall [R] of cumulative counts [R, P] of correct and all detections."""
     if not true.shape[1]:
         return 0.0, 0.0
     recall = true / np.maximum(positives, np.spacing(1))[:, None]
     precision = true / (counted + np.spacing(1))  # COCO's guard against 0 / 0
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    reached = np.searchsorted(RECALLS, recall, side="right")  # how many of the 101 recalls lie at or below
+    reached = np.searchsorted(RECALLS, recall, side="right")  # number of the 101 recalls at or below it
     gained = np.diff(reached, axis=1, prepend=0)
     return (envelope * gained).sum(axis=1) / len(RECALLS), recall[:, -1]
 
 
 def by_name(per_threshold: np.ndarray, thresholds: Sequence[float], axis: int) -> dict[str, np.ndarray]:
-    """Splits `axis` (T) into {"0.1": ..., "0.5:0.95": mean over COCO's ten}, for the given thresholds."""
+    """Returns `axis` (T) as {"0.1": ..., "0.5:0.95": mean over COCO's ten}, without absent thresholds."""
     result = {f"{t:g}": np.take(per_threshold, thresholds.index(t), axis) for t in SINGLE if t in thresholds}
     if set(COCO_RANGE) <= set(thresholds):
         inside = [thresholds.index(t) for t in COCO_RANGE]
@@ -172,7 +173,7 @@ def by_name(per_threshold: np.ndarray, thresholds: Sequence[float], axis: int) -
 
 
 def mean_over_classes(values: np.ndarray) -> np.ndarray:
-    """Returns the mean over the last axis (K) without NaN; NaN for a row of NaN."""
+    """Returns the mean over the last axis (K) without NaN; NaN if all values are NaN."""
     known = ~np.isnan(values)
     total = np.where(known, values, 0.0).sum(axis=-1)
     return np.where(known.any(axis=-1), total / np.maximum(known.sum(axis=-1), 1), np.nan)

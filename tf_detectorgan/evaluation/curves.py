@@ -1,4 +1,4 @@
-"""Precision-recall and FROC curves under image weights, and their pointwise 95 % bands.
+"""Precision-recall and FROC curves with image weights, and their pointwise bootstrap intervals.
 
 Letters: I images, K classes, D detections, R weightings, P correct detections.
 """
@@ -13,7 +13,7 @@ from tf_detectorgan.evaluation.statistics import LEVEL, group_draws
 
 
 def precision_at_recall(matches: Matches, weights: np.ndarray, iou: float) -> np.ndarray:
-    """Returns COCO's interpolated precision [R, 101, K] if image i counts weights[r, i] >= 0 times.
+    """Returns COCO's interpolated precision [R, 101, K] with image i counted weights[r, i] >= 0 times.
 
     NaN for a class without truth. With weights of 1 it equals COCO's.
     """
@@ -27,15 +27,17 @@ def precision_at_recall(matches: Matches, weights: np.ndarray, iou: float) -> np
             true = np.cumsum(drawn[where])
             precision = true / (np.cumsum(drawn)[where] + np.spacing(1))  # COCO's guard against 0 / 0
             envelope = np.maximum.accumulate(precision[::-1])[::-1]
-            first = np.searchsorted(true / positives[r], RECALLS, side="left")  # detection that reaches it
+            first = np.searchsorted(
+                true / positives[r], RECALLS, side="left"
+            )  # detection that reaches the recall
             result[r, :, k] = np.append(envelope, 0.0)[first]  # a recall that is never reached: 0
     return result
 
 
 def sensitivity_at_rates(matches: Matches, weights: np.ndarray, iou: float, rates: np.ndarray) -> np.ndarray:
-    """Returns FROC's sensitivity [R, len(rates)] if image i counts weights[r, i] times; NaN without truth.
+    """Returns FROC's sensitivity [R, len(rates)] with image i counted weights[r, i] times; NaN without truth.
 
-    Classes are pooled, and equal scores pass together, as in `froc.froc`. `rates`: false positives per image.
+    Classes are pooled, and equal scores accepted together, as in `froc.froc`. `rates`: false positives/image.
     """
     _, image, correct, last_of_tie = pooled(matches, iou)
     positives = weights @ sum(found.truths for found in matches.classes)
@@ -50,7 +52,7 @@ def sensitivity_at_rates(matches: Matches, weights: np.ndarray, iou: float, rate
 
 
 def precision_band(matches: Matches, iou: float, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ends [101] of the pointwise 95 % interval of the mean over classes."""
+    """Returns the ends [101] of the pointwise 95 % interval of the mean over classes, by resampled groups."""
     weights = group_draws(matches.groups, resamples, seed)
     return _band(mean_over_classes(precision_at_recall(matches, weights, iou)))
 
@@ -58,7 +60,7 @@ def precision_band(matches: Matches, iou: float, resamples: int, seed: int) -> t
 def sensitivity_band(
     matches: Matches, iou: float, rates: np.ndarray, resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ends [len(rates)] of the pointwise 95 % interval of FROC's sensitivity."""
+    """Returns the ends [len(rates)] of the pointwise 95 % interval of sensitivity, by resampled groups."""
     return _band(sensitivity_at_rates(matches, group_draws(matches.groups, resamples, seed), iou, rates))
 
 

@@ -1,4 +1,4 @@
-"""Runs a detector on a whole split; returns its detections and the truth."""
+"""Runs a detector on all images of a split, and returns its detections with the ground truth."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ EVALUATED = ("labelled", "clean")  # streams of a split whose truth is complete
 def detect_split(
     detect: Callable[..., Detections], dataset: Dataset, split: str, batch_size: int
 ) -> tuple[list[Truth], list[Found]]:
-    """Returns truth and detections of every image of `split` ("validation", "test"), labelled and clean.
+    """Returns truth and detections of all labelled and clean images of `split` ("validation", "test").
 
     `detect` maps images [N, H, W, C] to Detections.
     """
     truth, found = [], []
     for batch in batches_of_split(dataset, split, batch_size):
-        answers = found_of(batch.image_ids.numpy(), detect(batch.images))
-        found += [answers[i] for i in np.flatnonzero(batch.real)]
+        detected = found_of(batch.image_ids.numpy(), detect(batch.images))
+        found += [detected[i] for i in np.flatnonzero(batch.real)]
         truth += _truth(batch)
     return truth, found
 
 
 def truth_of_split(dataset: Dataset, split: str) -> list[Truth]:
-    """Returns the truth of every image of `split`, as `detect_split` does."""
+    """Returns the truth of all images of `split`, as `detect_split` does."""
     return [item for batch in batches_of_split(dataset, split, 1) for item in _truth(batch)]
 
 
 def batches_of_split(dataset: Dataset, split: str, batch_size: int) -> tf.data.Dataset:
-    """Yields every image of `split`, labelled and clean, in order; raises InputError if there is none."""
+    """Returns all images of `split`, labelled and clean, in order; raises InputError if there are none."""
     streams = [f"{split}_{kind}" for kind in EVALUATED if dataset.count(f"{split}_{kind}")]
     return evaluation_batches(dataset, streams or [f"{split}_labelled"], batch_size)
 

@@ -1,4 +1,4 @@
-"""Free-response ROC: the share of objects found against false positives per image, with clean images."""
+"""Free-response ROC: share of objects found against false positives per image, including clean images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per image
 
 
 def pooled(matches: Matches, iou: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns scores, images and correctness [D] of all detections, best first, and the last of each tie."""
+    """Returns scores, images and correctness [D] of all detections, best first, and ties' last indices."""
     t = matches.thresholds.index(iou)
     scores = np.concatenate([found.scores for found in matches.classes])
     order = np.argsort(-scores, kind="mergesort")
@@ -22,15 +22,15 @@ def pooled(matches: Matches, iou: float) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def froc(matches: Matches, iou: float = 0.1) -> dict:
-    """Returns sensitivity at the seven rates and the curve, all classes pooled under one score threshold.
+    """Returns the sensitivity at seven rates and the curve, all classes pooled under one score threshold.
 
-    A detection is a true positive when COCO matches it to a truth box of its class at `iou`; every other one,
-    even a second hit on the same object, is a false positive. Equal scores pass the threshold together.
+    A detection is a true positive when COCO matches it to a truth box of its class at `iou`; every other one
+    is a false positive, also a second one on the same object. Equal scores pass the threshold together.
 
     Returns:
       {"iou", "sensitivity": {"0.125": s, ...}, "mean", "curve": {"fp_per_image", "sensitivity", "score"}}.
-      A rate's s is the best among thresholds with at most that many false positives per image; None without
-      any truth box.
+      A rate's s is the highest of all thresholds with at most that many false positives per image; None if
+      there are no truth boxes.
     """
     truths = int(sum(found.truths.sum() for found in matches.classes))
     empty: dict[str, list] = {"fp_per_image": [], "sensitivity": [], "score": []}
@@ -40,7 +40,7 @@ def froc(matches: Matches, iou: float = 0.1) -> dict:
     sensitivity = np.cumsum(correct)[last_of_tie] / truths
     false_rate = np.cumsum(~correct)[last_of_tie] / len(matches.image_ids)
     at_rates = {f"{r:g}": float(sensitivity[false_rate <= r].max(initial=0.0)) for r in RATES}
-    corner = np.diff(sensitivity, prepend=0.0) > 0  # the curve is flat in between
+    corner = np.diff(sensitivity, prepend=0.0) > 0  # the curve is flat between them
     corner[-1:] = True
     curve = {
         "fp_per_image": false_rate[corner].tolist(),

@@ -34,12 +34,12 @@ class HeldOutDetectors(NamedTuple):
     """The detectors of all folds."""
 
     detect: Callable[[tf.Tensor, list[tf.Tensor]], Detections]  # (images, weights)
-    iou: float  # IoU from which on a detection matches a box
+    iou: float  # lowest IoU at which a detection matches a box
     fold_of: dict[int, int]  # labelled image id -> its fold
     folds: list[Fold]
 
     def found_real(self) -> float:
-        """Returns the share of the real objects that are found."""
+        """Returns the share of the real objects whose score exceeds their fold's threshold."""
         return float(np.concatenate([fold.real > fold.threshold for fold in self.folds]).mean())
 
     def score_objects(self, images, boxes, labels, matched_ids) -> dict[str, np.ndarray]:
@@ -82,8 +82,8 @@ def assign_folds(dataset: Dataset, folds: int) -> list[tuple[int, int]]:
         assigned.append((int(record.image_id), fold_of_group[group]))
     if len(fold_of_group) < folds:
         raise InputError(
-            f"--crossfit_folds={folds}: the labelled training images are of {len(fold_of_group)} group(s); "
-            "give no more folds than groups, or 0 for no held-out detectors"
+            f"--crossfit_folds={folds}: the labelled training images form {len(fold_of_group)} group(s); "
+            "set it to at most this number, or to 0 for no held-out detectors"
         )
     return assigned
 
@@ -95,11 +95,11 @@ def training_part(dataset: Dataset, assigned: Sequence[tuple[int, int]], k: int)
     return strings.filter(lambda i, _: allowed[i]).map(lambda _, one: one)
 
 
-def calibrate(detect, weights: list[tf.Tensor], dataset: Dataset, wanted: Sequence[int], iou: float) -> Fold:
-    """Returns DET_k with its threshold and its scores of real objects, from the images `wanted` of fold k."""
+def calibrate(detect, weights: list[tf.Tensor], dataset: Dataset, ids: Sequence[int], iou: float) -> Fold:
+    """Returns DET_k with its threshold and its scores of real objects, from the images `ids` of fold k."""
     real: list[np.ndarray] = []
     false: list[np.ndarray] = []
-    chosen = set(wanted)
+    chosen = set(ids)
     for record in dataset.serialized("train_labelled").map(dataset.decode):
         if int(record.image_id) in chosen:
             found = tf.nest.map_structure(lambda v: v[0], detect(record.image[None], weights))

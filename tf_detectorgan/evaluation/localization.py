@@ -1,4 +1,4 @@
-"""Localization accuracy: the share of images whose best detection hits an object, by IoU and by IoBB."""
+"""Localization accuracy: share of images whose highest-scoring detection is correct, by IoU and IoBB."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ IOBB_THRESHOLDS = (0.1, 0.25, 0.5, 0.75, 0.9)
 def best_overlaps(truth: Truth, found: Found, label: int) -> tuple[float, float]:
     """Returns the largest (IoU, IoBB) of a class's top-scoring detection with a truth box of that class.
 
-    Zeros without a detection. IoU divides by the union, IoBB by the *detected* box. Of equal scores the first
-    in the list is taken.
+    Both are 0 without a detection. IoU divides by the union, IoBB by the *detected* box. If scores are equal,
+    the first detection in the list counts.
     """
     candidates = np.flatnonzero(np.asarray(found.labels) == label)
     if not len(candidates):
@@ -33,9 +33,9 @@ def best_overlaps(truth: Truth, found: Found, label: int) -> tuple[float, float]
 
 
 def localization(truth: Sequence[Truth], found: Sequence[Found], class_names: Sequence[str]) -> list[dict]:
-    """Returns per class {"iou": {"0.1": {k, n, value, low, high}}, "iobb": {...}}; n images hold the class.
+    """Returns {"iou": {"0.1": {k, n, value, low, high}}, "iobb": {...}} per class; n images show the class.
 
-    The intervals are Clopper-Pearson's, exact for independent images. Definition: decision 0020.
+    The intervals are Clopper-Pearson's, exact for independent images. Definition: docs/decisions/0020.
     """
     overlaps: list[list[tuple[float, float]]] = [[] for _ in class_names]
     for t, f in paired(truth, found, class_names):
@@ -45,7 +45,7 @@ def localization(truth: Sequence[Truth], found: Sequence[Found], class_names: Se
 
 
 def pool(per_class: Sequence[dict]) -> dict:
-    """Pools all classes: a trial is then a pair of an image and a class that it shows."""
+    """Returns the shares of all classes together: a trial is a pair of an image and a class that it shows."""
     return {
         kind: {
             name: share(
@@ -58,7 +58,7 @@ def pool(per_class: Sequence[dict]) -> dict:
 
 
 def share(k: int, n: int) -> dict:
-    """Returns {k, n, value, low, high}."""
+    """Returns {k, n, value, low, high} of the share k of n, as JSON values."""
     return {"k": k, "n": n, **exact_interval(k, n)._asdict()}
 
 

@@ -1,4 +1,4 @@
-"""All metrics of one detector on one set of images, as one JSON-able dict."""
+"""All metrics of one detector on one set of images, as one dict of JSON values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tf_detectorgan.evaluation.localization import localization, pool
 from tf_detectorgan.evaluation.records import Found, Truth
 from tf_detectorgan.evaluation.statistics import Bootstrap, bootstrap_ap, independent_units, small_note
 
-CURVE_IOUS = (0.1, 0.5)  # of the precision-recall curves
+CURVE_IOUS = (0.1, 0.5)  # for the precision-recall curves
 
 
 def evaluate(
@@ -23,10 +23,10 @@ def evaluate(
     resamples: int = 1000,
     primary_iou: float = 0.1,
 ) -> dict:
-    """Returns AP, recall, localization and FROC (at `primary_iou`) with intervals; None if undefined.
+    """Returns AP, recall, localization accuracy and FROC (at `primary_iou`), with intervals; None: undefined.
 
     Raises:
-      InputError: truth and detections do not fit together (`records.paired`).
+      InputError: truth and detections are invalid or of different images (`records.paired`).
     """
     matches = match(truth, found, class_names)
     bootstrap = bootstrap_ap(matches, resamples, seed)
@@ -72,7 +72,7 @@ def _intervals(bootstrap: Bootstrap, measure: str, label: int | None = None) -> 
 
 
 def _curves(matches: Matches) -> dict:
-    """{"0.1": {class: 101 precisions at recall 0, 0.01 .. 1}}; a class without truth is left out."""
+    """Returns {"0.1": {class: 101 precisions at recall 0, 0.01 .. 1}}, without classes that have no truth."""
     result = {}
     for iou in CURVE_IOUS:
         rows = matches.precision[matches.thresholds.index(iou)]

@@ -1,6 +1,6 @@
-"""Reads another framework's detections, in COCO's results format, of the images of a prepared data set.
+"""Reads detections of other frameworks, in COCO's results format, for the images of a prepared data set.
 
-A result is {"image_id", "category_id", "bbox": [x, y, width, height], "score"}. A "segmentation" is not read.
+A result is {"image_id", "category_id", "bbox": [x, y, width, height], "score"}. "segmentation" is ignored.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Predictions(NamedTuple):
     """The detections of a results file in one split."""
 
     found: list[Found]  # one for each image of the split, in stored pixels
-    ignored: int  # number of detections of the data set's other images, which are left out
-    image_ids: str  # meaning of whole numbers: "id", "name"; "": there were none
+    ignored: int  # number of detections in images of other splits
+    image_ids: str  # how integers were interpreted: "id", "name"; "": there were none
 
 
 def read_predictions(
@@ -46,35 +46,33 @@ def read_predictions(
     Args:
       path: a JSON list of results. An `image_id` that is a string is the image's file name, with or without
         folder and suffix.
-      dataset: the prepared images.
+      dataset: the data set in whose images the objects were detected.
       split: "validation" or "test".
-      pixels: unit of the boxes: pixels of the "original" files (boxes are scaled), or of the "prepared"
-      images. categories: a COCO file with the name of each `category_id`; "": 1, 2, ... in the order of the
-      data set's
-        classes.
-      image_ids: meaning of an `image_id` that is a whole number: the data set's "id", from its COCO file if
-      it
-        was made of one, or a file's "name" that is a number (Ultralytics writes 14 for 000014.png). "auto":
-        the result's "file_name" if it has one, else the meaning that fits all numbers of the file.
+      pixels: the images whose pixels boxes are in: the "original" files, or the "prepared" images.
+      categories: a COCO file with the name of each `category_id`; "": they are 1, 2, ... in the order of the
+        data set's classes.
+      image_ids: how an integer `image_id` is interpreted: as the data set's "id" (that of its COCO file, if
+        any), or as a "name", a file name that is a number (Ultralytics writes 14 for 000014.png). "auto": by
+        the result's "file_name" if any, otherwise by the interpretation that fits all integers.
 
     Raises:
-      InputError: the file is not a results list; a detection is of an unknown image, of one of two images, or
-        of an unknown category, has a box or score that is not finite, or lies outside its image.
+      InputError: the file is not a results list; a detection has an unknown or ambiguous image, an unknown
+        category, a box or score that is not finite, or a box outside of its image.
     """
     labels = _labels(dataset.class_names, categories)
-    known = _Names(image for part in SPLITS for s in STREAMS for image in dataset.listed(f"{part}_{s}"))
+    known = _ImageIndex(image for part in SPLITS for s in STREAMS for image in dataset.listed(f"{part}_{s}"))
     wanted = [image.image_id for s in EVALUATED for image in dataset.listed(f"{split}_{s}")]
     rows: dict[int, list[tuple[Any, float, int]]] = {image_id: [] for image_id in wanted}
     ignored = 0
     results = _results(path)
-    images, by = known.meant(results, image_ids, str(path))
+    images, kind = known.find_all(results, image_ids, str(path))
     for index, (result, image) in enumerate(zip(results, images, strict=True)):
         where = f"{path}: detection {index}"
         _check(result, where)
         if type(result["category_id"]) is not int or result["category_id"] not in labels:
             raise InputError(
-                f"{where}: category_id {result['category_id']!r} is none of {sorted(labels)}; give "
-                "--prediction_categories=ANNOTATIONS.json with their names, or leave other classes out"
+                f"{where}: category_id {result['category_id']!r} is none of {sorted(labels)}; name the "
+                "categories by --prediction_categories=ANNOTATIONS.json, or remove other classes"
             )
         box = _stored(result["bbox"], image, dataset.image_shape, pixels, where)
         if image.image_id in rows:
@@ -90,11 +88,11 @@ def read_predictions(
         )
         for image_id, row in rows.items()
     ]
-    return Predictions(found, ignored, by)
+    return Predictions(found, ignored, kind)
 
 
-class _Names:
-    """Indexes images by id, by name, and by a name that is a number."""
+class _ImageIndex:
+    """The images of a data set by id, by name, and by number for names that are numbers."""
 
     def __init__(self, images: Iterable[Listed]):
         self._by_id: dict[int, Listed] = {}
@@ -107,10 +105,10 @@ class _Names:
             if path.stem.isdecimal():
                 self._by_name[int(path.stem)].add(image.image_id)
 
-    def meant(
+    def find_all(
         self, results: Sequence[Mapping[str, Any]], image_ids: str, path: str
     ) -> tuple[list[Listed], str]:
-        """Returns the image of each result, and the meaning of whole numbers: "id", "name", or "".
+        """Returns the image of each result, and how integers were interpreted ("id", "name"; "": none).
 
         Raises:
           InputError: see `read_predictions`.
@@ -122,18 +120,18 @@ class _Names:
         for index, name in enumerate(names):
             if type(name) is int:
                 first.setdefault(name, index)
-        by = self._reading(first, path) if auto else image_ids
+        kind = self._infer_kind(first, path) if auto else image_ids
         images = [
-            self._find(name, by, f"{path}: detection {index}: {key} {name!r}")
+            self._find(name, kind, f"{path}: detection {index}: {key} {name!r}")
             for index, (key, name) in enumerate(zip(keys, names, strict=True))
         ]
-        return images, by if first else ""
+        return images, kind if first else ""
 
-    def _reading(self, first: Mapping[int, int], path: str) -> str:
-        """Returns the meaning that fits all whole numbers, "id" or "name"; "id" if neither or both do.
+    def _infer_kind(self, first: Mapping[int, int], path: str) -> str:
+        """Returns "name" if all integers of a file are names but not all are ids, otherwise "id".
 
         Raises:
-          InputError: both fit, and they are different images.
+          InputError: they can be both, and stand for different images.
         """
         if any(number not in self._by_name for number in first):
             return "id"
@@ -147,27 +145,27 @@ class _Names:
                 )
                 raise InputError(
                     f"{path}: detection {index}: image_id {number} may be {by_id} by id or {by_name} by "
-                    "name; say which by --image_ids=id or --image_ids=name"
+                    "name; choose by --image_ids=id or --image_ids=name"
                 )
         return "id"
 
-    def _find(self, name: Any, by: str, where: str) -> Listed:
-        """Returns the image of a name or number; `by`: meaning of a number, "id" or "name".
+    def _find(self, name: Any, kind: str, where: str) -> Listed:
+        """Returns the image of a name or number; `kind`: interpretation of a number, "id" or "name".
 
         Raises:
-          InputError: there is none, or there are several of this name.
+          InputError: no image or several images have this name.
         """
         ids: list[int] = []
-        if type(name) is int and by == "id":
+        if type(name) is int and kind == "id":
             ids = [name] if name in self._by_id else []
         elif type(name) in (int, str):
             ids = sorted(self._by_name.get(name, ()))
         if len(ids) > 1:
-            raise InputError(f"{where} may be any of the images {ids}; give the id, and say --image_ids=id")
+            raise InputError(f"{where} may be any of the images {ids}; write the id, and set --image_ids=id")
         if not ids:
             raise InputError(
-                f"{where} is no image of the data set; it must be an id of the annotation file that the set "
-                "was prepared from, or a file name (--image_ids says which); leave other images out"
+                f"{where} is not an image of the data set; it must be an id of the annotation file that the "
+                "set was prepared from, or a file name (see --image_ids); remove other images"
             )
         return self._by_id[ids[0]]
 
@@ -175,14 +173,14 @@ class _Names:
 def _read_json(flag: str, path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # the last: lists of lists, some thousand deep
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: lists nested some thousand deep
         raise InputError(f"{flag}={path}: cannot be read as JSON ({error})") from error
 
 
 def _results(path: Path) -> list[dict[str, Any]]:
     results = _read_json("--predictions", path)
     if not isinstance(results, list):
-        raise InputError(f"--predictions={path}: is not a list; it must be COCO's results list")
+        raise InputError(f"--predictions={path}: is not a list; it must be in COCO's results format")
     for index, result in enumerate(results):
         keys = result.keys() if isinstance(result, dict) else ()
         missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in keys]
@@ -192,7 +190,7 @@ def _results(path: Path) -> list[dict[str, Any]]:
 
 
 def _labels(class_names: Sequence[str], categories: str) -> dict[int, int]:
-    """Category id -> label."""
+    """Returns the label of each category id."""
     if not categories:
         return {label + 1: label for label in range(len(class_names))}
     flag = "--prediction_categories"
@@ -200,32 +198,32 @@ def _labels(class_names: Sequence[str], categories: str) -> dict[int, int]:
     try:
         named = {row["name"]: int(row["id"]) for row in document["categories"]}
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{flag}={categories}: no COCO list 'categories' of id and name") from error
+        raise InputError(f"{flag}={categories}: has no COCO list 'categories' with id and name") from error
     missing = [name for name in class_names if name not in named]
     if missing:
-        raise InputError(f"{flag}={categories}: no category {', '.join(missing)}, which the data set has")
+        raise InputError(f"{flag}={categories}: lacks the data set's category {', '.join(missing)}")
     return {named[name]: label for label, name in enumerate(class_names)}
 
 
 def _check(result: Mapping[str, Any], where: str) -> None:
     numbers = [result["score"], *(result["bbox"] if isinstance(result["bbox"], list) else [])]
     known = len(numbers) == 5 and all(type(v) in (int, float) for v in numbers)
-    # A whole number may have hundreds of digits, which no float has.
+    # JSON integers may exceed the range of a float.
     if not known or not all(abs(v) <= sys.float_info.max for v in numbers) or min(numbers[3:]) < 0:
         raise InputError(
             f"{where}: bbox {result['bbox']!r}, score {result['score']!r}; they must be [x, y, width, "
-            "height] with no negative width or height, and a number, all finite; leave it out or correct it"
+            "height] with no negative width or height, and a number, all finite; correct or remove it"
         )
 
 
 def _stored(box: Sequence[float], image: Listed, shape: Sequence[int], pixels: str, where: str) -> np.ndarray:
-    """COCO's box as ours [4], in stored pixels; padding counts as image where `pixels` are the prepared."""
+    """Converts COCO's box to a box [4] in stored pixels. "prepared" images include their padding."""
     height, width = image.source_size if pixels == "original" else shape[:2]
     x, y, w, h = box
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         other = next(name for name in PIXELS if name != pixels)
         raise InputError(
-            f"{where}: bbox {box} lies outside image {image.image_id} of {width} x {height} pixels; are "
+            f"{where}: bbox {box} is outside image {image.image_id} of {width} x {height} pixels; are "
             f"these the {other} images' pixels? (--prediction_pixels={other})"
         )
     scale = np.ones(4)

@@ -1,4 +1,4 @@
-"""What evaluation is given: truth (k boxes) and detections (d boxes) per image, NumPy, and their JSON."""
+"""Input of the evaluation: truth (k boxes) and detections (d boxes) per image, in NumPy and as JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Truth(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A detector's answer for one image, in any order; d = 0 when it found nothing."""
+    """The detections in one image, in any order; d = 0 if there are none."""
 
     image_id: int
     boxes: np.ndarray  # [d, 4] float, as in boxes.py
@@ -36,7 +36,7 @@ class Found(NamedTuple):
 
 
 def found_of(image_ids: Iterable[int], detections: Detections) -> list[Found]:
-    """A batch of detections [N, D] as one `Found` per image, without the padding (label -1)."""
+    """Converts a batch of detections [N, D] to one `Found` per image, without the padding (label -1)."""
     result = []
     for image_id, boxes, scores, labels in zip(
         image_ids, *(np.asarray(part) for part in detections), strict=True
@@ -49,19 +49,19 @@ def found_of(image_ids: Iterable[int], detections: Detections) -> list[Found]:
 def paired(
     truth: Sequence[Truth], found: Sequence[Found], class_names: Sequence[str]
 ) -> list[tuple[Truth, Found]]:
-    """Truth and detections of the same images side by side, by ascending image id.
+    """Returns pairs of truth and detections of the same image, by ascending image id.
 
     Raises:
-      InputError: no image at all; an id twice; ids on one side only; a label without a class name; shapes
-        that do not agree; a box or score that is not finite; a box whose width or height is negative.
+      InputError: there are no images; an id occurs twice, or in one argument only; a label has no class name;
+        shapes do not agree; a box or score is not finite; a width or height is negative.
     """
     truth_by_id, found_by_id = _by_id("truth", truth), _by_id("detections", found)
     if not truth_by_id:
         raise InputError("nothing to evaluate: the truth has no images")
-    lonely = sorted(truth_by_id.keys() ^ found_by_id.keys())
-    if lonely:
+    unpaired = sorted(truth_by_id.keys() ^ found_by_id.keys())
+    if unpaired:
         raise InputError(
-            f"truth and detections are of different images: {len(lonely)} ids on one side only, {lonely[:5]}"
+            f"truth and detections are of different images: {len(unpaired)} ids in one only: {unpaired[:5]}"
         )
     for side, items in (("truth", truth), ("detections", found)):
         for item in items:
@@ -88,10 +88,12 @@ def _check(side: str, item: Truth | Found, classes: int) -> None:
             f"{where}: a box is not finite: {boxes[~np.isfinite(boxes).all(axis=1)][0].tolist()}"
         )
     inverted = (xywh(boxes)[:, 2:] < 0).any(axis=1)
-    if inverted.any():  # COCOeval would silently leave it out
-        raise InputError(f"{where}: a box ends before it begins: {boxes[inverted][0].tolist()}")
+    if inverted.any():  # COCOeval would silently ignore it
+        raise InputError(f"{where}: a box has negative width or height: {boxes[inverted][0].tolist()}")
     if len(labels) and not (0 <= labels.min() and labels.max() < classes):
-        raise InputError(f"{where}: labels {sorted(set(labels.tolist()))} but there are {classes} classes")
+        raise InputError(
+            f"{where}: labels {sorted(set(labels.tolist()))}, but there are only {classes} classes"
+        )
     if isinstance(item, Found):
         scores = np.asarray(item.scores)
         if scores.shape != labels.shape or not np.isfinite(scores).all():
@@ -101,12 +103,12 @@ def _check(side: str, item: Truth | Found, classes: int) -> None:
 
 
 def xywh(boxes: np.ndarray) -> np.ndarray:
-    """COCO's (x, y, width, height) [k, 4] float64 of boxes [k, 4]."""
+    """Converts boxes [k, 4] to COCO's (x, y, width, height) [k, 4] float64."""
     return box_ops.to_xywh(np.asarray(boxes, np.float64).reshape(-1, 4)).numpy()
 
 
 def to_coco_results(found: Iterable[Found]) -> list[dict]:
-    """COCO's results list: bbox is [x, y, width, height] in pixels, category_id is the label + 1."""
+    """Returns COCO's results list: bbox is [x, y, width, height] in pixels, category_id the label + 1."""
     return [
         {"image_id": int(item.image_id), "category_id": int(label) + 1, "bbox": box, "score": float(score)}
         for item in found
@@ -115,7 +117,7 @@ def to_coco_results(found: Iterable[Found]) -> list[dict]:
 
 
 def from_coco_results(results: Sequence[dict], image_ids: Iterable[int]) -> list[Found]:
-    """Inverse of `to_coco_results`. `image_ids`: of all images looked at."""
+    """Inverse of `to_coco_results`. `image_ids`: all images, including those without detections."""
     per_image: dict[int, list[dict]] = {int(image_id): [] for image_id in image_ids}
     for result in results:
         per_image[result["image_id"]].append(result)
@@ -131,7 +133,7 @@ def from_coco_results(results: Sequence[dict], image_ids: Iterable[int]) -> list
 
 
 def truth_to_json(truth: Sequence[Truth]) -> list[dict]:
-    """The truth as written to `truth.json`; boxes in our own order."""
+    """Returns the truth as in `truth.json`; box coordinates in the order of `boxes.py`."""
     return [
         {
             "image_id": int(item.image_id),
@@ -159,6 +161,6 @@ def truth_from_json(items: Sequence[dict]) -> list[Truth]:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes JSON; `path` is at every moment absent, the old file or the whole new one. NaN is refused."""
+    """Writes JSON; the file is replaced atomically. Raises ValueError on NaN."""
     with disk.whole_file(Path(path)) as partial:
         partial.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Confidence intervals: bootstrap over groups for AP and recall, paired between arms; exact for k of n.
+"""Confidence intervals: bootstrap over groups for AP, recall and paired differences, exact for k of n.
 
-Letters: I images, U groups, R resamples, K classes. The resampled units are whole groups (patients, scenes).
+Letters: I images, U groups, R resamples, K classes. Whole groups (patients, scenes) are drawn, not boxes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tf_detectorgan.evaluation.average_precision import (
 )
 
 LEVEL = 0.95
-SMALL = 30  # groups with objects; with fewer, the intervals are too narrow (decision 0021)
-FEW_SEEDS = 5  # with fewer, likewise (decision 0021)
+SMALL = 30  # with fewer groups with objects, the intervals are too narrow: docs/decisions/0021
+FEW_SEEDS = 5  # with fewer seeds, likewise: docs/decisions/0021
 
 
 class Interval(NamedTuple):
-    """A value with the ends of its 95 % interval; None where nothing is defined."""
+    """A value with the ends of its 95 % interval; None: undefined."""
 
     value: float | None
     low: float | None
@@ -34,17 +34,17 @@ class Interval(NamedTuple):
 
 
 class Bootstrap(NamedTuple):
-    """AP and recall by IoU name ("0.1", "0.5:0.95") on the whole set and on resamples; NaN: undefined."""
+    """AP and recall by IoU name ("0.1", "0.5:0.95") of the whole set and of the resamples; NaN: undefined."""
 
     ap: dict[str, np.ndarray]  # [1 + R, K], row 0 is the whole set
     recall: dict[str, np.ndarray]  # [1 + R, K]
     image_ids: tuple[int, ...]
-    groups: int  # number of independent units
+    groups: int  # number of independent units that were resampled
     groups_with_truth: int
     seed: int
 
     def interval(self, measure: str, iou: str, label: int | None = None) -> Interval:
-        """Returns the interval of measure "ap" or "recall": of the mean over classes, or of one class."""
+        """Returns the interval of "ap" or "recall": of the mean over classes, or of class `label`."""
         values = getattr(self, measure)[iou]
         return percentile_interval(mean_over_classes(values) if label is None else values[:, label])
 
@@ -54,14 +54,14 @@ class Difference(NamedTuple):
 
     interval: Interval
     p: float | None  # two-sided
-    least_p: float  # the smallest p that this number of resamples can give
+    least_p: float  # lowest value that this number of resamples can give
     seeds: int
     groups: int
     groups_with_truth: int
 
 
 def exact_interval(k: int, n: int) -> Interval:
-    """Returns the Clopper-Pearson interval of k of n, with 95 % coverage or more for independent trials."""
+    """Returns the Clopper-Pearson interval of k / n: at least 95 % coverage if trials are independent."""
     if n == 0:
         return Interval(None, None, None)
     tail = (1 - LEVEL) / 2
@@ -71,7 +71,7 @@ def exact_interval(k: int, n: int) -> Interval:
 
 
 def percentile_interval(values: np.ndarray) -> Interval:
-    """Returns value [0] with the 2.5 and 97.5 percentiles of resamples [1:], without NaN (no truth drawn)."""
+    """Returns values[0] with the 2.5 and 97.5 percentiles of resamples values[1:], without NaN (no truth)."""
     if np.isnan(values[0]):
         return Interval(None, None, None)
     draws = values[1:][~np.isnan(values[1:])]
@@ -82,9 +82,9 @@ def percentile_interval(values: np.ndarray) -> Interval:
 
 
 def independent_units(groups: Sequence[Sequence[str]]) -> np.ndarray:
-    """Returns the number [I] of each image's unit, 0 .. U-1.
+    """Returns the index [I] of each image's independent unit, 0 .. U-1.
 
-    Images that share a group, directly or in a chain, share a unit. An image without a group is its own unit.
+    Images that share a group, directly or through other images, are one unit; so is an image without a group.
     """
     parent = list(range(len(groups)))
 
@@ -102,7 +102,7 @@ def independent_units(groups: Sequence[Sequence[str]]) -> np.ndarray:
 
 
 def group_draws(groups: Sequence[Sequence[str]], resamples: int, seed: int) -> np.ndarray:
-    """Returns how often each image occurs in R resamples of the units with replacement: int32 [R, I]."""
+    """Returns how often each image occurs, [R, I] int32, in R samples of U units with replacement."""
     units = independent_units(groups)
     count = int(units.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
@@ -110,14 +110,14 @@ def group_draws(groups: Sequence[Sequence[str]], resamples: int, seed: int) -> n
 
 
 def bootstrap_ap(matches: Matches, resamples: int = 1000, seed: int = 0) -> Bootstrap:
-    """Returns AP and recall of the whole set and of `resamples` sets of U groups drawn with replacement.
+    """Returns AP and recall of `resamples` samples of U groups with replacement.
 
-    The same seed and groups give the same sets, so that two arms can be compared row by row.
+    The same seed and groups give the same samples, so the rows of two arms are paired.
     """
     units = independent_units(matches.groups)
     drawn = group_draws(matches.groups, resamples, seed)
     ap, recall = weighted(matches, np.concatenate([np.ones((1, len(units)), drawn.dtype), drawn]))
-    ap[0], recall[0] = average_precision(matches), matches.recall  # the published number is the library's
+    ap[0], recall[0] = average_precision(matches), matches.recall  # reported values are pycocotools'
     truths = sum(found.truths for found in matches.classes)
     return Bootstrap(
         by_name(ap, matches.thresholds, axis=1),
@@ -130,10 +130,10 @@ def bootstrap_ap(matches: Matches, resamples: int = 1000, seed: int = 0) -> Boot
 
 
 def sentence(first: str, second: str, difference: Difference) -> str:
-    """Returns a sentence such as "detectorgan − cut_paste = +0.03 [−0.01, +0.07], 80 groups: not shown"."""
+    """Returns text such as "detectorgan − cut_paste = +0.03 [−0.01, +0.07], 80 groups: not shown"."""
     value, low, high = difference.interval
     if value is None or low is None or high is None:
-        return f"{first} − {second}: undefined, the test images show no object"
+        return f"{first} − {second}: undefined, the test images contain no objects"
     if low > 0 or high < 0:
         verdict = f"{first if low > 0 else second} is better"
     else:
@@ -146,17 +146,17 @@ def sentence(first: str, second: str, difference: Difference) -> str:
 
 
 def small_note(groups_with_truth: int) -> str:
-    """Returns a warning for sets with too few groups for these intervals, else ""."""
+    """Returns a warning if there are too few groups for accurate intervals, otherwise an empty string."""
     if groups_with_truth >= SMALL:
         return ""
     return f"only {groups_with_truth} groups with objects: too few, the true interval is wider"
 
 
 def over_seeds(runs: Sequence[Bootstrap], measure: str, iou: str) -> np.ndarray:
-    """Returns the mean over trainings [1 + R]; rows 1 to R resample seeds *and* groups with replacement.
+    """Returns the mean over seeds [1 + R]: row 0 of all, the others of resampled seeds *and* groups.
 
-    `runs` are one arm's trainings, in the order of their seeds. The seeds of row r depend on their number
-    only, so that two arms can be compared row by row.
+    `runs` are one arm's trainings, in the order of their seeds. The seeds in row r depend only on the number
+    of seeds, so the rows of two arms are paired.
 
     Raises:
       InputError: the runs were not evaluated on the same images and resamples.
@@ -164,7 +164,7 @@ def over_seeds(runs: Sequence[Bootstrap], measure: str, iou: str) -> np.ndarray:
     first = runs[0]
     for other in runs[1:]:
         if (other.image_ids, other.seed) != (first.image_ids, first.seed):
-            raise InputError("trainings of one arm were evaluated on different test images")
+            raise InputError("the runs of one arm were evaluated on different test images or resamples")
     values = np.stack([mean_over_classes(getattr(run, measure)[iou]) for run in runs])  # [S, 1 + R]
     count, rows = values.shape
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=rows)  # [1 + R, S]
@@ -175,7 +175,7 @@ def over_seeds(runs: Sequence[Bootstrap], measure: str, iou: str) -> np.ndarray:
 def seeds_difference(
     first: Sequence[Bootstrap], second: Sequence[Bootstrap], measure: str = "ap", iou: str = "0.1"
 ) -> Difference:
-    """Returns first arm minus second, both with the same seeds, resampled over seeds and groups together.
+    """Returns first arm minus second, both trained with the same seeds, with seeds and groups resampled.
 
     Raises:
       InputError: the numbers of seeds, the test images or their resamples differ.
@@ -204,7 +204,7 @@ def two_sided_p(draws: np.ndarray) -> float | None:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Returns p-values with Holm's step-down correction (1979), in the given order."""
+    """Returns the p-values corrected by Holm's step-down method (1979), in the order given."""
     order = np.argsort(p, kind="stable")
     adjusted, so_far = [0.0] * len(p), 0.0
     for rank, index in enumerate(order):
@@ -214,18 +214,18 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def seeds_sentence(first: str, second: str, difference: Difference, adjusted_p: float | None) -> str:
-    """Returns "a − b = +0.030 [−0.010, +0.070], 5 seeds, 80 groups, p 0.12 (Holm): not shown; ...", say."""
+    """Returns text such as "a − b = +0.030 [−0.010, +0.070], 5 seeds, 80 groups, p 0.12 (Holm): ..."."""
     value, low, high = difference.interval
     if value is None or low is None or high is None or adjusted_p is None:
-        return f"{first} − {second}: undefined, the test images show no object"
+        return f"{first} − {second}: undefined, the test images contain no objects"
     shown = (low > 0 or high < 0) and adjusted_p < 1 - LEVEL
-    unseen = max(value - low, high - value)
+    half_width = max(value - low, high - value)
     if shown:
         verdict = f"{first if low > 0 else second} is better"
-    elif unseen < 0.0005:  # both arms find the same objects, or nearly
+    elif half_width < 0.0005:  # both arms find nearly the same objects
         verdict = "not shown; the interval is narrower than 0.001"
     else:
-        verdict = f"not shown; a difference under {unseen:.3f} could not have been shown"
+        verdict = f"not shown; a difference under {half_width:.3f} could not have been shown"
     at_most = "≤ " if difference.p == difference.least_p else ""
     seeds = f"{difference.seeds} seed{'s' * (difference.seeds > 1)}"
     text = (

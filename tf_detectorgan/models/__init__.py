@@ -1,1 +1,1 @@
-"""Networks. They see tensors only: never a file, a flag or a data set."""
+"""Networks. These modules depend on tensors only, not on files, flags or data sets."""

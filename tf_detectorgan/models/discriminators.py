@@ -1,7 +1,7 @@
-"""The discriminators DIS_globalX and DIS_globalY of whole images, and DIS_localX of the object's crop.
+"""PatchGAN discriminators. DIS_globalX and DIS_globalY classify whole images, DIS_localX crops of objects.
 
-All are PatchGANs with logits as output. As in the paper, DIS_globalX's inputs show the object (y as real,
-G_X(x) as fake), and DIS_globalY's are clean (x as real, G_Y(y) as fake). Letters: N images, H, W, C channels.
+In the paper DIS_globalX separates real *labelled* images y from G_X(x), and DIS_globalY separates clean
+images x from G_Y(y). Letters: N images, H, W, C channels.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from tf_detectorgan.models.layers import InstanceNormalization, weights_dtype
 def patch_gan(
     image_shape: tuple[int, int, int], *, filters: int = 64, layers: int = 3, name: str = "discriminator"
 ) -> keras.Model:
-    """PatchGAN (Isola et al. 2017): C64-C128-C256-C512 with 4x4 kernels; `layers` of them have stride 2.
+    """Returns a PatchGAN (Isola et al. 2017): C64-C128-C256-C512, 4x4 kernels, the first `layers` strided.
 
-    The receptive field of each logit in the output [N, h, w, 1] has a side of 70 pixels with 3 layers, 34
-    with 2.
+    The output is logits [N, h, w, 1]. Their receptive field is 70 x 70 pixels with 3 layers, 34 x 34 with 2.
     """
 
     def leaky(x):

@@ -1,4 +1,4 @@
-"""Layers that Keras lacks, or whose second derivative is wrong in Keras; and the dtypes of layers.
+"""Layers that Keras lacks, or that have wrong second derivatives in Keras; and dtype policies.
 
 Letters: N images, H, W, C channels, G groups.
 """
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 @contextlib.contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
-    """Layers that are made in this context have Keras's dtype policy `name`, for example "mixed_bfloat16"."""
+    """Sets Keras's dtype policy `name`, such as "mixed_bfloat16", for layers that are made in the context."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
@@ -24,9 +24,9 @@ def dtype_policy(name: str) -> Iterator[None]:
 
 
 def weights_dtype() -> str:
-    """Returns the dtype of new layers' weights; a network's last layers compute in it under every policy.
+    """Returns the current policy's dtype of weights, in which the last layers of networks compute.
 
-    bfloat16's 8 bits are too few for a logit or a pixel: losses, boxes and images are float32.
+    bfloat16 has only 8 significant bits, too few for logits and pixels: losses, boxes and images are float32.
     """
     return keras.config.dtype_policy().variable_dtype
 
@@ -35,12 +35,12 @@ def weights_dtype() -> str:
 class ExactGroupNormalization(keras.layers.Layer):
     """Group normalisation (Wu & He 2018) whose derivatives of first and second order are exact.
 
-    Keras's normalisation layers use `tf.nn.moments`, which stops the gradient at the mean. That is right for
-    a first derivative, but silently wrong for Eqn 3, which differentiates a gradient. Here both derivatives
-    are written out (`_normalized`). The layer computes in the weights' dtype under every dtype policy.
+    Keras's normalisation layers use `tf.nn.moments`, which stops the gradient at the mean. The first
+    derivative is correct, but the second, which Eqn 3 needs, is silently wrong. Here both derivatives are
+    explicit (`_normalized`). The layer computes in the weights' dtype, also under a mixed-precision policy.
 
     Args:
-      groups: G, divides C; -1 for one channel a group (instance normalisation).
+      groups: G, divides C; -1: one channel per group (instance normalisation).
       epsilon: added to the variance.
     """
 
@@ -57,7 +57,7 @@ class ExactGroupNormalization(keras.layers.Layer):
         self.beta = self.add_weight(shape=(channels,), initializer="zeros", name="beta", autocast=False)
 
     def call(self, inputs):
-        """Normalises inputs [N, H, W, C] per image and group to mean 0, variance 1; applies gamma, beta."""
+        """Maps [N, H, W, C] to the same shape; each (image, group) has mean 0, variance 1 before gamma."""
         x = tf.cast(inputs, self.variable_dtype)
         size = 1 if self.groups == -1 else x.shape[-1] // self.groups
         return tf.cast(_normalized(x, size, self.epsilon) * self.gamma + self.beta, inputs.dtype)
@@ -66,18 +66,18 @@ class ExactGroupNormalization(keras.layers.Layer):
 def _normalized(x, size: int, epsilon: float):
     """Returns x^ = r (x - mean) [N, H, W, C], r = (variance + epsilon)^-1/2 per image and `size` channels.
 
-    With the projection P(v) = v - mean(v) - x^ mean(x^ v), the gradient along u is r P(u). P is self-adjoint,
-    so of the product of that gradient with w the derivative to u is r P(w), and the one to x is
-    -r^2 (x^ mean(w P(u)) + mean(x^ u) P(w) + mean(x^ w) P(u)). Written out, they have half
-    the ops of the derivatives that TensorFlow computes (decision 0135).
+    With the projection P(v) = v - mean(v) - x^ mean(x^ v), the gradient for upstream gradient u is r P(u). P
+    is self-adjoint. Hence the product of that gradient with w has the derivative r P(w) with respect to u,
+    and -r^2 (x^ mean(w P(u)) + mean(x^ u) P(w) + mean(x^ w) P(u)) with respect to x. These formulas need half
+    as many ops as TensorFlow's automatic derivatives (decision 0135).
     """
     pixels, by_group = tf.constant([1, 2]), tf.constant([-1, size])
     by_channel = tf.constant([-1, 1, 1, x.shape[-1]])
-    # A product: `tf.repeat` is 30 nodes of a graph (decision 0048).
+    # A matrix product, because `tf.repeat` adds 30 nodes to the graph (decision 0048).
     sharing = tf.fill([size, size], tf.constant(1 / size, x.dtype))
 
     def mean(v):
-        """[N, 1, 1, C]. Pixels first, then a group's channels: reducing both at once is slow on CPUs."""
+        """Returns [N, 1, 1, C]. Reducing pixels first, then channels, is faster on CPUs than both at once."""
         if size == 1:
             return tf.reduce_mean(v, pixels, keepdims=True)
         shared = tf.matmul(tf.reshape(tf.reduce_mean(v, pixels), by_group), sharing)
@@ -87,8 +87,8 @@ def _normalized(x, size: int, epsilon: float):
         along = mean(x_hat * v)
         return v - mean(v) - x_hat * along, along
 
-    # Values of an outer function are passed as arguments: TensorFlow searches the graph of a custom gradient
-    # for variables, from its results back to its arguments.
+    # Values of an earlier function are passed as arguments, because TensorFlow searches the graph of a custom
+    # gradient for variables, from its results back to its arguments.
     @tf.custom_gradient
     def forward(x):
         deviation = x - mean(x)
@@ -111,7 +111,7 @@ def _normalized(x, size: int, epsilon: float):
 
 
 def _refuse_derivative(layer: str, order: str) -> Callable:
-    """Returns a gradient that raises: otherwise a part of a higher derivative would be missing silently."""
+    """Returns a gradient function that raises, because the next derivative would silently lack a part."""
 
     def refuse(*_):
         raise RuntimeError(f"{layer} has no {order} derivative")
@@ -121,7 +121,7 @@ def _refuse_derivative(layer: str, order: str) -> Callable:
 
 @keras.saving.register_keras_serializable(package="tf_detectorgan")
 class ReflectionPadding(keras.layers.Layer):
-    """Mirrors `size` pixels at each edge: [N, H, W, C] to [N, H + 2 size, W + 2 size, C]."""
+    """Pads by mirroring `size` pixels at each edge: [N, H, W, C] to [N, H + 2 size, W + 2 size, C]."""
 
     def __init__(self, size: int, **kwargs):
         super().__init__(**kwargs)
@@ -134,41 +134,41 @@ class ReflectionPadding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tf_detectorgan")
 class Doubling(keras.layers.Layer):
-    """Repeats each pixel 2 x 2 times: [N, H, W, C] to [N, 2H, 2W, C], H, W and C known.
+    """Nearest-neighbour upsampling by 2: [N, H, W, C] to [N, 2H, 2W, C]; H, W and C must be known.
 
-    It equals Keras's `UpSampling2D(2)`, whose second derivative tiles tensors of rank 8, which costs Eqn 3
-    on CPUs as much as several convolutions (decision 0077). Here every derivative is a copy or a sum of two.
+    The second derivative of Keras's `UpSampling2D(2)` tiles tensors of rank 8, which takes as long on CPUs in
+    Eqn 3 as several convolutions (decision 0077). Here every derivative is a copy or a sum of two values.
     """
 
     def call(self, inputs):
         height, width, channels = inputs.shape[1:]
-        rows = tf.concat([inputs, inputs], -1)  # a pixel's copy follows it
+        rows = tf.concat([inputs, inputs], -1)  # each pixel's copy follows it
         rows = tf.reshape(rows, [-1, height, 2 * width * channels])
         return tf.reshape(tf.concat([rows, rows], -1), [-1, 2 * height, 2 * width, channels])
 
 
 @keras.saving.register_keras_serializable(package="tf_detectorgan")
 class InstanceNormalization(ExactGroupNormalization):
-    """Instance normalisation by TensorFlow's fused batch normalisation of each image alone.
+    """Instance normalisation by TensorFlow's fused batch normalisation of each image separately.
 
-    The forward and the backward pass are one op each; `ExactGroupNormalization` has 10 and 25. It is two to
-    five times as fast on CPUs from 64 pixels on, and one kernel each on GPUs (decision 0135). It has no
-    second derivative, which generators and discriminators do not need.
+    Forward and backward pass are one op each, instead of 10 and 25 ops in `ExactGroupNormalization`: 2 to 5
+    times as fast on CPUs from 64 pixels on, and one kernel each on GPUs (decision 0135). It has no second
+    derivative, so it is only for generators and discriminators, which are differentiated once.
     """
 
     def __init__(self, epsilon: float = 1e-5, **kwargs):
         super().__init__(groups=-1, epsilon=epsilon, **kwargs)
 
     def call(self, inputs):
-        """Normalises inputs [N, H, W, C] per image and channel to mean 0, variance 1; applies gamma, beta."""
-        if self.variable_dtype != "float32":  # the fused op has statistics of no other dtype
+        """Maps [N, H, W, C] to the same shape; each (image, channel) has mean 0, variance 1 before gamma."""
+        if self.variable_dtype != "float32":  # the fused op's statistics are always float32
             return super().call(inputs)
-        normal = _normalized_alone(tf.cast(inputs, tf.float32), self.gamma, self.beta, self.epsilon)
-        return tf.cast(normal, inputs.dtype)
+        normalized = _fused(tf.cast(inputs, tf.float32), self.gamma, self.beta, self.epsilon)
+        return tf.cast(normalized, inputs.dtype)
 
 
-def _normalized_alone(x, gamma, beta, epsilon: float):
-    """Normalises each image of x [N, H, W, C] alone by the fused op: images become channels."""
+def _fused(x, gamma, beta, epsilon: float):
+    """Returns instance normalisation of x [N, H, W, C] by fused batch normalisation of N C channels."""
     count, height, width, channels = tf.unstack(tf.shape(x)) if None in x.shape[:3] else x.shape
     options = {"epsilon": epsilon, "is_training": True}
 
@@ -178,21 +178,21 @@ def _normalized_alone(x, gamma, beta, epsilon: float):
     def as_images(v):
         return tf.transpose(tf.reshape(v, [height, width, count, channels]), [2, 0, 1, 3])
 
-    def of_each(v):
+    def for_each(v):
         return tf.tile(v, [count])
 
     @tf.custom_gradient
     def forward(x, gamma, beta):
-        mixed, scale = as_channels(x), of_each(gamma)
+        channelled, scale = as_channels(x), for_each(gamma)
         y, *_, mean, variance, workspace = tf.raw_ops.FusedBatchNormV3(
-            x=mixed, scale=scale, offset=of_each(beta), mean=[], variance=[], **options
+            x=channelled, scale=scale, offset=for_each(beta), mean=[], variance=[], **options
         )
-        return as_images(y), lambda upstream: gradient(upstream, mixed, scale, mean, variance, workspace)
+        return as_images(y), lambda upstream: gradient(upstream, channelled, scale, mean, variance, workspace)
 
     @tf.custom_gradient
-    def gradient(upstream, mixed, scale, mean, variance, workspace):  # its arguments: as in `_normalized`
+    def gradient(upstream, channelled, scale, mean, variance, workspace):  # arguments: as in `_normalized`
         d = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=as_channels(upstream), x=mixed, scale=scale, reserve_space_1=mean,
+            y_backprop=as_channels(upstream), x=channelled, scale=scale, reserve_space_1=mean,
             reserve_space_2=variance, reserve_space_3=workspace, **options,
         )  # fmt: skip
         weights = (tf.reduce_sum(tf.reshape(v, [-1, channels]), 0) for v in d[1:3])

@@ -1,8 +1,7 @@
-"""PS-GAN's DIS_person, the discriminator of the crop of one box of any size (Ouyang et al. 2018, 3.2).
+"""PS-GAN's DIS_person: classifies the crop of one box of any size (Ouyang et al. 2018, section 3.2).
 
-Letters: N images, H, W, C channels. Crops of different sizes share a batch: each lies in the top left corner
-of a canvas. Pixels outside of the crop are set to 0 after every layer, which equals convolving each crop
-alone.
+Letters: N images, H, W, C channels. Crops of different sizes share a batch: each is in the top left corner of
+a canvas, and the rest is set to 0 after every layer. The results equal those of separate convolutions.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ from tf_detectorgan import boxes as boxes_lib
 from tf_detectorgan.models.layers import weights_dtype
 from tf_detectorgan.resampling import cut
 
-LEVELS = (4, 2, 1)  # bins a side of the spatial pyramid
+LEVELS = (4, 2, 1)  # bins per side of the spatial pyramid's levels
 
 
 class PersonDiscriminator(keras.Model):
     """C64 of stride 2, C128-C256-C512 of stride 1, 4x4 kernels; spatial pyramid pooling; one logit."""
 
     def __init__(self, filters: int = 64, **kwargs):
-        super().__init__(autocast=False, **kwargs)  # a coordinate in bfloat16 can be off by a pixel
+        super().__init__(autocast=False, **kwargs)  # bfloat16 would move a box by a pixel
         self.convolutions = [keras.layers.Conv2D(2**i * filters, 4, 1 if i else 2, "same") for i in range(4)]
         self.logit = keras.layers.Dense(1, dtype=weights_dtype())
 
     def call(self, images, boxes):
-        """Returns logits [N, 1, 1, 1] of the crops of boxes [N, 4] from images [N, H, W, C]."""
+        """Returns the logits [N, 1, 1, 1] of the crops in boxes [N, 4] of images [N, H, W, C]."""
         x, sizes = cut(images, boxes)
         for convolution in self.convolutions:
             x = keras.ops.leaky_relu(convolution(x), negative_slope=0.2)
@@ -36,7 +35,7 @@ class PersonDiscriminator(keras.Model):
 
 
 def spatial_pyramid(features, sizes):
-    """Returns [N, 21 C]: maxima over 4x4, 2x2 and 1 bins of the top left `sizes` [N, 2] of features.
+    """Returns [N, 21 C]: maxima in 4x4, 2x2 and 1 bins of the top left `sizes` [N, 2] of [N, H, W, C].
 
     Bin i of n goes from floor(i h / n) to ceil((i + 1) h / n) (He et al. 2015, appendix A), so none is empty.
     """
@@ -49,10 +48,10 @@ def spatial_pyramid(features, sizes):
 
 
 def _maxima(x, sizes, bins: int):
-    """Returns maxima [N, bins, W, C] over `bins` parts of the first sizes [N] rows of x [N, H, W, C]."""
+    """Returns maxima [N, bins, W, C] in `bins` parts of the first sizes [N] rows of x [N, H, W, C]."""
     i = tf.range(bins, dtype=sizes.dtype)
     first = (sizes[:, None] * i // bins)[..., None]
     last = -(-sizes[:, None] * (i + 1) // bins)[..., None]
-    place = tf.range(x.shape[1], dtype=sizes.dtype)
-    inside = (place >= first) & (place < last)  # [N, bins, H]
+    row = tf.range(x.shape[1], dtype=sizes.dtype)
+    inside = (row >= first) & (row < last)  # [N, bins, H]
     return tf.reduce_max(tf.where(inside[..., None, None], x[:, None], x.dtype.min), axis=2)

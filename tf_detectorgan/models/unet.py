@@ -1,4 +1,4 @@
-"""The generator of PS-GAN and pix2pix: a U-Net that replaces a box of noise by an object.
+"""PS-GAN's and pix2pix's generator: a U-Net that replaces a box of noise by an object.
 
 Letters: N images, S side, C channels, f filters.
 """
@@ -12,29 +12,29 @@ from tf_detectorgan.models.layers import InstanceNormalization, weights_dtype
 
 
 def unet(image_shape: tuple[int, int, int], *, filters: int = 64, name: str = "generator") -> keras.Model:
-    """U-Net from S x S to 1 x 1 and back (Isola et al. 2017, appendix 6.1.1): 8 halvings at 256 pixels.
+    """Returns a U-Net from S x S to 1 x 1 and back (Isola et al. 2017, 6.1.1): 8 halvings at 256 pixels.
 
-    Encoder Cf-C2f-C4f-C8f-C8f-..., 4x4 kernels of stride 2; the decoder mirrors it and concatenates the
-    encoder's feature maps of the same size; tanh. No dropout, and upsampling instead of transposed
-    convolutions (decisions 0105, 0041).
+    The encoder is Cf-C2f-C4f-C8f-C8f-..., 4x4 kernels of stride 2. The decoder mirrors it, with skip
+    connections; the output is tanh. There is no dropout, and upsampling replaces transposed convolutions
+    (decisions 0105, 0041).
 
     Args:
-      image_shape: (S, S, C), S a power of 2 of at least 8: 256 is the paper's, 128 and 64 are for CPUs.
+      image_shape: (S, S, C), S a power of 2, at least 8: 256 in the paper, 128 or 64 for CPUs.
       filters: f, 64 in the paper.
 
     Returns:
-      A model from [N, S, S, C] to the same.
+      A model from [N, S, S, C] to the same shape.
     """
     height, width, channels = image_shape
     halvings = height.bit_length() - 1
     if height != width or height != 2**halvings or halvings < 3:
-        raise ValueError(f"the U-Net needs a square image with a power of 2 as side, got {height}x{width}")
+        raise ValueError(
+            f"the U-Net needs square images with a power of 2, at least 8, as side; got {height}x{width}"
+        )
     widths = [min(2**i, 8) * filters for i in range(halvings)]
 
     def normalized(x, width, side, kernel, stride):
-        one = (
-            side == 1
-        )  # one pixel: normalised it would be 0; larger maps need no bias, which the norm removes
+        one = side == 1  # normalisation would set a single pixel to 0; on larger maps it cancels a bias
         x = keras.layers.Conv2D(width, kernel, stride, "same", use_bias=one)(x)
         return x if one else InstanceNormalization()(x)
 
@@ -55,10 +55,10 @@ def unet(image_shape: tuple[int, int, int], *, filters: int = 64, name: str = "g
 
 
 def redraw(G, noised, boxes, content, composition: Composition):
-    """Returns `noised` [N, S, S, C] with the noise replaced by an object, in [-1, 1].
+    """Returns the synthetic images [N, S, S, C] in [-1, 1] of `noised` [N, S, S, C], whose boxes are noise.
 
-    Output "full_image": G's output [paper]; "blend_in_box": blended into the input near boxes [N, 4], which
-    hold the noise. Padding outside of content [N, 4] is kept.
+    Output "full_image": G's output [paper]; "blend_in_box": that, blended into the input near boxes [N, 4].
+    Padding outside content [N, 4] is unchanged.
     """
     drawn = G(noised)
     if composition.output == "full_image":

@@ -1,4 +1,4 @@
-"""Raters and their answers, in SQLite: `answers.sqlite` of the study's directory."""
+"""Raters and their answers, in the SQLite file `answers.sqlite` of the study's directory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
     rater: int
     pair: int
-    left: str  # the method shown at the left
+    left: str  # the method shown on the left
     better_whole: str  # "A" or "B"
     better_object: str
     whole_A: int  # 1 to 5
@@ -46,23 +46,25 @@ class Answer(NamedTuple):
 
 
 class Rater(NamedTuple):
-    """Who answers."""
+    """A person who rates the pairs."""
 
     id: int
     name: str
 
 
 class Answers:
-    """The database. Every call opens its own connection, so that threads and processes may share it."""
+    """The database. Each call opens its own connection, so threads and processes can share the object."""
 
     def __init__(self, directory: Path):
         self._file = directory / DATABASE
         with self._connected() as connection:
-            connection.execute("PRAGMA journal_mode = WAL")  # stays with the file: readers never wait
+            connection.execute(
+                "PRAGMA journal_mode = WAL"
+            )  # saved in the file; readers never wait for writers
             connection.executescript(_SCHEMA)
 
     def join(self, name: str) -> Rater | None:
-        """A new rater; None: the name is taken."""
+        """Adds a rater; returns None if the name is taken."""
         with self._connected() as connection:
             try:
                 cursor = connection.execute("INSERT INTO rater (name) VALUES (?)", (name,))
@@ -71,23 +73,23 @@ class Answers:
             return Rater(int(cursor.lastrowid or 0), name)
 
     def rater(self, number: int) -> Rater | None:
-        """The rater of this id, or None."""
+        """Returns the rater with this id, or None."""
         return next((rater for rater in self.raters() if rater.id == number), None)
 
     def raters(self) -> list[Rater]:
-        """All of them, by id."""
+        """Returns all raters, by id."""
         with self._connected() as connection:
             return [Rater(*row) for row in connection.execute("SELECT id, name FROM rater ORDER BY id")]
 
     def add(self, answer: Answer) -> None:
-        """Stores an answer; one that is there already, sent twice by a reload, is kept as it was."""
+        """Stores an answer. If the pair has one, as after a reload, the first is kept."""
         columns = ", ".join(answer._fields)
         marks = ", ".join("?" * len(answer))
         with self._connected() as connection:
             connection.execute(f"INSERT OR IGNORE INTO answer ({columns}) VALUES ({marks})", answer)
 
     def all(self, rater: int | None = None) -> list[Answer]:
-        """The answers of one rater or of all, by rater and pair."""
+        """Returns the answers of one rater or of all, by rater and pair."""
         query = f"SELECT {', '.join(Answer._fields)} FROM answer WHERE ? IN (rater, 0) ORDER BY rater, pair"
         with self._connected() as connection:
             return [Answer(*row) for row in connection.execute(query, (rater or 0,))]

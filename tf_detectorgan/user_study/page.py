@@ -1,4 +1,4 @@
-"""The pages, by Flask. Nothing of a request becomes a path: images are looked up by number in the plan."""
+"""The web pages, by Flask. Requests contain no file paths; images are selected by number in the plan."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 NAME_LENGTH = 60
-OPEN = ("study.css", "favicon")  # also without the token: what the page of failures is drawn with
-KEY = "session.key"  # of the study's directory: signs cookies, also after a restart
+OPEN = ("study.css", "favicon")  # endpoints that need no token, for the error page
+KEY = "session.key"  # in the study's directory; signs cookies, also after a restart
 
 
 def create_app(directory: Path, *, token: str = "", hosts: tuple[str, ...] = ()) -> flask.Flask:
-    """The application of the study in `directory`.
+    """Returns the application of the study in `directory`.
 
     Args:
-      directory: what `plan.write` wrote; answers go there, too.
-      token: without it in the address (?token=...) once, nobody is let in; "": everybody is.
-      hosts: names by which the server may be asked for, none: any. On loopback it keeps out pages of other
-        sites that point their own name here (DNS rebinding).
+      directory: as written by `plan.write`; answers are stored there, too.
+      token: must be in the address (?token=...) of a browser's first request; "": no token is needed.
+      hosts: host names that requests may use; empty: any. On loopback they prevent DNS rebinding, the access
+        by pages of other sites whose names resolve to this address.
     """
     app = flask.Flask(__name__, static_folder=None)
     key = _secret_key(directory)
     admission = hmac.digest(key, token.encode(), "sha256").hex()
     app.config.update(
         SECRET_KEY=key,
-        # Browsers send a host's cookies to all of its ports: two studies must not share a name.
+        # Browsers send a host's cookies to all of its ports, so each study needs its own name.
         SESSION_COOKIE_NAME=f"study_{hashlib.sha256(key).hexdigest()[:8]}",
-        SESSION_COOKIE_SAMESITE="Lax",  # Strict would drop the session when a link in a mail is followed
+        SESSION_COOKIE_SAMESITE="Lax",  # Strict would lose the session when a link in a mail is followed
         PERMANENT_SESSION_LIFETIME=timedelta(days=90),
         MAX_CONTENT_LENGTH=16 * 1024,
         TRUSTED_HOSTS=list(hosts) or None,
@@ -62,10 +62,12 @@ def create_app(directory: Path, *, token: str = "", hosts: tuple[str, ...] = ())
         given = flask.request.args.get("token", "")
         if token and hmac.compare_digest(given.encode(), token.encode()):
             flask.session.permanent = True
-            flask.session["admitted"] = admission  # another token locks everybody out
-            return flask.redirect(flask.url_for("start"))  # the address bar forgets it
+            flask.session["admitted"] = admission  # invalid if the study is served with another token
+            return flask.redirect(flask.url_for("start"))  # removes the token from the address bar
         if token and flask.session.get("admitted") != admission and flask.request.endpoint not in OPEN:
-            flask.abort(403, "This study wants an access token: open the whole address you were given.")
+            flask.abort(
+                403, "This study needs an access token: open the complete address that you were given."
+            )
         if flask.request.method == "POST":
             _check_csrf()
         return None
@@ -83,7 +85,7 @@ def create_app(directory: Path, *, token: str = "", hosts: tuple[str, ...] = ())
     app.add_url_rule("/pair", "pair", study.pair)
     app.add_url_rule("/pair/<int:position>", "answer", study.answer, methods=["POST"])
     app.add_url_rule("/image/<int:position>/<any(left, right):side>", "image", study.image)
-    app.add_url_rule("/favicon.ico", "favicon", lambda: ("", 204))  # browsers ask for it unasked
+    app.add_url_rule("/favicon.ico", "favicon", lambda: ("", 204))  # browsers request it by default
     for name, kind in (("study.js", "text/javascript"), ("study.css", "text/css")):
         text = resources.files("tf_detectorgan.user_study").joinpath("templates", name).read_text("utf-8")
         app.add_url_rule(f"/{name}", name, _asset(text, kind))
@@ -106,18 +108,18 @@ class _Study:
     def join(self) -> str | Response | tuple[str, int]:
         name = " ".join(flask.request.form.get("name", "").split())
         if not 0 < len(name) <= NAME_LENGTH or not name.isprintable():  # --report prints it to a terminal
-            rater, fault = None, f"Give a name of up to {NAME_LENGTH} printable letters."
+            rater, fault = None, f"Enter a name of 1 to {NAME_LENGTH} printable characters."
         else:
             rater = self._answers.join(name)
-            fault = "This name is taken: give another one."
+            fault = "This name is taken: enter another one."
         if rater is None:
             return flask.render_template("start.html", count=len(self._plan.pairs), fault=fault), 400
-        flask.session.permanent = True  # goes on when the browser was closed
+        flask.session.permanent = True  # is kept when the browser is closed
         flask.session["rater"] = rater.id
         return flask.redirect(flask.url_for("pair"))
 
     def leave(self) -> Response:
-        """Another rater takes the seat."""
+        """Ends the session, so that another rater can use the browser."""
         flask.session.pop("rater", None)
         return flask.redirect(flask.url_for("start"), 303)
 
@@ -150,7 +152,7 @@ class _Study:
             for what in CHOICES
         }
         if None in better.values() or not all(value in SCALE for value in likert.values()):
-            flask.abort(400, "Every question needs an answer.")
+            flask.abort(400, "Answer all questions.")
         self._answers.add(
             Answer(
                 rater=rater.id,
@@ -169,7 +171,7 @@ class _Study:
         return flask.Response(file.read_bytes(), mimetype="image/png")
 
     def _shown(self, position: int) -> tuple[Rater, plans.Shown]:
-        """The rater and what he sees at a place of his order; other requests end here."""
+        """Returns the rater and the pair at `position` of the rater's order; aborts if there is none."""
         rater = self._rater()
         if rater is None:
             flask.abort(403, "Join the study first.")
@@ -184,7 +186,7 @@ class _Study:
 
 
 def _questions() -> list[dict]:
-    """The form's questions in order: name, what is asked, and pairs of value and label."""
+    """Returns the form's questions in order: name, text, and options as pairs of value and label."""
     sides = [("left", "← Left"), ("right", "Right →")]
     scale = [(str(value), str(value)) for value in SCALE]
     rows = [("better_whole", "Better as a whole?", sides), ("better_object", "Better at the object?", sides)]
@@ -210,7 +212,7 @@ def _csrf_token() -> str:
 def _check_csrf() -> None:
     given, known = flask.request.form.get("csrf", ""), flask.session.get("csrf", "")
     if not known or not hmac.compare_digest(given.encode(), known.encode()):
-        flask.abort(400, "This page is out of date: go back, reload it and answer again.")
+        flask.abort(400, "This page is out of date: go back, reload it, and answer again.")
 
 
 def _failure(error: HTTPException) -> tuple[str, int]:

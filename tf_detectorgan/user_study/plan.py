@@ -1,6 +1,6 @@
-"""What is shown: pairs of images of methods A and B, copied into the study's own directory.
+"""The plan of a study: pairs of images of methods A and B, copied into the study's directory.
 
-`study.json` and `images/` are all that the page reads. Boxes are COCO's (x, y, width, height) in pixels.
+The page reads only `study.json` and `images/`. Boxes are COCO's (x, y, width, height) in pixels.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ PLAN = "study.json"
 class ImagePair:
     """Two images of one background with an object in the same box.
 
-    Of an attention check A is a real image and B the same with the box's pixels shuffled.
+    In an attention check, A is a real image, and B its copy with the box's pixels shuffled.
     """
 
     box: tuple[float, ...]
     check: bool
-    origin: str  # for whoever analyses the answers; never shown
+    origin: str  # file names, for the analysis of the answers; not shown
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyPlan:
-    """A study. Image k of method A is `images/k_A.png`."""
+    """A study. The image of method A in pair k is `images/k_A.png`."""
 
     methods: tuple[str, str]
     seed: int
     pairs: tuple[ImagePair, ...]
-    runs: tuple[str, ...] = ()  # where the methods' images came from
+    runs: tuple[str, ...] = ()  # directories of the methods' images
 
 
 class Shown(NamedTuple):
-    """One pair as one rater sees it."""
+    """One pair as shown to one rater."""
 
     pair: int
-    left: str  # the method at the left, one of SIDES
+    left: str  # the method on the left, one of SIDES
 
     @property
     def sides(self) -> dict[str, str]:
-        """{"left": method, "right": method}."""
+        """Returns {"left": method, "right": method}."""
         return {"left": self.left, "right": SIDES[1 - SIDES.index(self.left)]}
 
 
@@ -74,31 +74,31 @@ class RealImage(NamedTuple):
 
 
 def image_file(directory: Path, pair: int, side: str) -> Path:
-    """Where the image of a pair lies."""
+    """Returns the path of an image of a pair."""
     return directory / "images" / f"{pair}_{side}.png"
 
 
 def synthetic_images(directory: Path) -> list[Candidate]:
-    """The images that `train` or `synthesize` wrote to `directory`, or to `directory`/synthetic (an arm's).
+    """Returns the images that `train` or `synthesize` wrote to `directory` or, for arms, to its `synthetic`.
 
     Raises:
-      InputError: there are none, or the COCO file cannot be read.
+      InputError: there are no images, or the COCO file is invalid.
     """
     folders = (directory, ArmLayout(directory).synthetic)
-    home = next((d for d in folders if (d / ANNOTATIONS).is_file()), None)
-    if home is None:
+    folder = next((d for d in folders if (d / ANNOTATIONS).is_file()), None)
+    if folder is None:
         raise InputError(
-            f"--run={directory}: no annotations.json there; name an arm (runs/mine/arms/detectorgan) or a "
+            f"--run={directory}: contains no annotations.json; give an arm (runs/mine/arms/detectorgan) or a "
             "directory that tf_detectorgan.synthesize wrote"
         )
     try:
-        document = json.loads((home / ANNOTATIONS).read_text("utf-8"))
+        document = json.loads((folder / ANNOTATIONS).read_text("utf-8"))
         boxes: dict[int, list[tuple[float, ...]]] = {}
         for row in document["annotations"]:
             boxes.setdefault(row["image_id"], []).append(tuple(row["bbox"]))
         return [
             Candidate(
-                home / row["file_name"],
+                folder / row["file_name"],
                 tuple(boxes[row["id"]]),
                 row["provenance"]["method"],
                 row["provenance"]["background_id"],
@@ -107,17 +107,17 @@ def synthetic_images(directory: Path) -> list[Candidate]:
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{home / 'annotations.json'}: not of synthetic images of this package ({error!r})"
+            f"{folder / 'annotations.json'}: is not a file of synthetic images of this package ({error!r})"
         ) from error
 
 
 def matched(
     first: Sequence[Candidate], second: Sequence[Candidate], count: int, seed: int
 ) -> list[tuple[Candidate, Candidate]]:
-    """`count` pairs of the same background with the same boxes, drawn by `seed`.
+    """Returns `count` pairs with the same background and boxes, drawn by `seed`.
 
     Raises:
-      InputError: there are fewer.
+      InputError: there are fewer pairs.
     """
 
     def key(image: Candidate):
@@ -127,8 +127,8 @@ def matched(
     pairs = [(image, others[key(image)]) for image in first if key(image) in others]
     if len(pairs) < count:
         raise InputError(
-            f"only {len(pairs)} images of {first[0].method} and {second[0].method} have background and boxes "
-            f"in common, --pairs={count}; ask for fewer, or make images of both by tf_detectorgan.synthesize "
+            f"--pairs={count}: only {len(pairs)} images of {first[0].method} and {second[0].method} have the "
+            "same background and boxes; reduce --pairs, or make images of both by tf_detectorgan.synthesize "
             "with the same --seed and --placement"
         )
     chosen = np.random.default_rng(seed).permutation(len(pairs))[:count]
@@ -143,9 +143,9 @@ def write(
     seed: int,
     runs: tuple[str, ...] = (),
 ) -> StudyPlan:
-    """Copies the images and writes the plan; `directory` appears whole or not at all.
+    """Copies the images and writes the plan; `directory` is created atomically.
 
-    Images become 8-bit PNGs without any of the files' own text, which might name the method.
+    Images become 8-bit PNGs without metadata, which could contain the method's name.
     """
     rng = np.random.default_rng([seed, 1])
     rows = list[ImagePair]()
@@ -167,10 +167,10 @@ def write(
 
 
 def read(directory: Path) -> StudyPlan:
-    """Inverse of `write`.
+    """Returns the plan in `directory`.
 
     Raises:
-      InputError: there is no study, or its plan cannot be read.
+      InputError: there is no study, or its plan is invalid.
     """
     try:
         values: dict[str, Any] = json.loads((directory / PLAN).read_text("utf-8"))
@@ -178,11 +178,11 @@ def read(directory: Path) -> StudyPlan:
         methods = (values["methods"][0], values["methods"][1])
         return StudyPlan(methods, values["seed"], pairs, tuple(values.get("runs", ())))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{directory / PLAN}: no study that can be read ({error!r})") from error
+        raise InputError(f"{directory / PLAN}: cannot be read as a study ({error!r})") from error
 
 
 def order(plan: StudyPlan, rater: int) -> list[Shown]:
-    """The pairs in the order and on the sides of one rater: A at the left in half of them."""
+    """Returns the pairs in a rater's random order; A is on the left in half of them."""
     rng = np.random.default_rng([plan.seed, 2, rater])
     count = len(plan.pairs)
     sides = rng.permutation(np.arange(count) % 2)
@@ -190,7 +190,7 @@ def order(plan: StudyPlan, rater: int) -> list[Shown]:
 
 
 def shuffled(real: RealImage, rng: np.random.Generator) -> np.ndarray:
-    """The image [H, W, C] with the pixels of its box in random order: nobody who looks can prefer it."""
+    """Returns the image [H, W, C] with the pixels of its box in random order, clearly less real."""
     pixels = real.pixels.copy()
     x, y, w, h = real.box
     rows = slice(max(0, int(y)), int(np.ceil(y + h)))
@@ -201,7 +201,7 @@ def shuffled(real: RealImage, rng: np.random.Generator) -> np.ndarray:
 
 
 def _picture(file: Path) -> Image.Image:
-    """An 8-bit grey or colour image; 16 bits lose their lower half, as a browser would drop it anyway."""
+    """Returns an 8-bit grey or colour image; only the upper 8 of 16 bits are kept, as in browsers."""
     with Image.open(file) as image:
         if image.mode.startswith("I"):
             return Image.fromarray((np.asarray(image).astype(np.uint16) // 257).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Table 4: which method is preferred, how real its images look, and how far raters agree."""
+"""Table 4: preferences, Likert scores of realism, and agreement of raters."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tf_detectorgan.user_study.plan import SIDES, StudyPlan
 
 
 def fleiss_kappa(ratings: Sequence[Sequence[str]]) -> float | None:
-    """Agreement of n raters beyond chance (Fleiss 1971); `ratings` holds each pair's n answers.
+    """Returns the agreement of n raters beyond chance (Fleiss 1971); `ratings` has n answers per pair.
 
-    None where all gave one same answer.
+    It is None if all answers are equal.
     """
     kinds = sorted(set(itertools.chain.from_iterable(ratings)))
     counts = np.array([[row.count(kind) for kind in kinds] for row in map(list, ratings)])  # [pairs, kinds]
@@ -28,9 +28,9 @@ def fleiss_kappa(ratings: Sequence[Sequence[str]]) -> float | None:
 
 
 def sign_test(answers: Sequence[Answer], what: str) -> tuple[int, int, float]:
-    """(pairs whose raters mostly prefer A, pairs that are no draw, two-sided p).
+    """Returns (pairs in which most raters prefer A, pairs without ties, two-sided p).
 
-    Over pairs, as the raters' answers to one pair are not independent.
+    The test is over pairs, because the raters' answers to one pair are not independent.
     """
     votes: dict[int, int] = defaultdict(int)
     for answer in answers:
@@ -41,23 +41,23 @@ def sign_test(answers: Sequence[Answer], what: str) -> tuple[int, int, float]:
 
 
 def agreement(answers: Sequence[Answer], what: str, pairs: int) -> str:
-    """A sentence on the raters who answered all `pairs`: kappa wants every rater's answer to every pair."""
+    """Returns text with Fleiss' kappa of the raters who answered all `pairs`, as kappa requires."""
     by_rater: dict[int, dict[int, str]] = defaultdict(dict)
     for answer in answers:
         by_rater[answer.rater][answer.pair] = getattr(answer, f"better_{what}")
-    whole = [given for given in by_rater.values() if len(given) == pairs]
-    unfinished = len(by_rater) - len(whole)
+    complete = [given for given in by_rater.values() if len(given) == pairs]
+    unfinished = len(by_rater) - len(complete)
     without = f", without {unfinished} who did not" if unfinished else ""
-    if len(whole) < 2:
+    if len(complete) < 2:
         return f"no kappa: fewer than two raters answered all {pairs} pairs"
-    rows = [[given[pair] for given in whole] for pair in sorted(whole[0])]
+    rows = [[given[pair] for given in complete] for pair in sorted(complete[0])]
     kappa = fleiss_kappa(rows)
     value = "undefined" if kappa is None else f"{kappa:.2f}"
-    return f"Fleiss' kappa {value} ({len(whole)} raters who answered all {pairs} pairs{without})"
+    return f"Fleiss' kappa {value} ({len(complete)} raters who answered all {pairs} pairs{without})"
 
 
 def table(plan: StudyPlan, raters: Sequence[Rater], answers: Sequence[Answer]) -> str:
-    """The whole report as text."""
+    """Returns the report as text."""
     checked = {k for k, pair in enumerate(plan.pairs) if pair.check}
     counted = [answer for answer in answers if answer.pair not in checked]
     lines = (
@@ -75,7 +75,7 @@ def table(plan: StudyPlan, raters: Sequence[Rater], answers: Sequence[Answer]) -
 
 
 def _results(plan: StudyPlan, counted: Sequence[Answer], pairs: int) -> list[str]:
-    """Table 4's lines, of these answers to a study's `pairs` that are no checks."""
+    """Returns the lines of Table 4 for the answers `counted` to the `pairs` that are not checks."""
     wide = max(len(f"{method}, {what}") for method in plan.methods for what in CHOICES) + 2
     lines = [f"{'':<{wide}}{'prefer':<20}Likert, mean ± SD"]
     for side, method in zip(SIDES, plan.methods, strict=True):
@@ -88,12 +88,12 @@ def _results(plan: StudyPlan, counted: Sequence[Answer], pairs: int) -> list[str
             lines.append(f"{f'{method}, {what}':<{wide}}{prefer:<20}{np.mean(values):.2f} ± {spread}")
     lines.append(
         f"{len(counted)} answers of {len({a.rater for a in counted})} raters to "
-        f"{len({a.pair for a in counted})} pairs; [95 % interval: exact, as if answers were independent]"
+        f"{len({a.pair for a in counted})} pairs; [95 % interval: exact, for independent answers]"
     )
     for what in CHOICES:
         wins, decided, p = sign_test(counted, what)
         lines.append(
-            f"{what}: {plan.methods[0]} preferred in {wins} of {decided} pairs that are no draw, sign test "
+            f"{what}: {plan.methods[0]} preferred in {wins} of {decided} pairs without ties, sign test "
             f"p {p:.3f}; {agreement(counted, what, pairs)}"
         )
     return lines

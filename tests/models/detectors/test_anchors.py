@@ -1,4 +1,4 @@
-"""Anchors: layout, matching and coverage by hand, encode and decode as an inverse pair, and KerasCV's."""
+"""Anchors: layout, matching and coverage by hand; decode inverts encode; comparison with KerasCV."""
 
 import keras_cv
 import numpy as np
@@ -32,7 +32,7 @@ def test_layout_by_hand():
 
 
 coordinate = st.floats(-50, 50, width=32)
-side = st.floats(1, 60, width=32)  # 62.5 times an anchor is the most that `decode` allows
+side = st.floats(1, 60, width=32)  # `decode` allows at most 62.5 times the anchor
 
 
 @given(*[st.tuples(coordinate, coordinate, side, side)] * 2)
@@ -45,7 +45,7 @@ def test_decode_inverts_encode(anchor, box):
 def test_encode_inverts_decode(anchor, offsets):
     x, y, w, h = anchor
     anchor, offsets = boxes_of([x, y, x + w, y + h]), boxes_of(offsets)
-    # A centre at 50 px is stored to 4e-6; in units of a tenth of a 1 px anchor that is 4e-5.
+    # A centre at 50 px has precision 4e-6, which is 4e-5 in units of a tenth of a 1 px anchor.
     np.testing.assert_allclose(lib.encode(anchor, lib.decode(anchor, offsets)), offsets, rtol=1e-3, atol=1e-3)
 
 
@@ -55,8 +55,8 @@ def test_encode_by_hand():
     np.testing.assert_allclose(offsets, [[2, 2, 0, LN2 / 0.2]], rtol=1e-6)
 
 
-def test_decode_of_absurd_offsets_is_finite():
-    """An anchor of 16 px may grow to 1000 px, no further."""
+def test_decode_of_large_offsets_is_finite():
+    """An anchor of 16 px becomes at most 1000 px."""
     decoded = lib.decode(boxes_of([0, 0, 16, 16]), boxes_of([0, 0, 1e4, 1e4]))
     np.testing.assert_allclose(decoded, [[-492, -492, 508, 508]], rtol=1e-5)
 
@@ -66,7 +66,7 @@ def match_one(anchors, boxes, labels):
 
 
 def test_match_by_hand():
-    """IoU 1; 60/(100 + 200 - 60) = 1/4, but the best of its box; 100/220 = 0.45: ignored."""
+    """IoU 1; 60/(100 + 200 - 60) = 1/4, but the highest of its box; 100/220 = 0.45: ignored."""
     anchors = boxes_of([0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 10, 22])
     boxes = boxes_of([0, 0, 10, 10], [24, 20, 44, 30], [0, 0, 0, 0])
     targets = match_one(anchors, boxes, [1, 0, -1])
@@ -80,43 +80,43 @@ def test_match_by_hand():
 @pytest.mark.parametrize(
     "width,expected", [(9.9, 0), (10.1, IGNORED), (12.4, IGNORED), (12.6, BACKGROUND), (100.0, BACKGROUND)]
 )
-def test_thresholds(width, expected):
+def test_default_iou_thresholds(width, expected):
     """A 5 px box inside an anchor of `width` px has IoU 5 / width; another anchor is its best one."""
     anchors = boxes_of([0, 0, width, 1], [0, 0, 5, 1])
     np.testing.assert_array_equal(match_one(anchors, boxes_of([0, 0, 5, 1]), [0]).classes, [[expected, 0]])
 
 
 @pytest.mark.parametrize("width,expected", [(16.6, 0), (16.8, IGNORED), (24.9, IGNORED), (25.1, BACKGROUND)])
-def test_other_thresholds(width, expected):
-    """From IoU 0.3 on positive, below 0.2 background: 5 / 16.67 and 5 / 25."""
+def test_custom_iou_thresholds(width, expected):
+    """Positive at IoU 0.3 and above, background below 0.2: 5 / 16.67 and 5 / 25."""
     anchors, box = boxes_of([0, 0, width, 1], [0, 0, 5, 1]), boxes_of([0, 0, 5, 1])
     targets = lib.match(anchors, box[None], tf.constant([[0]]), match_iou=(0.3, 0.2))
     np.testing.assert_array_equal(targets.classes, [[expected, 0]])
 
 
-def test_padding_matches_nothing():
-    """Not even an anchor without extent, whose overlap with a padded box is 0 of 0."""
+def test_padding_matches_no_anchor():
+    """This holds also for an empty anchor, whose IoU with a padded box is 0 / 0."""
     anchors = boxes_of([0, 0, 0, 0], [0, 0, 10, 10])
     targets = match_one(anchors, tf.zeros([3, 4]), [-1, -1, -1])
     np.testing.assert_array_equal(targets.classes, [[BACKGROUND, BACKGROUND]])
     np.testing.assert_array_equal(targets.offsets, np.zeros([1, 2, 4]))
 
 
-def test_a_box_that_no_anchor_touches_matches_nothing():
+def test_box_without_overlapping_anchor_matches_none():
     targets = match_one(boxes_of([0, 0, 10, 10]), boxes_of([50, 50, 60, 60]), [0])
     np.testing.assert_array_equal(targets.classes, [[BACKGROUND]])
 
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
-def test_an_anchor_that_is_the_best_of_two_boxes_takes_the_one_it_overlaps_most(order):
-    """A small object must not take a large one's only anchor, in whatever order they are listed."""
+def test_best_anchor_of_two_boxes_takes_the_higher_iou(order):
+    """In either order of the boxes, the small one does not take the only anchor of the large one."""
     boxes, labels = boxes_of([0, 0, 10, 10], [8, 8, 11, 11]), np.array([0, 1])
     targets = match_one(boxes_of([0, 0, 10, 10]), tf.gather(boxes, order), labels[order])
     np.testing.assert_array_equal(targets.classes, [[0]])
     np.testing.assert_allclose(targets.offsets, np.zeros([1, 1, 4]), atol=1e-6)
 
 
-def test_targets_carry_no_gradient():
+def test_targets_have_no_gradient():
     anchors, boxes = boxes_of([0, 0, 10, 10]), boxes_of([1, 0, 11, 10])
     with tf.GradientTape() as tape:
         tape.watch([anchors, boxes])
@@ -125,8 +125,8 @@ def test_targets_carry_no_gradient():
     assert tape.gradient(offsets, [anchors, boxes]) == [None, None]
 
 
-def test_equals_keras_cv_where_nothing_is_forced():
-    """Two boxes far apart, each a jittered anchor, so that its best anchor is above the threshold anyway."""
+def test_match_equals_keras_cv_without_forced_matches():
+    """Two distant boxes, each a jittered anchor, so that the IoU of its best anchor exceeds the threshold."""
     height, width, layout = 64, 96, lib.Layout((4, 8), (10.0, 20.0), scales=(1.0, 1.26))
     encoder = keras_cv.models.retinanet.LabelEncoder("xyxy", layout.generator())
     anchors = lib.make_anchors(height, width, layout)

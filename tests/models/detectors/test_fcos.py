@@ -1,4 +1,4 @@
-"""FCOS: points laid out and matched by hand, its outputs in their order, loss and decoding by arithmetic."""
+"""FCOS: layout and matching of points by hand, order of outputs, loss and decoding by arithmetic."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ def boxes_of(*rows):
 
 
 def test_layout_by_hand():
-    """8 x 16 pixels, strides 4 and 8: 2 x 4 and 1 x 2 cells, their middles, row by row."""
+    """8 x 16 pixels, strides 4 and 8: the centres of 2 x 4 and 1 x 2 cells, row by row."""
     points = lib.make_points(8, 16, (4, 8), (10.0,))
     expected = [[x, y] for y in (2, 6) for x in (2, 6, 10, 14)] + [[4, 4], [12, 4]]
     np.testing.assert_array_equal(points.centers, expected)
@@ -28,7 +28,7 @@ def test_layout_by_hand():
 
 
 def test_match_by_hand():
-    """A 6 x 4 box on the fine level; one of 14 px, 10 and 12 px of it beside a point, on the coarse."""
+    """A 6 x 4 box on the fine level; one of 14 px, with points 10 and 12 px from its sides, on the coarse."""
     points = lib.make_points(8, 16, (4, 8), (7.5,))
     boxes = boxes_of([[0, 0, 6, 4], [2, -6, 16, 8], [0, 0, 0, 0]])
     targets = lib.match(points, boxes, tf.constant([[1, 0, -1]]), radius=1.5)
@@ -45,7 +45,7 @@ def test_match_by_hand():
 
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
-def test_a_point_in_two_boxes_belongs_to_the_smaller(order):
+def test_point_in_two_boxes_is_assigned_to_the_smaller(order):
     points = lib.make_points(4, 4, (4,), ())
     boxes, labels = boxes_of([-5, -5, 9, 9], [0, 0, 4, 4]), np.array([0, 1])
     targets = lib.match(points, tf.gather(boxes, order)[None], labels[order][None], radius=1.5)
@@ -53,8 +53,8 @@ def test_a_point_in_two_boxes_belongs_to_the_smaller(order):
     np.testing.assert_array_equal(targets.distances, [[[0.5] * 4]])
 
 
-def test_only_points_near_the_middle():
-    """Of 11 points in a box of 44 px those within 1.5 strides of 22: 18, 22, 26 (16.. to 28)."""
+def test_only_points_near_the_box_centre_are_positive():
+    """Of 11 points in a box of 44 px, those within 1.5 strides of 22 (16 to 28): 18, 22, 26."""
     points = lib.make_points(4, 44, (4,), ())
     targets = lib.match(points, boxes_of([[0, 0, 44, 4]]), tf.constant([[0]]), radius=1.5)
     np.testing.assert_array_equal(points.centers.numpy()[targets.classes[0] >= 0, 0], [18, 22, 26])
@@ -73,16 +73,16 @@ def test_decode_inverts_match():
 
 
 def test_giou_by_hand():
-    """2 x 2 against 4 x 1, moved to the right; equal boxes cost nothing; background does not count."""
+    """2 x 2 and 4 x 1, moved to the right; equal boxes have loss 0; background is ignored."""
     predicted = tf.constant([[[1.0, 1, 1, 1], [1, 2, 3, 4], [9, 9, 9, 9]]])
     target = tf.constant([[[1.0, 0.5, 3, 0.5], [1, 2, 3, 4], [1, 1, 1, 1]]])
-    # Shared 2 x 1, union 4 + 4 - 2, around 4 x 2.
+    # Intersection 2 x 1, union 4 + 4 - 2, enclosing box 4 x 2.
     expected = 1 - 2 / 6 + (8 - 6) / 8
     np.testing.assert_allclose(losses.giou(predicted, target, tf.constant([[0, 1, BACKGROUND]])), [expected])
 
 
 def test_centerness_by_hand():
-    """Logit 0 costs ln 2 whatever the target; background costs nothing."""
+    """At logit 0 the loss is ln 2 for every target; background has loss 0."""
     found = losses.centerness(
         tf.constant([[0.0, 0.0, 5.0]]), tf.constant([[0.3, 1.0, 0.0]]), tf.constant([[0, 2, BACKGROUND]])
     )
@@ -96,7 +96,7 @@ def small():
 
 
 def test_outputs_are_in_the_order_of_the_points():
-    """The image holds each pixel's own (x, y), features are its means over each cell, heads repeat them."""
+    """Pixels are their coordinates (x, y), features the means over cells, heads the identity."""
     height, width, _ = SHAPE
     image = keras.Input((height, width, 2))
     levels = {f"P{s}": keras.layers.AveragePooling2D(s, name=f"P{s}")(image) for s in (4, 8, 16)}
@@ -129,7 +129,7 @@ def test_outputs_are_in_the_order_of_the_points():
 
 
 def test_loss_by_arithmetic(small):
-    """All weights 0: logits 0, distances one stride each. What remains is arithmetic on the targets."""
+    """All weights are 0, so logits are 0 and distances one stride; the loss follows from the targets."""
     W = [tf.zeros_like(w) for w in small.weights]
     labelled = Labelled(
         tf.zeros([1, *SHAPE]), boxes_of([[8, 8, 16, 16], [20, 4, 26, 10]]), tf.constant([[1, 0]])
@@ -156,7 +156,7 @@ def test_every_weight_takes_part(small):
 
 
 def test_detect_by_hand(small, monkeypatch):
-    """Point (22, 14) says class 1 by logit 2, centre-ness by logit 1, distances (1, 2, 3, 1) strides of 4."""
+    """Point (22, 14) has logit 2 of class 1, centre-ness logit 1, distances (1, 2, 3, 1) strides of 4."""
     places = len(small.points.centers)
     raw = {
         "classification": np.full((1, places, 2), -20.0, np.float32),
@@ -174,7 +174,7 @@ def test_detect_by_hand(small, monkeypatch):
 
 
 def test_coverage_by_hand(small):
-    """A box of 1 px between four points has none; one of 8 px has."""
+    """A box of 1 px between four points is not covered; a box of 8 px is."""
     covered, rule = small.coverage(boxes_of([3.5, 3.5, 4.5, 4.5], [8, 8, 16, 16]))
     np.testing.assert_array_equal(covered, [False, True])
     assert "points" in rule

@@ -1,4 +1,4 @@
-"""Detectors by name, and one's own by its module's."""
+"""Detectors by name, and user-defined ones by module and function."""
 
 import re
 from pathlib import Path
@@ -14,19 +14,19 @@ from tf_detectorgan.models import detectors
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_documented_detector_by_its_place(tmp_path, monkeypatch):
-    """Detects, is taught by the boxes that it says it covers, and its loss runs on the weights given."""
+def test_documented_detector_is_built_by_module_and_function(tmp_path, monkeypatch):
+    """It detects, its targets agree with `coverage`, and its loss depends on the weights given."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/detectors.md").read_text("utf-8"), re.DOTALL)
     (tmp_path / "my_detectors.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     DET = detectors.build("my_detectors:one_cell", (32, 32, 1), 2, sizes=())
-    boxes = tf.constant([[[8.0, 8, 17, 16], [0, 0, 3, 3]]])  # around the point (12, 12); around none
+    boxes = tf.constant([[[8.0, 8, 17, 16], [0, 0, 3, 3]]])  # contains the point (12, 12); contains no point
     labelled = Labelled(tf.random.normal([1, 32, 32, 1]), boxes, tf.constant([[1, 0]]))
     np.testing.assert_array_equal(DET.coverage(boxes[0]).covered, [True, False])
     targets = DET.targets(labelled)
     assert float(DET.positives(targets)) == 1
     zeros = [tf.zeros_like(w) for w in DET.weights]
-    # 16 cells of 2 classes at logit 0, one of the 32 answers with alpha 1/4, the others 3/4
+    # 16 cells of 2 classes at logit 0: one of the 32 logits has alpha 1/4, the others 3/4
     expected = np.log(2) / 4 * (0.25 + 31 * 0.75)
     np.testing.assert_allclose(DET.loss(zeros, labelled.images, targets, 1.0), expected, rtol=1e-5)
     found = DET.detect(labelled.images, zeros)
@@ -42,11 +42,11 @@ def test_the_documented_detector_by_its_place(tmp_path, monkeypatch):
         ("tf_detectorgan.models.detectors.fcos:large", "has no attribute 'large'"),
     ],
 )
-def test_a_detector_that_does_not_exist(name, message):
+def test_unknown_detector_raises(name, message):
     with pytest.raises(InputError, match=message):
         detectors.maker(name)
 
 
-def test_an_option_that_a_detector_lacks():
+def test_option_that_a_detector_lacks_raises():
     with pytest.raises(InputError, match=r"--anchor_ratios: --detector=fcos_small has no such option"):
         detectors.build("fcos_small", (32, 32, 1), 1, sizes=(), ratios=(1.0,))

@@ -1,4 +1,4 @@
-"""DET: outputs in the order of its anchors, decoded like KerasCV, and no norm that breaks Eqn 3."""
+"""DET: order of outputs, decoding as in KerasCV, and no normalisation with a wrong second derivative."""
 
 import sys
 
@@ -21,7 +21,7 @@ HEIGHT, WIDTH, STRIDES = 32, 48, (4, 8, 16)
 
 
 def coordinate_detector(classes=2):
-    """A RetinaNet whose features are the means of an image [32, 48, 2] over each cell."""
+    """Returns a RetinaNet whose features are the means of an image [32, 48, 2] over cells."""
     image = keras.Input((HEIGHT, WIDTH, 2))
     levels = {
         level: keras.layers.AveragePooling2D(stride, name=level)(image)
@@ -42,7 +42,7 @@ def coordinate_detector(classes=2):
 
 
 def test_outputs_are_in_the_order_of_the_anchors():
-    """The image holds each pixel's own (x, y). The heads repeat it and number a cell's anchors."""
+    """Pixels are their coordinates (x, y). The heads output them, and the index of the anchor in its cell."""
     DET = coordinate_detector()
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
     box_head, class_head = DET.network.box_head.layers[-1], DET.network.classification_head.layers[-1]
@@ -65,12 +65,12 @@ def test_outputs_are_in_the_order_of_the_anchors():
 
 
 def test_detect_equals_keras_cv(monkeypatch):
-    """The same answers, decoded and suppressed by KerasCV's own classes from the same raw outputs."""
+    """KerasCV's classes decode and suppress the same raw outputs, with the same result."""
     DET, rng = coordinate_detector(), np.random.default_rng(0)
     count = len(DET.anchors)
     images = tf.zeros([2, HEIGHT, WIDTH, 2])
     logits = tf.constant(rng.normal(-3, 2, (2, count, 2)), tf.float32)
-    # No box leaves the image (anchors are a quarter of a cell wide): only ours would be clipped.
+    # All boxes are inside the image (anchors are a quarter of a cell wide), because only ours are clipped.
     offsets = tf.constant(rng.uniform(-1, 1, (2, count, 4)), tf.float32)
     monkeypatch.setattr(DET, "outputs", lambda W, images: (logits, offsets))
     ours = DET.detect(images)
@@ -92,14 +92,14 @@ def test_detect_equals_keras_cv(monkeypatch):
 
 
 def test_detect_by_hand(monkeypatch):
-    """Three anchors answer for one place: the best of each class stays; all other anchors say nothing."""
+    """Three anchors predict one place: the best of each class is kept; other anchors have low scores."""
     DET = coordinate_detector()
     logits = np.full((1, len(DET.anchors), 2), -20.0, np.float32)
     chosen = 6 * (3 * 12 + 5)  # row 3, column 5 of the first level: centre (22, 14)
     logits[0, chosen + 1], logits[0, chosen + 2] = [2, -20], [1, 3]
     logits[0, chosen + 4] = [-1, -20]
     offsets = np.zeros((1, len(DET.anchors), 4), np.float32)
-    # Whatever the anchor's shape: 20 px wide and 40 px high.
+    # For each anchor: 20 px wide and 40 px high.
     for k in (1, 2, 4):
         size = DET.anchors[chosen + k].numpy()
         offsets[0, chosen + k, 2:] = np.log([40 / (size[3] - size[1]), 20 / (size[2] - size[0])]) / 0.2
@@ -107,12 +107,12 @@ def test_detect_by_hand(monkeypatch):
     found = DET.detect(tf.zeros([1, HEIGHT, WIDTH, 2]))
     np.testing.assert_array_equal(found.labels[0, :3], [1, 0, -1])
     np.testing.assert_allclose(found.scores[0, :3], [tf.sigmoid(3.0), tf.sigmoid(2.0), 0], rtol=1e-5)
-    # 40 px high around 14 would be -6 to 34: cut to the image.
+    # 40 px high around 14 is -6 to 34, which is clipped to the image.
     np.testing.assert_allclose(found.boxes[0, :2], [[12, 0, 32, 32]] * 2, atol=1e-3)
 
 
 def test_loss_is_focal_plus_smooth_l1_over_the_positives():
-    """All logits 0 and all offsets 0: what remains is arithmetic on the targets."""
+    """All logits and offsets are 0; the loss follows from the targets."""
     DET = coordinate_detector()
     W = [tf.zeros_like(w) for w in DET.weights]
     boxes = tf.constant([[[2.0, 3, 7, 9], [10, 10, 30, 30]], [[40, 20, 47, 30], [0, 0, 0, 0]]])
@@ -136,8 +136,8 @@ def small():
     return retinanet.small((32, 48, 1), 2, sizes=(4.0, 8.0, 16.0), width=16)
 
 
-def test_outputs_run_on_the_weights_given(small):
-    """As the network itself would with these weights, which stay what they are."""
+def test_outputs_depend_on_the_weights_given(small):
+    """The outputs are those of the network with these weights; its own weights do not change."""
     images = tf.random.normal([2, 32, 48, 1])
     before = [w.numpy() for w in small.weights]
     other = [w + 0.01 * tf.random.normal(w.shape) for w in small.weights]
@@ -152,7 +152,7 @@ def test_outputs_run_on_the_weights_given(small):
 
 
 def test_every_weight_takes_part(small):
-    """The gradient reaches all weights, so nothing in the network is left over."""
+    """The gradient of the loss is nonzero for all weights."""
     labelled = Labelled(
         tf.random.normal([1, 32, 48, 1]), tf.constant([[[8.0, 8, 16, 16]]]), tf.constant([[1]])
     )
@@ -164,8 +164,8 @@ def test_every_weight_takes_part(small):
     assert all(g is not None and np.abs(g).max() > 0 for g in gradients)
 
 
-def test_small_matches_more_anchors(small):
-    """Its objects of a few pixels rarely meet an anchor by IoU 0.5: from 0.3 on they teach it."""
+def test_small_uses_lower_match_thresholds(small):
+    """Objects of a few pixels rarely have IoU 0.5 with an anchor, so anchors are positive from 0.3."""
     boxes, labels = tf.constant([[[9.0, 10, 15, 15], [20, 3, 29, 14]]]), tf.constant([[1, 0]])
     mine = small.targets(Labelled(tf.zeros([1, 32, 48, 1]), boxes, labels)).classes.numpy()
     strict = anchors_lib.match(small.anchors, boxes, labels).classes.numpy()
@@ -176,11 +176,11 @@ def test_small_matches_more_anchors(small):
 
 
 def layers_of(layer):
-    """The layer and all below it, once each."""
+    """Yields the layer and all of its sublayers, each once."""
     return {id(part): part for part in layer._flatten_layers(include_self=True, recursive=True)}.values()
 
 
-# Keras's norms stop the gradient at the mean (layers.py); none of their modules may occur in a detector.
+# Keras's normalisations stop the gradient at the mean (layers.py); detectors must not contain them.
 KERAS_NORMS = tuple(
     vars(keras.layers)[name]
     for name in ("BatchNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization",
@@ -197,7 +197,7 @@ KERAS_NORMS = tuple(
         pytest.param("retinanet_kerashub", marks=pytest.mark.slow),
     ],
 )
-def test_no_registered_detector_has_a_norm_of_keras(name):
+def test_registered_detectors_have_no_keras_normalization(name):
     if name == "retinanet_kerashub":
         pytest.importorskip("keras_hub", reason="pip install -c constraints.txt '.[kerashub]'")
     side = 64
@@ -207,31 +207,31 @@ def test_no_registered_detector_has_a_norm_of_keras(name):
     convolutions = sum(isinstance(part, keras.layers.Conv2D) for part in parts)
     norms = sum(isinstance(part, ExactGroupNormalization) for part in parts)
     assert convolutions > norms >= (11 if name.endswith("small") else 53)
-    assert not DET.network.non_trainable_variables  # no moving averages either
-    # As many answers as anchors, also where a level has fewer pixels than its stride (64 px at stride 128).
+    assert not DET.network.non_trainable_variables  # there are no moving averages
+    # As many outputs as anchors, also if the image is smaller than a stride (64 px at stride 128).
     places = len(DET.points.centers) if name == "fcos_small" else len(DET.anchors)
-    answers = DET.call(DET.weights, tf.random.normal([1, side, side, 1]))
-    logits = answers.pop("classification")
+    outputs = DET.call(DET.weights, tf.random.normal([1, side, side, 1]))
+    logits = outputs.pop("classification")
     assert logits.shape[1:] == (places, 2)
-    # Untrained it is everywhere near probability 0.01 (Lin et al. 2017), its other answers near 0.
+    # Initial probabilities are near 0.01 (Lin et al. 2017), the other outputs near 0.
     assert 0.005 < float(tf.reduce_mean(tf.sigmoid(logits))) < 0.02
-    assert all(abs(float(tf.reduce_mean(answer))) < 0.1 for answer in answers.values())
+    assert all(abs(float(tf.reduce_mean(output))) < 0.1 for output in outputs.values())
 
 
-def test_every_registered_detector_is_walked():
+def test_layer_walk_covers_every_registered_detector():
     # The parameters of the test above.
     assert set(detectors.DETECTORS) == {"retinanet_" + one for one in ("small", "resnet50", "kerashub")} | {
         "fcos_small"
     }
 
 
-def test_kerashub_is_an_extra(monkeypatch):
+def test_missing_kerashub_raises_with_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras_hub", None)  # as if it were not installed
     with pytest.raises(InputError, match=r"--detector=retinanet_kerashub: .*pip install .*'\.\[kerashub\]'"):
         detectors.build("retinanet_kerashub", (32, 32, 1), 1)
 
 
-def test_build_passes_anchors_on():
+def test_build_passes_anchor_options():
     DET = detectors.build("retinanet_small", (32, 32, 1), 1, sizes=(4.0, 6.0, 10.0), ratios=(1.0,))
     expected = anchors_lib.make_anchors(32, 32, anchors_lib.Layout((4, 8, 16), (4.0, 6.0, 10.0), (1.0,)))
     np.testing.assert_array_equal(DET.anchors, expected)
@@ -245,6 +245,6 @@ def test_build_passes_anchors_on():
         (lambda: retinanet.small((32, 32, 1), 1, sizes=(8.0,)), "must be 3 numbers"),
     ],
 )
-def test_impossible_arguments_are_named(make, message):
+def test_invalid_arguments_raise(make, message):
     with pytest.raises(ValueError, match=message):
         make()

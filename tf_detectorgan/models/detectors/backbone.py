@@ -1,4 +1,4 @@
-"""Backbones, feature pyramid and heads of the detectors; all norms have exact second derivatives."""
+"""Parts that detectors share: backbones, feature pyramid, heads; their norms are twice differentiable."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import keras_cv
 from tf_detectorgan.errors import InputError
 from tf_detectorgan.models.layers import Doubling, ExactGroupNormalization, dtype_policy, weights_dtype
 
-PRIOR = 0.01  # Lin et al. 2017, section 4.1: initial probability of an object at every anchor
+PRIOR = 0.01  # initial probability of the object at every anchor; Lin et al. 2017, section 4.1
 PRIOR_BIAS = math.log(PRIOR / (1 - PRIOR))
 SMALL_STRIDES = (4, 8, 16)
 CAFFE_MEAN = (103.939, 116.779, 123.68)  # ImageNet's blue, green, red; keras.applications.resnet
 
 
 def small(image_shape: tuple[int, int, int], width: int) -> keras.Model:
-    """Residual backbone with outputs P3, P4, P5 of strides 4, 8, 16; `pyramid_level_inputs` names them.
+    """Returns a residual backbone with outputs of strides 4, 8, 16, named by `pyramid_level_inputs`.
 
     Raises:
       InputError: an image side is not divisible by 16.
@@ -37,12 +37,12 @@ def small(image_shape: tuple[int, int, int], width: int) -> keras.Model:
 
 
 def resnet50(image_shape: tuple[int, int, int], pretrained: bool = False) -> keras.Model:
-    """Builds a ResNet-50 with outputs of strides 8, 16 and 32, whose layers `pyramid_level_inputs` names.
+    """Returns a ResNet-50 with outputs of strides 8, 16 and 32; `pyramid_level_inputs` names their layers.
 
-    `pretrained`: in the form that pretrained weights fit (decision 0112).
+    It is for training from scratch or, if `pretrained`, for weights that are loaded later (decision 0112).
 
     Raises:
-      InputError: an image side is not divisible by 32, or weights do not fit the channels.
+      InputError: an image side is not divisible by 32, or `pretrained` images do not have 1 or 3 channels.
     """
     height, width, channels = image_shape
     if height % 32 or width % 32:
@@ -51,13 +51,13 @@ def resnet50(image_shape: tuple[int, int, int], pretrained: bool = False) -> ker
         return _resnet50_from_scratch(image_shape)
     if channels not in (1, 3):
         raise InputError(
-            f"--backbone_weights: weights are for 1 or 3 channels, these images have {channels}; use none"
+            f"--backbone_weights: need images of 1 or 3 channels, these have {channels}; set it to none"
         )
     return _resnet50_with_fixed_norms(image_shape)
 
 
 def _resnet50_from_scratch(image_shape) -> keras.Model:
-    """Builds KerasCV's ResNet-50 with exact group norms of 32 groups in place of batch norms."""
+    """Returns KerasCV's ResNet-50 with exact group normalisation (32 groups) for batch normalisation."""
     batch_normalised = keras_cv.models.ResNetBackbone(
         stackwise_filters=[64, 128, 256, 512],
         stackwise_blocks=[3, 4, 6, 3],
@@ -80,9 +80,9 @@ def _with_exact_norm(layer):
 
 
 def _resnet50_with_fixed_norms(image_shape) -> keras.Model:
-    """Builds the ResNet-50 of Keras applications, with fixed statistics, gamma and beta in its batch norms.
+    """Returns Keras applications' ResNet-50; its batch normalisations have fixed statistics, gamma and beta.
 
-    Its input goes through `preprocess_input`; a grey image becomes a colour image of equal channels.
+    Images are preprocessed as by its `preprocess_input`; grey images become three equal channels.
     """
     images = keras.Input(image_shape)
     grey = image_shape[2] == 1
@@ -102,7 +102,7 @@ def _resnet50_with_fixed_norms(image_shape) -> keras.Model:
 
 
 def small_pyramid(backbone: keras.Model, filters: int) -> keras.Model:
-    """Feature pyramid (Lin et al. 2017) of levels P3 to P5; KerasCV's has 256 channels and five levels."""
+    """Returns a feature pyramid (Lin et al. 2017), P3 to P5; KerasCV's has 256 channels, 5 levels."""
     shapes = {level: backbone.get_layer(level).output.shape[1:] for level in backbone.pyramid_level_inputs}
     inputs = {level: keras.Input(shape, name=level) for level, shape in shapes.items()}
     merged = None
@@ -117,10 +117,10 @@ def small_pyramid(backbone: keras.Model, filters: int) -> keras.Model:
 
 
 def head(outputs: int, filters: int, layers: int, bias: float) -> keras.Model:
-    """A head that all levels share, like KerasCV's `PredictionHead`, whose width is fixed at 256.
+    """Returns a head that all levels share; KerasCV's `PredictionHead` has a fixed width of 256.
 
-    It has group norms (Wu & He 2018, section 4.2), which KerasCV's has not: trained from scratch, it allows a
-    higher learning rate (decision 0059).
+    Unlike KerasCV's, it has normalisation layers (Wu & He 2018, section 4.2), so that training from scratch
+    is stable at a higher learning rate (decision 0059).
     """
     features = keras.Input((None, None, filters))
     x = features
@@ -128,7 +128,7 @@ def head(outputs: int, filters: int, layers: int, bias: float) -> keras.Model:
         x = conv(x, filters)
     normal = keras.initializers.RandomNormal(stddev=0.01)  # Lin et al. 2017, section 4.1
     prior = keras.initializers.Constant(bias)
-    answer = keras.layers.Conv2D(
+    prediction = keras.layers.Conv2D(
         outputs,
         3,
         padding="same",
@@ -136,11 +136,11 @@ def head(outputs: int, filters: int, layers: int, bias: float) -> keras.Model:
         bias_initializer=prior,
         dtype=weights_dtype(),
     )
-    return keras.Model(features, answer(x))
+    return keras.Model(features, prediction(x))
 
 
 def conv(x, filters: int, strides: int = 1, activate: bool = True, name: str | None = None):
-    """Applies a 3x3 convolution, an exact group norm and, if `activate`, a ReLU of this name."""
+    """Applies a 3x3 convolution, exact group normalisation and, if `activate`, a ReLU with this name."""
     x = keras.layers.Conv2D(filters, 3, strides, "same", use_bias=False, kernel_initializer="he_normal")(x)
     x = ExactGroupNormalization(groups=8)(x)
     return keras.layers.ReLU(name=name)(x) if activate else x

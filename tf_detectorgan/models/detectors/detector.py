@@ -1,6 +1,6 @@
-"""The interface of DET: every registered detector implements it.
+"""The interface of detectors (DET).
 
-Letters: N images, H, W, C channels, K boxes, P positions with an output (anchors or points), M boxes.
+Letters: N images, H, W, C channels, K boxes, P places with a prediction (anchors or points), M boxes.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ MIN_SCORE = 0.001
 
 
 class Coverage(NamedTuple):
-    """The boxes for which a detector has well-placed training targets."""
+    """The boxes for which a detector has suitable anchors or points."""
 
     covered: np.ndarray  # [M] bool
-    rule: str  # the condition for it, as the end of "95% of the boxes ..."
+    rule: str  # condition for a covered box, as the end of "95% of the boxes ..."
 
 
 class Detector(abc.ABC):
     """A detector through whose loss and update Eqn 3 can be differentiated.
 
     A subclass sets `network` and implements the four abstract methods. `loss` must be a function of its
-    argument W: use `call`, never the network itself. `targets` may be any nest of tensors.
+    argument W: it uses `call`, never the network itself. `targets` may be any nest of tensors.
 
     Attributes:
       network: maps {"images": [N, H, W, C] in [-1, 1]} to raw outputs. It has no state that changes in a call
-        (`call` runs it with training=False), and no Keras layer that normalises by the current batch (see
-        `layers.py`).
-      backbone: the part of the network whose layers get --backbone_weights by name, for detectors with the
-        option `pretrained`.
-      unrollable: False if `loss` has no exact second derivative; arms that use Eqn 3 then refuse it.
+        (`call` uses training=False), and no Keras layer that normalises by the statistics of its input
+        (reason: `layers.py`).
+      backbone: the part of it whose layers --backbone_weights loads by name, for detectors with the option
+        `pretrained`.
+      unrollable: False if `loss` has no exact second derivative; arms that use Eqn 3 then raise an error.
     """
 
     network: keras.Model
@@ -49,44 +49,44 @@ class Detector(abc.ABC):
 
     @property
     def weights(self) -> list[tf.Variable]:
-        """W, the trainable variables."""
+        """Returns W, the trainable variables."""
         return [v.value for v in self.network.trainable_variables]
 
     def call(self, W, images) -> Any:
-        """Returns the network's outputs with weights W (tensors or variables); assigns nothing.
+        """Returns the network's outputs with weights W (tensors or variables), without assigning them.
 
-        Outputs have the weights' dtype under every dtype policy.
+        The outputs have the weights' dtype, under every dtype policy.
         """
         fixed = [v.value for v in self.network.non_trainable_variables]
-        answers = self.network.stateless_call(list(W), fixed, {"images": images}, training=False)[0]
-        return tf.nest.map_structure(lambda answer: tf.cast(answer, self.network.variable_dtype), answers)
+        outputs = self.network.stateless_call(list(W), fixed, {"images": images}, training=False)[0]
+        return tf.nest.map_structure(lambda output: tf.cast(output, self.network.variable_dtype), outputs)
 
     @abc.abstractmethod
     def targets(self, labelled: Labelled) -> Any:
-        """Returns the training targets of these boxes, a nest of tensors without gradients."""
+        """Returns the training targets of these boxes, a nest of tensors without gradient."""
 
     def positives(self, targets) -> tf.Tensor:
-        """Returns this replica's part of the divisor of L_d: a float32 scalar.
+        """Returns the number of positives of a replica's batch; L_d is divided by the sum over replicas.
 
-        By default the number of positions whose `targets.classes` [N, P] is a class.
+        It is a float32 scalar: by default, the number of `targets.classes` [N, P] that are a class.
         """
         return tf.reduce_sum(positive(targets.classes))
 
     @abc.abstractmethod
     def loss(self, W, images, targets, normalizer) -> tf.Tensor:
-        """Returns L_d, summed over the images and divided by `normalizer` (scalar): a scalar."""
+        """Returns L_d, summed over the images and divided by the scalar `normalizer`: a scalar."""
 
     @abc.abstractmethod
     def detect(self, images, W=None) -> Detections:
-        """Returns at most MAX_DETECTIONS detections per image, best first; W None: the current weights."""
+        """Returns detections with weights W (None: the network's), best first, MAX_DETECTIONS per image."""
 
     @abc.abstractmethod
     def coverage(self, boxes) -> Coverage:
-        """Returns which of boxes [M, 4], float32 pixels, have a well-placed training target."""
+        """Returns which of boxes [M, 4], float32 pixels, have an anchor or point that is trained on them."""
 
 
 def suppress(found, scores, height: int, width: int) -> Detections:
-    """Clips boxes [N, P, 4] with scores [N, P, classes] to the image; suppresses per class at IoU 0.5."""
+    """Clips boxes [N, P, 4] with scores [N, P, classes] and applies per-class NMS at IoU 0.5."""
     scale = tf.constant([width, height, width, height], tf.float32)
     kept = tf.image.combined_non_max_suppression(
         (boxes_lib.clip(found, height, width) / scale)[:, :, None, :],

@@ -1,4 +1,4 @@
-"""FCOS (Tian et al. 2019), a detector without anchors, on the backbone and pyramid of the small RetinaNet.
+"""DET without anchors: FCOS (Tian et al. 2019), with the backbone and pyramid of the small RetinaNet.
 
 Letters: N images, H, W, C channels, P points.
 """
@@ -18,17 +18,17 @@ from tf_detectorgan.models.detectors.detector import Coverage, Detector, suppres
 from tf_detectorgan.models.layers import dtype_policy, weights_dtype
 
 RADIUS = 1.5  # strides; Tian et al. 2020
-REACH = 4.0  # strides; Tian et al. have 8, for images of 800 pixels
-# An untrained network may predict e^40 strides; as in `anchors.decode`.
+REACH = 4.0  # strides; 8 in Tian et al. 2019, for images of 800 pixels
+# An untrained network may predict e^40 strides; the bound is that of `anchors.decode`.
 MAX_LOG_DISTANCE = math.log(1000 / 16)
 
 
 class FCOS(Detector):
-    """FCOS: network, points, loss and decoder.
+    """An FCOS: network, points, loss and decoder.
 
     `network` maps {"images": [N, H, W, C] in [-1, 1]} to {"classification": logits [N, P, classes],
-    "distance": logarithms of the distances in strides [N, P, 4], "centerness": logits [N, P]}. Distances in
-    strides replace the learnt factor per level of the FCOS paper.
+    "distance": logarithms of the distances in strides [N, P, 4], "centerness": logits [N, P]}. Units of
+    strides replace the paper's learned factor per level.
     """
 
     def __init__(
@@ -52,19 +52,19 @@ class FCOS(Detector):
         return points_lib.match(self.points, labelled.boxes, labelled.labels, RADIUS)
 
     def loss(self, W, images, targets: points_lib.PointTargets, normalizer) -> tf.Tensor:
-        """Returns L_d: focal + GIoU + centre-ness, summed, over `normalizer` points in boxes (scalar)."""
+        """Returns L_d: focal + GIoU + centre-ness losses, summed, divided by `normalizer` positive points."""
         out = self.call(W, images)
         logits = out["classification"]
-        wanted, centerness = (tf.cast(t, logits.dtype) for t in (targets.distances, targets.centerness))
+        distances, centerness = (tf.cast(t, logits.dtype) for t in (targets.distances, targets.centerness))
         per_image = (
             losses.focal(logits, targets.classes)
-            + losses.giou(_distances(out), wanted, targets.classes)
+            + losses.giou(_distances(out), distances, targets.classes)
             + losses.centerness(out["centerness"], centerness, targets.classes)
         )
         return tf.reduce_sum(per_image) / tf.cast(normalizer, per_image.dtype)
 
     def detect(self, images, W=None) -> Detections:
-        """Returns detections; a score is class probability times centre-ness (Tian et al. 2019, 3.4)."""
+        """Returns detections; scores are class probability times centre-ness (Tian et al. 2019, 3.4)."""
         out = self.call(self.weights if W is None else W, images)
         scores = tf.sigmoid(out["classification"]) * tf.sigmoid(out["centerness"])[..., None]
         return suppress(points_lib.decode(self.points, _distances(out)), scores, self._height, self._width)
@@ -81,12 +81,14 @@ def _distances(out):
 
 def _network(image_shape, classes, backbone, pyramid, filters, layers) -> keras.Model:
     inputs = keras.Input(image_shape, name="images")
-    taps = {level: backbone.get_layer(name).output for level, name in backbone.pyramid_level_inputs.items()}
-    levels = pyramid(keras.Model(backbone.inputs, taps)(inputs))
+    outputs = {
+        level: backbone.get_layer(name).output for level, name in backbone.pyramid_level_inputs.items()
+    }
+    levels = pyramid(keras.Model(backbone.inputs, outputs)(inputs))
     class_head = parts.head(classes, filters, layers, parts.PRIOR_BIAS)
     # Distances and centre-ness share a head (Tian et al. 2020): its last channel is the centre-ness.
     box_head = parts.head(5, filters, layers, 0.0)
-    with dtype_policy(weights_dtype()):  # the levels' outputs are concatenated without rounding
+    with dtype_policy(weights_dtype()):  # concatenation must not round the levels' outputs
         logits = [keras.layers.Reshape((-1, classes))(class_head(level)) for level in levels]
         regressed = [keras.layers.Reshape((-1, 5))(box_head(level)) for level in levels]
         regressed = keras.layers.Concatenate(axis=1)(regressed)
@@ -99,7 +101,7 @@ def _network(image_shape, classes, backbone, pyramid, filters, layers) -> keras.
 
 
 def small(image_shape: tuple[int, int, int], classes: int, *, width: int = 32) -> FCOS:
-    """Builds FCOS with about a million weights (`width` 32) for 64 to 256 pixels; strides 4, 8 and 16."""
+    """Returns an FCOS with strides 4, 8, 16 for 64 to 256 pixels on a CPU; `width` 32: a million weights."""
     backbone = parts.small(image_shape, width)
     return FCOS(
         image_shape,

@@ -20,10 +20,10 @@ def resnet50(
     ratios: tuple[float, ...] = Layout.ratios,
     pretrained: bool = False,
 ) -> retinanet.RetinaNet:
-    """Builds KerasHub's pyramid and heads (four convolutions, no norm) on `retinanet_resnet50`'s backbone.
+    """Returns KerasHub's pyramid and heads (4 convolutions, no norm) on `retinanet_resnet50`'s ResNet-50.
 
     Raises:
-      InputError: KerasHub is not installed, or an argument does not fit.
+      InputError: KerasHub is not installed, or an argument is invalid.
     """
     hub = _keras_hub()
     layout = Layout(retinanet.RESNET50_STRIDES, sizes, ratios)
@@ -56,14 +56,14 @@ def _network(hub, image_shape, classes: int, backbone, layout: Layout) -> keras.
     _initialise(detector.classification_head, parts.PRIOR_BIAS)
     _initialise(detector.box_head, 0.0)
     images = keras.Input(image_shape, name="images")
-    answers = detector(images)
+    outputs = detector(images)
     return keras.Model(
-        {"images": images}, {"classification": answers["cls_logits"], "box": answers["bbox_regression"]}
+        {"images": images}, {"classification": outputs["cls_logits"], "box": outputs["bbox_regression"]}
     )
 
 
 def _initialise(head, bias: float) -> None:
-    """As Lin et al. 2017, section 4.1. KerasHub gives the prior's bias to the box head (decision 0002)."""
+    """Initialises a head as in Lin et al. 2017, 4.1; KerasHub sets the wrong bias (decision 0002)."""
     normal = keras.initializers.RandomNormal(stddev=0.01)
     for layer in (*head.conv_layers, head.prediction_layer):
         layer.kernel.assign(normal(layer.kernel.shape, layer.kernel.dtype))

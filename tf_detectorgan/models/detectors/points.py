@@ -1,7 +1,7 @@
-"""Points of an anchor-free detector (FCOS, Tian et al. 2019): generated, and matched to boxes.
+"""Points of an anchor-free detector (FCOS, Tian et al. 2019): layout, matching to boxes, decoding.
 
-A point's output is its distances to the four sides of its box (left, top, right, bottom), in strides of its
-level. Letters: N images, K boxes, P points.
+The prediction at a point is its distances to the sides of the box (left, top, right, bottom), in strides of
+its level. Letters: N images, K boxes, P points.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from tf_detectorgan.losses import BACKGROUND
 
 
 class Points(NamedTuple):
-    """All points of an image, ordered by level, row, column."""
+    """All points of an image, in the order of levels, rows, columns."""
 
     centers: tf.Tensor  # [P, 2] float32 (x, y) in pixels
     strides: tf.Tensor  # [P] float32 pixels
-    reach: tf.Tensor  # [P, 2] float32: a point is used for boxes whose longest distance is in (low, high]
+    reach: tf.Tensor  # [P, 2] float32 (low, high]: range of the longest distance to a side of the box
 
 
 class PointTargets(NamedTuple):
-    """The training targets of a detector at each point."""
+    """The training targets of each point."""
 
     classes: tf.Tensor  # [N, P] int32: class or BACKGROUND
     distances: tf.Tensor  # [N, P, 4] in strides, all positive; 1 where there is no box
@@ -32,9 +32,9 @@ class PointTargets(NamedTuple):
 
 
 def make_points(height: int, width: int, strides: tuple[int, ...], reach: tuple[float, ...]) -> Points:
-    """Returns one point in the centre of each cell.
+    """Returns one point in the middle of each cell.
 
-    reach: longest distance, in pixels, of each level but the last (Tian et al. 2019, 3.2).
+    reach: largest distance to a side, in pixels, for each level but the last (Tian et al. 2019, 3.2).
     """
     bounds = [0.0, *reach, float("inf")]
     centers, of_stride, of_reach = [], [], []
@@ -50,10 +50,10 @@ def make_points(height: int, width: int, strides: tuple[int, ...], reach: tuple[
 
 
 def claims(points: Points, boxes, radius: float):
-    """Returns which points [P] are used for which boxes [..., K, 4], and their distances in pixels.
+    """Returns which points [P] can be positive for which boxes [..., K, 4], and the distances in pixels.
 
-    A point must be inside the box, at most `radius` strides from its centre in both directions (Tian et al.
-    2020, "center sampling"), and on the level of the box's size.
+    The point must be inside the box, at most `radius` strides from its centre in both directions (Tian et al.
+    2020, "center sampling"), and on the level for the box's size.
 
     Returns:
       claimed [..., P, K] bool; distances [..., P, K, 4] pixels, negative outside of the box.
@@ -62,10 +62,10 @@ def claims(points: Points, boxes, radius: float):
     x0, y0, x1, y1 = tf.unstack(boxes[..., None, :, :], axis=-1)
     distances = tf.stack([x - x0, y - y0, x1 - x, y1 - y], -1)
     longest = tf.reduce_max(distances, -1)
-    off_middle = tf.maximum(tf.abs(x - (x0 + x1) / 2), tf.abs(y - (y0 + y1) / 2))
+    off_centre = tf.maximum(tf.abs(x - (x0 + x1) / 2), tf.abs(y - (y0 + y1) / 2))
     claimed = (
         (tf.reduce_min(distances, -1) > 0)
-        & (off_middle <= radius * points.strides[:, None])
+        & (off_centre <= radius * points.strides[:, None])
         & (longest > points.reach[:, None, 0])
         & (longest <= points.reach[:, None, 1])
     )
@@ -73,9 +73,9 @@ def claims(points: Points, boxes, radius: float):
 
 
 def match(points: Points, boxes, labels, radius: float) -> PointTargets:
-    """Returns the targets of boxes [N, K, 4] with labels [N, K] (-1: padding).
+    """Returns the targets for boxes [N, K, 4] with labels [N, K] (-1: padding).
 
-    A point in several boxes is used for the smallest (Tian et al. 2019, 3.1).
+    A point in several boxes is assigned to the smallest (Tian et al. 2019, 3.1).
     """
     boxes = tf.stop_gradient(boxes)
     claimed, distances = claims(points, boxes, radius)
@@ -95,7 +95,7 @@ def match(points: Points, boxes, labels, radius: float) -> PointTargets:
 
 
 def decode(points: Points, distances):
-    """Returns boxes [N, P, 4] in pixels from distances [N, P, 4] in strides."""
+    """Converts distances [N, P, 4] in strides to boxes [N, P, 4] in pixels."""
     left, top, right, bottom = tf.unstack(distances * points.strides[:, None], axis=-1)
     x, y = points.centers[:, 0], points.centers[:, 1]
     return tf.stack([x - left, y - top, x + right, y + bottom], -1)

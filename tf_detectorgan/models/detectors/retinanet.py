@@ -1,7 +1,7 @@
-"""KerasCV's RetinaNet, with norms whose second derivative is exact.
+"""DET: KerasCV's RetinaNet, with twice differentiable normalisation layers for Eqn 3.
 
-It is built from explicit arguments, because KerasCV's presets need a download. Letters: N images, H, W, C
-channels, A anchors, K boxes.
+It is not built from KerasCV's presets, because they download weights.
+Letters: N images, H, W, C channels, A anchors, K boxes.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from tf_detectorgan.models.detectors.anchors import Layout
 from tf_detectorgan.models.detectors.detector import Coverage, Detector, suppress
 from tf_detectorgan.models.layers import dtype_policy, weights_dtype
 
-# Of smooth L1 in units of anchors.VARIANCE; without it, as in Detectron2, the loss is 5 to 10 times smaller.
+# For smooth L1 in units of anchors.VARIANCE; without these units (Detectron2) it is 5 to 10 times smaller.
 BOX_WEIGHT = 0.2  # decision 0059
-COVERED = 0.5  # IoU with an anchor
-# Objects of 4 to 10 pixels on a grid of 4 rarely overlap an anchor by IoU 0.5 (decision 0053).
+COVERED = 0.5  # IoU with an anchor at which a box is covered
+# With stride 4, objects of 4 to 10 pixels rarely have IoU 0.5 with an anchor (decision 0053).
 SMALL_MATCH_IOU = (0.3, 0.2)
 RESNET50_STRIDES = (8, 16, 32, 64, 128)
-# Half of KerasCV's: they cover 79 of 79 NIH nodules at 512 pixels, KerasCV's own 72.
+# Half of KerasCV's sizes: these cover 79 of 79 NIH nodules at 512 pixels, KerasCV's 72.
 RESNET50_SIZES = (16.0, 32.0, 64.0, 128.0, 256.0)
 
 
 class RetinaNet(Detector):
-    """RetinaNet: network, anchors, loss and decoder.
+    """A RetinaNet: network, anchors, loss and decoder.
 
     `network` maps {"images": [N, H, W, C] in [-1, 1]} to {"classification": logits [N, A, classes], "box":
     offsets [N, A, 4]}.
@@ -58,7 +58,7 @@ class RetinaNet(Detector):
         return anchors_lib.match(self.anchors, labelled.boxes, labelled.labels, self._match_iou)
 
     def loss(self, W, images, targets: anchors_lib.AnchorTargets, normalizer) -> tf.Tensor:
-        """Returns L_d: focal + BOX_WEIGHT smooth L1, summed, over `normalizer` positive anchors (scalar)."""
+        """Returns L_d: focal + BOX_WEIGHT * smooth L1, summed, divided by `normalizer` positive anchors."""
         logits, offsets = self.outputs(W, images)
         per_image = losses.focal(logits, targets.classes) + BOX_WEIGHT * losses.smooth_l1(
             offsets, tf.cast(targets.offsets, offsets.dtype), targets.classes
@@ -85,14 +85,14 @@ def from_keras_cv(
     layout: Layout,
     match_iou: tuple[float, float] = anchors_lib.MATCH_IOU,
 ) -> RetinaNet:
-    """Builds KerasCV's RetinaNet on a backbone, with our heads; `pyramid` None: KerasCV's P3 to P7.
+    """Returns KerasCV's RetinaNet with this backbone and our heads; `pyramid` None: KerasCV's, P3 to P7.
 
-    `head`: filters and number of hidden layers of both heads.
+    `head`: number of filters and of hidden layers of both heads.
     """
     class_head = parts.head(layout.per_cell * classes, *head, parts.PRIOR_BIAS)
     box_head = parts.head(layout.per_cell * 4, *head, 0.0)
     pyramid = pyramid or keras_cv.models.retinanet.FeaturePyramid()
-    with dtype_policy(weights_dtype()):  # the levels' outputs are concatenated without rounding
+    with dtype_policy(weights_dtype()):  # concatenation must not round the levels' outputs
         network = keras_cv.models.RetinaNet(
             backbone=backbone,
             num_classes=classes,
@@ -113,7 +113,7 @@ def small(
     ratios: tuple[float, ...] = Layout.ratios,
     width: int = 32,
 ) -> RetinaNet:
-    """Builds a RetinaNet with about a million weights (`width` 32) for 64 to 256 pixels; strides 4, 8, 16."""
+    """Returns a RetinaNet with strides 4, 8, 16 for 64 to 256 pixels; `width` 32: about a million weights."""
     layout = Layout(parts.SMALL_STRIDES, sizes, ratios)
     backbone = parts.small(image_shape, width)
     return from_keras_cv(
@@ -135,9 +135,9 @@ def resnet50(
     ratios: tuple[float, ...] = Layout.ratios,
     pretrained: bool = False,
 ) -> RetinaNet:
-    """Builds a RetinaNet of the paper's size: ResNet-50, KerasCV's pyramid P3 to P7, heads of 256 channels.
+    """Returns a RetinaNet of the paper's size: ResNet-50, KerasCV's pyramid P3 to P7, heads of 256 channels.
 
-    `pretrained`: as in `backbone.resnet50`.
+    `pretrained`: weights are to be loaded into the backbone (`parts.resnet50`).
     """
     return from_keras_cv(
         image_shape,

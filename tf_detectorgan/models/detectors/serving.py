@@ -1,4 +1,4 @@
-"""A detector as one Keras model from stored pixels to boxes, as `export_detector` writes it."""
+"""A detector as one Keras model from stored pixels to boxes, for use outside of this project."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class ServedDetector(keras.Model):
     """Maps images [N, H, W, C], unsigned integers, to a dictionary of the best D detections.
 
     boxes [N, D, 4] float32 as in `boxes.py`; scores [N, D] float32, best first; classes [N, D] int32, index
-    into the class names; num_detections [N] int32. Beyond num_detections: zeros, class -1.
+    into the class names; num_detections [N] int32. Entries beyond num_detections are 0, with class -1.
 
     Args:
-      detector: its name in DETECTORS.
+      detector: its name in DETECTORS, or package.module:function.
       image_shape: (H, W, C).
-      classes: number of them.
-      bit_depth: 8 or 16, of the images.
+      classes: number of classes.
+      bit_depth: of the images, 8 or 16.
       options: further arguments of `detectors.build`.
     """
 
@@ -43,12 +43,12 @@ class ServedDetector(keras.Model):
 
     @property
     def signature(self) -> tf.TensorSpec:
-        """The signature of the model's input; any number of images."""
+        """Returns the specification of the model's input, for any number of images."""
         kind = tf.uint8 if self._top == 255 else tf.uint16
         return tf.TensorSpec([None, *self._image_shape], kind, name="images")
 
     def call(self, images) -> dict[str, tf.Tensor]:
-        # As `data.records.to_float`: the range that the detector was trained on.
+        # As `data.records.to_float`, so that the range is that of the training images.
         found = self._detector.detect(tf.cast(images, tf.float32) * (2.0 / self._top) - 1.0)
         return {
             "boxes": found.boxes,

@@ -1,4 +1,4 @@
-// Zoom, window and level of both images at once, and answers by keyboard. Without it the form still works.
+// Zoom, brightness and contrast of both images together, and answers by keyboard. The form also works without it.
 "use strict";
 const views = [...document.querySelectorAll(".view")];
 const form = document.getElementById("answers");
@@ -10,7 +10,7 @@ let boxes = true;
 
 const limit = (value, low, high) => Math.min(high, Math.max(low, value));
 
-// x and y are where the image's left top corner lies, in sides of the view: both images move alike.
+// x and y: position of the image's top left corner, as a share of the view's side, the same for both images.
 function draw() {
   state.x = limit(state.x, 1 - state.scale, 0);
   state.y = limit(state.y, 1 - state.scale, 0);
@@ -29,7 +29,7 @@ function draw() {
   }
 }
 
-// The object's box in sides of the view; an image that is not square is centred in it.
+// Returns the object's box as shares of the view's side; an image that is not square is centred in it.
 function inView(view) {
   const image = view.querySelector("img");
   const [x, y, w, h] = view.dataset.box.split(" ").map(Number);
@@ -100,10 +100,10 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 form.addEventListener("change", (event) => {
-  const asked = questions.indexOf(event.target.closest("fieldset"));
-  mark(asked + 1 < questions.length && !questions[asked + 1].querySelector("input:checked") ? asked + 1 : firstOpen());
+  const answered = questions.indexOf(event.target.closest("fieldset"));
+  mark(answered + 1 < questions.length && !questions[answered + 1].querySelector("input:checked") ? answered + 1 : firstOpen());
 });
-// A second click while the first is on its way would only be ignored by the server.
+// The server ignores a second submission of the same pair.
 form.addEventListener("submit", () => { form.querySelector("button").disabled = true; });
 document.querySelectorAll("[data-key]").forEach((button) => button.addEventListener("click", () => {
   tools[button.dataset.key]();
