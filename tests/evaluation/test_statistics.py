@@ -108,7 +108,7 @@ def test_paired_interval_excludes_zero_though_single_intervals_overlap():
 def test_difference_of_an_arm_to_itself_is_zero():
     arm = bootstrap_ap(images(np.arange(30) % 2 == 0))
     assert seeds_difference([arm], [arm]).interval == (0.0, 0.0, 0.0)
-    assert sentence("a", "a", seeds_difference([arm], [arm])).endswith("30 groups: not shown")
+    assert sentence("a", "a", seeds_difference([arm], [arm])).endswith("30 groups: no difference shown")
 
 
 def test_pairing_different_images_raises():
@@ -132,7 +132,10 @@ def test_sentence_by_hand():
         interval = Interval(value, low, high)
         return sentence("detectorgan", "cut_paste", Difference(interval, 0.5, 0.002, 1, groups, groups))
 
-    assert text(0.03, -0.01, 0.07) == "detectorgan − cut_paste = +0.03 [−0.01, +0.07], 80 groups: not shown"
+    assert (
+        text(0.03, -0.01, 0.07)
+        == "detectorgan − cut_paste = +0.03 [−0.01, +0.07], 80 groups: no difference shown"
+    )
     assert text(0.03, 0.01, 0.07).endswith("80 groups: detectorgan is better")
     assert text(-0.03, -0.07, -0.01).endswith("[−0.07, −0.01], 80 groups: cut_paste is better")
     assert "only 13 groups with objects: too few" in text(0.15, 0.01, 0.2, groups=13)
@@ -182,10 +185,10 @@ def test_seeds_difference_is_paired_by_seed():
     assert "], 1 seed, 200 groups, p 0.010 (Holm)" in few
     assert few.endswith("(only 1 seed: the true interval is wider; " + small_note(9) + ")")
     assert seeds_sentence("a", "b", found._replace(seeds=5), 0.01).endswith("a is better")
-    assert "not shown" in seeds_sentence("a", "b", found, 0.2)  # after the correction
+    assert "no difference shown" in seeds_sentence("a", "b", found, 0.2)  # after the correction
     same = seeds_sentence("a", "a", seeds_difference(a, a, "recall", "0.1"), 1.0)
-    assert "(Holm): not shown; the interval is narrower than 0.001 (" in same
-    assert "not shown; a difference under 0." in seeds_sentence("a", "b", found, 0.2)
+    assert "(Holm): no difference shown; the interval is narrower than 0.001 (" in same
+    assert "no difference shown; one under 0." in seeds_sentence("a", "b", found, 0.2)
     with pytest.raises(InputError, match="same seeds"):
         seeds_difference(a, b[:2])
     other = bootstrap_ap(images([True] * 7), 500)

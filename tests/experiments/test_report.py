@@ -173,7 +173,9 @@ def test_equal_arms_are_both_marked_best_and_no_difference_is_shown(tmp_path):
     assert all(cell.best for _, cells in headline(run)[1] for cell in cells)
     (title, sentences), _ = comparisons(run, matched(run))
     assert title == "AP@0.1"
-    assert sentences[0].startswith("cut_paste − real_only = +0.00 [+0.00, +0.00], 12 groups: not shown")
+    assert sentences[0].startswith(
+        "cut_paste − real_only = +0.00 [+0.00, +0.00], 12 groups: no difference shown"
+    )
 
 
 def test_result_table_is_aligned_and_names_unevaluated_arms(tmp_path):

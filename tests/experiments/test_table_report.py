@@ -43,7 +43,7 @@ def test_comparisons_use_common_seeds_and_are_corrected_for_their_number(results
     assert (first["p"], first["p_holm"]) == (pytest.approx(2 / 501), pytest.approx(4 / 501))
     assert "a is better" in first["sentence"]
     assert (second["second"], second["value"], second["p"], second["p_holm"]) == ("c", 0, 1, 1)
-    assert "not shown" in second["sentence"]
+    assert "no difference shown" in second["sentence"]
 
 
 def test_row_has_mean_and_deviation_over_seeds_and_interval_of_its_metric(results):

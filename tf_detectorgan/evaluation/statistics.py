@@ -130,14 +130,14 @@ def bootstrap_ap(matches: Matches, resamples: int = 1000, seed: int = 0) -> Boot
 
 
 def sentence(first: str, second: str, difference: Difference) -> str:
-    """Returns text such as "detectorgan − cut_paste = +0.03 [−0.01, +0.07], 80 groups: not shown"."""
+    """Returns, say, "detectorgan − cut_paste = +0.03 [−0.01, +0.07], 80 groups: no difference shown"."""
     value, low, high = difference.interval
     if value is None or low is None or high is None:
         return f"{first} − {second}: undefined, the test images contain no objects"
     if low > 0 or high < 0:
         verdict = f"{first if low > 0 else second} is better"
     else:
-        verdict = "not shown"
+        verdict = "no difference shown"
     note = small_note(difference.groups_with_truth)
     text = (
         f"{first} − {second} = {value:+.2f} [{low:+.2f}, {high:+.2f}], {difference.groups} groups: {verdict}"
@@ -223,9 +223,9 @@ def seeds_sentence(first: str, second: str, difference: Difference, adjusted_p: 
     if shown:
         verdict = f"{first if low > 0 else second} is better"
     elif half_width < 0.0005:  # both arms find nearly the same objects
-        verdict = "not shown; the interval is narrower than 0.001"
+        verdict = "no difference shown; the interval is narrower than 0.001"
     else:
-        verdict = f"not shown; a difference under {half_width:.3f} could not have been shown"
+        verdict = f"no difference shown; one under {half_width:.3f} could not have been shown"
     at_most = "≤ " if difference.p == difference.least_p else ""
     seeds = f"{difference.seeds} seed{'s' * (difference.seeds > 1)}"
     text = (
