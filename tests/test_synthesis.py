@@ -339,7 +339,7 @@ def test_objects_below_min_audit_are_left_out_and_counted(sets, tmp_path):
     assert (found["found"], found["found_real"], found["min_audit"]) == (1.0, 0.5, 0.5)
     assert found["per_object"]["rank"] == [0.75] * count
     assert len(COCO(tmp_path / "good" / "annotations.json").imgs) == len(wanted)
-    with pytest.raises(InputError, match=f"none of the {SEVERAL} images"):
+    with pytest.raises(InputError, match=f"no object in {SEVERAL} images"):
         make(dataset, tmp_path / "none", min_audit=0.8, **options)
     assert not (tmp_path / "none").exists()
 

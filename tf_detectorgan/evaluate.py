@@ -64,9 +64,7 @@ class Evaluate:
         IMAGE_IDS,
     )
     primary_iou: float = option(
-        0.1,
-        "IoU at which FROC counts one of --predictions as correct; a run has its own --primary_iou.",
-        choices=SINGLE,
+        0.1, "IoU at which FROC counts a prediction as correct, with --predictions only.", choices=SINGLE
     )
 
 
@@ -88,9 +86,7 @@ def main(options: Evaluate) -> None:
 def score_predictions(options: Evaluate) -> None:
     """Scores --predictions, prints the metrics and writes them to that file's directory."""
     if options.arm:
-        raise InputError(
-            f"--arm={','.join(options.arm)}: --predictions do not belong to an arm; omit one of these flags"
-        )
+        raise InputError(f"--arm={','.join(options.arm)}: not with --predictions; omit one of these flags")
     if options.data_dir:
         dataset = records.open_dataset(options.data_dir)
     else:

@@ -53,9 +53,7 @@ class Study:
     checks: int = option(
         4, "Attention checks: pairs of a real image and its copy with the box's pixels shuffled.", low=0
     )
-    data_dir: str = option(
-        "", "Prepared data set; its labelled training images are used for the attention checks."
-    )
+    data_dir: str = option("", "Prepared data set with labelled training images for the attention checks.")
     seed: int = option(0, "Random seed of the choice of pairs, and of each rater's order and sides.", low=0)
     host: str = option("127.0.0.1", "Address to serve at; addresses other than loopback need --token.")
     port: int = option(8000, "Port to serve at.", low=1, high=65535)
@@ -158,9 +156,7 @@ def listen(options: Study) -> socket.socket:
     if options.token and len(options.token) < SHORTEST_TOKEN:
         raise InputError(f"--token: has {len(options.token)} characters, needs {SHORTEST_TOKEN} or more")
     if options.host == "::1":  # Werkzeug's list of trusted hosts cannot contain IPv6 addresses
-        raise InputError(
-            "--host=::1: requests from other sites cannot be refused at this address; use 127.0.0.1"
-        )
+        raise InputError("--host=::1: requests from other sites could not be refused; use 127.0.0.1")
     if options.host not in LOOPBACK and not options.token:
         raise InputError(f"--host={options.host}: other people could open the study; set a --token")
     for name in ("flask", "waitress"):

@@ -135,8 +135,7 @@ def synthesize(
         kept = records.write_records(partial / "synthetic.tfrecord", examples(writer), dataset.features)
         if not kept:
             raise InputError(
-                f"min_audit={screening.min_audit}: none of the {count} images of {method} has an object of "
-                "this rank; lower it"
+                f"min_audit={screening.min_audit}: no object in {count} images of {method} reaches it"
             )
         writer.finish()
     return kept

@@ -34,9 +34,7 @@ class Synthesize:
 
     run_dir: str = option("runs/phantom", "A run of tf_detectorgan.train.")
     arm: str = option(
-        "detectorgan",
-        "The arm whose generator is used.",
-        choices=[a for a in ARMS if ARMS[a].images != "none"],
+        "detectorgan", "Arm of the generator.", choices=[a for a in ARMS if ARMS[a].images != "none"]
     )
     count: int = option(1000, "Number of images to make.", low=1)
     out: str = option("", "Directory to write; empty: arms/<arm>/more in the run.")
@@ -46,8 +44,7 @@ class Synthesize:
     )
     placement: str = option("run", "As in `train`; run: as in training.", ("run", "auto", *MODES))
     residual_scale: tuple[float, ...] = option(
-        (),
-        "Range of the factor on what the generator adds, two numbers; 1,1: no change; empty: as in the run.",
+        (), "Range of the factor on what the generator adds: low,high; 1,1: no scaling; empty: as in the run."
     )
     objects: int = option(0, "Objects per image, fewer if they would overlap; 0: as in the run.", low=0)
     min_audit: float = option(

@@ -259,5 +259,5 @@ def test_detections_of_a_run_have_the_metrics_of_the_run(finished_run, tmp_path)
 
 
 def test_arm_with_predictions_raises():
-    with pytest.raises(InputError, match="do not belong to an arm"):
+    with pytest.raises(InputError, match="not with --predictions"):
         evaluate.main(Evaluate(predictions="x.json", arm=("cut_paste",)))

@@ -36,7 +36,7 @@ def test_every_output_pixel_depends_on_every_input_pixel():
 
 @pytest.mark.parametrize("shape", [(48, 48, 1), (64, 32, 1), (4, 4, 1)])
 def test_side_that_is_no_power_of_2_raises(shape):
-    with pytest.raises(ValueError, match="a power of 2, at least 8, as side"):
+    with pytest.raises(ValueError, match="side a power of 2 >= 8"):
         unet(shape)
 
 

@@ -82,21 +82,17 @@ def _run_coco(pairs, class_names, thresholds) -> COCOeval:
         inputs = []
         as_found = (Found(t.image_id, t.boxes, np.ones(len(t.labels)), t.labels) for t, _ in pairs)
         for found in (as_found, (f for _, f in pairs)):
-            coco_set = COCO()  # built in memory: COCO.loadRes fails on an empty list
-            coco_set.dataset = {
-                "images": images,
-                "categories": categories,
-                "annotations": _annotations(found),
-            }
-            coco_set.createIndex()
-            inputs.append(coco_set)
-        coco = COCOeval(*inputs, iouType="bbox")
-        coco.params.iouThrs = np.asarray(thresholds, np.float64)
-        coco.params.maxDets = [MAX_DETECTIONS]
-        coco.params.areaRng, coco.params.areaRngLbl = [[0.0, 1e10]], ["all"]
-        coco.evaluate()
-        coco.accumulate()
-    return coco
+            coco = COCO()  # built in memory: COCO.loadRes fails on an empty list
+            coco.dataset = {"images": images, "categories": categories, "annotations": _annotations(found)}
+            coco.createIndex()
+            inputs.append(coco)
+        result = COCOeval(*inputs, iouType="bbox")
+        result.params.iouThrs = np.asarray(thresholds, np.float64)
+        result.params.maxDets = [MAX_DETECTIONS]
+        result.params.areaRng, result.params.areaRngLbl = [[0.0, 1e10]], ["all"]
+        result.evaluate()
+        result.accumulate()
+    return result
 
 
 def _annotations(found: Iterable[Found]) -> list[dict]:

@@ -27,9 +27,7 @@ def precision_at_recall(matches: Matches, weights: np.ndarray, iou: float) -> np
             true = np.cumsum(drawn[where])
             precision = true / (np.cumsum(drawn)[where] + np.spacing(1))  # COCO's guard against 0 / 0
             envelope = np.maximum.accumulate(precision[::-1])[::-1]
-            first = np.searchsorted(
-                true / positives[r], RECALLS, side="left"
-            )  # detection that reaches the recall
+            first = np.searchsorted(true / positives[r], RECALLS, side="left")  # that reaches the recall
             result[r, :, k] = np.append(envelope, 0.0)[first]  # a recall that is never reached: 0
     return result
 

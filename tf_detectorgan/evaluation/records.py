@@ -91,9 +91,7 @@ def _check(side: str, item: Truth | Found, classes: int) -> None:
     if inverted.any():  # COCOeval would silently ignore it
         raise InputError(f"{where}: a box has negative width or height: {boxes[inverted][0].tolist()}")
     if len(labels) and not (0 <= labels.min() and labels.max() < classes):
-        raise InputError(
-            f"{where}: labels {sorted(set(labels.tolist()))}, but there are only {classes} classes"
-        )
+        raise InputError(f"{where}: labels {sorted(set(labels.tolist()))} but there are {classes} classes")
     if isinstance(item, Found):
         scores = np.asarray(item.scores)
         if scores.shape != labels.shape or not np.isfinite(scores).all():

@@ -28,9 +28,7 @@ def unet(image_shape: tuple[int, int, int], *, filters: int = 64, name: str = "g
     height, width, channels = image_shape
     halvings = height.bit_length() - 1
     if height != width or height != 2**halvings or halvings < 3:
-        raise ValueError(
-            f"the U-Net needs square images with a power of 2, at least 8, as side; got {height}x{width}"
-        )
+        raise ValueError(f"the U-Net needs square images, side a power of 2 >= 8; got {height}x{width}")
     widths = [min(2**i, 8) * filters for i in range(halvings)]
 
     def normalized(x, width, side, kernel, stride):

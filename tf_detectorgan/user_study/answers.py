@@ -58,9 +58,7 @@ class Answers:
     def __init__(self, directory: Path):
         self._file = directory / DATABASE
         with self._connected() as connection:
-            connection.execute(
-                "PRAGMA journal_mode = WAL"
-            )  # saved in the file; readers never wait for writers
+            connection.execute("PRAGMA journal_mode = WAL")  # saved in the file; readers never wait
             connection.executescript(_SCHEMA)
 
     def join(self, name: str) -> Rater | None:

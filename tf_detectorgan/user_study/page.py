@@ -65,9 +65,7 @@ def create_app(directory: Path, *, token: str = "", hosts: tuple[str, ...] = ())
             flask.session["admitted"] = admission  # invalid if the study is served with another token
             return flask.redirect(flask.url_for("start"))  # removes the token from the address bar
         if token and flask.session.get("admitted") != admission and flask.request.endpoint not in OPEN:
-            flask.abort(
-                403, "This study needs an access token: open the complete address that you were given."
-            )
+            flask.abort(403, "This study needs an access token: open the complete address.")
         if flask.request.method == "POST":
             _check_csrf()
         return None

@@ -81,10 +81,8 @@ def _distances(out):
 
 def _network(image_shape, classes, backbone, pyramid, filters, layers) -> keras.Model:
     inputs = keras.Input(image_shape, name="images")
-    outputs = {
-        level: backbone.get_layer(name).output for level, name in backbone.pyramid_level_inputs.items()
-    }
-    levels = pyramid(keras.Model(backbone.inputs, outputs)(inputs))
+    maps = {level: backbone.get_layer(name).output for level, name in backbone.pyramid_level_inputs.items()}
+    levels = pyramid(keras.Model(backbone.inputs, maps)(inputs))
     class_head = parts.head(classes, filters, layers, parts.PRIOR_BIAS)
     # Distances and centre-ness share a head (Tian et al. 2020): its last channel is the centre-ness.
     box_head = parts.head(5, filters, layers, 0.0)
