@@ -138,7 +138,7 @@ def test_sentence_by_hand():
     )
     assert text(0.03, 0.01, 0.07).endswith("80 groups: detectorgan is better")
     assert text(-0.03, -0.07, -0.01).endswith("[−0.07, −0.01], 80 groups: cut_paste is better")
-    assert "only 13 groups with objects: too few" in text(0.15, 0.01, 0.2, groups=13)
+    assert "only 13 groups with objects, so intervals are too narrow" in text(0.15, 0.01, 0.2, groups=13)
     assert "undefined" in text(None, None, None)
 
 

@@ -132,7 +132,9 @@ def test_report_shows_audit_costs_settings_and_unevaluated_arms(tmp_path):
     assert "images: 24, boxes: 23" in text
     assert "<td>300</td>" in text
     assert "12 groups" in text
-    assert "only 12 groups with objects: too few" in text  # 16 of 24 images hold objects, in all 12 groups
+    assert (
+        "only 12 groups with objects, so intervals are too narrow" in text
+    )  # 16 of 24 images hold objects, in all 12 groups
     assert "detectorgan − real_only = " in text
     cards = (tmp_path / "cards.md").read_text()
     for part in ("24 test images of 12 groups", "found 45%", "Privacy", "TODO: licence", "| detectorgan |"):

@@ -4,11 +4,11 @@ In an X-ray, the attenuations of an object and of the tissue behind it add up; a
 brightness of any surface by a similar amount. A crop of the object would contain a part of its original
 background. So the background of each labelled object is predicted from its surroundings by a linear map,
 which is fitted on clean images, and subtracted. The difference is split into the class part, which is the
-mean over the class times an amplitude, and the object's own part. The own part is multiplied by a Wiener
-weight: 1 - error variance / mean square of the class's own parts. The error variance of the prediction is
-measured on clean images; its mean error is subtracted for the class part and the weights only. The predicted
-background and the class part of each object are stored on a coarse grid. `residuals` computes the full
-residual from this grid and the object's image (decision 0068).
+mean over the class times an amplitude fitted to the object, and the object's own part. The own part is
+multiplied by a Wiener weight, 1 - error variance / mean square of the class's own parts, at least 0. The
+error variance of the prediction is measured on clean images; its mean error is subtracted for the class part
+and the weights only. The predicted background and the class part of each object are stored on a coarse grid.
+`residuals` computes the full residual from this grid and the object's image (decision 0068).
 
 A *crop* shows a box and its surroundings on SIDE x SIDE cells. Its middle part, slightly larger than the box,
 is the *hole*: the cells whose background is predicted from the cells around it. Letters: L labelled images, N
@@ -32,12 +32,12 @@ from tf_detectorgan.errors import InputError
 SIDE = 40  # cells of a crop's side
 EXTENT = 4.0  # side of a crop, in box sides
 HOLE = 1.2  # side of the hole, in box sides
-CROPS = 6000  # crops of clean images; three quarters fit the map, the others measure its errors
+CROPS = 6000  # crops of clean images; the map is fitted on 3/4, its errors are measured on the others
 RIDGE = 0.01  # ridge penalty of the linear map, per crop and channel
 LOADING = 0.05  # diagonal loading of the errors' covariance, as a fraction of their mean variance
 MIN_OBJECTS = 5  # of a class, for its mean residual to be used
 MIN_AMPLITUDE = 0.2  # lower bound on an object's amplitude; 1 is that of the class mean
-CLEAN_LIMIT = 256 * 2**20  # bytes of clean images that are decoded for crops; one is in memory at a time
+CLEAN_LIMIT = 256 * 2**20  # bytes: bounds the clean images that are decoded for crops, one at a time
 
 _CENTRES = ((np.arange(SIDE) + 0.5) / SIDE - 0.5) * EXTENT  # of cells, in box sides from the box's centre
 _IN_HOLE = np.abs(_CENTRES) < HOLE / 2
@@ -199,10 +199,10 @@ def _signal_share(residuals: np.ndarray, classes: np.ndarray, error_variance: np
     """Returns the share of each class's residual variance that is signal; NaN for a class without objects."""
     by_class = [residuals[classes == c] for c in range(len(error_variance))]
     variance = np.array([np.mean(some**2) if len(some) else np.nan for some in by_class])
-    return _wiener(error_variance, variance)
+    return _signal_fraction(error_variance, variance)
 
 
-def _wiener(error_variance, variance):
+def _signal_fraction(error_variance, variance):
     """Returns the share of `variance` that is not `error_variance`, at least 0."""
     return np.maximum(0.0, 1.0 - error_variance / np.maximum(variance, 1e-12))
 
@@ -270,7 +270,7 @@ def _split(
             whitened = np.linalg.solve(covariance, mean)
             amplitude = np.maximum(in_class @ whitened / max(mean @ whitened, 1e-12), MIN_AMPLITUDE)
             class_part[members] = amplitude[:, None] * mean
-        weights[members] = _wiener(error_variance[c], np.mean((in_class - class_part[members]) ** 2))
+        weights[members] = _signal_fraction(error_variance[c], np.mean((in_class - class_part[members]) ** 2))
     return class_part, weights
 
 

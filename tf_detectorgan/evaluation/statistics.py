@@ -149,7 +149,7 @@ def small_note(groups_with_truth: int) -> str:
     """Returns a warning if there are too few groups for accurate intervals, otherwise an empty string."""
     if groups_with_truth >= SMALL:
         return ""
-    return f"only {groups_with_truth} groups with objects: too few, the true interval is wider"
+    return f"only {groups_with_truth} groups with objects, so intervals are too narrow"
 
 
 def over_seeds(runs: Sequence[Bootstrap], measure: str, iou: str) -> np.ndarray:

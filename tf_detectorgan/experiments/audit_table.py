@@ -25,13 +25,13 @@ def _found(audit: dict) -> str:
 COLUMNS = (
     AuditColumn(
         "found",
-        "share of inserted objects that the held-out detectors find at one false positive per image "
-        "(in brackets: of real objects; of the same boxes before insertion)",
+        "share of inserted objects found by detectors that were not trained on the matched object's group, "
+        "at one false positive per image (in brackets: of real objects; of the same boxes before insertion)",
         _found,
     ),
     AuditColumn(
         "rejected",
-        "share of the inserted objects whose score was below --min_audit",
+        "share of the inserted objects that were left out, as those detectors scored them below --min_audit",
         lambda a: f"{1 - a['objects'] / a['made']:.0%}",
     ),
     AuditColumn(
@@ -41,7 +41,8 @@ COLUMNS = (
     ),
     AuditColumn(
         "change outside",
-        "the same outside the box and its blended border (in brackets: largest of all images); should be 0",
+        "mean absolute change outside the box and its blended border (in brackets: of the image with the "
+        "largest); 0 but for rounding",
         lambda a: f"{255 * a['change_outside']:.2f} ({255 * a['change_outside_worst']:.2f})",
     ),
     AuditColumn(
@@ -57,12 +58,13 @@ COLUMNS = (
     AuditColumn(
         "nearest real",
         "median correlation with the most similar real training object (in brackets: of real objects with "
-        "those of other groups)",
+        "real objects of other groups)",
         lambda a: f"{a['nearest']:.2f} ({number(a['nearest_real'])})",
     ),
     AuditColumn(
         "copies",
-        "share of objects more similar to a real one than 95 % of real objects are to any of another group",
+        "share of objects whose correlation with a real one exceeds that of 95 % of real objects with any of "
+        "another group",
         lambda a: "–" if a["copies"] is None else f"{a['copies']:.0%}",
     ),
     AuditColumn(

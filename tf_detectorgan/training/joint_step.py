@@ -37,7 +37,7 @@ class Objective:
 
     lambda_real: float  # 0: Eqn 3 is left out
     lambda_syn: float  # > 0: G_X maximises L_syn [paper]; < 0: G_X minimises it (ACGAN)
-    syn_cap: float  # upper bound on the global L_syn; none if lambda_syn < 0
+    syn_cap: float  # upper bound on the global L_syn; inf: none; ignored if lambda_syn < 0
     recompute: bool = False  # recompute DET's activations on x_syn, do not store them
 
 
@@ -45,19 +45,20 @@ GAN_ONLY = Objective(0.0, 0.0, 0.0)  # for a GAN that is trained without a detec
 
 
 def joint_step(models: JointModels, objective: Objective, batch: Batch, seed) -> dict[str, tf.Tensor]:
-    """Updates the generators, DET and the discriminators once, all with x_syn of the old theta.
+    """Updates the generators, DET and the discriminators once, with x_syn computed once, by the old theta.
 
     With x_syn = G_X(x, m), the generators' weights theta minimise
 
         L_GAN(theta)  -  lambda_syn min(L_syn, syn_cap)  +  lambda_real L~_real
 
-        L_GAN    the base GAN's objective: Eqn 4, BboxLoss, cycle and identity losses for CycleGAN
+        L_GAN    the base GAN's objective; for CycleGAN Eqn 4, BboxLoss, cycle and identity losses
         L_syn  = L_d(DET(x_syn; W))                                                           (Eqn 2)
         L~_real = L_d(DET(y2; W')), W' = W after one update on L_real + L_syn                 (Eqn 3)
 
     DET's weights W minimise L_real + L_syn, with L_real = L_d(DET(y; W)) (Eqn 1). Eqn 3 uses the same update,
-    computed once. The discriminators maximise Eqn 4. With K unrolled steps, L~_real is the loss after K of
-    them, and only the first is applied to DET.
+    computed once. The discriminators minimise their adversarial losses. With K unrolled steps, L~_real is the
+    loss after K of them, and only the first is applied to DET.
+
     With a loss scale, either all networks are updated or none. `seed`: int32 [2], different at every step.
     Returns scalars by name: this replica's share of each loss, and the `_squared_norms`.
     """
@@ -91,11 +92,11 @@ def joint_step(models: JointModels, objective: Objective, batch: Batch, seed) ->
             gradient_scalars["L_real_unrolled"] = unrolled.L_real_unrolled
             image_gradients["real"] = o.lambda_real * unrolled.d_L_real_unrolled
 
-    # PS-GAN's own losses are on y_redrawn: without a detector, x_syn has no gradient and is left out.
+    # No loss of PS-GAN depends on x_syn, only on `generated.others`: without DET it has no gradient.
     d_x_syn = [tf.add_n(list(image_gradients.values()))] if image_gradients else []
     images = [generated.x_syn, *generated.others] if image_gradients else list(generated.others)
     g = step.gradient(tape, images, gan.theta, [*d_x_syn, *d_others])
-    # a: through the images; b: directly, as in a cycle loss. None: theta has no such path.
+    # a: by way of the images; b: directly. None: the variable does not influence the objective in that way.
     g = [b if a is None else a if b is None else a + b for a, b in zip(g, d_theta, strict=True)]
     replicas.require_gradients(g, [v.path for v in gan.theta], "the generators' objective")
     step.apply(gan.generator_optimizer, replicas.total(g))

@@ -9,11 +9,10 @@ gradient with respect to G_X's weights. dL~_real/dx_syn is exact: an outer tape 
 through the gradient g, which an inner tape computes. With K updates, each on its own real images, L~_real is
 the loss after update K, differentiated through all K. Only update 1 is applied to DET.
 
-Cost of one unrolled step, counted in forward passes of one batch (a backward pass counts 2): an ordinary
-update on real and synthetic images costs 6. Here L_real and L_syn with their gradients cost 6 as well,
-L~_real costs 3, and the product of the mixed second derivative and the vector dL~_real/dW' costs 4: the
-derivatives of a layer's weight gradient with respect to its input and to the gradient at its output cost 2;
-propagating the first to earlier layers and the second to later ones costs 2 more. (6 + 3 + 4) / 6 = 2.17.
+Cost for K = 1 without `recompute`, counted in forward passes of one batch (a backward pass counts 2): an
+ordinary update on real and synthetic images costs 6. Here L_real and L_syn with their gradients cost 6 as
+well and L~_real costs 3. The product of the mixed second derivative and the vector dL~_real/dW' costs 4: 2
+for products with the derivatives of the layers' weight gradients, 2 to pass them on. (6 + 3 + 4) / 6 = 2.17.
 docs/unroll.md shows how to use this module without this project's detectors.
 """
 
@@ -41,7 +40,7 @@ class UnrolledStep(NamedTuple):
     L_real_unrolled: tf.Tensor | None  # L~_real
     d_L_syn: tf.Tensor
     d_L_real_unrolled: tf.Tensor | None
-    update: Update  # W' and s' of the first step
+    update: Update  # W' and s' after the first update
 
 
 def unrolled_step(
@@ -81,7 +80,7 @@ def unrolled_step(
             L_real, g_real, _ = _loss_and_gradients(_loss_on(DET, labelled), update.W, labelled.images)
             replicas.require_gradients(g_real, names, "L_real")
             L_syn, g_syn, d_L_syn = synthetic_pass(synthetic_loss, update.W, x_syn)
-            # Summed inside the outer tape: the losses of other replicas depend on this x_syn through the sum.
+            # Inside the outer tape: the losses of other replicas depend on this x_syn through the sum.
             g = replicas.total([a + b for a, b in zip(g_real, g_syn, strict=True)])
             update = update_rules.advance(optimizer, update.W, g, update.state)
             steps.append(UnrolledStep(L_real, L_syn, None, d_L_syn, None, update))
@@ -124,7 +123,7 @@ def _recomputed(loss: Callable, W, images):
     @tf.custom_gradient
     def forward(images, *W):
         def backward(_, __, *upstream, variables=()):
-            with tf.control_dependencies(upstream):  # else the graph optimizer merges both computations
+            with tf.control_dependencies(upstream):  # else the graph optimizer reuses the first computation
                 inputs = [tf.identity(v) for v in (images, *W)]
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(inputs)
