@@ -109,7 +109,7 @@ def test_a_detector_that_could_not_move_is_refused(parse):
         (["--residual_scale=0,half"], "every item must be float"),
     ],
 )
-def test_what_cannot_be_is_refused(parse, flags, message):
+def test_invalid_option_values_are_refused_with_a_message(parse, flags, message):
     with pytest.raises(InputError, match=message):
         parse(Train, *flags)
 
