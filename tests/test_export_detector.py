@@ -112,7 +112,7 @@ def test_overwrite_replaces_only_an_exported_detector(exported, finished_run, tm
     with pytest.raises(InputError, match="--overwrite"):
         export_detector.main(Export(**options, out=str(out)))
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="holds no exported detector"):
+    with pytest.raises(InputError, match="contains no exported detector"):
         export_detector.main(Export(**options, out=str(tmp_path), overwrite=True))
 
 

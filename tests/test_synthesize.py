@@ -127,8 +127,8 @@ def test_boxes_only_has_the_boxes_of_superpose_and_no_objects(run_dir, tmp_path)
     "options, message",
     [
         ({"arm": "detectorgan"}, "the training of the generator of detectorgan is not finished"),
-        ({"export": ("vco",)}, "'vco' is none of voc, yolo, node21"),
-        ({"out": "strange", "overwrite": True}, "holds no synthetic images"),
+        ({"export": ("vco",)}, "'vco' is not one of voc, yolo, node21"),
+        ({"out": "strange", "overwrite": True}, "contains no synthetic images"),
         ({"out": "run/arms/cut_paste/synthetic", "overwrite": True}, "a run was trained on these images"),
     ],
 )

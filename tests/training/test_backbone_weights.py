@@ -79,7 +79,7 @@ def test_file_without_weights_raises_with_its_name(tmp_path, name, content):
 def test_pretrained_weights_for_unsupported_detector_or_channels_raise():
     with pytest.raises(InputError, match="--backbone_weights: --detector=fcos_small has no such option"):
         Train(detector="fcos_small", backbone_weights="imagenet")
-    with pytest.raises(InputError, match="for 1 or 3 channels, these images have 2"):
+    with pytest.raises(InputError, match="images of 1 or 3 channels, these have 2"):
         backbone.resnet50((32, 32, 2), pretrained=True)
 
 
