@@ -232,7 +232,7 @@ def test_json_with_an_unknown_field_is_refused_by_name():
     values = json.loads(config.to_json(Options())) | {"new": 1}
     with pytest.raises(
         InputError,
-        match="config.json: .* another version, with options that do not exist in this version: new",
+        match="config.json: .* do not exist in this version: new",
     ):
         config.from_json(Options, json.dumps(values), "config.json")
 
