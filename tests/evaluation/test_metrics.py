@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tf_detectorgan.batch import Detections
-from tf_detectorgan.evaluation.metrics import evaluate
+from tf_detectorgan.evaluation.metrics import evaluate, with_current_keys
 from tf_detectorgan.evaluation.records import (
     Found,
     Truth,
@@ -111,3 +111,8 @@ def test_write_json_is_atomic(tmp_path):
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
+
+
+def test_metrics_of_older_versions_are_read_by_the_current_key():
+    assert with_current_keys({"main_iou": 0.5, "ap": 1})["primary_iou"] == 0.5
+    assert with_current_keys({"primary_iou": 0.1}) == {"primary_iou": 0.1}

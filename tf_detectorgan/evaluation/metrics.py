@@ -66,6 +66,11 @@ def evaluate(
     }
 
 
+def with_current_keys(metrics: dict) -> dict:
+    """Returns the dict that `evaluate` returned, also if an older version wrote it (key "main_iou")."""
+    return {"primary_iou": metrics["main_iou"], **metrics} if "main_iou" in metrics else metrics
+
+
 def _intervals(bootstrap: Bootstrap, measure: str, label: int | None = None) -> dict:
     names = getattr(bootstrap, measure)
     return {name: bootstrap.interval(measure, name, label)._asdict() for name in names}

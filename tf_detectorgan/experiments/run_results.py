@@ -12,6 +12,7 @@ import numpy as np
 
 from tf_detectorgan import run_layout
 from tf_detectorgan.errors import InputError
+from tf_detectorgan.evaluation.metrics import with_current_keys
 from tf_detectorgan.evaluation.records import Found, Truth, from_coco_results, truth_from_json
 from tf_detectorgan.run_layout import RunLayout
 from tf_detectorgan.training.settings import ARMS
@@ -67,7 +68,7 @@ def read_run(run_dir: str | os.PathLike, evaluation_set: str = "") -> RunResult:
         scores = layout.arm(name).evaluation(evaluation_set)
         metrics = _json(run_layout.metrics(scores), None)
         if metrics is not None:
-            metrics.setdefault("primary_iou", metrics.get("main_iou"))  # its name in older versions
+            metrics = with_current_keys(metrics)
             truth = truth_from_json(_json(run_layout.truth(scores if evaluation_set else directory)))
             arms[name] = _arm(layout.arm(name).synthetic, scores, metrics, truth)
     if not arms:

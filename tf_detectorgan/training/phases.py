@@ -24,6 +24,7 @@ from tf_detectorgan.evaluation import held_out_detectors
 from tf_detectorgan.evaluation.detect import detect_split, quick_ap
 from tf_detectorgan.evaluation.held_out_detectors import HeldOutDetectors
 from tf_detectorgan.evaluation.metrics import evaluate as score
+from tf_detectorgan.evaluation.metrics import with_current_keys
 from tf_detectorgan.evaluation.records import to_coco_results, truth_to_json, write_json
 from tf_detectorgan.models.generators import paste
 from tf_detectorgan.poisson import poisson_blend
@@ -192,8 +193,8 @@ def evaluate(run: Run, name: str, split: str = "test") -> dict[str, Any]:
     directory = arm.evaluation(run.evaluation_set)
     metrics_file = run_layout.metrics(directory, split)
     if metrics_file.exists():
-        metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
-        if metrics.get("primary_iou", metrics.get("main_iou")) == run.settings.primary_iou:  # or the old key
+        metrics = with_current_keys(json.loads(metrics_file.read_text(encoding="utf-8")))
+        if metrics["primary_iou"] == run.settings.primary_iou:
             return metrics
     run.stop.check(f"{name}/evaluation")
     peak_memory.reset()
